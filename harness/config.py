@@ -1,0 +1,124 @@
+"""What a trial is: frozen dataclasses for data, training and evaluation, readable without torch.
+
+Everything here except `RuntimeConfig` and paths decides a trial's identity (see `harness.grid`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from model.config import FORBID_UNKNOWN, DetectorConfig, require
+
+
+@dataclass(frozen=True)
+class DigitsConfig:
+    """The generated data set of digit scenes (harness/data/digits.py)."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    num_train: int = 1000
+    num_val: int = 200
+    image_size: int = 160  # pixels, square
+    difficulty: float = 0.5  # 0 easy to 1 hard: contrast, occlusion, distractors
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.num_train >= 1, f"num_train must be at least 1, got {self.num_train}")
+        require(self.num_val >= 1, f"num_val must be at least 1, got {self.num_val}")
+        require(self.image_size >= 64, f"image_size must be at least 64, got {self.image_size}")
+        require(0 <= self.difficulty <= 1, f"difficulty must be from 0 to 1, got {self.difficulty}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images come from and how they reach the network."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    path: str | None = None  # a COCO-layout folder (train/, val/, annotations/instances_*.json); None: digit scenes
+    digits: DigitsConfig = field(default_factory=DigitsConfig)
+    train_short_sides: tuple[int, ...] = (160,)  # one is drawn per image
+    eval_short_side: int = 160
+    max_long_side: int = 240
+    flip_probability: float = 0.5  # horizontal
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.train_short_sides) > 0 and min(self.train_short_sides) >= 32,
+            f"train_short_sides must be numbers of at least 32 pixels, got {self.train_short_sides}",
+        )
+        require(self.eval_short_side >= 32, f"eval_short_side must be at least 32, got {self.eval_short_side}")
+        require(self.max_long_side >= self.eval_short_side, "max_long_side must not be below eval_short_side")
+        require(0 <= self.flip_probability <= 1, f"flip_probability must be in [0, 1], got {self.flip_probability}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimiser and schedule; the defaults are the official recipe (Co-Deformable-DETR R50)."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    epochs: int = 12
+    batch_size: int = 16  # images per optimiser step, over all accumulation steps
+    accumulate_steps: int = 1  # a batch is cut into this many forward-backward passes
+    learning_rate: float = 2e-4
+    weight_decay: float = 1e-4
+    backbone_lr_factor: float = 0.1
+    sampling_lr_factor: float = 0.1  # sampling offsets and reference points
+    clip_grad_norm: float = 0.1  # L2 norm of all gradients; 0: no clipping
+    schedule: Literal["one_cycle", "step"] = "step"
+    warmup_fraction: float = 0.0  # linear rise over this share of all steps
+    drop_epochs: tuple[int, ...] = (11,)  # step schedule: learning rate x 0.1 after these epochs
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; matching and deformable attention stay fp32
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate_steps"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
+        for name in ("weight_decay", "backbone_lr_factor", "sampling_lr_factor", "clip_grad_norm"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        require(
+            self.batch_size % self.accumulate_steps == 0,
+            f"batch_size ({self.batch_size}) must be a multiple of accumulate_steps ({self.accumulate_steps})",
+        )
+        require(0 <= self.warmup_fraction < 1, f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """COCO evaluation on the validation split."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    every_epochs: int = 1  # the last epoch is always evaluated
+    evaluator: Literal["faster_coco_eval", "pycocotools"] = "faster_coco_eval"
+    branches: tuple[str, ...] = ("decoder",)  # or a head's name: each is evaluated as in paper Table 11
+
+    def __post_init__(self) -> None:
+        require(self.every_epochs >= 1, f"every_epochs must be at least 1, got {self.every_epochs}")
+        require(len(self.branches) > 0, "branches must name at least 'decoder'")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How a trial runs. Nothing here changes what the trial is."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    cpus_per_trial: float = 1.0  # fractions allowed
+    gpus_per_trial: float = 0.0
+    num_workers: int = 0  # data loader processes
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        require(self.cpus_per_trial > 0, f"cpus_per_trial must be positive, got {self.cpus_per_trial}")
+        require(self.gpus_per_trial >= 0, f"gpus_per_trial must not be negative, got {self.gpus_per_trial}")
+        require(self.num_workers >= 0, f"num_workers must not be negative, got {self.num_workers}")
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """A trial is its resolved configuration."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    model: DetectorConfig
+    data: DataConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    seed: int = 0

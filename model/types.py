@@ -1,0 +1,131 @@
+"""The values that travel through the detector, and the legend of shapes.
+
+Letters used in every docstring of this package:
+    B images of a batch · Q queries · G ground truths (padded to the largest count of the batch) ·
+    P positives · A anchors (all levels) · L levels · D channels · K auxiliary heads · C classes ·
+    S tokens (all positions of all encoder levels) · h, w a level's size · H, W the batch's size in pixels.
+
+Boxes are floats; the format is in the name: `boxes_xyxy` are pixels of the network's input image,
+`boxes_cxcywh` are normalised by each image's own valid (un-padded) size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+BACKGROUND = -1  # a candidate without an object; also the label of a padding row in `Targets`
+IGNORED = -2  # a candidate that takes no part: neither positive nor negative
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of a batch, padded to its largest count. Crowd regions are left out of it."""
+
+    boxes_xyxy: Tensor  # [B, G, 4] pixels of the input image; zeros in padding rows
+    labels: Tensor  # [B, G] int64, contiguous class index; BACKGROUND in padding rows
+
+    @property
+    def valid(self) -> Tensor:
+        """[B, G] bool, False in padding rows."""
+        return self.labels >= 0
+
+    @property
+    def num_boxes(self) -> Tensor:
+        """[B] int64, ground truths of each image."""
+        return self.valid.sum(1)
+
+    def boxes_cxcywh(self, valid_hw: Tensor) -> Tensor:
+        """[B, G, 4] normalised by each image's valid size `valid_hw` [B, 2]."""
+        height, width = valid_hw.to(self.boxes_xyxy).unbind(1)
+        x0, y0, x1, y1 = self.boxes_xyxy.unbind(-1)
+        boxes = torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], -1)
+        return boxes / torch.stack([width, height, width, height], -1)[:, None]
+
+    def to(self, device: torch.device | str) -> Targets:
+        return Targets(self.boxes_xyxy.to(device), self.labels.to(device))
+
+    @classmethod
+    def stack(cls, boxes_xyxy: list[Tensor], labels: list[Tensor]) -> Targets:
+        """Pad one `[G_i, 4]` and one `[G_i]` per image to a batch."""
+        count = max((len(boxes) for boxes in boxes_xyxy), default=0)
+        boxes = torch.zeros(len(boxes_xyxy), count, 4)
+        classes = torch.full((len(boxes_xyxy), count), BACKGROUND)
+        for i, (image_boxes, image_labels) in enumerate(zip(boxes_xyxy, labels, strict=True)):
+            boxes[i, : len(image_boxes)] = image_boxes
+            classes[i, : len(image_labels)] = image_labels
+        return cls(boxes, classes)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of mixed sizes in the top-left corners of one tensor."""
+
+    images: Tensor  # [B, 3, H, W] float32, normalised; zeros outside an image's valid area
+    valid_hw: Tensor  # [B, 2] int64, (height, width) of each image inside the batch
+    targets: Targets
+    image_ids: tuple[int, ...] = ()  # COCO image ids
+    original_hw: Tensor | None = None  # [B, 2] int64, sizes in the data set, for rescaling detections
+
+    @property
+    def padding_mask(self) -> Tensor:
+        """[B, H, W] bool, True = padding."""
+        return padding_mask(self.valid_hw, self.images.shape[-2], self.images.shape[-1])
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            valid_hw=self.valid_hw.to(device),
+            targets=self.targets.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Feature maps as the auxiliary heads see them: the encoder's levels and one coarser level."""
+
+    levels: tuple[Tensor, ...]  # [B, D, h, w] each, fine to coarse
+    strides: tuple[int, ...]  # pixels of the input image per position
+    valid_hw: Tensor  # [B, 2] int64 pixels
+    masks: tuple[Tensor | None, ...]  # [B, h, w] bool, True = padding; None: nothing is masked
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        return tuple((level.shape[-2], level.shape[-1]) for level in self.levels)
+
+    def tokens(self) -> Tensor:
+        """[B, S', D] all positions, level by level, row-major."""
+        return torch.cat([level.flatten(2).transpose(1, 2) for level in self.levels], 1)
+
+
+@dataclass(frozen=True)
+class Positives:
+    """What a head's label assignment hands to the customised positive queries (paper Eq. 1).
+
+    A candidate is an anchor, a point's box or a proposal. Its feature is either its own row of
+    `features` (R-CNN) or the pyramid token `token_index` (dense heads).
+    """
+
+    boxes_xyxy: Tensor  # [B, N, 4] pixels, of every candidate
+    gt_index: Tensor  # [B, N] int64, 0-based ground truth, BACKGROUND or IGNORED
+    token_index: Tensor | None = None  # [N] int64 into `Pyramid.tokens()`
+    features: Tensor | None = None  # [B, N, D]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Detections of one image, best first."""
+
+    boxes_xyxy: Tensor  # [N, 4] pixels of the input image
+    scores: Tensor  # [N]
+    labels: Tensor  # [N] int64
+
+
+def padding_mask(valid_hw: Tensor, height: int, width: int) -> Tensor:
+    """[B, height, width] bool, True outside each image's `valid_hw` [B, 2]."""
+    rows = torch.arange(height, device=valid_hw.device)[None, :] >= valid_hw[:, :1]
+    columns = torch.arange(width, device=valid_hw.device)[None, :] >= valid_hw[:, 1:]
+    return rows[:, :, None] | columns[:, None, :]
