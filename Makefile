@@ -1,0 +1,42 @@
+# Each target sets up what it needs: Python 3.11 or newer, make and the package registry are enough.
+#   make demo    train the quickstart grid and print its table     make lint    ruff and mypy
+#   make test    the test suite                                    make clean   remove what make built
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PYTEST_ARGS ?=
+
+.PHONY: demo test lint clean
+
+demo: $(INSTALLED)
+	@$(BIN)/codetr run ablations/quickstart.yaml
+
+test: $(INSTALLED)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# pip writes to a log; every 10 s one line tells what it is doing. The stamp makes later calls skip all this.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No python3.11 or python3 found; name one: make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "$(PYTHON) is older than 3.11; name another: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up $(VENV): about 2 GB, one to three minutes, once"
+	@$(PYTHON) -m venv $(VENV)
+	@log=$(VENV)/install.log; : > $$log; start=$$(date +%s); \
+	( while sleep 10 > /dev/null && kill -0 $$$$ 2> /dev/null; do \
+	    printf '  %3d s  %.100s\n' $$(( $$(date +%s) - start )) "$$(grep -v '^WARNING' $$log | tail -n 1)"; \
+	done ) & beat=$$!; \
+	$(BIN)/python -m pip install --progress-bar off -c constraints.txt torch -e '.[dev]' > $$log 2>&1; status=$$?; \
+	kill $$beat; \
+	if [ $$status -ne 0 ]; then tail -n 20 $$log; echo "Installing failed; the whole log: $$log"; exit 1; fi; \
+	echo "Set up in $$(( $$(date +%s) - start )) s"
+	@touch $@
