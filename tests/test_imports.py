@@ -1,0 +1,87 @@
+"""Imports go one way: harness -> model -> torch, and inside harness down the story. Read from the source, so that
+imports inside functions count too; those under TYPE_CHECKING need nothing at run time and do not."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(path for package in ("harness", "model") for path in (ROOT / package).rglob("*.py"))
+
+# The story, read from the commands down to the leaves: a room imports only rooms that stand below it.
+STORY = [
+    *("__main__", "schedule", "trial", "train", "evaluate", "analyse"),
+    *("report", "tracking", "grid", "spec", "data"),
+    *("progress", "results", "strict", "config", "errors"),
+]
+
+MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}
+
+ROOMS = {  # foreign service: the only files that know it
+    "ray": ("harness/schedule.py",),
+    "mlflow": ("harness/tracking.py",),
+    "pycocotools": ("harness/evaluate.py",),
+    "faster_coco_eval": ("harness/evaluate.py",),
+    "matplotlib": ("harness/report/figures.py",),
+}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Dotted names of the modules that `path` imports, relative ones resolved."""
+    todo: list[ast.AST] = [ast.parse(path.read_text())]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = list(path.relative_to(ROOT).parts[: -node.level]) if node.level else []
+            module = ".".join(package + ([node.module] if node.module else []))
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+        todo.extend(ast.iter_child_nodes(node))
+
+
+def step(module: str) -> str:
+    """`harness.data.coco` belongs to the step `data`."""
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    name = path.relative_to(ROOT).as_posix()
+    modules = set(imported(path))
+    tops = {module.split(".")[0] for module in modules}
+    for service, files in ROOMS.items():
+        assert service not in tops or name in files, f"{service} is known only to {files}"
+    if name.startswith("model/"):
+        foreign = tops - MODEL_MAY_IMPORT - set(sys.stdlib_module_names)
+        assert not foreign, f"model imports {sorted(foreign)}"
+    elif name != "harness/__init__.py":
+        here = step(name.removesuffix(".py").replace("/", "."))
+        assert here in STORY, f"give {here} a place in STORY"
+        below = set(STORY[STORY.index(here) :])
+        known = {module for module in modules if module.startswith("harness.")}
+        upwards = {module for module in known if step(module) not in below}
+        assert not upwards, f"{here} imports {sorted(upwards)}, which stand above it in the story"
+
+
+def test_reads_imports_wherever_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    path = tmp_path / "harness" / "data" / "loader.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "import ray.tune as tune\n"
+        "from ..config import DataConfig\n"
+        "if TYPE_CHECKING:\n    import pandas\n"
+        "def read():\n    from . import coco\n    import mlflow\n"
+    )
+    assert set(imported(path)) == {
+        *("ray.tune", "mlflow", "harness.config", "harness.config.DataConfig", "harness.data", "harness.data.coco")
+    }
