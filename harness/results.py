@@ -1,0 +1,235 @@
+"""The record of a trial on (shared) storage: the durable truth that the tracking store only mirrors.
+
+`<store>/runs/<trial_id>/` holds config.yaml, result.json, metrics.jsonl (a line per epoch), checkpoint/, log.txt,
+and while somebody works on it lease.json and heartbeat.json. Every file is replaced whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+import uuid
+from contextlib import suppress
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from harness import lease
+from harness.errors import UserError
+
+STATUSES = ("pending", "running", "finished", "failed", "interrupted")
+PACKAGE = "codetr-harness"  # the name of the distribution
+
+
+def store_dir() -> Path:
+    """The store of records: $CODETR_STORE, else ~/codetr. Absolute."""
+    return Path(os.environ.get("CODETR_STORE") or "~/codetr").expanduser().absolute()
+
+
+def cache_dir() -> Path:
+    """Generated data sets and other things that can be made again: $CODETR_CACHE, else ~/.cache/codetr. Absolute."""
+    return Path(os.environ.get("CODETR_CACHE") or "~/.cache/codetr").expanduser().absolute()
+
+
+def write_atomic(path: Path | str, data: bytes | str, *, durable: bool = True) -> None:
+    """Replace the file at `path` by `data` whole or not at all; folders are made.
+
+    Args:
+        path: the file.
+        data: text is written as UTF-8.
+        durable: wait until the disk has it; False for what may be lost with the machine (heartbeats).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(data.encode() if isinstance(data, str) else data)
+            if durable:
+                handle.flush()
+                os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no nan or infinity: undefined numbers become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return value
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON; numbers that are not finite become null."""
+    return json.dumps(_without_nan(value), indent=indent, allow_nan=False)
+
+
+class RunStore:
+    """The records of all trials under one folder.
+
+    Args:
+        root: the store's folder; None takes `store_dir()`. It is made on the first write.
+    """
+
+    def __init__(self, root: Path | str | None = None) -> None:
+        self.root = Path(root).expanduser().absolute() if root is not None else store_dir()
+
+    def dir(self, trial_id: str) -> Path:
+        """The folder of a trial, whether or not it exists."""
+        return self.root / "runs" / trial_id
+
+    def prepare(self) -> None:
+        """Make the store's folder.
+
+        Raises:
+            UserError: it cannot be made or written.
+        """
+        try:
+            (self.root / "runs").mkdir(parents=True, exist_ok=True)
+            write_atomic(self.root / "runs" / ".writable", "", durable=False)
+        except OSError as error:
+            raise UserError(f"store {self.root}: {error.strerror}; set CODETR_STORE or --store") from error
+
+    def trials(self) -> list[str]:
+        """Ids of all trials that have a folder, sorted."""
+        runs = self.root / "runs"
+        return sorted(path.name for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
+
+    def read(self, trial_id: str) -> dict[str, Any] | None:
+        """The record (result.json), or None when there is none.
+
+        A file that cannot be read counts as a failed trial whose error says so: it will be run again.
+        """
+        path = self.dir(trial_id) / "result.json"
+        try:
+            record = json.loads(path.read_text())
+            if not isinstance(record, dict):
+                raise ValueError("not a JSON object")
+            return record
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            return {"trial_id": trial_id, "status": "failed", "error": f"{path} cannot be read: {error}", "metrics": {}}
+
+    def write_result(self, trial_id: str, record: dict[str, Any]) -> None:
+        """Write the record whole."""
+        write_atomic(self.dir(trial_id) / "result.json", to_json(record, indent=1) + "\n")
+
+    def write_config(self, trial_id: str, config: dict[str, Any]) -> None:
+        """Write the resolved configuration as config.yaml."""
+        import yaml
+
+        write_atomic(self.dir(trial_id) / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+
+    def mark(self, trial_id: str, status: str, error: str | None = None, **fields: Any) -> dict[str, Any]:
+        """Change the status of a record (made if absent); `fields` are taken only where the record has none."""
+        record = self.read(trial_id) or {"schema": 1, "trial_id": trial_id, "metrics": {}, "history": []}
+        record = {**fields, **record, "status": status, "error": error}
+        self.write_result(trial_id, record)
+        return record
+
+    def append_metrics(self, trial_id: str, entry: dict[str, Any]) -> None:
+        """Add an epoch's line to metrics.jsonl, stamped with the time.
+
+        Lines of the same or a later epoch go: they come from before a resume.
+        """
+        kept = [line for line in self.metrics(trial_id) if line["epoch"] < entry["epoch"]]
+        lines = [*kept, {**entry, "time": entry.get("time", time.time())}]
+        write_atomic(self.dir(trial_id) / "metrics.jsonl", "".join(to_json(line) + "\n" for line in lines))
+
+    def metrics(self, trial_id: str) -> list[dict[str, Any]]:
+        """The epochs of metrics.jsonl in order; unreadable lines are left out."""
+        try:
+            lines = (self.dir(trial_id) / "metrics.jsonl").read_text().splitlines()
+        except OSError:
+            return []
+        entries = []
+        for line in lines:
+            with suppress(ValueError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and isinstance(entry.get("epoch"), int):
+                    entries.append(entry)
+        return entries
+
+    def heartbeat(self, trial_id: str, event: dict[str, Any]) -> None:
+        """Leave a sign of life with the state of the work (step, total_steps, loss, eta_seconds and so on)."""
+        beat = {**event, **lease.holder(), "time": time.time()}
+        write_atomic(self.dir(trial_id) / "heartbeat.json", to_json(beat), durable=False)
+
+    def read_heartbeat(self, trial_id: str) -> dict[str, Any] | None:
+        """The last sign of life, however old, or None."""
+        return lease.read_holder(self.dir(trial_id) / "heartbeat.json")
+
+    def status(self, trial_id: str) -> str:
+        """One of `STATUSES`. A trial is running only while the process that works on it lives."""
+        record = self.read(trial_id)
+        if record is not None and record.get("status") == "finished":
+            return "finished"
+        held = self.dir(trial_id) / "lease.json"
+        if lease.is_alive(held):
+            return "running"
+        if record is None:
+            return "interrupted" if held.exists() else "pending"
+        if record.get("status") != "running":
+            return str(record.get("status", "failed"))
+        # Without a lease (a trial run by hand) the heartbeat tells.
+        beating = not held.exists() and lease.is_alive(self.dir(trial_id) / "heartbeat.json")
+        return "running" if beating else "interrupted"
+
+    def claim(self, trial_id: str, owner: str = "") -> lease.Lease | None:
+        """The lease to work on a trial, or None while somebody else holds it (see `harness.lease.claim`)."""
+        return lease.claim(self.dir(trial_id) / "lease.json", owner)
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def code_version(root: Path | None = None) -> tuple[str | None, bool | None]:
+    """Commit of the running code, and whether it was changed since.
+
+    $CODETR_COMMIT and $CODETR_DIRTY (0 or 1) win: a job upload has no .git. (None, None) when nothing is known.
+    """
+    commit = os.environ.get("CODETR_COMMIT")
+    if commit:
+        dirty = os.environ.get("CODETR_DIRTY", "")
+        return commit, {"0": False, "1": True}.get(dirty)
+    root = root or Path(__file__).resolve().parent.parent
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root.resolve():  # an installed copy inside somebody else's repository
+        return None, None
+    changes = _git(root, "status", "--porcelain", "--", "harness", "model", "csrc")
+    return _git(root, "rev-parse", "HEAD"), None if changes is None else bool(changes)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict[str, str | None]:
+    return {"package": _version(PACKAGE), **{name: _version(name) for name in ("torch", "ray", "mlflow")}}
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, dirty flag and versions; the trial adds device, kernels, evaluator and threads."""
+    commit, dirty = code_version()
+    return {"commit": commit, "dirty": dirty, **_versions(), "python": platform.python_version()}
