@@ -17,7 +17,7 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 STORY = [
     *("__main__", "schedule", "trial", "train", "evaluate", "analyse"),
     *("report", "tracking", "grid", "spec", "data"),
-    *("progress", "results", "strict", "config", "errors"),
+    *("progress", "results", "lease", "strict", "config", "errors"),
 ]
 
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}
