@@ -1,0 +1,103 @@
+"""The package brings what it imports, at the versions it was tested with, and the README says only what exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+README = (ROOT / "README.md").read_text()
+
+REQUIRED = [Requirement(line) for line in PROJECT["dependencies"]]
+OPTIONAL = {extra: [Requirement(line) for line in lines] for extra, lines in PROJECT["optional-dependencies"].items()}
+PINNED = {
+    canonicalize_name(pin.name): pin
+    for pin in map(Requirement, re.findall(r"^[^#\s].*", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+}
+
+
+def pinned_version(name: str) -> str:
+    (specifier,) = PINNED[canonicalize_name(name)].specifier
+    assert specifier.operator == "==", f"{name} is not pinned to one version"
+    return specifier.version
+
+
+def test_constraints_pin_every_direct_dependency_within_its_range():
+    direct = REQUIRED + [requirement for extra in OPTIONAL.values() for requirement in extra]
+    assert {canonicalize_name(requirement.name) for requirement in direct} == set(PINNED)
+    for requirement in direct:
+        assert pinned_version(requirement.name) in requirement.specifier, f"constraints.txt: {requirement.name}"
+
+
+@pytest.mark.parametrize("requirement", REQUIRED + OPTIONAL["dev"], ids=lambda requirement: requirement.name)
+def test_installed_versions_are_the_pinned_ones(requirement):
+    try:
+        installed = Version(version(requirement.name))
+    except PackageNotFoundError:
+        pytest.fail(f"{requirement.name} is not installed; run: make test")
+    assert installed.public == pinned_version(requirement.name), "run: pip install -c constraints.txt -e '.[dev]'"
+
+
+def test_every_import_is_a_declared_dependency():
+    declared = {canonicalize_name(requirement.name) for requirement in REQUIRED + OPTIONAL["backbones"]}
+    brought_by = packages_distributions()
+    own = {"harness", "model"} | set(sys.stdlib_module_names)
+    for path in [*(ROOT / "harness").rglob("*.py"), *(ROOT / "model").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            for top in {name.split(".")[0] for name in names} - own:
+                distributions = {canonicalize_name(name) for name in brought_by.get(top, [top])}
+                assert distributions & declared, f"{path.relative_to(ROOT)} imports {top}: not in pyproject.toml"
+
+
+def readme_commands() -> list[str]:
+    """Lines of the README's console blocks that start with `$ `."""
+    blocks = re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+def test_readme_names_files_that_exist():
+    for path in re.findall(r"\]\((?!https?://|#)([^)]+)\)|src=\"([^\"]+)\"", README):
+        assert (ROOT / (path[0] or path[1])).exists(), path
+    for path in re.findall(r"\b(?:ablations|harness|model|tests)/[\w./]*\w\.(?:py|yaml|md)\b", README):
+        if "<" not in path and "my_" not in path:
+            assert (ROOT / path).exists(), f"README.md names {path}"
+
+
+def test_readme_tree_is_the_repository():
+    """Each line of the annotated tree exists, and each module stands in it."""
+    tree = re.search(r"^```text\n(codetr.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert tree, "README.md has no annotated tree"
+    for path in tree_paths(tree[1]):
+        assert (ROOT / path).exists(), f"README.md's tree names {path}"
+    for path in [*ROOT.glob("harness/*.py"), *ROOT.glob("model/*.py"), *ROOT.glob("ablations/*.yaml")]:
+        if path.name != "__init__.py":
+            assert path.relative_to(ROOT).as_posix() in set(tree_paths(tree[1])), f"README.md's tree lacks {path.name}"
+
+
+def tree_paths(tree: str) -> list[str]:
+    """Paths of an annotated tree: two spaces a level, names up to two spaces or the line's end."""
+    paths, folders = [], []
+    for line in tree.splitlines()[1:]:
+        depth = (len(line) - len(line.lstrip())) // 2 - 1
+        names = re.split(r"\s{2,}", line.strip())[0].split()
+        parent = "".join(folders[:depth])
+        paths += [parent + name for name in names]
+        if names[0].endswith("/"):
+            folders[depth:] = [names[0]]
+    return paths
