@@ -1,0 +1,30 @@
+"""For the whole suite: no test touches the user's store, cache or tracking server, and nothing is sent anywhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+OWN_PLACES = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set before anything is imported; parallel workers inherit the cache and get a store of their own."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None:
+        config.stash[OWN_PLACES] = Path(tempfile.mkdtemp(prefix="codetr-tests-"))
+        os.environ["CODETR_TESTS"] = str(config.stash[OWN_PLACES])
+    places = Path(os.environ["CODETR_TESTS"])
+    os.environ["CODETR_CACHE"] = str(places / "cache")
+    os.environ["CODETR_STORE"] = str(places / f"store-{worker or 'main'}")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if OWN_PLACES in config.stash:
+        shutil.rmtree(config.stash[OWN_PLACES], ignore_errors=True)
