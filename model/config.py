@@ -29,7 +29,7 @@ class BackboneConfig:
     stem: Literal["conv7", "conv3"] = "conv7"  # conv3: 3x3 stride 2 instead of 7x7, for small images
     norm: Literal["frozen_batch", "batch", "group"] = "frozen_batch"
     stages: tuple[int, ...] = (2, 3, 4)  # stages handed to the neck, 1-based
-    frozen_stages: int = 1  # stem and this many stages are not trained; 0 trains the stages, -1 the stem too
+    frozen_stages: int = 1  # the stem and this many stages are not trained; 0: the stem only; -1: all is trained
     weights: str | None = None  # a torchvision ResNet state dict (.pth or .safetensors); None: random
 
     def __post_init__(self) -> None:

@@ -50,7 +50,7 @@ class Targets:
     @classmethod
     def stack(cls, boxes_xyxy: list[Tensor], labels: list[Tensor]) -> Targets:
         """Pad one `[G_i, 4]` and one `[G_i]` per image to a batch."""
-        count = max((len(boxes) for boxes in boxes_xyxy), default=0)
+        count = max([1, *(len(boxes) for boxes in boxes_xyxy)])  # never an empty axis, so that gathers work
         boxes = torch.zeros(len(boxes_xyxy), count, 4)
         classes = torch.full((len(boxes_xyxy), count), BACKGROUND)
         for i, (image_boxes, image_labels) in enumerate(zip(boxes_xyxy, labels, strict=True)):

@@ -1,0 +1,111 @@
+"""The two attentions of the transformer: self-attention within query groups, and deformable attention."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.ops import ms_deform_attn
+
+
+class GroupedSelfAttention(nn.Module):
+    """Multi-head self-attention among the queries of each group; groups never see each other.
+
+    Cutting the sequence instead of masking one large attention makes the isolation of the customised
+    query groups (paper 3.3) exact, and costs nothing for what would be masked away.
+    """
+
+    def __init__(self, channels: int, num_heads: int, dropout: float = 0.0):
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.in_proj = nn.Linear(channels, 3 * channels)
+        self.out_proj = nn.Linear(channels, channels)
+        nn.init.xavier_uniform_(self.in_proj.weight)
+        nn.init.zeros_(self.in_proj.bias)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x: Tensor, position: Tensor, groups: tuple[int, ...]) -> Tensor:
+        """[B, Q, D] → [B, Q, D]; `groups` are the lengths of the consecutive groups, Q in all."""
+        batch, _, channels = x.shape
+        weight, bias = self.in_proj.weight, self.in_proj.bias
+        query_key = F.linear(x + position, weight[: 2 * channels], bias[: 2 * channels])
+        value = F.linear(x, weight[2 * channels :], bias[2 * channels :])
+        projected = torch.cat([query_key, value], -1).view(batch, -1, 3, self.num_heads, channels // self.num_heads)
+        attended = [
+            F.scaled_dot_product_attention(
+                *group.permute(2, 0, 3, 1, 4), dropout_p=self.dropout if self.training else 0.0
+            ).transpose(1, 2)
+            for group in projected.split(groups, 1)
+        ]
+        return self.out_proj(torch.cat(attended, 1).reshape(batch, -1, channels))
+
+
+class DeformableAttention(nn.Module):
+    """Multi-scale deformable attention (Deformable-DETR Eq. 3), without residual."""
+
+    def __init__(self, channels: int, num_heads: int, num_levels: int, num_points: int):
+        super().__init__()
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        samples = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(channels, samples * 2)
+        self.attention_weights = nn.Linear(channels, samples)
+        self.value_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Each head looks in its own direction, each point one step further; all weights equal (official)."""
+        nn.init.zeros_(self.sampling_offsets.weight)
+        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], -1)
+        directions = directions / directions.abs().amax(-1, keepdim=True)
+        steps = torch.arange(1, self.num_points + 1)
+        offsets = directions[:, None, None] * steps[:, None]  # [heads, 1, points, 2]
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        reference: Tensor,
+        has_size: Tensor | None,
+        value: Tensor,
+        sizes: tuple[tuple[int, int], ...],
+        padding: Tensor | None,
+    ) -> Tensor:
+        """Sample `value` around each query's reference.
+
+        Args:
+            query: [B, Q, D], position added.
+            reference: [B, Q, L, 2] points, or [B, Q, L, 4] (x, y, w, h), normalised to each whole map.
+            has_size: [Q] bool for 4-d references: True where offsets are in units of half the box over the number
+                of points, False where they are in pixels of the level, as for points. None: all True.
+            value: [B, S, D] tokens of all levels.
+            sizes: (h, w) of the L levels.
+            padding: [B, S] bool, True where `value` counts as zero; None: nowhere.
+        """
+        batch, num_queries, _ = query.shape
+        shape = (batch, num_queries, self.num_heads, self.num_levels, self.num_points)
+        projected = self.value_proj(value)
+        if padding is not None:
+            projected = projected.masked_fill(padding[..., None], 0.0)
+        offsets = self.sampling_offsets(query).view(*shape, 2)
+        weights = self.attention_weights(query).view(*shape[:3], -1).softmax(-1).view(shape)
+        pixel = query.new_tensor([[1 / w, 1 / h] for h, w in sizes], dtype=reference.dtype)  # [L, 2]
+        unit = pixel.expand(batch, num_queries, -1, -1)
+        if reference.shape[-1] == 4:
+            box_unit = reference[..., 2:] * (0.5 / self.num_points)
+            unit = box_unit if has_size is None else torch.where(has_size[:, None, None], box_unit, unit)
+        locations = reference[:, :, None, :, None, :2] + offsets * unit[:, :, None, :, None]
+        value_heads = projected.view(batch, -1, self.num_heads, projected.shape[-1] // self.num_heads)
+        attended = ms_deform_attn(value_heads, sizes, locations, weights)
+        return self.output_proj(attended.to(query.dtype))

@@ -1,0 +1,203 @@
+"""ResNets in torchvision's layout: state-dict names match, so its weight files load.
+
+`norm` chooses frozen batch norm (official), trainable batch norm, or group norm (for training from scratch
+on small batches; its statistics leave padding out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import BackboneConfig
+from model.neck import MaskedGroupNorm, num_norm_groups, zero_padding
+
+Norm = Callable[[int], nn.Module]
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation with fixed statistics and affine parameters."""
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, D, h, w] normalised; zero outside the mask."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return zero_padding(x * scale[:, None, None] + shift[:, None, None], mask)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Trainable batch normalisation. Its training statistics include padding; group norm's do not."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, D, h, w] normalised; zero outside the mask."""
+        return zero_padding(super().forward(x), mask)
+
+
+def _group_norm(channels: int) -> nn.Module:
+    return MaskedGroupNorm(num_norm_groups(channels), channels)
+
+
+NORMS: dict[str, Norm] = {"frozen_batch": FrozenBatchNorm, "batch": BatchNorm, "group": _group_norm}
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class Downsample(nn.Sequential):
+    """1x1 convolution and norm on the shortcut (torchvision names `downsample.0`, `downsample.1`)."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self[1](self[0](x), mask)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions (ResNet-18, 34)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: Norm):
+        super().__init__()
+        self.conv1 = _conv(in_channels, channels, 3, stride)
+        self.bn1 = norm(channels)
+        self.conv2 = _conv(channels, channels, 3)
+        self.bn2 = norm(channels)
+        self.downsample = _shortcut(in_channels, channels, stride, norm)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, D, h, w] → [B, D', h', w']; `mask` at the output's size."""
+        out = F.relu(self.bn1(self.conv1(x), mask))
+        out = self.bn2(self.conv2(out), mask)
+        return F.relu(out + (x if self.downsample is None else self.downsample(x, mask)))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride), 1x1 convolutions (ResNet-50 and up)."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: Norm):
+        super().__init__()
+        self.conv1 = _conv(in_channels, channels, 1)
+        self.bn1 = norm(channels)
+        self.conv2 = _conv(channels, channels, 3, stride)
+        self.bn2 = norm(channels)
+        self.conv3 = _conv(channels, channels * self.expansion, 1)
+        self.bn3 = norm(channels * self.expansion)
+        self.downsample = _shortcut(in_channels, channels * self.expansion, stride, norm)
+        self.stride = stride
+
+    def forward(self, x: Tensor, mask: Tensor | None, input_mask: Tensor | None = None) -> Tensor:
+        """[B, D, h, w] → [B, D', h', w']; `mask` at the output's size, `input_mask` at the input's."""
+        out = F.relu(self.bn1(self.conv1(x), mask if self.stride == 1 else input_mask))
+        out = F.relu(self.bn2(self.conv2(out), mask))
+        out = self.bn3(self.conv3(out), mask)
+        return F.relu(out + (x if self.downsample is None else self.downsample(x, mask)))
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> Downsample | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return Downsample(_conv(in_channels, out_channels, 1, stride), norm(out_channels))
+
+
+class ResNet(nn.Module):
+    """The backbone. `channels` and `strides` describe the stages it returns."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.config = config
+        norm = NORMS[config.norm]
+        block = {"basic": BasicBlock, "bottleneck": Bottleneck}[config.block]
+        self.conv1 = _conv(3, config.width, 7 if config.stem == "conv7" else 3, 2)
+        self.bn1 = norm(config.width)
+        channels = config.width
+        stage_channels = []
+        for stage, depth in enumerate(config.depths, 1):
+            width = config.width * 2 ** (stage - 1)
+            blocks = nn.ModuleList()
+            for i in range(depth):
+                blocks.append(block(channels, width, 2 if stage > 1 and i == 0 else 1, norm))
+                channels = width * block.expansion
+            self.add_module(f"layer{stage}", blocks)
+            stage_channels.append(channels)
+        self.channels = tuple(stage_channels[stage - 1] for stage in config.stages)
+        self.strides = tuple(2 ** (stage + 1) for stage in config.stages)
+        self.reset_parameters()
+        if config.weights is not None:
+            load_torchvision_weights(self, Path(config.weights))
+        self._freeze()
+
+    def reset_parameters(self) -> None:
+        """Kaiming initialisation, as torchvision."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def _freeze(self) -> None:
+        frozen: list[nn.Module] = [] if self.config.frozen_stages < 0 else [self.conv1, self.bn1]
+        frozen += [getattr(self, f"layer{stage}") for stage in range(1, self.config.frozen_stages + 1)]
+        for module in frozen:
+            module.requires_grad_(False)
+
+    def forward(self, images: Tensor, mask_at: Callable[[int], Tensor | None]) -> list[Tensor]:
+        """Features of the configured stages.
+
+        Args:
+            images: [B, 3, H, W].
+            mask_at: gives the padding mask [B, ceil(H / stride), ceil(W / stride)] of a stride, or None.
+        """
+        x = F.relu(self.bn1(self.conv1(images), mask_at(2)))
+        x = F.max_pool2d(x, 3, 2, 1)  # inputs are not negative, so zeros at padding act as the border does
+        x = zero_padding(x, mask_at(4))
+        outputs = []
+        for stage in range(1, max(self.config.stages) + 1):
+            stride = 2 ** (stage + 1)
+            for i, block in enumerate(getattr(self, f"layer{stage}")):
+                if isinstance(block, Bottleneck):
+                    x = block(x, mask_at(stride), mask_at(stride // 2) if i == 0 else None)
+                else:
+                    x = block(x, mask_at(stride))
+            if stage in self.config.stages:
+                outputs.append(x)
+        return outputs
+
+
+def load_torchvision_weights(backbone: ResNet, path: Path) -> None:
+    """Load a torchvision ResNet state dict; its classifier is left out.
+
+    Raises:
+        ValueError: the file is missing, or a name or shape does not fit.
+    """
+    if not path.is_file():
+        raise ValueError(f"model.backbone.weights: {path} does not exist; download a torchvision ResNet state dict")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    expected = backbone.state_dict()
+    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
+    strange = [n for n, v in state.items() if n in expected and v.shape != expected[n].shape]
+    extra = [n for n in state if n not in expected and not n.endswith("num_batches_tracked")]
+    for problem, names in (("lacks", missing), ("has other shapes for", strange), ("has unknown", extra)):
+        if names:
+            raise ValueError(
+                f"model.backbone.weights: {path} {problem} {names[0]} and {len(names) - 1} more; "
+                f"does it hold a {backbone.config.block} ResNet with depths {backbone.config.depths}?"
+            )
+    backbone.load_state_dict(state, strict=False)
