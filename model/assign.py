@@ -1,0 +1,96 @@
+"""Label assignment of the auxiliary heads: which candidate belongs to which ground truth.
+
+Every assigner works on a whole padded batch at once and gives `gt_index` [B, A]: 0-based ground truth,
+BACKGROUND, or IGNORED for candidates outside an image's valid area. Nothing here is differentiated.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.boxes import iou_aligned, xyxy_to_cxcywh
+from model.types import BACKGROUND, IGNORED, Targets
+
+INSIDE_MARGIN = 0.01  # pixels an anchor's centre must lie inside its ground truth
+
+
+@torch.no_grad()
+def assign_atss(
+    anchors_xyxy: Tensor,
+    level_sizes: tuple[int, ...],
+    targets: Targets,
+    *,
+    top_k: int = 9,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Adaptive training sample selection (Zhang et al. 2020).
+
+    Of every level the `top_k` anchors nearest to a ground truth's centre are its candidates; positive are those whose
+    IoU reaches mean + standard deviation of the candidates' IoUs and whose centre lies inside the box. An anchor
+    claimed by several ground truths goes to the one of largest IoU. The deviation is the unbiased one (as the official
+    implementation); a single candidate counts as deviation 0 instead of not-a-number.
+
+    Args:
+        anchors_xyxy: [A, 4] pixels, one anchor per location, levels fine to coarse.
+        level_sizes: number of anchors of each level; they sum to A.
+        targets: ground truth of B images.
+        top_k: candidates per level.
+        valid: [B, A] bool, False for anchors that take no part; None: all do.
+
+    Returns:
+        gt_index [B, A] int64 and iou [B, A], the overlap with the assigned ground truth (0 where there is none).
+    """
+    assert sum(level_sizes) == len(anchors_xyxy), f"levels {level_sizes} do not sum to {len(anchors_xyxy)} anchors"
+    num_images, num_gts = targets.labels.shape
+    num_anchors = len(anchors_xyxy)
+    if valid is None:
+        valid = torch.ones(num_images, num_anchors, dtype=torch.bool, device=anchors_xyxy.device)
+    gt_index = torch.where(valid, BACKGROUND, IGNORED)
+    if num_gts == 0 or num_anchors == 0:
+        return gt_index, anchors_xyxy.new_zeros(num_images, num_anchors)
+
+    centres = xyxy_to_cxcywh(anchors_xyxy)[:, :2]
+    candidates, usable = _nearest_per_level(centres, level_sizes, targets, top_k, valid)  # [B, G, N]
+    usable = usable & targets.valid[..., None]
+    overlap = iou_aligned(anchors_xyxy[candidates], targets.boxes_xyxy[:, :, None])  # [B, G, N]
+
+    # float64: the threshold must not depend on how many masked candidates stand between the others.
+    count = usable.sum(-1)
+    exact = overlap.double() * usable
+    mean = exact.sum(-1) / count.clamp(min=1)
+    variance = ((exact - mean[..., None]).square() * usable).sum(-1) / (count - 1).clamp(min=1)
+    threshold = mean + variance.sqrt()
+
+    candidate_centres = centres[candidates]
+    boxes = targets.boxes_xyxy[:, :, None]
+    inside = torch.cat([candidate_centres - boxes[..., :2], boxes[..., 2:] - candidate_centres], -1).amin(-1)
+    positive = usable & (exact >= threshold[..., None]) & (inside > INSIDE_MARGIN)
+
+    claims = overlap.new_full((num_images, num_gts, num_anchors), -1.0)
+    claims.scatter_(2, candidates, overlap.where(positive, -1.0))
+    best, owner = claims.max(1)  # the first of equals
+    assigned = best >= 0
+    return torch.where(assigned, owner, gt_index), best.clamp(min=0)
+
+
+def _nearest_per_level(
+    centres: Tensor, level_sizes: tuple[int, ...], targets: Targets, top_k: int, valid: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Candidates [B, G, N] (indices into the anchors) and which of them exist, for levels smaller than `top_k`."""
+    gt_centres = xyxy_to_cxcywh(targets.boxes_xyxy)[..., :2].double()
+    # Equally near anchors are taken row by row: an offset far below any real difference of distances. Otherwise the
+    # choice among them would depend on the size of the padded batch.
+    row_by_row = (centres.double() * centres.new_tensor([1e-10, 1e-8], dtype=torch.float64)).sum(-1)
+    candidates, usable = [], []
+    start = 0
+    for size in level_sizes:
+        level = slice(start, start + size)
+        offset = centres[level].double() - gt_centres[:, :, None]
+        distance = offset.square().sum(-1) + row_by_row[level]  # [B, G, size]
+        distance = distance.masked_fill(~valid[:, None, level], torch.inf)
+        nearest = distance.topk(min(top_k, size), largest=False)
+        candidates.append(nearest.indices + start)
+        usable.append(nearest.values.isfinite())
+        start += size
+    return torch.cat(candidates, -1), torch.cat(usable, -1)
