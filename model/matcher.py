@@ -1,0 +1,105 @@
+"""One-to-one matching of predictions and ground truths by the Hungarian algorithm (Carion et al. 2020).
+
+All decoder layers and all images share one cost computation and one copy to the CPU; scipy then solves each problem.
+The costs carry the same weights as the losses (official configuration).
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from model.boxes import cxcywh_to_xyxy, giou_pairwise, size_whwh
+from model.config import LossWeights
+from model.types import BACKGROUND, Targets
+
+FOCAL_ALPHA, FOCAL_GAMMA, FOCAL_EPSILON = 0.25, 2.0, 1e-12
+PARALLEL_COST_SIZE = 200_000  # entries of the cost tensor from which threads pay
+
+
+@torch.no_grad()
+def match(
+    logits: Tensor,
+    boxes_cxcywh: Tensor,
+    targets: Targets,
+    valid_hw: Tensor,
+    weights: LossWeights,
+    *,
+    excluded: Tensor | None = None,
+) -> Tensor:
+    """Match every layer's queries with the ground truths of their image.
+
+    Args:
+        logits: [N, B, Q, C] class logits of N decoder layers (N = 1 and Q = S for the encoder's proposals).
+        boxes_cxcywh: [N, B, Q, 4] normalised by the valid size.
+        targets: ground truth; padding rows are never matched.
+        valid_hw: [B, 2] pixels.
+        weights: of the three costs.
+        excluded: [B, Q] bool, True for queries that may not be matched (tokens in the padding); None: all may.
+
+    Returns:
+        gt_index [N, B, Q] int64: 0-based ground truth or BACKGROUND. Every ground truth is matched once per layer,
+        unless there are fewer queries than ground truths.
+
+    Raises:
+        FloatingPointError: a cost is not finite; names the layers and images.
+    """
+    num_layers, num_images, num_queries, _ = logits.shape
+    counts = targets.num_boxes.tolist()
+    gt_index = torch.full((num_layers, num_images, num_queries), BACKGROUND)
+    if num_queries == 0 or max(counts, default=0) == 0:
+        return gt_index.to(logits.device)
+    costs = matching_costs(logits, boxes_cxcywh, targets, valid_hw, weights).cpu().numpy()
+    queries = np.arange(num_queries)
+    allowed = [queries] * num_images if excluded is None else [queries[~row] for row in excluded.cpu().numpy()]
+    indices = [(layer, image) for layer in range(num_layers) for image in range(num_images)]
+    problems = [costs[layer, image, allowed[image], : counts[image]] for layer, image in indices]
+    _check_finite(indices, problems)
+    if costs.size < PARALLEL_COST_SIZE:
+        solutions = list(map(linear_sum_assignment, problems))
+    else:  # scipy releases the interpreter lock
+        with ThreadPoolExecutor(min(len(problems), torch.get_num_threads())) as pool:
+            solutions = list(pool.map(linear_sum_assignment, problems))
+    result = gt_index.numpy()
+    for (layer, image), (rows, gts) in zip(indices, solutions, strict=True):
+        result[layer, image, allowed[image][rows]] = gts
+    return gt_index.to(logits.device)
+
+
+def matching_costs(
+    logits: Tensor, boxes_cxcywh: Tensor, targets: Targets, valid_hw: Tensor, weights: LossWeights
+) -> Tensor:
+    """[N, B, Q, G] weighted sum of focal, L1 (normalised) and GIoU (pixels) costs, in at least float32."""
+    with torch.autocast(logits.device.type, enabled=False):
+        dtype = torch.promote_types(torch.promote_types(logits.dtype, boxes_cxcywh.dtype), torch.float32)
+        logits, boxes = logits.to(dtype), boxes_cxcywh.to(dtype)
+        gt_boxes = targets.boxes_xyxy.to(dtype)
+        labels = targets.labels.clamp(min=0)[None, :, None].expand(*logits.shape[:3], -1)
+        cost = weights.classification * focal_cost(logits.gather(-1, labels))
+        normalised = targets.boxes_cxcywh(valid_hw).to(dtype)
+        cost += weights.l1 * torch.cdist(boxes, normalised.expand(len(boxes), -1, -1, -1), p=1)
+        pixels = cxcywh_to_xyxy(boxes) * size_whwh(valid_hw).to(dtype)[:, None]
+        cost -= weights.giou * giou_pairwise(pixels, gt_boxes)
+    return cost
+
+
+def focal_cost(logits: Tensor) -> Tensor:
+    """[...] change of the focal loss when a query of these logits takes the class instead of background."""
+    probability = logits.sigmoid()
+    taken = FOCAL_ALPHA * (1 - probability).pow(FOCAL_GAMMA) * -(probability + FOCAL_EPSILON).log()
+    left = (1 - FOCAL_ALPHA) * probability.pow(FOCAL_GAMMA) * -(1 - probability + FOCAL_EPSILON).log()
+    return taken - left
+
+
+def _check_finite(indices: list[tuple[int, int]], problems: list[np.ndarray]) -> None:
+    bad = [index for index, cost in zip(indices, problems, strict=True) if not np.isfinite(cost).all()]
+    if bad:
+        layers, images = sorted({layer for layer, _ in bad}), sorted({image for _, image in bad})
+        raise FloatingPointError(
+            f"matching: predictions are not finite in layers {layers}, images {images} of the batch; "
+            "lower the learning rate or train in fp32"
+        )
