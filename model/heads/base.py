@@ -1,0 +1,59 @@
+"""The contract of an auxiliary head: what it takes from the encoder and what it owes in return.
+
+A head sees the encoder's pyramid and the ground truth. It gives (1) its losses, normalised and unweighted, (2) its
+positives for the customised queries, (3) detections at evaluation, (4) the score of its positives for the conflict
+metric. A new head is one file here and one line in `HEADS`; heads share by calling functions, not by inheritance.
+
+Padding: where `pyramid.masks` holds masks, nothing a head gives may depend on what lies behind them, and candidates
+outside an image's valid area are IGNORED. Where it holds None, a head behaves as the official implementation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from model.types import Detections, Positives, Pyramid, Targets
+
+
+class AuxiliaryHead(nn.Module, ABC):
+    """A dense or region head with its own one-to-many label assignment (paper 3.2).
+
+    Built by `HEADS[name](config, channels=..., num_classes=..., strides=...)`, where `strides` are those of the
+    pyramid's levels in pixels of the input image.
+    """
+
+    Config: ClassVar[type[Any]]  # frozen dataclass of the head's settings; every concrete head nests its own
+
+    @abstractmethod
+    def __init__(self, config: Any, *, channels: int, num_classes: int, strides: tuple[int, ...]):
+        super().__init__()
+
+    @abstractmethod
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each loss within the head; the names are those that `train_step` gives."""
+
+    @abstractmethod
+    def train_step(
+        self, pyramid: Pyramid, targets: Targets, *, with_losses: bool
+    ) -> tuple[dict[str, Tensor], Positives]:
+        """One pass over a batch.
+
+        Returns:
+            losses: scalar tensors, normalised and unweighted, connected to the graph even without any ground truth;
+                empty when not `with_losses`, which computes only what the positives need.
+            positives: every candidate with its ground truth, for the customised queries.
+        """
+
+    @abstractmethod
+    def detect(self, pyramid: Pyramid, max_detections: int = 100) -> list[Detections]:
+        """Detections of each image after NMS, best first, clipped to the valid area (paper Table 11)."""
+
+    @abstractmethod
+    def score_positives(self, pyramid: Pyramid, targets: Targets) -> Tensor:
+        """[B, G] mean pre-sigmoid logit of a ground truth's class over the head's own positives of it.
+
+        Not-a-number for a ground truth without a positive and in padding rows. Differentiable in the pyramid.
+        """
