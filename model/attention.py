@@ -35,11 +35,10 @@ class GroupedSelfAttention(nn.Module):
         query_key = F.linear(x + position, weight[: 2 * channels], bias[: 2 * channels])
         value = F.linear(x, weight[2 * channels :], bias[2 * channels :])
         projected = torch.cat([query_key, value], -1).view(batch, -1, 3, self.num_heads, channels // self.num_heads)
+        dropout = self.dropout if self.training else 0.0
         attended = [
-            F.scaled_dot_product_attention(
-                *group.permute(2, 0, 3, 1, 4), dropout_p=self.dropout if self.training else 0.0
-            ).transpose(1, 2)
-            for group in projected.split(groups, 1)
+            F.scaled_dot_product_attention(query, key, value, dropout_p=dropout).transpose(1, 2)
+            for query, key, value in (group.permute(2, 0, 3, 1, 4) for group in projected.split(groups, 1))
         ]
         return self.out_proj(torch.cat(attended, 1).reshape(batch, -1, channels))
 

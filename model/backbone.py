@@ -22,6 +22,11 @@ Norm = Callable[[int], nn.Module]
 class FrozenBatchNorm(nn.Module):
     """Batch normalisation with fixed statistics and affine parameters."""
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
         self.eps = eps
@@ -60,6 +65,7 @@ class Downsample(nn.Sequential):
     """1x1 convolution and norm on the shortcut (torchvision names `downsample.0`, `downsample.1`)."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, D, h, w] → [B, D', h', w']; zero outside the mask."""
         return self[1](self[0](x), mask)
 
 
@@ -120,7 +126,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.config = config
         norm = NORMS[config.norm]
-        block = {"basic": BasicBlock, "bottleneck": Bottleneck}[config.block]
+        block: type[BasicBlock | Bottleneck] = BasicBlock if config.block == "basic" else Bottleneck
         self.conv1 = _conv(3, config.width, 7 if config.stem == "conv7" else 3, 2)
         self.bn1 = norm(config.width)
         channels = config.width

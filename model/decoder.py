@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +43,10 @@ class BoxBranch(nn.Sequential):
     """Three linear layers to a box's offset from its reference, in logits."""
 
     def __init__(self, channels: int):
-        super().__init__(
-            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, 4)
-        )
-        nn.init.zeros_(self[-1].weight)
-        nn.init.zeros_(self[-1].bias)
+        last = nn.Linear(channels, 4)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        super().__init__(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(), last)
 
 
 def class_branch(channels: int, num_classes: int) -> nn.Linear:
@@ -99,14 +98,12 @@ class Decoder(nn.Module):
         num_layers = transformer.num_decoder_layers
         self.refine, self.look_forward_twice = config.box_refinement, config.look_forward_twice
         self.layers = nn.ModuleList(DecoderLayer(transformer) for _ in range(num_layers))
-        box_branch = BoxBranch(transformer.channels)
-        num_branches = num_layers if self.refine else 1
-        self.class_branches = nn.ModuleList(
-            class_branch(transformer.channels, num_classes) for _ in range(num_branches)
-        )
-        self.box_branches = nn.ModuleList(copy.deepcopy(box_branch) for _ in range(num_branches))
+        channels, num_branches = transformer.channels, num_layers if self.refine else 1
+        box_branches = [BoxBranch(channels) for _ in range(num_branches)]
         if not config.two_stage:  # queries start as points: begin with boxes of 12 % of the image (official)
-            nn.init.constant_(self.box_branches[0][-1].bias[2:], -2.0)
+            nn.init.constant_(cast(nn.Linear, box_branches[0][-1]).bias[2:], -2.0)
+        self.class_branches = nn.ModuleList(class_branch(channels, num_classes) for _ in range(num_branches))
+        self.box_branches = nn.ModuleList(box_branches)
 
     def forward(self, groups: list[QueryGroup], memory: Memory) -> DecoderOutput:
         """Decode all groups in one pass; they share every weight and never see each other."""

@@ -104,7 +104,7 @@ class Detector(nn.Module):
         levels = self.neck(stages, tuple(mask_at(stride) for stride in self.strides))
         sizes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
         if exact:
-            level_padding = [mask_at(stride) for stride in self.strides]
+            level_padding = [cast(Tensor, mask_at(stride)) for stride in self.strides]
         else:  # the official way: nearest interpolation of the full mask
             full = padding_mask(valid_hw, height, width)
             level_padding = [downsample_mask(full, size) for size in sizes]

@@ -45,6 +45,7 @@ class Targets:
         return boxes / torch.stack([width, height, width, height], -1)[:, None]
 
     def to(self, device: torch.device | str) -> Targets:
+        """The same on another device."""
         return Targets(self.boxes_xyxy.to(device), self.labels.to(device))
 
     @classmethod
@@ -75,6 +76,7 @@ class Batch:
         return padding_mask(self.valid_hw, self.images.shape[-2], self.images.shape[-1])
 
     def to(self, device: torch.device | str) -> Batch:
+        """The same on another device; `original_hw` stays on the CPU, where detections are rescaled."""
         return replace(
             self,
             images=self.images.to(device, non_blocking=True),
@@ -94,6 +96,7 @@ class Pyramid:
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(h, w) of each level."""
         return tuple((level.shape[-2], level.shape[-1]) for level in self.levels)
 
     def tokens(self) -> Tensor:
