@@ -15,8 +15,8 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 
 # The story, read from the commands down to the leaves: a room imports only rooms that stand below it.
 STORY = [
-    *("__main__", "schedule", "trial", "train", "evaluate", "analyse"),
-    *("report", "tracking", "grid", "spec", "data"),
+    *("__main__", "commands", "schedule", "trial", "train", "evaluate", "analyse"),
+    *("report", "tracking", "grid", "identity", "spec", "resolve", "data"),
     *("progress", "results", "lease", "strict", "config", "errors"),
 ]
 

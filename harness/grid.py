@@ -1,0 +1,312 @@
+"""An ablation file under a preset as an exact list of trials.
+
+rows x axes x seeds become `Trial`s. A trial *is* its resolved configuration: the id is a hash of all of it
+and of the data set's content, so a changed default is a new trial, two rows (or two files) that ask for the same
+thing share one, and nothing about where or how fast it runs matters. Labels show only what differs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.config import DataConfig, RuntimeConfig, TrialConfig
+from harness.errors import UserError
+from harness.identity import NEEDS_HEADS, canonical_model, config_from_dict, config_to_dict, head_difference, trial_id
+from harness.resolve import Resolved, Setting, leaves, resolve
+from harness.spec import (
+    DEFAULT_PRESET,
+    AblationSpec,
+    RowSpec,
+    check_seeds,
+    override_settings,
+    preset_settings,
+    read_spec,
+)
+from harness.strict import Mistakes
+
+__all__ = ["Grid", "Row", "Trial", "config_from_dict", "config_to_dict", "expand", "open_grid", "trial_id"]
+
+Factor = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training and evaluation."""
+
+    trial_id: str  # first 12 hex digits of SHA-256 over `identity`
+    config: TrialConfig
+    runtime: RuntimeConfig
+    label: str  # what differs within the grid: "heads=atss positive_queries=false seed=1"
+    row: str  # label of the (first) row it belongs to
+    factors: dict[str, Factor]  # varied dotted keys and their values, and the seed
+    fingerprint: str  # of the data set's content; "" when the data set is not there
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: its trials differ in the seed only."""
+
+    label: str
+    factors: dict[str, Factor]  # without the seed
+    trial_ids: tuple[str, ...]  # by seed
+    published: dict[str, float]  # the paper's numbers, by metric
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All trials of an ablation file, each once."""
+
+    name: str
+    title: str
+    paper: str  # key of the published table, or ""
+    preset: str
+    trials: tuple[Trial, ...]
+    metrics: tuple[str, ...]
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...] = (0,)
+    baseline: str = ""  # label of the row that gains are measured from
+    published_preset: str = ""  # the preset whose published numbers the rows hold; "" when they name none
+    description: str = ""
+    notes: tuple[str, ...] = ()  # what a person should know before running
+
+    def trial(self, trial_id: str) -> Trial:
+        """The trial with this id.
+
+        Raises:
+            KeyError: it is not in the grid.
+        """
+        for trial in self.trials:
+            if trial.trial_id == trial_id:
+                return trial
+        raise KeyError(trial_id)
+
+
+def open_grid(
+    path: str | Path,
+    preset: str = DEFAULT_PRESET,
+    overrides: Sequence[str] = (),
+    *,
+    data: str | None = None,
+    seeds: Sequence[int] | None = None,
+    require_data: bool = True,
+) -> Grid:
+    """Read an ablation file and expand it; see `expand`.
+
+    Raises:
+        UserError: with one line per mistake of the file, the preset and the overrides together.
+    """
+    mistakes = Mistakes()
+    spec = read_spec(path, mistakes)
+    return expand(spec, preset, overrides, data=data, seeds=seeds, require_data=require_data, mistakes=mistakes)
+
+
+def expand(
+    spec: AblationSpec,
+    preset: str = DEFAULT_PRESET,
+    overrides: Sequence[str] = (),
+    *,
+    data: str | None = None,
+    seeds: Sequence[int] | None = None,
+    require_data: bool = True,
+    mistakes: Mistakes | None = None,
+) -> Grid:
+    """The exact grid of `spec` under `preset`.
+
+    Args:
+        spec: the ablation file.
+        preset: a preset's name, or the path of its YAML file.
+        overrides: `key=value` texts as given to --set; they win over everything.
+        data: folder of a COCO-layout data set instead of the preset's.
+        seeds: instead of the file's.
+        require_data: False lets a data set that is not there pass; its trials then have no final id.
+        mistakes: found so far; they are raised with those found here.
+
+    Raises:
+        UserError: with one line per mistake.
+    """
+    mistakes = mistakes or Mistakes()
+    below = preset_settings(preset, spec, mistakes)
+    above = override_settings(overrides, mistakes)
+    if data is not None:
+        above.append((("data", "path"), str(data), "--data"))
+    chosen = tuple(seeds) if seeds is not None else spec.seeds
+    try:
+        check_seeds(chosen)
+    except ValueError as error:
+        mistakes.add("--seeds", str(error))
+
+    notes: list[str] = []
+    drafts: list[tuple[RowSpec, Resolved]] = []
+    for row, settings in _combinations(spec, mistakes):
+        resolved = resolve([*below, *settings, *above], spec.path, mistakes)
+        if resolved is not None:
+            drafts.append((_overridden(row, settings, above, notes), _canonical(resolved)))
+    mistakes.check()
+    fingerprints = _fingerprints([resolved.data for _, resolved in drafts], require_data, notes)
+    trials, rows = _assemble(drafts, chosen, fingerprints)
+    preset_name = Path(preset).stem if preset.endswith((".yaml", ".yml")) else preset
+    shown = _published_preset(spec, preset_name)
+    return Grid(
+        name=spec.name,
+        title=spec.title or spec.name,
+        paper=spec.paper,
+        preset=preset_name,
+        trials=trials,
+        metrics=spec.metrics,
+        rows=tuple(
+            replace(row, published=draft.published.get(shown, draft.published.get("", {})))
+            for row, (draft, _) in zip(rows, drafts, strict=True)
+        ),
+        seeds=chosen,
+        baseline=spec.baseline,
+        published_preset=shown,
+        description=spec.description,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _combinations(spec: AblationSpec, mistakes: Mistakes) -> Iterator[tuple[RowSpec, list[Setting]]]:
+    """Every row with its settings, crossed with every combination of the axes."""
+    rows = spec.rows or (RowSpec(label=""),)
+    short = _short_names(spec.axes)
+    for index, row in enumerate(rows):
+        where = f"{spec.path}:rows.{index}.set."
+        settings = list(leaves(row.set, where, mistakes))
+        for values in itertools.product(*spec.axes.values()):
+            along = dict(zip(spec.axes, values, strict=True))
+            label = " ".join(f"{short[key]}={show_value(value)}" for key, value in along.items())
+            extra = [
+                setting
+                for key, value in along.items()
+                for setting in leaves({key: value}, f"{spec.path}:axes.", mistakes)
+            ]
+            together = row.model_copy(update={"label": ", ".join(filter(None, (row.label, label)))})
+            yield together, [*settings, *extra]
+
+
+def _overridden(row: RowSpec, settings: list[Setting], above: list[Setting], notes: list[str]) -> RowSpec:
+    """A row whose own setting was replaced from the command line says so, and loses its published numbers."""
+    own = [path for path, _, _ in settings]
+    hit = [s for s in above if any(path[: len(s[0])] == s[0] or s[0][: len(path)] == path for path in own)]
+    if not hit:
+        return row
+    told = ", ".join(f"{'.'.join(path)}={show_value(value)}" for path, value, _ in hit)
+    notes.append(f"{told} replaces what rows set themselves; their published numbers are left out")
+    return row.model_copy(update={"label": f"{row.label} [{told}]", "published": {}})
+
+
+def _canonical(resolved: Resolved) -> Resolved:
+    """Absolute data path, and one form for settings without effect."""
+    data = resolved.data
+    if data.path is not None:
+        data = replace(data, path=str(Path(data.path).expanduser().absolute()))
+    return replace(resolved, data=data, model=canonical_model(resolved.model))
+
+
+def _fingerprints(datas: Iterable[DataConfig], required: bool, notes: list[str]) -> dict[DataConfig, str]:
+    from harness.data import fingerprint
+
+    found: dict[DataConfig, str] = {}
+    by_source: dict[Any, str] = {}
+    for data in datas:
+        source = data.path or data.digits
+        if source not in by_source:
+            try:
+                by_source[source] = fingerprint(data)
+            except UserError as error:
+                if required:
+                    raise
+                notes.append(f"{error} (ids are known once the data set is there; --data PATH names another)")
+                by_source[source] = ""
+        found[data] = by_source[source]
+    return found
+
+
+def _assemble(
+    drafts: list[tuple[RowSpec, Resolved]], seeds: tuple[int, ...], fingerprints: Mapping[DataConfig, str]
+) -> tuple[tuple[Trial, ...], tuple[Row, ...]]:
+    """Trials, each once in order of first mention, and the rows that refer to them."""
+    settings = [_flat(resolved.trial(0)) for _, resolved in drafts]
+    keys = list(dict.fromkeys(key for flat in settings for key in flat))
+    varied = [key for key in keys if len({repr(flat[key]) for flat in settings if key in flat}) > 1]
+    short = _short_names([*varied, "seed"])
+    trials: dict[str, Trial] = {}
+    rows = []
+    for (row, resolved), flat in zip(drafts, settings, strict=True):
+        factors: dict[str, Factor] = {key: _factor(flat[key]) for key in varied if key in flat}
+        ids = []
+        for seed in seeds:
+            config = resolved.trial(seed)
+            fingerprint = fingerprints[resolved.data]
+            key = trial_id(config, fingerprint)
+            ids.append(key)
+            shown = {**factors, "seed": seed} if len(seeds) > 1 else factors
+            label = " ".join(f"{short[name]}={show_value(value)}" for name, value in shown.items())
+            full = {**factors, "seed": seed}
+            made = Trial(key, config, resolved.runtime, label or row.label, row.label, full, fingerprint)
+            trials.setdefault(key, made)
+        rows.append(Row(row.label, factors, tuple(ids), {}, row.note))
+    return tuple(trials.values()), tuple(rows)
+
+
+def _published_preset(spec: AblationSpec, preset: str) -> str:
+    """This preset where the paper's numbers are given for it, else the first that they are given for."""
+    given = list(dict.fromkeys(name for row in spec.rows for name in row.published if name))
+    return preset if preset in given else next(iter(given), "")
+
+
+def _short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Dotted keys cut to the shortest ends that tell them apart."""
+    names = list(keys)
+    ends: dict[str, str] = {}
+    for name in names:
+        parts = name.split(".")
+        tails = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        ends[name] = next(t for t in tails if sum(n == t or n.endswith("." + t) for n in names) == 1 or t == name)
+    return ends
+
+
+def show_value(value: Any) -> str:
+    """A setting as labels show it: `true`, `0.0002`, `atss+faster_rcnn`, `none`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        options = [f"{key}={show_value(v)}" for key, v in value.items() if key != "name"]
+        return str(value.get("name", "")) + (f"({','.join(options)})" if options else "")
+    if isinstance(value, list | tuple):
+        if any(isinstance(item, str | dict) for item in value):
+            return "+".join(map(show_value, value))
+        return ",".join(map(show_value, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _factor(value: Any) -> Factor:
+    return value if isinstance(value, str | int | float | bool) else show_value(value)
+
+
+def _flat(config: TrialConfig) -> dict[str, Any]:
+    """Dotted keys and values that say what a trial is: only what has an effect, of a head only what it changes."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: dict[str, Any], path: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                walk(value, f"{path}{key}.")
+            else:
+                flat[f"{path}{key}"] = value
+
+    tree = config_to_dict(config)
+    del tree["seed"]
+    walk(tree, "")
+    flat["model.heads"] = [head_difference(head) for head in config.model.heads]
+    if not config.model.heads:
+        for name in NEEDS_HEADS:
+            del flat[f"model.{name}"]
+    return flat

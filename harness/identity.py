@@ -1,0 +1,101 @@
+"""A trial is its resolved configuration: as a dictionary, and as the id that follows from it.
+
+The id hashes all settings that can change a result and the data set's content. Where the data lies and the
+`runtime` settings take no part. A changed default changes the id of what it affects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any, get_args, get_type_hints
+
+from harness.config import TrialConfig
+from harness.resolve import SECTIONS, leaves, resolve
+from harness.strict import Mistakes
+from model.config import DetectorConfig
+
+SCHEMA = 1  # of the identity; a new number makes every trial a new one
+
+# settings of the detector that have no effect without auxiliary heads, and what they then are
+NEEDS_HEADS: dict[str, Any] = {
+    "auxiliary_loss": False,
+    "positive_queries": False,
+    **{name: getattr(DetectorConfig, name) for name in ("min_positive_queries", "max_positive_queries")},
+    **{name: getattr(DetectorConfig, name) for name in ("lambda1", "lambda2")},
+}
+
+
+def canonical_model(model: DetectorConfig) -> DetectorConfig:
+    """One form for settings without effect: K = 0 is one trial whatever a row says about the heads' losses."""
+    return model if model.heads else replace(model, **NEEDS_HEADS)
+
+
+def head_difference(head: Any) -> dict[str, Any]:
+    """A head's name and those of its settings that are not the default."""
+    own, default = _plain(head), _plain(type(head)())
+    return {"name": _head_name(head), **{key: value for key, value in own.items() if value != default[key]}}
+
+
+def _head_name(head: Any) -> str:
+    from model.heads import head_name
+
+    return head_name(head)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _plain(value: Any, hint: Any = None) -> Any:
+    """JSON types of a configuration value; an int in a float field becomes a float."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = _hints(type(value))
+        return {f.name: _plain(getattr(value, f.name), hints[f.name]) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        inner = next(iter(get_args(hint)), None)
+        return [_plain(item, inner) for item in value]
+    if isinstance(value, int) and not isinstance(value, bool) and (hint is float or float in get_args(hint)):
+        return float(value)
+    return value
+
+
+def config_to_dict(config: TrialConfig) -> dict[str, Any]:
+    """A trial's configuration in JSON types; heads are `{"name": "atss", …all their settings}`."""
+    tree = _plain(config)
+    tree["model"]["heads"] = [{"name": _head_name(head), **_plain(head)} for head in config.model.heads]
+    return tree
+
+
+def config_from_dict(tree: Mapping[str, Any]) -> TrialConfig:
+    """The configuration that `config_to_dict` wrote.
+
+    Raises:
+        UserError: it does not fit this version: a key is unknown or of a wrong type.
+    """
+    mistakes = Mistakes()
+    sections = {name: tree[name] for name in SECTIONS if name in tree}
+    resolved = resolve(leaves(sections, "configuration: ", mistakes), "configuration", mistakes)
+    mistakes.check()
+    assert resolved is not None
+    return resolved.trial(int(tree.get("seed", 0)))
+
+
+def identity(config: TrialConfig, fingerprint: str) -> dict[str, Any]:
+    """Everything that makes the trial what it is."""
+    tree = config_to_dict(replace(config, model=canonical_model(config.model)))
+    data = tree["data"]
+    if data.pop("path") is not None:
+        del data["digits"]
+    return {"schema": SCHEMA, **tree, "data": {**data, "fingerprint": fingerprint}}
+
+
+def trial_id(config: TrialConfig, fingerprint: str) -> str:
+    """First 12 hex digits of SHA-256 over the canonical JSON of `identity`."""
+    text = json.dumps(identity(config, fingerprint), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,190 @@
+"""From settings in layers to the checked configuration of a trial.
+
+Settings are layered preset < base < presets.<name> < row < axes < command line, and each keeps the place it was
+written at: a mistake is told where the person made it, once, however many trials it concerns. Heads, given as
+names or mappings, become the frozen `Config` of their class; torch is loaded only when a head is named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, get_type_hints
+
+from harness.config import DataConfig, EvaluateConfig, RuntimeConfig, TrainConfig, TrialConfig
+from harness.strict import Location, Mistakes, dotted, field_names, non_finite, show, suggest, validate
+from model.config import DetectorConfig
+
+SECTIONS: dict[str, type] = {
+    "model": DetectorConfig,
+    "data": DataConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "runtime": RuntimeConfig,
+}
+
+Setting = tuple[tuple[str, ...], Any, str]  # path, value, where it was written
+Tell = Callable[[Location, str], None]  # takes a mistake's place and what it is
+
+
+def leaves(tree: Mapping[str, Any], origin: str, mistakes: Mistakes) -> Iterator[tuple[tuple[str, ...], Any, str]]:
+    """(path, value, where it was written) of nested and dotted settings; lists are values.
+
+    `model: {num_queries: 40}` and `model.num_queries: 40` are the same setting.
+    """
+    seen: dict[tuple[str, ...], str] = {}
+
+    def walk(node: Mapping[str, Any], path: tuple[str, ...], where: str) -> Iterator[tuple[tuple[str, ...], Any, str]]:
+        for key, value in node.items():
+            here = f"{where}{key}"
+            full = (*path, *str(key).split("."))
+            if isinstance(value, dict) and value:
+                yield from walk(value, full, here + ".")
+            elif full in seen:
+                mistakes.add(here, f"set twice (also as {seen[full]}); remove one")
+            else:
+                seen[full] = here
+                yield full, value, here
+
+    yield from walk(tree, (), origin)
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """Checked sections of one trial, before its seed."""
+
+    model: DetectorConfig
+    data: DataConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    runtime: RuntimeConfig
+
+    def trial(self, seed: int) -> TrialConfig:
+        """The configuration of the trial with this seed."""
+        return TrialConfig(self.model, self.data, self.train, self.evaluate, seed)
+
+
+def resolve(settings: Iterable[Setting], where: str, mistakes: Mistakes) -> Resolved | None:
+    """Layer `settings` (later ones win) and check them; None after a mistake.
+
+    `where` names the file for mistakes that nobody wrote, such as a missing value.
+    """
+    tree: dict[str, Any] = {}
+    origins: dict[tuple[str, ...], str] = {}
+    for path, value, origin in settings:
+        if path[0] not in SECTIONS:
+            hint = "; seeds are given by the file's `seeds` or --seeds" if path[0] in ("seed", "seeds") else ""
+            mistakes.add(origin, f"unknown key{hint or suggest_key(path) or suggest(path[0], SECTIONS)}")
+        elif non_finite(value):
+            mistakes.add(origin, f"must be finite, got {show(value)}")
+        else:
+            _put(tree, path, value)
+            origins = {p: o for p, o in origins.items() if p[: len(path)] != path}  # a list replaces what was there
+            origins[path] = origin
+    before = len(mistakes.lines)
+    sections = {}
+    for name, kind in SECTIONS.items():
+
+        def tell(location: Location, what: str, name: str = name) -> None:
+            full = (name, *location)
+            if what.startswith("unknown key; known:") and "heads" not in location:
+                what = f"unknown key{suggest_key(full)}" if suggest_key(full) else what
+            mistakes.add(_place(full, origins, where), what)
+
+        sections[name] = _section(kind, tree.get(name, {}), tell)
+    if len(mistakes.lines) > before or None in sections.values():
+        return None
+    resolved = Resolved(**sections)
+    _check_branches(resolved, lambda what: mistakes.add(_place(("evaluate", "branches"), origins, where), what))
+    return resolved
+
+
+def _section(kind: type, tree: Any, tell: Tell) -> Any:
+    if kind is not DetectorConfig or not isinstance(tree, dict) or "heads" not in tree:
+        return validate(kind, tree, tell)
+    rest = {key: value for key, value in tree.items() if key != "heads"}
+    model = validate(kind, rest, tell)
+    heads = read_heads(tree["heads"], lambda location, what: tell(("heads", *location), what))
+    return dataclasses.replace(model, heads=heads) if model is not None else None
+
+
+def read_heads(value: Any, tell: Tell) -> tuple[Any, ...]:
+    """Head configurations from names and mappings: `[atss, {name: atss, num_convs: 0}]`."""
+    if not isinstance(value, list):
+        tell((), f"must be a list of heads such as [atss], or [] for none, got {show(value)}")
+        return ()
+    if not value:
+        return ()  # the plain detector needs no torch
+    from model.heads import HEADS
+
+    configs = []
+    for index, entry in enumerate(value):
+        options = dict(entry) if isinstance(entry, dict) else {"name": entry}
+        name = options.pop("name", None)
+        if not isinstance(name, str) or name not in HEADS:
+            what = f"unknown head '{name}'" if name is not None else "a head needs a name"
+            tell((index,), f"{what}; known: {', '.join(HEADS)}")
+            continue
+
+        def tell_option(location: Location, what: str, index: int = index) -> None:
+            tell((index, *location), what)
+
+        kind: Any = HEADS[name]
+        configs.append(validate(kind.Config, options, tell_option))
+    return tuple(configs)
+
+
+def _check_branches(resolved: Resolved, tell: Callable[[str], None]) -> None:
+    heads: tuple[str, ...] = ()
+    if resolved.model.heads:
+        from model.heads import instance_names
+
+        heads = instance_names(resolved.model.heads)
+    for branch in resolved.evaluate.branches:
+        if branch not in ("decoder", *heads):
+            tell(f"unknown branch '{branch}'; known for these heads: {', '.join(('decoder', *heads))}")
+
+
+def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for name in path[:-1]:
+        child = tree.get(name)
+        tree[name] = child if isinstance(child, dict) else {}
+        tree = tree[name]
+    if not (value == {} and isinstance(tree.get(path[-1]), dict)):  # an empty mapping changes nothing
+        tree[path[-1]] = value
+
+
+def _place(location: Location, origins: Mapping[tuple[str, ...], str], where: str) -> str:
+    """The place that set `location`: itself, a list it is in, or the last setting inside it."""
+    names = tuple(map(str, location))
+    for cut in range(len(names), 0, -1):
+        if names[:cut] in origins:
+            return ".".join([origins[names[:cut]], *names[cut:]])
+    inside = [origin for path, origin in origins.items() if path[: len(names)] == names]
+    return inside[-1] if inside else f"{where}:{dotted(location)}"
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the sections (heads' own keys excepted)."""
+
+    def walk(kind: type, path: str) -> list[str]:
+        hints = get_type_hints(kind)
+        keys = []
+        for name in field_names(kind):
+            inner = hints[name]
+            deeper = dataclasses.is_dataclass(inner) and isinstance(inner, type)
+            keys += walk(inner, f"{path}.{name}") if deeper else [f"{path}.{name}"]
+        return keys
+
+    return [key for name, kind in SECTIONS.items() for key in walk(kind, name)]
+
+
+def suggest_key(path: Iterable[str | int]) -> str:
+    """`; did you mean 'x'?` with the nearest key of any section, or nothing when none is near."""
+    names = [str(name) for name in path]
+    keys = known_keys()
+    same = [key for key in keys if key.rpartition(".")[2] == names[-1]]
+    if same:
+        return f"; did you mean '{same[0]}'?"
+    near = suggest(".".join(names), keys)
+    return near if "did you mean" in near else ""

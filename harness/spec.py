@@ -1,0 +1,183 @@
+"""What an ablation file may say, and where presets and overrides come from.
+
+An ablation file is one paper table: `base` settings on top of a preset, `rows` and/or `axes` that vary
+them, and `seeds`. This room reads and checks the file itself; the settings in it are checked when
+`harness.resolve` layers them. The format is described in ablations/README.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+
+from harness.resolve import Setting, leaves
+from harness.strict import Mistakes, dotted, read_yaml, read_yaml_file, show, suggest, validate
+from model.config import require
+
+COCO_METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100")
+COST_METRICS = ("train_seconds", "seconds_per_step", "peak_memory_mb", "num_parameters", "device_hours")
+SHIPPED = Path(__file__).resolve().parent.parent / "ablations"
+DEFAULT_PRESET = "digits"
+
+Published = dict[str, float]
+
+
+def _published(value: Any) -> dict[str, Published]:
+    """`{AP: 37.1}` or `{coco_r50_12e: {AP: 37.1}, …}` in the second form; the key '' fits every preset."""
+    require(isinstance(value, dict), f"must be a mapping of metrics, got {show(value)}")
+    nested = any(isinstance(numbers, dict) for numbers in value.values())
+    settings = value if nested else {"": value}
+    for numbers in settings.values():
+        require(isinstance(numbers, dict), f"must be metrics, or metrics for each preset, got {show(value)}")
+        for metric, number in numbers.items():
+            _metric(metric)
+            is_number = isinstance(number, int | float) and not isinstance(number, bool)
+            require(is_number, f"{metric} must be a number, got {show(number)}")
+    return {str(name): {m: float(n) for m, n in numbers.items()} for name, numbers in settings.items() if numbers}
+
+
+def _metric(name: str) -> None:
+    known = (*COCO_METRICS, *COST_METRICS)
+    require(name.rpartition("/")[2] in known, f"unknown metric '{name}'{suggest(name, known)}")
+
+
+class RowSpec(BaseModel):
+    """One row of the table: what it sets, and what the paper reports for it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    label: str
+    set: dict[str, Any] = {}
+    published: dict[str, Any] = {}
+    note: str = ""
+
+    _check = field_validator("published")(_published)
+
+
+class AblationSpec(BaseModel):
+    """An ablation file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str = ""  # default: the file's name
+    title: str = ""
+    paper: str = ""  # key of the published table, such as table09
+    description: str = ""
+    base: dict[str, Any] = {}
+    presets: dict[str, dict[str, Any]] = {}  # settings that apply under one preset only
+    rows: tuple[RowSpec, ...] = ()
+    axes: dict[str, tuple[Any, ...]] = {}
+    seeds: tuple[int, ...] = (0,)
+    metrics: tuple[str, ...] = ("AP", "AP50", "AP75")
+    baseline: str = ""  # label of the row that gains are measured from
+    path: str = ""  # where the file lies; filled in by `read_spec`
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        check_seeds(seeds)
+        return seeds
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        require(len(metrics) > 0, "name at least one metric, such as [AP]")
+        for name in metrics:
+            _metric(name)
+        return metrics
+
+    @field_validator("axes")
+    @classmethod
+    def _axes(cls, axes: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        for key, values in axes.items():
+            require(len(values) > 0, f"'{key}' has no values, so the grid is empty; list at least one")
+        return axes
+
+    @model_validator(mode="after")
+    def _whole(self) -> AblationSpec:
+        require(bool(self.rows or self.axes), "the grid is empty: add rows or axes")
+        labels = [row.label for row in self.rows]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        require(not twice, f"rows need labels of their own; used twice: {', '.join(twice)}")
+        if self.baseline and not self.axes:
+            known = suggest(self.baseline, labels)
+            require(self.baseline in labels, f"baseline '{self.baseline}' is not the label of a row{known}")
+        crossed = self.axes and any(row.published for row in self.rows)
+        require(not crossed, "rows with published numbers cannot be crossed with axes; write each combination as a row")
+        return self
+
+
+def check_seeds(seeds: Iterable[int]) -> None:
+    """Raise `ValueError` unless there are seeds, each once and none negative."""
+    listed = list(seeds)
+    require(len(listed) > 0, "seeds are empty, so the grid is empty; write seeds: [0]")
+    require(len(set(listed)) == len(listed), f"seeds must differ, got {listed}")
+    require(min(listed) >= 0, f"seeds must not be negative, got {listed}")
+
+
+def read_spec(path: str | Path, mistakes: Mistakes | None = None) -> AblationSpec:
+    """Read and check an ablation file.
+
+    With `mistakes` given, they are collected there and what can be understood is returned, for a report
+    of everything at once; otherwise any mistake raises `UserError`.
+    """
+    found = mistakes if mistakes is not None else Mistakes()
+    file = Path(path)
+    if not file.exists():
+        near = sorted(str(other) for other in file.parent.glob("*.yaml")) or sorted(map(str, SHIPPED.glob("*.yaml")))
+        found.add(str(path), f"no such ablation file{suggest(str(path), near)}")
+        tree = None
+    else:
+        tree = read_yaml_file(file, found)
+    spec = None
+    if tree:
+        if "path" in tree:
+            found.add(f"{path}:path", "unknown key; a data set is given by --data or data.path in base")
+            del tree["path"]
+        spec = validate(AblationSpec, tree, lambda where, what: found.add(f"{path}:{dotted(where)}".rstrip(":"), what))
+    elif not found.lines:
+        found.add(str(path), "is empty; see ablations/README.md for what it may say")
+    if mistakes is None:
+        found.check()
+    spec = spec or AblationSpec(rows=(RowSpec(label="?"),))
+    return spec.model_copy(update={"path": str(path), "name": spec.name or file.stem})
+
+
+def preset_files(spec_path: str) -> dict[str, Path]:
+    """Known presets by name: those beside the ablation file win over those that come with the program."""
+    folders = [SHIPPED / "presets", Path(spec_path).parent / "presets"]
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+
+
+def preset_settings(preset: str, spec: AblationSpec, mistakes: Mistakes) -> list[Setting]:
+    """The settings of a preset given by name or by path, and the file's own for this preset."""
+    known = preset_files(spec.path)
+    file = known.get(preset)
+    if preset.endswith((".yaml", ".yml")):
+        file = Path(preset)
+    if file is None:
+        mistakes.add(f"preset '{preset}'", f"unknown preset{suggest(preset, known)}")
+        return []
+    for name in spec.presets:
+        if name not in {*known, file.stem}:
+            mistakes.add(f"{spec.path}:presets.{name}", f"unknown preset{suggest(name, known)}")
+    tree = read_yaml_file(file, mistakes)
+    return [
+        *leaves(tree, f"{file}:", mistakes),
+        *leaves(spec.base, f"{spec.path}:base.", mistakes),
+        *leaves(spec.presets.get(file.stem, {}), f"{spec.path}:presets.{file.stem}.", mistakes),
+    ]
+
+
+def override_settings(overrides: Iterable[str], mistakes: Mistakes) -> list[Setting]:
+    """Settings of `--set key=value`; the value is YAML, so lists and mappings work."""
+    settings: list[Setting] = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            mistakes.add(f"--set {text}", "must be key=value, such as --set train.epochs=3")
+            continue
+        tree = {key.strip(): read_yaml(value, f"--set {key}", mistakes)}
+        settings += leaves(tree, "--set ", mistakes)
+    return settings

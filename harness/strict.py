@@ -1,0 +1,259 @@
+"""Reading what people write: strict YAML, strict types, every mistake with its place.
+
+YAML is read with the rules of YAML 1.2 (`no` is a word, `1e-4` is a number) and duplicate keys are
+mistakes. Values meet the frozen dataclasses of `model.config` and `harness.config` through pydantic;
+nothing is converted by guessing. Mistakes are collected, so that a person sees all of them at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from harness.errors import UserError
+
+Location = tuple[str | int, ...]
+
+
+class Mistakes:
+    """Collects one line per mistake; `check` raises them together."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, None] = {}  # a mistake met by several trials is told once
+
+    def add(self, where: str, what: str) -> None:
+        """Note what is wrong at a place (`file:key.path`)."""
+        self.lines[f"{where}: {what}"] = None
+
+    def check(self) -> None:
+        """Raise `UserError` with all lines, if there are any."""
+        if self.lines:
+            raise UserError("\n".join(self.lines))
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2 scalars that remembers the keys written twice."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.duplicates: list[tuple[int, str]] = []
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            line = key_node.start_mark.line + 1
+            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
+                continue
+            if key_node.value in seen:
+                first = seen[key_node.value]
+                self.duplicates.append((line, f"duplicate key '{key_node.value}' (first on line {first}); remove one"))
+            else:
+                seen[key_node.value] = line
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", "<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
+# the inherited constructors know YAML 1.1: an octal 010 and a sexagesimal 1:30 would become other numbers
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+_Loader.add_constructor(
+    "tag:yaml.org,2002:float",
+    lambda loader, node: float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan")),
+)
+
+
+def read_yaml(text: str, where: str, mistakes: Mistakes) -> Any:
+    """The value of a YAML text; None after a mistake that leaves nothing to read."""
+    loader = _Loader(text)
+    try:
+        value = loader.get_single_data()
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be read"
+        mistakes.add(f"{where}{line}", f"not valid YAML: {problem}")
+        return None
+    finally:
+        loader.dispose()
+    for line_number, what in loader.duplicates:
+        mistakes.add(f"{where}:{line_number}", what)
+    return value
+
+
+def read_yaml_file(path: Path, mistakes: Mistakes) -> dict[str, Any]:
+    """The mapping in a YAML file; empty after a mistake."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        mistakes.add(str(path), f"cannot be read: {reason}")
+        return {}
+    before = len(mistakes.lines)
+    value = read_yaml(text, str(path), mistakes)
+    if isinstance(value, dict):
+        return value
+    if len(mistakes.lines) == before:
+        mistakes.add(str(path), f"must hold a mapping (key: value lines), got {show(value)}")
+    return {}
+
+
+def show(value: Any) -> str:
+    """A value as a person wrote it, shortened."""
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or the known words when none is near."""
+    words = list(known)
+    near = difflib.get_close_matches(str(word), words, 1, 0.6)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(words) or 'none'}"
+
+
+def dotted(location: Iterable[str | int]) -> str:
+    """`("rows", 1, "set")` as `rows.1.set`."""
+    return ".".join(map(str, location))
+
+
+def non_finite(value: Any) -> bool:
+    """Whether infinity or not-a-number hides in a value read from YAML."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(non_finite(child) for child in children)
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def field_names(kind: type) -> list[str]:
+    """Names of a dataclass's or pydantic model's fields."""
+    if dataclasses.is_dataclass(kind):
+        return [field.name for field in dataclasses.fields(kind)]
+    return list(getattr(kind, "model_fields", {}))
+
+
+def _kind_at(kind: type, location: Iterable[str | int]) -> type | None:
+    """The dataclass or model found by walking from `kind` along field names; None elsewhere."""
+    here: Any = kind
+    for name in location:
+        if isinstance(name, int):  # an item of `tuple[Model, ...]`
+            here = next(iter(get_args(here)), None)
+        elif isinstance(here, type) and name in field_names(here):
+            here = get_type_hints(here).get(name)
+        else:
+            return None
+    return here if isinstance(here, type) and field_names(here) else None
+
+
+def _explain(error: Mapping[str, Any], kind: type) -> tuple[Location, str]:
+    """Where and what of one pydantic error, in words for a person."""
+    location: Location = tuple(error["loc"])
+    value, name = error["input"], error["type"]
+    if name == "value_error":
+        what = str(error["ctx"]["error"])
+        first = re.match(r"\w+", what)
+        owner = _kind_at(kind, location)
+        if first and owner and first[0] in field_names(owner):
+            location = (*location, first[0])
+        return location, what
+    if name in ("unexpected_keyword_argument", "extra_forbidden"):
+        owner = _kind_at(kind, location[:-1])
+        known = field_names(owner) if owner else []
+        if location and location[-1] in known:
+            return location, f"must be a mapping (key: value), got {show(value)}"
+        return location, f"unknown key{suggest(str(location[-1]), known)}"
+    if name == "missing":
+        if isinstance(location[-1], int):  # a list of fixed length
+            return location[:-1], f"has too few values: {show(value)}"
+        return location, "missing; add it"
+    if name == "literal_error":
+        return location, f"must be {error['ctx']['expected']}, got {show(value)}"
+    if name in ("int_type", "float_type", "int_parsing", "float_parsing", "int_from_float"):
+        hint = "; remove the quotes" if isinstance(value, str) and _is_number(value) else ""
+        wanted = "a number" if name.startswith("float") else "a whole number"
+        return location, f"must be {wanted}, got {show(value)}{hint}"
+    wanted = {
+        "bool_type": "true or false",
+        "string_type": "a text",
+        "tuple_type": "a list like [1, 2]",
+        "dict_type": "a mapping (key: value)",
+        "dataclass_type": "a mapping (key: value)",
+        "model_type": "a mapping (key: value)",
+    }.get(name, "")
+    what = f"must be {wanted}" if wanted else str(error["msg"])[:1].lower() + str(error["msg"])[1:]
+    return location, f"{what}, got {show(value)}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def validate(kind: type, tree: Any, tell: Callable[[Location, str], None]) -> Any | None:
+    """An instance of a dataclass or pydantic model from YAML values, strictly.
+
+    Each mistake is told with its location; the mistaken values are then taken out and the rest is
+    checked again, because one mistake can hide others. Returns what is left (so that checks that
+    need other parts can go on), or None when nothing can be built.
+    """
+    tree = json.loads(json.dumps(tree))  # a copy we may cut
+    removed: list[Location] = []
+    while True:
+        try:
+            return _adapter(kind).validate_json(json.dumps(tree), strict=True)
+        except ValidationError as error:
+            found = [_explain(item, kind) for item in error.errors(include_url=False)]
+        # a message about a value that was taken out speaks of its default, which nobody wrote
+        fresh = [(where, what) for where, what in found if where not in removed]
+        for where, what in fresh:
+            tell(where, what)
+        cut = [where for where, _ in fresh if _cut(tree, where)]
+        removed += cut
+        if not cut:
+            return None
+
+
+def _cut(tree: Any, location: Location) -> bool:
+    """Take the value at `location` (of a list: the whole list) out of `tree`; False when it is not there."""
+    holder, key = None, None
+    for name in location:
+        inside = name in tree if isinstance(tree, dict) else isinstance(tree, list) and isinstance(name, int)
+        if not inside:
+            return False
+        if isinstance(tree, dict):
+            holder, key = tree, name
+        tree = tree[name]
+    if holder is None:
+        return False
+    del holder[key]
+    return True
