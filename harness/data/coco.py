@@ -1,0 +1,208 @@
+"""A data set in COCO layout: train/, val/, annotations/instances_train.json, annotations/instances_val.json.
+
+COCO's own folders (train2017/ with annotations/instances_train2017.json) are found too. Everything is checked
+when it is opened. Category ids may have gaps or start at 0: the network sees label indices 0 .. C-1 in order of id.
+Images without objects are legal; crowd regions are kept apart, because nothing is learnt from them.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from harness.data.checks import (
+    KNOWN_EMPTY_BOXES,
+    Problems,
+    check_annotations,
+    check_categories,
+    check_files,
+    check_images,
+    check_tables,
+)
+from harness.data.layout import Split, find_split
+from harness.data.ticker import Progress, print_line
+from harness.errors import UserError
+
+COCO_AREA_BOUNDS = (32.0**2, 96.0**2)
+LARGE_FILE = 50_000_000  # bytes of an annotation file that take long enough to say so
+
+
+class CocoDataset:
+    """One split, read and checked.
+
+    Args:
+        root: the folder in COCO layout.
+        split: "train" or "val".
+        progress: takes a line of text now and then when the checks take long; None prints it.
+
+    Raises:
+        UserError: everything that is wrong with the split, in one message.
+    """
+
+    def __init__(self, root: Path | str, split: Split, *, progress: Progress | None = None) -> None:
+        self.split = split
+        self.name = Path(root).absolute().name
+        self.annotation_file, self.image_folder = find_split(Path(root), split)
+        content = _read_json(self.annotation_file, progress or print_line)
+        problems = Problems(self.annotation_file)
+        check_tables(content, problems)
+        check_categories(content["categories"], problems)
+        check_images(content["images"], problems)
+        check_annotations(content, problems)
+        check_files(self.image_folder, content["images"], problems, progress)
+        self.area_bounds = _area_bounds(content, problems)
+        problems.raise_if_any()
+        self._read_tables(content)
+        if self.num_clipped:
+            (progress or print_line)(f"{self.annotation_file}: {self.num_clipped} boxes clipped by at most 1 pixel")
+        if self.num_left_out:
+            (progress or print_line)(f"{self.annotation_file}: {self.num_left_out} known boxes without area left out")
+
+    def _read_tables(self, content: dict[str, Any]) -> None:
+        """Turn the checked lists into arrays: annotations sorted by image."""
+        categories = sorted(content["categories"], key=lambda row: row["id"])
+        self.category_ids: tuple[int, ...] = tuple(row["id"] for row in categories)
+        self.category_names: tuple[str, ...] = tuple(row["name"] for row in categories)
+        images = sorted(content["images"], key=lambda row: row["id"])
+        self.image_ids: tuple[int, ...] = tuple(row["id"] for row in images)
+        self.image_hw: tuple[tuple[int, int], ...] = tuple((row["height"], row["width"]) for row in images)
+        self._files = [row["file_name"] for row in images]
+        position = {image_id: index for index, image_id in enumerate(self.image_ids)}
+        label = {category: index for index, category in enumerate(self.category_ids)}
+        kept = [row for row in content["annotations"] if (row["image_id"], row["id"]) not in KNOWN_EMPTY_BOXES]
+        self.num_left_out = len(content["annotations"]) - len(kept)
+        kept.sort(key=lambda row: position[row["image_id"]])
+        count = len(kept)
+        self._ids = np.fromiter((row["id"] for row in kept), np.int64, count)
+        self._image = np.fromiter((position[row["image_id"]] for row in kept), np.int64, count)
+        self._labels = np.fromiter((label[row["category_id"]] for row in kept), np.int64, count)
+        self._crowd = np.fromiter((bool(row.get("iscrowd", 0)) for row in kept), bool, count)
+        self._xywh = np.array([row["bbox"] for row in kept], np.float64).reshape(count, 4)
+        box_areas = self._xywh[:, 2] * self._xywh[:, 3]
+        self._areas = np.array(
+            [
+                box_area if row.get("area") is None else row["area"]
+                for row, box_area in zip(kept, box_areas, strict=True)
+            ],
+            np.float64,
+        )
+        self._starts = np.searchsorted(self._image, np.arange(len(images) + 1))
+        corners = np.concatenate([self._xywh[:, :2], self._xywh[:, :2] + self._xywh[:, 2:]], 1)
+        limits = np.array(self.image_hw, np.float64)[self._image][:, [1, 0, 1, 0]]
+        clipped = np.clip(corners, 0, limits)
+        self.num_clipped = int((np.abs(clipped - corners).max(1, initial=0) > 0.01).sum())
+        self._xyxy = clipped.astype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def num_classes(self) -> int:
+        """Categories of the file, also those without an object in this split."""
+        return len(self.category_ids)
+
+    @property
+    def num_boxes(self) -> int:
+        """Objects that are not crowd regions."""
+        return int((~self._crowd).sum())
+
+    def load_image(self, index: int) -> np.ndarray:
+        """RGB uint8 [H, W, 3] of the image at `index` (order of image ids).
+
+        Raises:
+            UserError: the file has gone or broken since it was checked.
+        """
+        path = self.image_folder / self._files[index]
+        try:
+            with Image.open(path) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(
+                f"{path}: image {self.image_ids[index]} cannot be read: {error}; restore the file"
+            ) from error
+
+    def boxes(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the image at `index`: boxes_xyxy [G, 4] float32 pixels, labels [G] int64, crowd_xyxy [N, 4]."""
+        rows = slice(self._starts[index], self._starts[index + 1])
+        single = ~self._crowd[rows]
+        return self._xyxy[rows][single], self._labels[rows][single], self._xyxy[rows][~single]
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """`load_image` and `boxes` together."""
+        return (self.load_image(index), *self.boxes(index))
+
+    @cached_property
+    def ground_truth(self) -> dict[str, Any]:
+        """COCO's JSON without the masks, every number as in the file; missing `area` and `iscrowd` filled in.
+
+        Annotation ids are renumbered from 1: the evaluators take id 0 for "not matched".
+        """
+        image_ids, category_ids = np.array(self.image_ids), np.array(self.category_ids)
+        columns = zip(
+            image_ids[self._image].tolist(),
+            category_ids[self._labels].tolist(),
+            self._xywh.tolist(),
+            self._areas.tolist(),
+            self._crowd.astype(int).tolist(),
+            strict=True,
+        )
+        names = ("image_id", "category_id", "bbox", "area", "iscrowd")
+        return {
+            "info": {"area_bounds": list(self.area_bounds)},
+            "images": [
+                {"id": image_id, "height": height, "width": width}
+                for image_id, (height, width) in zip(self.image_ids, self.image_hw, strict=True)
+            ],
+            "annotations": [
+                {"id": number, **dict(zip(names, values, strict=True))} for number, values in enumerate(columns, 1)
+            ],
+            "categories": [
+                {"id": category, "name": name}
+                for category, name in zip(self.category_ids, self.category_names, strict=True)
+            ],
+        }
+
+
+def same_categories(train: CocoDataset, val: CocoDataset) -> None:
+    """Raise `UserError` unless both splits name the same categories with the same ids."""
+    first, second = (dict(zip(data.category_ids, data.category_names, strict=True)) for data in (train, val))
+    if first == second:
+        return
+    different = sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
+    raise UserError(
+        f"{val.annotation_file}: its categories differ from those of {train.annotation_file.name} "
+        f"(ids {', '.join(map(str, different[:5]))}{'…' if len(different) > 5 else ''}); give both files one list"
+    )
+
+
+def _read_json(path: Path, progress: Progress) -> Any:
+    """The file's content without segmentations, which would fill the memory and are not needed to train boxes."""
+    if path.stat().st_size > LARGE_FILE:
+        progress(f"reading {path} ({path.stat().st_size / 1e6:.0f} MB)")
+    try:
+        return json.loads(path.read_bytes(), object_hook=_without_segmentation)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: broken JSON: {error}; repair or replace the file") from error
+
+
+def _without_segmentation(row: dict[str, Any]) -> dict[str, Any]:
+    row.pop("segmentation", None)
+    return row
+
+
+def _area_bounds(content: dict[str, Any], problems: Problems) -> tuple[float, float]:
+    """Bounds of small, medium and large in square pixels: COCO's unless `info.area_bounds` declares others."""
+    info = content.get("info")
+    bounds = info.get("area_bounds") if isinstance(info, dict) else None
+    if bounds is None:
+        return COCO_AREA_BOUNDS
+    numbers = isinstance(bounds, list) and len(bounds) == 2 and all(type(v) in (int, float) for v in bounds)
+    if not numbers or not 0 < bounds[0] < bounds[1]:
+        problems.add("area bounds", f"info.area_bounds {bounds!r} must be two rising areas in square pixels")
+        return COCO_AREA_BOUNDS
+    return float(bounds[0]), float(bounds[1])

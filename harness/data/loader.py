@@ -1,0 +1,193 @@
+"""Batches for training and evaluation that depend on nothing but (seed, epoch, image).
+
+A loader keeps no state: the order of an epoch is a permutation drawn from (seed, epoch), the augmentation of an
+image from (seed, epoch, image id). So a resumed trial continues at any batch of any epoch with the very same
+numbers, and worker processes change nothing but the speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from harness.config import DataConfig
+from harness.data.coco import CocoDataset
+from harness.data.transforms import flip, normalise, resize, resized_hw, scale_boxes
+from model.types import Batch, Targets
+
+CACHE_BYTES = 1_000_000_000  # decoded images are kept in memory when all of them fit, over all workers
+_ORDER, _AUGMENT = 1, 2  # what a random stream is for
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One image on its way into a batch."""
+
+    image: np.ndarray  # [h, w, 3] uint8, resized
+    boxes_xyxy: np.ndarray  # [G, 4] float32, pixels of the resized image
+    labels: np.ndarray  # [G] int64
+    image_id: int
+    original_hw: tuple[int, int]
+
+
+class _Samples(TorchDataset):
+    """Samples by (epoch, index); picklable, so that worker processes can hold it."""
+
+    def __init__(self, dataset: CocoDataset, config: DataConfig, training: bool, seed: int, num_workers: int) -> None:
+        self.dataset, self.config, self.training, self.seed = dataset, config, training, seed
+        self.short_sides = config.train_short_sides if training else (config.eval_short_side,)
+        self.one_size = len(self.short_sides) == 1  # then images are kept resized, else as they were read
+        needed = sum(3 * height * width for height, width in map(self._kept_hw, range(len(dataset))))
+        self.keep = needed * max(1, num_workers) <= CACHE_BYTES
+        self.kept: dict[int, np.ndarray] = {}
+
+    def _kept_hw(self, index: int) -> tuple[int, int]:
+        """Size of an image as the cache would hold it."""
+        height, width = self.dataset.image_hw[index]
+        if not self.one_size:
+            return height, width
+        return resized_hw(height, width, self.short_sides[0], self.config.max_long_side)
+
+    def _image(self, index: int) -> np.ndarray:
+        image = self.kept.get(index)
+        if image is None:
+            image = resize(self.dataset.load_image(index), *self._kept_hw(index))
+            if self.keep:
+                self.kept[index] = image
+        return image
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, epoch_index: tuple[int, int]) -> _Sample:
+        epoch, index = epoch_index
+        image_id = self.dataset.image_ids[index]
+        height, width = self.dataset.image_hw[index]
+        boxes, labels, _ = self.dataset.boxes(index)
+        short_side, mirror = self.short_sides[0], False
+        if self.training:
+            rng = np.random.default_rng([_AUGMENT, self.seed, epoch, image_id % 2**63])
+            short_side = self.short_sides[int(rng.integers(len(self.short_sides)))]
+            mirror = rng.random() < self.config.flip_probability
+        new_hw = resized_hw(height, width, short_side, self.config.max_long_side)
+        image = resize(self._image(index), *new_hw)
+        boxes = scale_boxes(boxes, (height, width), new_hw)
+        if mirror:
+            image, boxes = flip(image, boxes)
+        return _Sample(image, boxes, labels, image_id, (height, width))
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """Samples -> the tensors of a `Batch`, as a plain dict because that is what crosses processes and gets pinned."""
+
+    size_divisor: int
+
+    def __call__(self, samples: list[_Sample]) -> dict[str, Any]:
+        valid_hw = torch.tensor([sample.image.shape[:2] for sample in samples])
+        height, width = (-(-side // self.size_divisor) * self.size_divisor for side in valid_hw.amax(0).tolist())
+        images = torch.zeros(len(samples), 3, height, width)
+        for image, sample, (h, w) in zip(images, samples, valid_hw.tolist(), strict=True):
+            image[:, :h, :w] = torch.from_numpy(normalise(sample.image))
+        targets = Targets.stack(
+            [torch.from_numpy(np.ascontiguousarray(sample.boxes_xyxy)) for sample in samples],
+            [torch.from_numpy(np.ascontiguousarray(sample.labels)) for sample in samples],
+        )
+        return {
+            "images": images,
+            "valid_hw": valid_hw,
+            "boxes_xyxy": targets.boxes_xyxy,
+            "labels": targets.labels,
+            "image_ids": tuple(sample.image_id for sample in samples),
+            "original_hw": torch.tensor([sample.original_hw for sample in samples]),
+        }
+
+
+class _BatchPlan:
+    """The batches of the epoch at hand; read by the DataLoader in this process, never sent to a worker."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, int]]] = []
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class Loader:
+    """Batches of a data set.
+
+    Args:
+        dataset: an opened split.
+        config: sizes and augmentation.
+        batch_size: images per batch.
+        training: shuffle and augment; otherwise ascending image ids at `config.eval_short_side`.
+        seed: of order and augmentation.
+        size_divisor: a batch's height and width are multiples of it (zeros to the right and below).
+        num_workers: processes that prepare batches; 0 prepares them in this one.
+        drop_last: leave out the last, smaller batch of an epoch.
+    """
+
+    def __init__(
+        self,
+        dataset: CocoDataset,
+        config: DataConfig,
+        *,
+        batch_size: int,
+        training: bool,
+        seed: int,
+        size_divisor: int,
+        num_workers: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.training = training
+        self._seed = seed
+        self._drop_last = drop_last
+        self._plan = _BatchPlan()
+        self._batches = DataLoader(
+            _Samples(dataset, config, training, seed, num_workers),
+            batch_sampler=self._plan,
+            collate_fn=_Collate(size_divisor),
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,  # they keep their decoded images
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole if self._drop_last or rest == 0 else whole + 1
+
+    def order(self, epoch: int) -> list[int]:
+        """Indices into the data set in the order of `epoch`."""
+        if not self.training:
+            return list(range(len(self.dataset)))
+        return np.random.default_rng([_ORDER, self._seed, epoch]).permutation(len(self.dataset)).tolist()
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from number `start_batch` on; the same ones however often and whenever asked."""
+        order = self.order(epoch)
+        self._plan.batches = [
+            [(epoch, index) for index in order[number * self.batch_size : (number + 1) * self.batch_size]]
+            for number in range(start_batch, len(self))
+        ]
+        if not self._plan.batches:
+            return
+        for tensors in self._batches:
+            yield Batch(
+                images=tensors["images"],
+                valid_hw=tensors["valid_hw"],
+                targets=Targets(tensors["boxes_xyxy"], tensors["labels"]),
+                image_ids=tuple(tensors["image_ids"]),
+                original_hw=tensors["original_hw"],
+            )
