@@ -1,0 +1,241 @@
+"""Training: one optimiser step on one screen, its parameter groups, schedule and exact checkpoints.
+
+Nothing here logs or evaluates; `harness.trial` does, around it. A run is a pure function of (configuration, seed):
+the loader's order and augmentation follow from (seed, epoch), and everything else that moves is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.config import TrainConfig
+from harness.errors import NonFiniteLoss
+from model.detector import Detector
+from model.types import Batch
+
+CHECKPOINT, PREVIOUS, WEIGHTS = "state.safetensors", "previous.safetensors", "model.safetensors"
+
+
+# ---- one step -----------------------------------------------------------------------------------------------------
+
+
+def train_step(
+    detector: Detector,
+    batches: list[Batch],
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    *,
+    step: int,
+    total_steps: int,
+    steps_per_epoch: int,
+) -> dict[str, float]:
+    """One optimiser step over `batches` (more than one: gradient accumulation).
+
+    Args:
+        detector: in training mode, on the batches' device.
+        batches: the parts of one batch; their gradients are averaged.
+        optimizer: with groups from `parameter_groups`.
+        config: precision, clipping and schedule.
+        step: 0-based number of this step.
+        total_steps: of the whole training.
+        steps_per_epoch: for the step schedule.
+
+    Returns:
+        Every unweighted loss by name and the weighted total as `total`, averaged over the parts.
+
+    Raises:
+        NonFiniteLoss: names the terms, the step and the images; the parameters are left as they were.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * learning_rate_factor(step, total_steps, steps_per_epoch, config)
+    optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, float] = {}
+    for batch in batches:
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            total, losses = _forward(detector, batch, step)
+        values = _check_finite(total, losses, step, batch.image_ids)
+        (total / len(batches)).backward()
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value / len(batches)
+    norm = torch.nn.utils.clip_grad_norm_(detector.parameters(), config.clip_grad_norm or math.inf)
+    if not torch.isfinite(norm):
+        images = [image for batch in batches for image in batch.image_ids]
+        raise NonFiniteLoss(f"the gradient is not finite at step {step}, images {images}; losses were {_short(sums)}")
+    optimizer.step()
+    return sums
+
+
+def _forward(detector: Detector, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    try:
+        return detector(batch)
+    except FloatingPointError as error:  # from matching, which sees the predictions first
+        raise NonFiniteLoss(f"{error} (step {step}, images {list(batch.image_ids)})") from error
+
+
+def _check_finite(total: Tensor, losses: dict[str, Tensor], step: int, image_ids: tuple[int, ...]) -> dict[str, float]:
+    """The losses as numbers, with one transfer for all."""
+    names = ["total", *losses]
+    values = torch.stack([total.detach().float(), *(loss.detach().float() for loss in losses.values())]).tolist()
+    numbers = dict(zip(names, values, strict=True))
+    bad = [name for name, value in numbers.items() if not math.isfinite(value) and name != "total"]
+    if bad or not math.isfinite(numbers["total"]):
+        finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+        raise NonFiniteLoss(
+            f"loss not finite at step {step}: {', '.join(bad) or 'total'}; images {list(image_ids)}; "
+            f"finite ones: {_short(finite)}; lower train.learning_rate or use train.precision: fp32"
+        )
+    return numbers
+
+
+def _short(numbers: dict[str, float]) -> str:
+    return ", ".join(f"{name}={value:.3g}" for name, value in numbers.items())
+
+
+# ---- optimiser and schedule ---------------------------------------------------------------------------------------
+
+
+def parameter_groups(detector: Detector, config: TrainConfig) -> list[dict[str, Any]]:
+    """AdamW groups: all, the backbone, and sampling offsets with reference points at their own rates (official)."""
+    groups: dict[float, list[Tensor]] = {}
+    for name, parameter in detector.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        factor = 1.0
+        if name.startswith("backbone."):
+            factor = config.backbone_lr_factor
+        elif "sampling_offsets" in name or "reference_points" in name:
+            factor = config.sampling_lr_factor
+        groups.setdefault(factor, []).append(parameter)
+    rate = config.learning_rate
+    return [{"params": p, "lr": rate * factor, "base_lr": rate * factor} for factor, p in groups.items()]
+
+
+def build_optimizer(detector: Detector, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW, one fused kernel for all parameters."""
+    groups = parameter_groups(detector, config)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+
+
+def learning_rate_factor(step: int, total_steps: int, steps_per_epoch: int, config: TrainConfig) -> float:
+    """Learning rate at a 0-based step, relative to its peak.
+
+    `one_cycle`: a linear rise over `warmup_fraction` of all steps, then a cosine to zero.
+    `step`: the same rise, then 1, times 0.1 after each of `drop_epochs`.
+    """
+    warmup = config.warmup_fraction * total_steps
+    if step + 1 < warmup:
+        return (step + 1) / warmup
+    if config.schedule == "one_cycle":
+        progress = (step + 1 - warmup) / max(total_steps - warmup, 1)
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return float(0.1 ** sum(step >= epoch * steps_per_epoch for epoch in config.drop_epochs))
+
+
+# ---- exact checkpoints --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """Where a training stands; with the tensors in the checkpoint it is all that a resumed run needs."""
+
+    step: int = 0  # optimiser steps done
+    epoch: int = 0  # epochs done, with their evaluation
+    loss_sums: dict[str, float] = field(default_factory=dict)  # over the steps of the epoch at work
+    history: list[dict[str, Any]] = field(default_factory=list)  # an entry per epoch done
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+
+
+def save_checkpoint(folder: Path, detector: Detector, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Write weights, optimiser, random state and progress as one file, keeping the one before until it is whole."""
+    from safetensors.torch import save_file
+
+    tensors = {f"model.{name}": value.contiguous() for name, value in detector.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{CHECKPOINT}.{os.getpid()}.tmp"
+    save_file(tensors, temporary, metadata={"progress": json.dumps(progress.__dict__)})
+    _sync(temporary)
+    if (folder / CHECKPOINT).exists():
+        os.replace(folder / CHECKPOINT, folder / PREVIOUS)
+    os.replace(temporary, folder / CHECKPOINT)
+
+
+def load_checkpoint(
+    folder: Path, detector: Detector, optimizer: torch.optim.Optimizer
+) -> tuple[Progress | None, list[str]]:
+    """Continue from the newest whole checkpoint, if there is one.
+
+    Returns:
+        progress (None: start from the beginning), and a warning for each checkpoint that could not be read.
+    """
+    warnings = []
+    for name in (CHECKPOINT, PREVIOUS):
+        if not (folder / name).exists():
+            continue
+        try:
+            tensors, progress = _read(folder / name)
+        except Exception as error:  # noqa: BLE001 - a torn file may fail in any way; the one before is tried
+            warnings.append(f"checkpoint {folder / name} cannot be read ({error}); trying the one before")
+            continue
+        _restore(tensors, detector, optimizer)
+        return progress, warnings
+    return None, warnings
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Progress]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        return {name: file.get_tensor(name) for name in file.keys()}, Progress(**json.loads(metadata["progress"]))  # noqa: SIM118
+
+
+def _restore(tensors: dict[str, Tensor], detector: Detector, optimizer: torch.optim.Optimizer) -> None:
+    detector.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            states.setdefault(int(index), {})[key] = tensor
+    current = optimizer.state_dict()
+    optimizer.load_state_dict({"state": states, "param_groups": current["param_groups"]})
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+
+
+def save_weights(folder: Path, detector: Detector) -> None:
+    """Keep the trained weights and drop what only a continuation would need."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
+    save_file({name: value.contiguous() for name, value in detector.state_dict().items()}, temporary)
+    _sync(temporary)
+    os.replace(temporary, folder / WEIGHTS)
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove what only a continuation would need; called once the record says finished."""
+    for name in (CHECKPOINT, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,354 @@
+"""One trial: build → train → evaluate → record, in that order.
+
+`run_trial` continues from the trial's own checkpoint if there is one, writes the record after every epoch, and leaves
+a true status behind whatever happens: finished, failed with the reason, or interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness.data import CocoDataset, open_dataset
+from harness.data.loader import Loader
+from harness.evaluate import evaluate, evaluator_version
+from harness.results import RunStore, provenance, write_atomic
+from harness.train import (
+    Progress,
+    build_optimizer,
+    drop_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    save_weights,
+    train_step,
+)
+from model.detector import Detector
+from model.ops import IMPLEMENTATION
+from model.types import Batch
+
+if TYPE_CHECKING:
+    from harness.grid import Trial
+
+CHECKPOINT_SECONDS = 60.0  # between checkpoints inside an epoch
+REPORT_SECONDS = 2.0  # between progress events
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class Interrupted(Exception):
+    """The trial was asked to stop and has left a checkpoint."""
+
+
+@dataclass
+class Session:
+    """What a trial works with while it runs."""
+
+    trial: Trial
+    store: RunStore
+    device: torch.device
+    train_loader: Loader
+    val_loader: Loader
+    val_data: CocoDataset
+    detector: Detector
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    started: str
+    clock: float  # when `progress.wall_seconds` was last brought up to date
+    report: Report
+    should_stop: Callable[[], bool]
+
+    @property
+    def folder(self) -> Any:
+        return self.store.dir(self.trial.trial_id)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.train_loader) // self.trial.config.train.accumulate_steps)
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.trial.config.train.epochs
+
+
+def run_trial(
+    trial: Trial, store: RunStore, *, report: Report, should_stop: Callable[[], bool] | None = None
+) -> dict[str, Any]:
+    """Train, evaluate and record one trial, from its checkpoint if there is one.
+
+    Args:
+        trial: what to run.
+        store: where its record and checkpoint live.
+        report: called with progress events (dicts with `kind` "step", "epoch" or "done").
+        should_stop: asked between steps; when true the trial leaves a checkpoint and ends as interrupted.
+
+    Returns:
+        The record (see `harness.results`).
+
+    Raises:
+        Interrupted: after leaving a checkpoint.
+        Exception: what went wrong; the record says `failed` and why, log.txt holds the traceback.
+    """
+    try:
+        session = build(trial, store, report, should_stop or (lambda: False))
+        _write_record(session, "running")
+        while session.progress.epoch < trial.config.train.epochs:
+            train_epoch(session)
+            finish_epoch(session)
+        return finish(session)
+    except (Interrupted, KeyboardInterrupt):
+        store.mark(trial.trial_id, "interrupted", **_identity(trial))
+        raise
+    except Exception as error:
+        last = f"{type(error).__name__}: {error}".splitlines()[0]
+        write_atomic(store.dir(trial.trial_id) / "log.txt", traceback.format_exc())
+        store.mark(trial.trial_id, "failed", error=last, **_identity(trial))
+        raise
+
+
+# ---- build --------------------------------------------------------------------------------------------------------
+
+
+def build(trial: Trial, store: RunStore, report: Report, should_stop: Callable[[], bool]) -> Session:
+    """Data, detector and optimiser of a trial, at the point where it was left."""
+    from harness.grid import config_to_dict
+
+    config = trial.config
+    clock = time.monotonic()
+    device = choose_device(trial.runtime.device)
+    train_data, val_data = (open_dataset(config.data, split) for split in ("train", "val"))
+    torch.manual_seed(config.seed)
+    detector = Detector(config.model, train_data.num_classes).to(device)
+    optimizer = build_optimizer(detector, config.train)
+    store.write_config(trial.trial_id, config_to_dict(config))
+    progress, warnings = load_checkpoint(store.dir(trial.trial_id) / "checkpoint", detector, optimizer)
+    for warning in warnings:
+        report({"kind": "warning", "trial_id": trial.trial_id, "label": trial.label, "message": warning})
+    workers = trial.runtime.num_workers
+    divisor = detector.size_divisor
+    return Session(
+        trial,
+        store,
+        device,
+        Loader(
+            train_data,
+            config.data,
+            batch_size=config.train.batch_size // config.train.accumulate_steps,
+            training=True,
+            seed=config.seed,
+            size_divisor=divisor,
+            num_workers=workers,
+        ),
+        Loader(
+            val_data,
+            config.data,
+            batch_size=max(1, config.train.batch_size // config.train.accumulate_steps),
+            training=False,
+            seed=0,
+            size_divisor=divisor,
+            num_workers=workers,
+        ),
+        val_data,
+        detector,
+        optimizer,
+        progress or Progress(),
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        clock,
+        report,
+        should_stop,
+    )
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto` takes the accelerator where there is one.
+
+    Raises:
+        ValueError: `cuda` is wanted and there is none.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise ValueError("runtime.device: cuda is asked for, but torch sees no GPU here; use auto or cpu")
+    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+
+
+# ---- train --------------------------------------------------------------------------------------------------------
+
+
+def train_epoch(session: Session) -> None:
+    """The steps of the current epoch that are not done yet."""
+    progress, config = session.progress, session.trial.config.train
+    session.detector.train()
+    first_step = progress.epoch * session.steps_per_epoch
+    done = progress.step - first_step
+    batches = session.train_loader.epoch(progress.epoch, start_batch=done * config.accumulate_steps)
+    reported = saved = mark = time.monotonic()
+    steps_here, mark_step = 0, progress.step
+    for parts in _in_groups(batches, config.accumulate_steps):
+        losses = train_step(
+            session.detector,
+            [part.to(session.device) for part in parts],
+            session.optimizer,
+            config,
+            step=progress.step,
+            total_steps=session.total_steps,
+            steps_per_epoch=session.steps_per_epoch,
+        )
+        progress.step += 1
+        steps_here += 1
+        for name, value in losses.items():
+            progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + value
+        now = time.monotonic()
+        if now - reported >= REPORT_SECONDS or steps_here == 1:
+            seconds_per_step = (now - mark) / (progress.step - mark_step)
+            session.report(_step_event(session, losses["total"], seconds_per_step))
+            reported = now
+        last = progress.step == first_step + session.steps_per_epoch
+        if session.should_stop() or (now - saved >= CHECKPOINT_SECONDS and not last):
+            progress.train_seconds += now - mark
+            mark, mark_step = now, progress.step
+            _save(session)
+            saved = time.monotonic()
+            if session.should_stop():
+                raise Interrupted(f"stopped at step {progress.step} of {session.total_steps}")
+    progress.train_seconds += time.monotonic() - mark
+
+
+def _in_groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    while group := list(islice(batches, size)):
+        yield group
+
+
+def _step_event(session: Session, loss: float, seconds_per_step: float) -> dict[str, Any]:
+    progress, trial = session.progress, session.trial
+    left = session.total_steps - progress.step
+    epochs_left = trial.config.train.epochs - progress.epoch
+    seconds_per_evaluation = progress.eval_seconds / progress.epoch if progress.epoch else 0.0
+    return {
+        "kind": "step",
+        "trial_id": trial.trial_id,
+        "label": trial.label,
+        "epoch": progress.epoch + 1,
+        "epochs": trial.config.train.epochs,
+        "step": progress.step,
+        "total_steps": session.total_steps,
+        "loss": loss,
+        "seconds_per_step": seconds_per_step,
+        "eta_seconds": left * seconds_per_step + epochs_left * seconds_per_evaluation,
+    }
+
+
+# ---- evaluate and record ------------------------------------------------------------------------------------------
+
+
+def finish_epoch(session: Session) -> None:
+    """Evaluate, write the epoch's metrics and the record, and leave a checkpoint."""
+    progress, config = session.progress, session.trial.config
+    steps = progress.step - progress.epoch * session.steps_per_epoch
+    means = {name: value / max(steps, 1) for name, value in progress.loss_sums.items()}
+    progress.epoch += 1
+    entry: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "loss": means.pop("total", None)}
+    if progress.epoch % config.evaluate.every_epochs == 0 or progress.epoch == config.train.epochs:
+        started = time.monotonic()
+        metrics, per_class, detections = evaluate(
+            session.detector.eval(), session.val_loader, session.val_data, config.evaluate, session.device
+        )
+        progress.eval_seconds += time.monotonic() - started
+        entry |= metrics
+        write_atomic(session.folder / "detections.json", json.dumps(detections))
+        write_atomic(session.folder / "per_class.json", json.dumps(per_class))
+    entry |= {"seconds": progress.train_seconds + progress.eval_seconds, "losses": means}
+    progress.loss_sums = {}
+    progress.history.append(entry)
+    session.store.append_metrics(session.trial.trial_id, entry)
+    _write_record(session, "running")
+    _save(session)
+    event = _step_event(session, entry["loss"] or 0.0, progress.train_seconds / max(progress.step, 1))
+    session.report({**event, **entry, "kind": "epoch", "epoch": progress.epoch})
+    if session.should_stop() and progress.epoch < config.train.epochs:
+        raise Interrupted(f"stopped after epoch {progress.epoch}")
+
+
+def finish(session: Session) -> dict[str, Any]:
+    """Keep the weights, write the final record, drop what only a continuation would need."""
+    save_weights(session.folder / "checkpoint", session.detector)
+    record = _write_record(session, "finished")
+    drop_checkpoints(session.folder / "checkpoint")
+    session.report({**record["history"][-1], "kind": "done", "trial_id": record["trial_id"], "label": record["label"]})
+    return record
+
+
+def _save(session: Session) -> None:
+    _update_clock(session)
+    save_checkpoint(session.folder / "checkpoint", session.detector, session.optimizer, session.progress)
+
+
+def _update_clock(session: Session) -> None:
+    progress, now = session.progress, time.monotonic()
+    progress.wall_seconds += now - session.clock
+    session.clock = now
+    if session.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    progress.peak_memory_mb = max(progress.peak_memory_mb, peak)
+
+
+def _identity(trial: Trial) -> dict[str, Any]:
+    """The part of a record that is known before anything ran."""
+    from harness.grid import config_to_dict
+
+    return {
+        "schema": 1,
+        "trial_id": trial.trial_id,
+        "label": trial.label,
+        "config": config_to_dict(trial.config),
+        "fingerprint": trial.fingerprint,
+        "factors": dict(trial.factors),
+    }
+
+
+def _write_record(session: Session, status: str) -> dict[str, Any]:
+    _update_clock(session)
+    trial, progress = session.trial, session.progress
+    evaluated = [entry for entry in progress.history if "AP" in entry]
+    bookkeeping = ("epoch", "step", "loss", "losses", "seconds")
+    metrics = {k: v for k, v in evaluated[-1].items() if k not in bookkeeping} if evaluated else {}
+    per_class = session.folder / "per_class.json"
+    seconds = progress.train_seconds + progress.eval_seconds
+    record = {
+        **_identity(trial),
+        "status": status,
+        "metrics": metrics,
+        "history": progress.history,
+        "per_class": json.loads(per_class.read_text()) if evaluated and per_class.exists() else {},
+        "cost": {
+            "train_seconds": progress.train_seconds,
+            "eval_seconds": progress.eval_seconds,
+            "wall_seconds": progress.wall_seconds,
+            "seconds_per_step": progress.train_seconds / progress.step if progress.step else None,
+            "peak_memory_mb": progress.peak_memory_mb,
+            "num_parameters": sum(p.numel() for p in session.detector.parameters()),
+            "device_hours": seconds / 3600 * max(trial.runtime.gpus_per_trial, 1.0),
+        },
+        "provenance": provenance()
+        | {
+            "device": torch.cuda.get_device_name() if session.device.type == "cuda" else "cpu",
+            "ops": IMPLEMENTATION,
+            "evaluator": evaluator_version(trial.config.evaluate.evaluator),
+            "area_bounds": list(session.val_data.area_bounds),
+            "threads": torch.get_num_threads(),
+        },
+        "error": None,
+        "started": session.started,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds") if status == "finished" else None,
+    }
+    session.store.write_result(trial.trial_id, record)
+    return record

@@ -1,0 +1,78 @@
+"""A detector and batches small enough for tests."""
+
+from __future__ import annotations
+
+import torch
+
+from model.config import BackboneConfig, DetectorConfig, TransformerConfig
+from model.heads import HEADS
+from model.types import Batch, Targets
+
+PLAIN = {"two_stage": False, "box_refinement": False, "mixed_selection": False, "look_forward_twice": False}
+REFINED = {**PLAIN, "box_refinement": True}
+NUM_CLASSES = 5
+
+
+def tiny_config(*heads: str, backbone: BackboneConfig | None = None, **changes) -> DetectorConfig:
+    """Under 100,000 parameters; two-stage with everything on, unless changed."""
+    backbone = backbone or BackboneConfig(
+        block="basic", depths=(1, 1, 1, 1), width=8, stem="conv3", norm="group", frozen_stages=-1
+    )
+    transformer = TransformerConfig(
+        channels=32,
+        num_levels=3,
+        num_attention_heads=4,
+        num_points=2,
+        num_encoder_layers=1,
+        num_decoder_layers=2,
+        feedforward_channels=64,
+    )
+    return DetectorConfig(
+        backbone=backbone,
+        transformer=transformer,
+        num_queries=12,
+        heads=tuple(HEADS[name].Config() for name in heads),
+        **changes,
+    )
+
+
+def tiny_targets(counts: tuple[int, ...], valid_hw: torch.Tensor, seed: int = 0) -> Targets:
+    """Random boxes inside each image's valid area."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes, labels = [], []
+    for count, (height, width) in zip(counts, valid_hw.tolist(), strict=True):
+        centre = torch.rand(count, 2, generator=generator) * 0.6 + 0.2
+        half = torch.rand(count, 2, generator=generator) * 0.15 + 0.04
+        scale = torch.tensor([width, height, width, height])
+        boxes.append(torch.cat([centre - half, centre + half], 1) * scale)
+        labels.append(torch.randint(0, NUM_CLASSES, (count,), generator=generator))
+    return Targets.stack(boxes, labels)
+
+
+def tiny_batch(
+    counts: tuple[int, ...] = (3, 1),
+    sizes: tuple[tuple[int, int], ...] = ((96, 96), (96, 96)),
+    canvas: tuple[int, int] | None = None,
+    seed: int = 0,
+) -> Batch:
+    """Random images of the given (height, width) in a canvas that is a multiple of 32 pixels."""
+    height = max(h for h, _ in sizes)
+    width = max(w for _, w in sizes)
+    height, width = canvas or (-(-height // 32) * 32, -(-width // 32) * 32)
+    images = torch.zeros(len(sizes), 3, height, width)
+    for i, (h, w) in enumerate(sizes):
+        generator = torch.Generator().manual_seed(1000 * seed + i)
+        images[i, :, :h, :w] = torch.randn(3, h, w, generator=generator)
+    valid_hw = torch.tensor(sizes)
+    targets = tiny_targets(counts, valid_hw, seed)
+    return Batch(images, valid_hw, targets, tuple(range(len(sizes))), valid_hw.clone())
+
+
+def single(batch: Batch, index: int, canvas: tuple[int, int]) -> Batch:
+    """One image of a batch alone, in its own canvas."""
+    h, w = batch.valid_hw[index].tolist()
+    images = torch.zeros(1, 3, *canvas)
+    images[0, :, :h, :w] = batch.images[index, :, :h, :w]
+    count = int(batch.targets.num_boxes[index])
+    targets = Targets.stack([batch.targets.boxes_xyxy[index, :count]], [batch.targets.labels[index, :count]])
+    return Batch(images, batch.valid_hw[index : index + 1], targets, (batch.image_ids[index],), None)
