@@ -1,0 +1,233 @@
+"""Detections -> COCO metrics, for the decoder and for every auxiliary branch, in one pass over the images.
+
+Two implementations of COCO's protocol can be chosen: faster_coco_eval (the default) and pycocotools (the oracle);
+every number is the same. Only their precision and recall arrays are used: the summary is made here, because the
+area bounds may be the data set's own and because AP per class is wanted too. All metrics are percentages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.config import EvaluateConfig
+    from harness.data.coco import CocoDataset
+    from harness.data.loader import Loader
+    from model.detector import Detector
+    from model.types import Batch, Detections
+
+DECODER = "decoder"  # the branch whose metrics have no prefix
+MAX_DETECTIONS = (1, 10, 100)  # per image and class
+EVALUATORS = ("faster_coco_eval", "pycocotools")
+_DISTRIBUTIONS = {"faster_coco_eval": "faster-coco-eval", "pycocotools": "pycocotools"}
+
+
+def evaluator_version(name: str) -> str:
+    """Name and version of an evaluator, for the record."""
+    return f"{name} {metadata.version(_DISTRIBUTIONS[name])}"
+
+
+def evaluate(
+    detector: Detector,
+    loader: Loader,
+    dataset: CocoDataset,
+    config: EvaluateConfig,
+    device: torch.device | str,
+    *,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, float | None], dict[str, float | None], list[dict[str, Any]]]:
+    """Detect on every image once and score each branch of `config.branches`.
+
+    Args:
+        detector: set to evaluation mode meanwhile.
+        loader: of `dataset`, without augmentation.
+        dataset: gives the ground truth.
+        config: branches and evaluator.
+        device: where the detector is.
+        on_batch: called with (batches done, batches in all).
+
+    Returns:
+        Metrics (the decoder's under plain names, another branch's as `atss/AP`), AP per class of the first branch
+        that is the decoder (else of the first branch), and that branch's detections in COCO's results format.
+    """
+    results = detect_all(detector, loader, dataset, config.branches, device, on_batch=on_batch)
+    main = DECODER if DECODER in results else config.branches[0]
+    metrics: dict[str, float | None] = {}
+    per_class: dict[str, float | None] = {}
+    for branch, detections in results.items():
+        scores = evaluate_detections(dataset, detections, config.evaluator)
+        if branch == main:
+            per_class = scores.pop("per_class")
+        else:
+            del scores["per_class"]
+        metrics.update(scores if branch == DECODER else {f"{branch}/{name}": score for name, score in scores.items()})
+    return metrics, per_class, results[main]
+
+
+def detect_all(
+    detector: Detector,
+    loader: Loader,
+    dataset: CocoDataset,
+    branches: Iterable[str],
+    device: torch.device | str,
+    *,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Each branch's detections on every image of `loader`, in COCO's results format; one forward per batch."""
+    import torch
+
+    names = tuple(dict.fromkeys(branches))
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    was_training = detector.training
+    detector.eval()
+    try:
+        with torch.no_grad():
+            for done, batch in enumerate(loader.epoch(0), 1):
+                found = detector.detect_branches(batch.to(device), names, max_detections=MAX_DETECTIONS[-1])
+                for name in names:
+                    results[name] += to_results(batch, found[name], dataset.category_ids)
+                if on_batch:
+                    on_batch(done, len(loader))
+    finally:
+        detector.train(was_training)
+    return results
+
+
+def to_results(batch: Batch, detections: list[Detections], category_ids: tuple[int, ...]) -> list[dict[str, Any]]:
+    """COCO results (image_id, category_id, bbox x y width height, score) in pixels of the data set's images.
+
+    Args:
+        batch: with `original_hw`; boxes are scaled from its `valid_hw`, and clipped to the image.
+        detections: one per image, boxes in pixels of the batch.
+        category_ids: COCO id of each label.
+    """
+    assert batch.original_hw is not None, "the batch does not know the sizes of its images in the data set"
+    results = []
+    scales = (batch.original_hw.double() / batch.valid_hw.cpu()).flip(1).repeat(1, 2).numpy()  # [B, 4]
+    limits = batch.original_hw.flip(1).repeat(1, 2).double().numpy()
+    for image_id, found, scale, limit in zip(batch.image_ids, detections, scales, limits, strict=True):
+        boxes = np.clip(found.boxes_xyxy.detach().cpu().double().numpy() * scale, 0, limit)
+        scores = found.scores.detach().cpu().double().numpy()
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise FloatingPointError(f"boxes or scores of image {image_id} are not finite: the weights have diverged")
+        boxes[:, 2:] -= boxes[:, :2]
+        labels = found.labels.tolist()
+        for label, box, score in zip(labels, boxes.tolist(), scores.tolist(), strict=True):
+            results.append({"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score})
+    return results
+
+
+def evaluate_detections(dataset: CocoDataset, results: list[dict[str, Any]], evaluator: str) -> dict[str, Any]:
+    """COCO's metrics of boxes, in percent.
+
+    Args:
+        dataset: `ground_truth`, `area_bounds`, categories.
+        results: COCO results format; may be empty (then every defined metric is 0).
+        evaluator: "faster_coco_eval" or "pycocotools".
+
+    Returns:
+        AP, AP50, AP75, APS, APM, APL, AR1, AR10, AR100 and `per_class` (category name -> AP). What has no ground
+        truth, as an area range without objects, is None.
+
+    Raises:
+        UserError: the evaluator is unknown or not installed.
+    """
+    small, large = dataset.area_bounds
+    ranges = {"all": [0.0, 1e10], "small": [0.0, small], "medium": [small, large], "large": [large, 1e10]}
+    runs = {"faster_coco_eval": _run_faster_coco_eval, "pycocotools": _run_pycocotools}
+    if evaluator not in runs:
+        raise UserError(f"evaluate.evaluator {evaluator!r} is unknown; choose one of {', '.join(runs)}")
+    try:
+        arrays = runs[evaluator](dataset.ground_truth, _as_annotations(results), ranges)
+    except ImportError as error:
+        other = next(name for name in EVALUATORS if name != evaluator)
+        raise UserError(
+            f"{evaluator} cannot be imported ({error}); install it or set evaluate.evaluator: {other}"
+        ) from error
+    precision, recall = (np.ascontiguousarray(arrays[name], np.float64) for name in ("precision", "recall"))
+    return _summary(precision, recall, dataset.category_names)
+
+
+def _as_annotations(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Detections as the evaluators' own loaders would number and measure them; those fail on an empty list."""
+    return [
+        {**result, "id": number, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
+        for number, result in enumerate(results, 1)
+    ]
+
+
+def _run_faster_coco_eval(truth: dict[str, Any], detections: list[dict[str, Any]], ranges: dict) -> dict[str, Any]:
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    def silent(*_: Any) -> None: ...
+
+    sides = [COCO(tables, print_function=silent) for tables in _tables(truth, detections)]
+    run = COCOeval_faster(*sides, iouType="bbox", print_function=silent)
+    _set_protocol(run.params, ranges)
+    run.evaluate()
+    run.accumulate()
+    return run.eval
+
+
+def _run_pycocotools(truth: dict[str, Any], detections: list[dict[str, Any]], ranges: dict) -> dict[str, Any]:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        sides = []
+        for tables in _tables(truth, detections):
+            side = COCO()
+            side.dataset = tables
+            side.createIndex()
+            sides.append(side)
+        run = COCOeval(*sides, iouType="bbox")
+        _set_protocol(run.params, ranges)
+        run.evaluate()
+        run.accumulate()
+    return run.eval
+
+
+def _tables(truth: dict[str, Any], detections: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both sides for an evaluator, with rows of its own because evaluators write into them."""
+    return {**truth, "annotations": [dict(row) for row in truth["annotations"]]}, {**truth, "annotations": detections}
+
+
+def _set_protocol(params: Any, ranges: dict[str, list[float]]) -> None:
+    params.maxDets = list(MAX_DETECTIONS)
+    params.areaRngLbl, params.areaRng = list(ranges), list(ranges.values())
+
+
+def _summary(precision: np.ndarray, recall: np.ndarray, category_names: tuple[str, ...]) -> dict[str, Any]:
+    """COCO's summary: means over what is defined.
+
+    Args:
+        precision: [10 IoU thresholds 0.5 to 0.95, 101 recalls, C, 4 areas, 3 detection limits]; -1: undefined.
+        recall: [10, C, 4, 3].
+        category_names: of the C classes.
+    """
+
+    def mean(values: np.ndarray) -> float | None:
+        defined = values[values > -1]
+        return 100 * float(defined.mean()) if defined.size else None
+
+    metrics: dict[str, Any] = {
+        "AP": mean(precision[..., 0, -1]),
+        "AP50": mean(precision[0, ..., 0, -1]),
+        "AP75": mean(precision[5, ..., 0, -1]),
+    }
+    for area, name in enumerate(("APS", "APM", "APL"), 1):
+        metrics[name] = mean(precision[..., area, -1])
+    for limit, number in enumerate(MAX_DETECTIONS):
+        metrics[f"AR{number}"] = mean(recall[..., 0, limit])
+    metrics["per_class"] = {name: mean(precision[:, :, index, 0, -1]) for index, name in enumerate(category_names)}
+    return metrics
