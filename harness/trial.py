@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,7 +45,7 @@ REPORT_SECONDS = 2.0  # between progress events
 Report = Callable[[dict[str, Any]], None]
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - an outcome, not an error
     """The trial was asked to stop and has left a checkpoint."""
 
 
@@ -67,15 +68,18 @@ class Session:
     should_stop: Callable[[], bool]
 
     @property
-    def folder(self) -> Any:
+    def folder(self) -> Path:
+        """Where the trial's files live."""
         return self.store.dir(self.trial.trial_id)
 
     @property
     def steps_per_epoch(self) -> int:
+        """Optimiser steps of one epoch."""
         return -(-len(self.train_loader) // self.trial.config.train.accumulate_steps)
 
     @property
     def total_steps(self) -> int:
+        """Optimiser steps of the whole training."""
         return self.steps_per_epoch * self.trial.config.train.epochs
 
 
@@ -190,8 +194,8 @@ def train_epoch(session: Session) -> None:
     done = progress.step - first_step
     batches = session.train_loader.epoch(progress.epoch, start_batch=done * config.accumulate_steps)
     reported = saved = mark = time.monotonic()
-    steps_here, mark_step = 0, progress.step
-    for parts in _in_groups(batches, config.accumulate_steps):
+    mark_step = progress.step
+    for count, parts in enumerate(_in_groups(batches, config.accumulate_steps)):
         losses = train_step(
             session.detector,
             [part.to(session.device) for part in parts],
@@ -202,11 +206,10 @@ def train_epoch(session: Session) -> None:
             steps_per_epoch=session.steps_per_epoch,
         )
         progress.step += 1
-        steps_here += 1
         for name, value in losses.items():
             progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + value
         now = time.monotonic()
-        if now - reported >= REPORT_SECONDS or steps_here == 1:
+        if now - reported >= REPORT_SECONDS or count == 0:
             seconds_per_step = (now - mark) / (progress.step - mark_step)
             session.report(_step_event(session, losses["total"], seconds_per_step))
             reported = now
