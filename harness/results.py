@@ -89,6 +89,10 @@ class RunStore:
         """The folder of a trial, whether or not it exists."""
         return self.root / "runs" / trial_id
 
+    def grid_dir(self, name: str) -> Path:
+        """The folder where the driver of a grid leaves its own lease."""
+        return self.root / "grids" / name
+
     def prepare(self) -> None:
         """Make the store's folder.
 
@@ -190,6 +194,10 @@ class RunStore:
     def claim(self, trial_id: str, owner: str = "") -> lease.Lease | None:
         """The lease to work on a trial, or None while somebody else holds it (see `harness.lease.claim`)."""
         return lease.claim(self.dir(trial_id) / "lease.json", owner)
+
+    def claim_grid(self, name: str) -> lease.Lease | None:
+        """The lease that says a grid has a living driver, or None when another one has it."""
+        return lease.claim(self.grid_dir(name) / "lease.json")
 
 
 def _git(root: Path, *arguments: str) -> str | None:

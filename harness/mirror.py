@@ -1,0 +1,208 @@
+"""Keeps the tracking store equal to the records.
+
+The records are the truth; the mirror replays from them what MLflow does not have yet. It works in one process (the
+driver), so training neither waits for nor fails with a tracking server. While a grid runs, after it, and after
+an outage it is one and the same call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from harness import tracking
+from harness.errors import UserError
+from harness.lease import file_lock, is_alive
+from harness.results import RunStore, to_json
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from harness.grid import Grid, Trial
+
+ARTIFACTS = ("config.yaml", "result.json", "log.txt")
+RETRY_SECONDS = 30.0  # between attempts to reach a store that is away
+
+
+class Mirror:
+    """Keeps MLflow equal to the records of a grid's trials.
+
+    Args:
+        store: the records.
+        grid: name, title and trials.
+        uri: the tracking store; None takes `tracking_uri()`.
+        warn: takes the one line that says the store is away, and the one that says it is back.
+    """
+
+    def __init__(
+        self, store: RunStore, grid: Grid, uri: str | None = None, warn: Callable[[str], None] = print
+    ) -> None:
+        self.store = store
+        self.grid = grid
+        self.uri = uri or tracking.tracking_uri(store.root)
+        self.warn = warn
+        self._client: MlflowClient | None = None
+        self._experiment = ""
+        self._parent = ""
+        self._seen: dict[str, tuple[Any, ...]] = {}  # state of a record's files when it was last mirrored
+        self._next_attempt = 0.0
+        self._warned = False
+
+    @property
+    def _mlflow(self) -> MlflowClient:
+        if self._client is None:
+            self._client = tracking.connect(self.uri)
+        return self._client
+
+    def open(self) -> None:
+        """Make store, experiment and the grid's run; set right what killed processes left as RUNNING.
+
+        Raises:
+            UserError: the tracking store cannot be reached.
+        """
+        self._experiment = tracking.ensure_store(self.uri)
+        with tracking.reaching(self.uri):
+            self._parent = self._grid_run()
+            self._reconcile()
+
+    def sync(self, trials: Iterable[Trial] | None = None) -> bool:
+        """Replay what MLflow lacks of these trials (default: all of the grid). False while the store is away.
+
+        Never raises: the first failure gives one warning, and what was missed is replayed by the next call that
+        gets through.
+        """
+        if time.monotonic() < self._next_attempt:
+            return False
+        try:
+            for trial in self.grid.trials if trials is None else trials:
+                self._sync_trial(trial)
+        except Exception as error:  # whatever happens on the tracking side, training goes on
+            self._next_attempt = time.monotonic() + RETRY_SECONDS
+            if not self._warned:
+                self._warned = True
+                self.warn(
+                    f"warning: {tracking.one_line(error)}; training goes on, "
+                    "and the records keep what the tracking store misses until it is back"
+                )
+            return False
+        if self._warned:
+            self._warned = False
+            self.warn(f"tracking store {self.uri} is back and has everything")
+        return True
+
+    def close(self) -> bool:
+        """Replay the rest and give the grid's run its status. False when the store is away."""
+        self._next_attempt = 0.0
+        if not self.sync():
+            return False
+        found = {self.store.status(trial.trial_id) for trial in self.grid.trials}
+        order = ("running", "failed", "interrupted", "pending", "finished")
+        worst = next((status for status in order if status in found), "finished")
+        with suppress(Exception):
+            tracking.set_status(self._mlflow, self._parent, "interrupted" if worst == "pending" else worst)
+        return True
+
+    # ---- runs
+
+    def _find(self, condition: str) -> list[Run]:
+        return tracking.find_runs(self._mlflow, self._experiment, condition)
+
+    def _grid_run(self) -> str:
+        grid = self.grid
+        tags = {"codetr.grid": grid.name, "codetr.preset": grid.preset, "mlflow.note.content": grid.title}
+        with file_lock(self.store.root / ".mirror.lock"):
+            found = self._find(f"tags.`codetr.grid` = '{grid.name}' AND tags.`codetr.preset` = '{grid.preset}'")
+            name = f"{grid.name} ({grid.preset})"
+            run = found[0] if found else tracking.create_run(self._mlflow, self._experiment, name, tags)
+        tracking.set_status(self._mlflow, run.info.run_id, "running")
+        return str(run.info.run_id)
+
+    def _trial_run(self, trial: Trial) -> Run:
+        with file_lock(self.store.root / ".mirror.lock"):  # two drivers must not make two runs of one trial
+            found = self._find(f"tags.trial_id = '{trial.trial_id}'")
+            tags = {"trial_id": trial.trial_id, "mlflow.parentRunId": self._parent}
+            run = found[0] if found else tracking.create_run(self._mlflow, self._experiment, trial.label, tags)
+        tracking.set_tags(self._mlflow, run, {f"grid.{self.grid.name}": trial.label})
+        tracking.set_params(self._mlflow, run, trial.factors)
+        return run
+
+    def _reconcile(self) -> None:
+        """A killed process leaves its run RUNNING for ever: give it the status that the record has."""
+        for run in self._find("attributes.status = 'RUNNING'"):
+            trial_id, grid = run.data.tags.get("trial_id"), run.data.tags.get("codetr.grid")
+            if trial_id and self.store.dir(trial_id).is_dir():
+                self._replay(run, trial_id)
+            elif grid and grid != self.grid.name and self.store.grid_dir(grid).is_dir():
+                driven = is_alive(self.store.grid_dir(grid) / "lease.json")
+                tracking.set_status(self._mlflow, run.info.run_id, "running" if driven else "interrupted")
+
+    # ---- one trial
+
+    def _state(self, trial_id: str) -> tuple[Any, ...]:
+        stamps = []
+        for name in ("result.json", "metrics.jsonl"):
+            with suppress(OSError):
+                found = (self.store.dir(trial_id) / name).stat()
+                stamps.append((name, found.st_mtime_ns, found.st_ino))
+        return (self.store.status(trial_id), *stamps)
+
+    def _sync_trial(self, trial: Trial) -> None:
+        state = self._state(trial.trial_id)
+        if state[0] == "pending" or self._seen.get(trial.trial_id) == state:
+            return
+        self._replay(self._trial_run(trial), trial.trial_id)
+        self._seen[trial.trial_id] = state
+
+    def _replay(self, run: Run, trial_id: str) -> None:
+        """Log the epochs that the run lacks and, for a trial that has ended, the rest of its record."""
+        status = self.store.status(trial_id)
+        entries = self.store.metrics(trial_id)
+        for entry in entries:
+            if entry["epoch"] > run.data.metrics.get("epoch", 0):
+                self._log(run, tracking.flat_metrics(entry), entry)
+        if status not in ("running", "pending"):
+            self._replay_end(run, trial_id, status, entries[-1] if entries else {})
+        if run.info.status != tracking.MLFLOW_STATUS.get(status):
+            tracking.set_status(self._mlflow, run.info.run_id, "interrupted" if status == "pending" else status)
+
+    def _replay_end(self, run: Run, trial_id: str, status: str, last: dict[str, Any]) -> None:
+        record = self.store.read(trial_id) or {}
+        digest = hashlib.sha256(f"{status} {to_json(record)}".encode()).hexdigest()[:16]
+        if run.data.tags.get("codetr.record") == digest:
+            return
+        parts = {group: record.get(group) or {} for group in tracking.GROUPS if group != "losses"}
+        final = tracking.flat_metrics({**(record.get("metrics") or {}), **parts})
+        known = {**run.data.metrics, **tracking.flat_metrics(last)}
+        self._log(run, {name: value for name, value in final.items() if known.get(name) != value}, last)
+        for name in ARTIFACTS:
+            if (self.store.dir(trial_id) / name).exists():
+                self._mlflow.log_artifact(run.info.run_id, str(self.store.dir(trial_id) / name))
+        provenance = record.get("provenance") or {}
+        tags = {key: str(record.get(key) or "") for key in ("error", "started", "finished", "fingerprint")}
+        tags = {f"codetr.{key}": value for key, value in {**tags, "provenance": to_json(provenance)}.items()}
+        if provenance.get("commit"):
+            tags["mlflow.source.git.commit"] = str(provenance["commit"])
+        # The digest last: when something before it fails, all of it is repeated.
+        tracking.set_tags(self._mlflow, run, {**tags, "codetr.record": digest})
+
+    def _log(self, run: Run, metrics: dict[str, float], entry: dict[str, Any]) -> None:
+        step = int(entry.get("step") or entry.get("epoch") or 0)
+        if metrics:
+            tracking.log_metrics(self._mlflow, run.info.run_id, metrics, step, entry.get("time") or time.time())
+
+
+def sync(store: RunStore, grid: Grid, uri: str | None = None) -> None:
+    """Replay everything of a grid that MLflow lacks.
+
+    Raises:
+        UserError: the tracking store cannot be reached.
+    """
+    warnings: list[str] = []
+    mirror = Mirror(store, grid, uri, warn=warnings.append)
+    mirror.open()
+    if not mirror.close():
+        raise UserError(warnings[0])

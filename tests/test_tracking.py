@@ -1,0 +1,233 @@
+"""The mirror: MLflow equals the records, each trial is one run, statuses are true, and outages cost nothing."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import EPOCHS, entry, finish, make_grid, make_trial, record
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from harness import mirror as mirror_room
+from harness import tracking
+from harness.errors import UserError
+from harness.mirror import Mirror, sync
+from harness.results import RunStore, write_atomic
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "store")
+
+
+def runs(uri: str) -> list[Run]:
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def trial_runs(uri: str) -> list[Run]:
+    return [run for run in runs(uri) if "trial_id" in run.data.tags]
+
+
+def history(uri: str, run: Run, name: str) -> list[tuple[int, float]]:
+    client = MlflowClient(tracking_uri=uri)
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def test_what_goes_in_comes_back(store: RunStore, tracking_store: str) -> None:
+    trial = make_trial(1)
+    made = finish(store, trial)
+    sync(store, make_grid(trial))
+    (back,) = tracking.read_records([trial.trial_id, "unknown"])
+    assert back["status"] == "finished" and back["label"] == trial.label and back["error"] is None
+    assert back["metrics"] == {"AP": 31.0, "atss/AP": 15.0, "loss": 10.0 / 3, "seconds": 1.5}
+    assert back["factors"] == trial.factors
+    assert back["grids"] == {"fakes": trial.label}
+    for key in ("cost", "per_class", "provenance", "fingerprint", "started", "finished"):
+        assert back[key] == made[key], key
+    expected = [{key: entry(trial, epoch)[key] for key in ("epoch", "step", "loss", "AP")} for epoch in (1, 2, 3)]
+    assert back["history"] == expected
+
+    (run,) = trial_runs(tracking_store)
+    (parent,) = [run for run in runs(tracking_store) if run.data.tags.get("codetr.grid") == "fakes"]
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.info.status == run.info.status == "FINISHED"
+    assert run.data.params == {"model.num_queries": "300", "model.two_stage": "true", "seed": "1"}
+    assert history(tracking_store, run, "losses/decoder.2/giou") == [(4, 1.0), (8, 0.5), (12, 1.0 / 3)]
+    artifacts = MlflowClient(tracking_uri=tracking_store).list_artifacts(run.info.run_id)
+    assert {artifact.path for artifact in artifacts} == {"config.yaml", "result.json"}
+
+
+def test_repeated_and_gradual_mirroring_logs_each_epoch_once(store: RunStore, tracking_store: str) -> None:
+    trial = make_trial(1)
+    mirror = Mirror(store, make_grid(trial))
+    mirror.open()
+    with store.claim(trial.trial_id):  # type: ignore[union-attr]
+        record(store, trial, "running")
+        for epoch in range(1, EPOCHS + 1):
+            store.append_metrics(trial.trial_id, entry(trial, epoch))
+            assert mirror.sync()
+            assert trial_runs(tracking_store)[0].info.status == "RUNNING"
+    finish(store, trial)
+    assert mirror.close()
+    sync(store, make_grid(trial))
+    (run,) = trial_runs(tracking_store)
+    assert run.info.status == "FINISHED"
+    for name in ("epoch", "AP", "cost/train_seconds"):
+        database = sqlite3.connect(tracking_store.removeprefix("sqlite:///"))
+        rows = database.execute("select count(*) from metrics where key = ?", (name,)).fetchone()[0]
+        assert rows == (1 if "/" in name else EPOCHS), name
+
+
+def test_a_trial_shared_by_two_grids_is_one_run(store: RunStore, tracking_store: str) -> None:
+    shared, other = make_trial(1), make_trial(2)
+    finish(store, shared)
+    finish(store, other)
+    sync(store, make_grid(shared, name="first"))
+    sync(store, make_grid(shared, other, name="second"))
+    assert len(trial_runs(tracking_store)) == 2
+    (back,) = tracking.read_records([shared.trial_id])
+    assert set(back["grids"]) == {"first", "second"}
+
+
+def test_failed_then_finished_is_told_truly(store: RunStore, tracking_store: str) -> None:
+    trial = make_trial(1)
+    store.append_metrics(trial.trial_id, entry(trial, 1))
+    record(store, trial, "failed", error="ValueError: no")
+    grid = make_grid(trial)
+    sync(store, grid)
+    (back,) = tracking.read_records([trial.trial_id])
+    assert (back["status"], back["error"]) == ("failed", "ValueError: no")
+    finish(store, trial)
+    sync(store, grid)
+    (back,) = tracking.read_records([trial.trial_id])
+    assert (back["status"], back["error"], len(back["history"])) == ("finished", None, EPOCHS)
+
+
+def test_a_killed_run_does_not_stay_running(store: RunStore, tracking_store: str) -> None:
+    trial, later = make_trial(1), make_trial(2)
+    first = Mirror(store, make_grid(trial, name="first"))
+    first.open()
+    driver = store.claim_grid("first")
+    with store.claim(trial.trial_id):  # type: ignore[union-attr]
+        record(store, trial, "running")
+        first.sync()
+        Mirror(store, make_grid(later, name="second")).open()
+        assert {run.info.status for run in runs(tracking_store)} == {"RUNNING"}  # it lives: nothing to set right
+    assert driver is not None
+    driver.release()  # both end without a word
+    Mirror(store, make_grid(later, name="second")).open()
+    found = {run.info.run_name: run.info.status for run in runs(tracking_store)}
+    assert found == {
+        trial.label: "KILLED",
+        "first (digits_fast)": "KILLED",
+        "second (digits_fast)": "RUNNING",
+    }
+
+
+def test_an_outage_warns_once_and_is_replayed(
+    store: RunStore, tracking_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = make_trial(1)
+    lines: list[str] = []
+    mirror = Mirror(store, make_grid(trial), warn=lines.append)
+    mirror.open()
+    monkeypatch.setattr(mirror_room, "RETRY_SECONDS", 0.0)
+    record(store, trial, "running")
+
+    def away(*_: Any, **__: Any) -> None:
+        raise ConnectionError("connection refused")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(MlflowClient, "search_runs", away)
+        outage.setattr(MlflowClient, "log_batch", away)
+        finish(store, trial)
+        assert not mirror.sync() and not mirror.sync() and not mirror.close()
+        assert len(lines) == 1 and "connection refused" in lines[0] and "\n" not in lines[0]
+    assert mirror.sync()
+    assert len(lines) == 2 and "is back" in lines[1]
+    (back,) = tracking.read_records([trial.trial_id])
+    assert back["status"] == "finished" and len(back["history"]) == EPOCHS
+
+
+def test_many_trials_are_read_at_once(store: RunStore, tracking_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = [make_trial(number) for number in (1, 2, 3)]
+    for trial in trials:
+        finish(store, trial, epochs=1)
+    sync(store, make_grid(*trials))
+    one_by_one = tracking.read_records([trials[2].trial_id, trials[0].trial_id])
+    monkeypatch.setattr(tracking, "FEW", 1)
+    assert tracking.read_records([trials[2].trial_id, trials[0].trial_id]) == one_by_one
+    assert [back["factors"]["seed"] for back in one_by_one] == [3, 1]
+
+
+def test_more_metrics_than_a_call_may_carry(store: RunStore, tracking_store: str) -> None:
+    trial = make_trial(1)
+    store.append_metrics(trial.trial_id, {"epoch": 1, "step": 4, "losses": {f"term {i}": i for i in range(1500)}})
+    record(store, trial, "finished", metrics={"AP": 3.0})
+    sync(store, make_grid(trial))
+    (run,) = trial_runs(tracking_store)
+    assert run.data.metrics["losses/term 1499"] == 1499 and run.data.metrics["epoch"] == 1
+
+
+@pytest.mark.parametrize("kind", ["server", "file", "folder", "scheme"])
+def test_unreachable_is_one_line_for_a_person(kind: str, store: RunStore, tmp_path: Path) -> None:
+    write_atomic(tmp_path / "file.db", "this is no database")
+    uri = {
+        "server": f"http://127.0.0.1:{free_port()}",
+        "file": f"sqlite:///{tmp_path / 'file.db'}",
+        "folder": f"sqlite:///{tmp_path / 'file.db' / 'mlflow.db'}",
+        "scheme": "nonsense://somewhere",
+    }[kind]
+    for attempt in (
+        lambda: tracking.ensure_store(uri),
+        lambda: tracking.read_records(["a"], uri),
+        lambda: Mirror(store, make_grid(make_trial(1)), uri).open(),
+    ):
+        with pytest.raises(UserError) as caught:
+            attempt()
+        assert "\n" not in str(caught.value) and uri in str(caught.value)
+        assert "MLFLOW_TRACKING_URI" in str(caught.value)
+
+
+def test_nothing_recorded_yet_says_what_to_do(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'none' / 'mlflow.db'}"
+    for attempt in (lambda: tracking.read_records(["a"], uri), lambda: tracking.ui_command(uri)):
+        with pytest.raises(UserError, match="run a grid first"):
+            attempt()
+    assert not (tmp_path / "none").exists()
+
+
+def test_ui_command_is_local_and_on_the_store(tracking_store: str) -> None:
+    command = tracking.ui_command(port=6060)
+    text = " ".join(command)
+    assert tracking_store in command and "--host 127.0.0.1" in text and "--port 6060" in text
+    with pytest.raises(UserError, match="open http://host:5000"):
+        tracking.ui_command("http://host:5000")
+
+
+def test_default_store_lies_beside_the_records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("CODETR_STORE", str(tmp_path))
+    assert tracking.tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert tracking.tracking_uri() == "http://host:5000"
+
+
+def test_flat_metrics_have_names_that_mlflow_takes() -> None:
+    flat = tracking.flat_metrics({"AR@100": 1, "APL": None, "time": 3.0, "ok": True, "losses": {"a[0]/b(c)": 2.0}})
+    assert flat == {"AR_100": 1.0, "losses/a_0_/b_c_": 2.0}
+    assert json.dumps(flat)
