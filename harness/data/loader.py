@@ -159,6 +159,7 @@ class Loader:
             batch_sampler=self._plan,
             collate_fn=_Collate(size_divisor),
             num_workers=num_workers,
+            generator=torch.Generator(),  # its own, so that starting an epoch draws nothing from the global one
             persistent_workers=num_workers > 0,  # they keep their decoded images
             pin_memory=torch.cuda.is_available(),
         )
