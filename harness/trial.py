@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.data import CocoDataset, open_dataset
+from harness.data import open_dataset
+from harness.data.coco import CocoDataset
 from harness.data.loader import Loader
 from harness.evaluate import evaluate, evaluator_version
 from harness.results import RunStore, provenance, write_atomic
