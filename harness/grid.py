@@ -15,7 +15,8 @@ from typing import Any
 
 from harness.config import DataConfig, RuntimeConfig, TrialConfig
 from harness.errors import UserError
-from harness.identity import NEEDS_HEADS, canonical_model, config_from_dict, config_to_dict, head_difference, trial_id
+from harness.identity import canonical_model, config_from_dict, config_to_dict, trial_id
+from harness.labels import Factor, factor_of, settings_of, short_names, show_value
 from harness.resolve import Resolved, Setting, leaves, resolve
 from harness.spec import (
     DEFAULT_PRESET,
@@ -26,11 +27,9 @@ from harness.spec import (
     preset_settings,
     read_spec,
 )
-from harness.strict import Mistakes
+from harness.strict import Mistakes, suggest
 
 __all__ = ["Grid", "Row", "Trial", "config_from_dict", "config_to_dict", "expand", "open_grid", "trial_id"]
-
-Factor = str | int | float | bool
 
 
 @dataclass(frozen=True)
@@ -146,6 +145,7 @@ def expand(
         resolved = resolve([*below, *settings, *above], spec.path, mistakes)
         if resolved is not None:
             drafts.append((_overridden(row, settings, above, notes), _canonical(resolved)))
+    baseline = _baseline(spec, drafts, mistakes)
     mistakes.check()
     fingerprints = _fingerprints([resolved.data for _, resolved in drafts], require_data, notes)
     trials, rows = _assemble(drafts, chosen, fingerprints)
@@ -163,7 +163,7 @@ def expand(
             for row, (draft, _) in zip(rows, drafts, strict=True)
         ),
         seeds=chosen,
-        baseline=spec.baseline,
+        baseline=baseline,
         published_preset=shown,
         description=spec.description,
         notes=tuple(dict.fromkeys(notes)),
@@ -173,7 +173,7 @@ def expand(
 def _combinations(spec: AblationSpec, mistakes: Mistakes) -> Iterator[tuple[RowSpec, list[Setting]]]:
     """Every row with its settings, crossed with every combination of the axes."""
     rows = spec.rows or (RowSpec(label=""),)
-    short = _short_names(spec.axes)
+    short = short_names(spec.axes)
     for index, row in enumerate(rows):
         where = f"{spec.path}:rows.{index}.set."
         settings = list(leaves(row.set, where, mistakes))
@@ -187,6 +187,19 @@ def _combinations(spec: AblationSpec, mistakes: Mistakes) -> Iterator[tuple[RowS
             ]
             together = row.model_copy(update={"label": ", ".join(filter(None, (row.label, label)))})
             yield together, [*settings, *extra]
+
+
+def _baseline(spec: AblationSpec, drafts: list[tuple[RowSpec, Resolved]], mistakes: Mistakes) -> str:
+    """The label that the baseline row has in this grid."""
+    labels = [row.label for row, _ in drafts]
+    if spec.baseline and spec.baseline not in labels:
+        marked = [label for label in labels if label.startswith(f"{spec.baseline} [")]  # see `_overridden`
+        if marked:
+            return marked[0]
+        if labels:
+            what = f"'{spec.baseline}' is not the label of a row{suggest(spec.baseline, labels)}"
+            mistakes.add(f"{spec.path}:baseline", what)
+    return spec.baseline
 
 
 def _overridden(row: RowSpec, settings: list[Setting], above: list[Setting], notes: list[str]) -> RowSpec:
@@ -231,14 +244,14 @@ def _assemble(
     drafts: list[tuple[RowSpec, Resolved]], seeds: tuple[int, ...], fingerprints: Mapping[DataConfig, str]
 ) -> tuple[tuple[Trial, ...], tuple[Row, ...]]:
     """Trials, each once in order of first mention, and the rows that refer to them."""
-    settings = [_flat(resolved.trial(0)) for _, resolved in drafts]
-    keys = list(dict.fromkeys(key for flat in settings for key in flat))
-    varied = [key for key in keys if len({repr(flat[key]) for flat in settings if key in flat}) > 1]
-    short = _short_names([*varied, "seed"])
+    flats = [settings_of(resolved.trial(0)) for _, resolved in drafts]
+    keys = list(dict.fromkeys(key for flat in flats for key in flat))
+    varied = [key for key in keys if len({repr(flat[key]) for flat in flats if key in flat}) > 1]
+    short = short_names([*varied, "seed"])
     trials: dict[str, Trial] = {}
     rows = []
-    for (row, resolved), flat in zip(drafts, settings, strict=True):
-        factors: dict[str, Factor] = {key: _factor(flat[key]) for key in varied if key in flat}
+    for (row, resolved), flat in zip(drafts, flats, strict=True):
+        factors: dict[str, Factor] = {key: factor_of(flat[key]) for key in varied if key in flat}
         ids = []
         for seed in seeds:
             config = resolved.trial(seed)
@@ -258,55 +271,3 @@ def _published_preset(spec: AblationSpec, preset: str) -> str:
     """This preset where the paper's numbers are given for it, else the first that they are given for."""
     given = list(dict.fromkeys(name for row in spec.rows for name in row.published if name))
     return preset if preset in given else next(iter(given), "")
-
-
-def _short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Dotted keys cut to the shortest ends that tell them apart."""
-    names = list(keys)
-    ends: dict[str, str] = {}
-    for name in names:
-        parts = name.split(".")
-        tails = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
-        ends[name] = next(t for t in tails if sum(n == t or n.endswith("." + t) for n in names) == 1 or t == name)
-    return ends
-
-
-def show_value(value: Any) -> str:
-    """A setting as labels show it: `true`, `0.0002`, `atss+faster_rcnn`, `none`."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if value is None:
-        return "none"
-    if isinstance(value, dict):
-        options = [f"{key}={show_value(v)}" for key, v in value.items() if key != "name"]
-        return str(value.get("name", "")) + (f"({','.join(options)})" if options else "")
-    if isinstance(value, list | tuple):
-        if any(isinstance(item, str | dict) for item in value):
-            return "+".join(map(show_value, value))
-        return ",".join(map(show_value, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _factor(value: Any) -> Factor:
-    return value if isinstance(value, str | int | float | bool) else show_value(value)
-
-
-def _flat(config: TrialConfig) -> dict[str, Any]:
-    """Dotted keys and values that say what a trial is: only what has an effect, of a head only what it changes."""
-    flat: dict[str, Any] = {}
-
-    def walk(node: dict[str, Any], path: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                walk(value, f"{path}{key}.")
-            else:
-                flat[f"{path}{key}"] = value
-
-    tree = config_to_dict(config)
-    del tree["seed"]
-    walk(tree, "")
-    flat["model.heads"] = [head_difference(head) for head in config.model.heads]
-    if not config.model.heads:
-        for name in NEEDS_HEADS:
-            del flat[f"model.{name}"]
-    return flat

@@ -32,7 +32,7 @@ def leaves(tree: Mapping[str, Any], origin: str, mistakes: Mistakes) -> Iterator
 
     `model: {num_queries: 40}` and `model.num_queries: 40` are the same setting.
     """
-    seen: dict[tuple[str, ...], str] = {}
+    seen: set[tuple[str, ...]] = set()
 
     def walk(node: Mapping[str, Any], path: tuple[str, ...], where: str) -> Iterator[tuple[tuple[str, ...], Any, str]]:
         for key, value in node.items():
@@ -41,9 +41,9 @@ def leaves(tree: Mapping[str, Any], origin: str, mistakes: Mistakes) -> Iterator
             if isinstance(value, dict) and value:
                 yield from walk(value, full, here + ".")
             elif full in seen:
-                mistakes.add(here, f"set twice (also as {seen[full]}); remove one")
+                mistakes.add(here, "set twice, nested and dotted; remove one")
             else:
-                seen[full] = here
+                seen.add(full)
                 yield full, value, here
 
     yield from walk(tree, (), origin)

@@ -7,18 +7,21 @@ them, and `seeds`. This room reads and checks the file itself; the settings in i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from harness.resolve import Setting, leaves
 from harness.strict import Mistakes, dotted, read_yaml, read_yaml_file, show, suggest, validate
 from model.config import require
 
 COCO_METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100")
-COST_METRICS = ("train_seconds", "seconds_per_step", "peak_memory_mb", "num_parameters", "device_hours")
+COST_METRICS = (
+    *("loss", "wall_seconds", "train_seconds", "eval_seconds", "seconds_per_step"),
+    *("device_hours", "peak_memory_mb", "num_parameters"),
+)
 SHIPPED = Path(__file__).resolve().parent.parent / "ablations"
 DEFAULT_PRESET = "digits"
 
@@ -94,19 +97,6 @@ class AblationSpec(BaseModel):
             require(len(values) > 0, f"'{key}' has no values, so the grid is empty; list at least one")
         return axes
 
-    @model_validator(mode="after")
-    def _whole(self) -> AblationSpec:
-        require(bool(self.rows or self.axes), "the grid is empty: add rows or axes")
-        labels = [row.label for row in self.rows]
-        twice = sorted({label for label in labels if labels.count(label) > 1})
-        require(not twice, f"rows need labels of their own; used twice: {', '.join(twice)}")
-        if self.baseline and not self.axes:
-            known = suggest(self.baseline, labels)
-            require(self.baseline in labels, f"baseline '{self.baseline}' is not the label of a row{known}")
-        crossed = self.axes and any(row.published for row in self.rows)
-        require(not crossed, "rows with published numbers cannot be crossed with axes; write each combination as a row")
-        return self
-
 
 def check_seeds(seeds: Iterable[int]) -> None:
     """Raise `ValueError` unless there are seeds, each once and none negative."""
@@ -130,18 +120,31 @@ def read_spec(path: str | Path, mistakes: Mistakes | None = None) -> AblationSpe
         tree = None
     else:
         tree = read_yaml_file(file, found)
-    spec = None
+    spec = AblationSpec()
     if tree:
         if "path" in tree:
             found.add(f"{path}:path", "unknown key; a data set is given by --data or data.path in base")
             del tree["path"]
-        spec = validate(AblationSpec, tree, lambda where, what: found.add(f"{path}:{dotted(where)}".rstrip(":"), what))
+        valid = validate(AblationSpec, tree, lambda where, what: found.add(f"{path}:{dotted(where)}", what))
+        spec = valid or spec
+        _check_whole(spec, tree, lambda where, what: found.add(f"{path}:{where}", what))
     elif not found.lines:
         found.add(str(path), "is empty; see ablations/README.md for what it may say")
     if mistakes is None:
         found.check()
-    spec = spec or AblationSpec(rows=(RowSpec(label="?"),))
     return spec.model_copy(update={"path": str(path), "name": spec.name or file.stem})
+
+
+def _check_whole(spec: AblationSpec, tree: dict[str, Any], tell: Callable[[str, str], None]) -> None:
+    """What concerns several parts of the file at once; `tree` is what was written, mistaken parts included."""
+    if not tree.get("rows") and not tree.get("axes"):
+        tell("rows", "the grid is empty; add rows or axes")
+    labels = [row.label for row in spec.rows]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        tell("rows", f"each row needs a label of its own; used twice: {', '.join(twice)}")
+    if spec.axes and any(row.published for row in spec.rows):
+        tell("axes", "cannot cross rows that have published numbers; write each combination as a row")
 
 
 def preset_files(spec_path: str) -> dict[str, Path]:
@@ -153,21 +156,20 @@ def preset_files(spec_path: str) -> dict[str, Path]:
 def preset_settings(preset: str, spec: AblationSpec, mistakes: Mistakes) -> list[Setting]:
     """The settings of a preset given by name or by path, and the file's own for this preset."""
     known = preset_files(spec.path)
-    file = known.get(preset)
-    if preset.endswith((".yaml", ".yml")):
-        file = Path(preset)
+    file = Path(preset) if preset.endswith((".yaml", ".yml")) else known.get(preset)
+    settings: list[Setting] = []
     if file is None:
         mistakes.add(f"preset '{preset}'", f"unknown preset{suggest(preset, known)}")
-        return []
-    for name in spec.presets:
-        if name not in {*known, file.stem}:
+    else:
+        settings += leaves(read_yaml_file(file, mistakes), f"{file}:", mistakes)
+    settings += leaves(spec.base, f"{spec.path}:base.", mistakes)
+    own = file.stem if file else preset
+    for name, tree in spec.presets.items():
+        if name not in {*known, own}:
             mistakes.add(f"{spec.path}:presets.{name}", f"unknown preset{suggest(name, known)}")
-    tree = read_yaml_file(file, mistakes)
-    return [
-        *leaves(tree, f"{file}:", mistakes),
-        *leaves(spec.base, f"{spec.path}:base.", mistakes),
-        *leaves(spec.presets.get(file.stem, {}), f"{spec.path}:presets.{file.stem}.", mistakes),
-    ]
+        elif name == own:
+            settings += leaves(tree, f"{spec.path}:presets.{name}.", mistakes)
+    return settings
 
 
 def override_settings(overrides: Iterable[str], mistakes: Mistakes) -> list[Setting]:
@@ -178,6 +180,8 @@ def override_settings(overrides: Iterable[str], mistakes: Mistakes) -> list[Sett
         if not equals or not key.strip():
             mistakes.add(f"--set {text}", "must be key=value, such as --set train.epochs=3")
             continue
+        before = len(mistakes.lines)
         tree = {key.strip(): read_yaml(value, f"--set {key}", mistakes)}
-        settings += leaves(tree, "--set ", mistakes)
+        if len(mistakes.lines) == before:
+            settings += leaves(tree, "--set ", mistakes)
     return settings

@@ -1,0 +1,123 @@
+"""The command line: `codetr` and `python -m harness`.
+
+Only the arguments are described here; `harness.commands` does the work and is loaded after they are read,
+so that help comes at once. Exit codes: 0 done, 1 a trial failed, 2 a mistake of the user, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+DESCRIPTION = "Ablations of Co-DETR: one YAML file per paper table, trained with Ray, compared in MLflow."
+EXAMPLES = """\
+examples:
+  codetr plan   ablations/quickstart.yaml                       what would run, and what is done already
+  codetr run    ablations/quickstart.yaml                       run what is missing, print the table
+  codetr run    ablations/quickstart.yaml --preset digits_fast  the same in seconds, to see it work
+  codetr run    ablations/quickstart.yaml --data my_coco_folder --set train.epochs=20 --seeds 0,1,2
+  codetr status                                                 every trial in the store
+  codetr report ablations/*.yaml --out reports                  tables and figures from the tracking store
+  codetr ui                                                     the MLflow pages
+
+Records lie in $CODETR_STORE (default ~/codetr), generated data in $CODETR_CACHE (~/.cache/codetr);
+MLFLOW_TRACKING_URI names another tracking store. What an ablation file may say: ablations/README.md
+"""
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be whole numbers like 0,1,2, got '{text}'") from None
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got '{text}'")
+    return int(text)
+
+
+def _formats(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="codetr", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    store = argparse.ArgumentParser(add_help=False)
+    store.add_argument("--store", metavar="DIR", help="folder of the records (default: $CODETR_STORE or ~/codetr)")
+
+    grid = argparse.ArgumentParser(add_help=False)
+    grid.add_argument("--preset", metavar="NAME", default=None, help="scale: a preset's name or file (default: digits)")
+    grid.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="change a setting; repeatable"
+    )
+    grid.add_argument("--data", metavar="PATH", help="a data set folder in COCO layout, instead of the preset's")
+    grid.add_argument("--seeds", metavar="0,1,2", type=_numbers, help="instead of the file's seeds")
+
+    plan = commands.add_parser("plan", parents=[grid, store], help="show every trial: id, what differs, done or not")
+    plan.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
+
+    run = commands.add_parser("run", parents=[grid, store], help="run what is missing; resumes, never repeats")
+    run.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
+    run.add_argument("--executor", choices=("ray", "local"), default="ray", help="local: in this process, one by one")
+    run.add_argument("--concurrent", metavar="N", type=_at_least_one, help="trials at a time (default: what fits)")
+    run.add_argument("--cpus-per-trial", metavar="N", help="CPU cores of a trial; fractions allowed")
+    run.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial; fractions allowed")
+    run.add_argument("--limit", metavar="N", type=_at_least_one, help="run at most N trials now")
+
+    status = commands.add_parser("status", parents=[grid, store], help="what is running, done, failed, and why")
+    status.add_argument("files", nargs="*", metavar="FILE", help="only the trials of these ablation files")
+
+    report = commands.add_parser("report", parents=[grid, store], help="tables and figures from the tracking store")
+    report.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
+    report.add_argument("--out", metavar="DIR", default="reports", help="folder for the files (default: reports)")
+    report.add_argument("--format", metavar="LIST", type=_formats, dest="formats", help="md,tex,csv (default: all)")
+
+    ui = commands.add_parser("ui", parents=[store], help="serve the MLflow pages on this machine")
+    ui.add_argument("--port", metavar="N", type=_at_least_one, default=5000)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        from importlib.metadata import version
+
+        print(f"codetr {version('codetr-harness')}")
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return 2
+    if args.store:
+        os.environ["CODETR_STORE"] = str(Path(args.store).expanduser().absolute())  # for workers as well
+    from harness import commands
+    from harness.errors import UserError
+
+    try:
+        return int(getattr(commands, args.command)(args))
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `codetr plan … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

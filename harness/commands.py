@@ -1,0 +1,187 @@
+"""What each command does: the story of the package docstring, one function per command.
+
+Every function takes the parsed arguments and returns the exit code. Tables go to standard output, so that they
+can be piped; remarks and mistakes go to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from typing import Any
+
+from harness.grid import Grid, Trial, open_grid
+from harness.results import RunStore
+from harness.spec import DEFAULT_PRESET
+
+
+def _grids(args: argparse.Namespace, *, require_data: bool = True) -> list[Grid]:
+    overrides = list(args.overrides)
+    for option in ("cpus_per_trial", "gpus_per_trial"):
+        if getattr(args, option, None) is not None:
+            overrides.append(f"runtime.{option}={getattr(args, option)}")
+    grids = []
+    for file in args.files:
+        preset = args.preset or DEFAULT_PRESET
+        grid = open_grid(file, preset, overrides, data=args.data, seeds=args.seeds, require_data=require_data)
+        for note in grid.notes:
+            print(f"note: {note}", file=sys.stderr)
+        grids.append(grid)
+    return grids
+
+
+def _table(title: str, columns: dict[str, bool], rows: list[list[str]]) -> None:
+    """Print a table; `columns` tells by heading whether long cells may be wrapped."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=False)
+    if not console.is_terminal:  # a pipe or a job log has no width: do not wrap for it
+        console = Console(highlight=False, width=max(80, 4 + sum(_widths(list(columns), rows))))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
+    for heading, wrap in columns.items():
+        table.add_column(heading, no_wrap=not wrap, overflow="fold")
+    for row in rows:
+        table.add_row(*[_escape(cell) for cell in row])
+    with console.capture() as capture:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def _widths(headings: list[str], rows: list[list[str]]) -> list[int]:
+    return [max(len(cell) for cell in column) + 2 for column in zip(headings, *rows, strict=True)]
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Show every trial of the grids, what differs, and which are done."""
+    store = RunStore()
+    for grid in _grids(args, require_data=False):
+        states = {trial.trial_id: _state(store, trial) for trial in grid.trials}
+        rows = [
+            [trial.trial_id if trial.fingerprint else "-", trial.row, trial.label, states[trial.trial_id]]
+            for trial in grid.trials
+        ]
+        _table(
+            f"{grid.title} (preset {grid.preset})", {"trial": False, "row": True, "label": True, "status": False}, rows
+        )
+        print(_totals(grid, states, store))
+    return 0
+
+
+def _state(store: RunStore, trial: Trial) -> str:
+    return store.status(trial.trial_id) if trial.fingerprint else "pending"
+
+
+def _totals(grid: Grid, states: dict[str, str], store: RunStore) -> str:
+    counts = Counter(states.values())
+    text = f"{len(grid.trials)} trials: " + ", ".join(f"{number} {state}" for state, number in counts.most_common())
+    asked = len(grid.rows) * len(grid.seeds)
+    if asked > len(grid.trials):
+        text += f" ({asked} cells share them)"
+    left = [trial for trial in grid.trials if states[trial.trial_id] not in ("finished", "running")]
+    seconds = [
+        cost["wall_seconds"]
+        for trial in grid.trials
+        if states[trial.trial_id] == "finished"
+        and (cost := (store.read(trial.trial_id) or {}).get("cost") or {}).get("wall_seconds")
+    ]
+    if left and seconds:
+        text += f"; about {duration(len(left) * sum(seconds) / len(seconds))} of trial time left"
+        text += f", judged by {len(seconds)} finished"
+    return text
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3.2 min` or `1.5 h`."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run what is missing of each grid, then print its table."""
+    from harness.schedule import run_grid
+
+    store = RunStore()
+    failed = False
+    for grid in _grids(args):
+        summary = run_grid(grid, store, executor=args.executor, concurrent=args.concurrent, limit=args.limit)
+        failed |= bool(summary.failed)
+        records = [record for trial in grid.trials if (record := store.read(trial.trial_id))]
+        _print_report(grid, records)
+    return 1 if failed else 0
+
+
+def _print_report(grid: Grid, records: list[dict[str, Any]]) -> None:
+    from harness.report.formats import to_text
+    from harness.report.tables import make_table
+
+    print()
+    print(to_text(make_table(grid, records)))
+
+
+def status(args: argparse.Namespace) -> int:
+    """Show the trials of the store, or of some ablation files: state, progress, result, reason of failure."""
+    store = RunStore()
+    labels: dict[str, str] = {}
+    for grid in _grids(args, require_data=False):
+        labels.update({trial.trial_id: trial.label for trial in grid.trials if trial.fingerprint})
+    ids = list(labels) if args.files else store.trials()
+    if not ids:
+        print(f"no trials in {store.root}" if not args.files else "no trial of these files can be known yet")
+        return 0
+    rows = []
+    counts: Counter[str] = Counter()
+    for trial_id in ids:
+        record = store.read(trial_id) or {}
+        state = store.status(trial_id)
+        counts[state] += 1
+        label = labels.get(trial_id) or str(record.get("label") or "")
+        rows.append([trial_id, label, state, _progress(store, trial_id, state, record), _outcome(state, record)])
+    _table(str(store.root), {"trial": False, "label": True, "status": False, "progress": False, "result": True}, rows)
+    print(f"{len(ids)} trials: " + ", ".join(f"{number} {state}" for state, number in counts.most_common()))
+    return 0
+
+
+def _progress(store: RunStore, trial_id: str, state: str, record: dict[str, Any]) -> str:
+    if state == "finished":
+        seconds = (record.get("cost") or {}).get("wall_seconds")
+        return f"in {duration(seconds)}" if seconds else ""
+    beat = store.read_heartbeat(trial_id) or {}
+    if "step" not in beat:
+        return ""
+    total = beat.get("total_steps")
+    text = f"step {beat['step']}" + (f"/{total}" if total else "")
+    eta = beat.get("eta_seconds")
+    return f"{text}, {duration(eta)} left" if state == "running" and eta is not None else text
+
+
+def _outcome(state: str, record: dict[str, Any]) -> str:
+    if state == "failed":
+        return str(record.get("error") or "no message was recorded")
+    ap = (record.get("metrics") or {}).get("AP")
+    return "" if ap is None else f"AP {ap:.1f}"
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write the tables and figures of the grids from the tracking store, and print the tables."""
+    from harness.report import write_report
+
+    options = {} if args.formats is None else {"formats": args.formats}
+    for path in write_report(_grids(args), args.out, **options):
+        print(f"wrote {path}")
+    return 0
+
+
+def ui(args: argparse.Namespace) -> int:
+    """Serve the MLflow pages of the tracking store until interrupted."""
+    from harness.tracking import serve
+
+    return serve(port=args.port)
