@@ -1,0 +1,169 @@
+"""The small print of a table: why a number is missing, and how those that are there were made.
+
+Whoever reads a table should be able to tell, without asking, which data, code and evaluator stand behind it,
+and be warned where rows do not stand on the same ground.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from harness.report.statistics import smallest_p_value
+
+if TYPE_CHECKING:
+    from harness.config import DataConfig, TrialConfig
+    from harness.grid import Grid
+    from harness.report.tables import TableRow
+
+Record = Mapping[str, Any]
+WARNING = "WARNING: "
+PAPER = "Co-DETR (arXiv 2211.12860)"
+LONGEST_ERROR = 160  # characters
+SIZES = {"APS": "small", "APM": "medium", "APL": "large"}
+
+
+def missing_reason(record: Record | None) -> str:
+    """Say why a trial has no numbers to show; `record` is None when the store knows nothing of it."""
+    status = "pending" if record is None else str(record.get("status", "failed"))
+    if record is None or status == "pending":
+        return "not run yet"
+    if status == "failed":
+        return f"failed: {one_line(record.get('error')) or 'no message was recorded'}"
+    done = len(record.get("history") or ())
+    after = f"after {done} {plural('epoch', done)}" if done else "before the end of the first epoch"
+    if status == "running":
+        return f"still running, {after}"
+    return f"{status} {after}; run it again to resume"
+
+
+def undefined_reason(metric: str, records: Sequence[Record]) -> str:
+    """Say why finished trials have no number for `metric`."""
+    branch, slash, name = metric.rpartition("/")
+    evaluated = any(f"{branch}{slash}AP" in (record.get("metrics") or {}) for record in records)
+    if name in SIZES and evaluated:
+        return f"{metric} is undefined: the validation split has no {SIZES[name]} objects"
+    return f"{metric} was not recorded"
+
+
+def describe(grid: Grid, rows: Sequence[TableRow], records: Sequence[Record]) -> tuple[str, ...]:
+    """Return the notes of a table made from finished `records`; warnings come first."""
+    if not records:
+        return (f"preset {grid.preset}; no trial has finished",)
+    warnings, versions = _versions(records)
+    configs = [grid.trial(record["trial_id"]).config for record in records]
+    provenance = [record.get("provenance") or {} for record in records]
+    data = sorted({_data(config.data, record) for config, record in zip(configs, records, strict=True)})
+    if len(data) > 1:
+        warnings.append(f"trials on different data: {' and '.join(data)}")
+    made = [f"preset {grid.preset}", " and ".join(data), _schedule(configs), versions]
+    made += [_distinct(provenance, "evaluator"), _area_bounds(provenance), _distinct(provenance, "device", "on ")]
+    notes = [*(WARNING + text for text in warnings), *_reading(grid, rows)]
+    return (*notes, "; ".join(part for part in made if part))
+
+
+def _reading(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
+    """How to read deviations, gains and the paper's numbers, as far as the table holds them."""
+    most = max(row.num_finished for row in rows)
+    pairs = [cell.gain.n for row in rows for cell in row.cells.values() if cell.gain]
+    notes = []
+    if most == 1:
+        notes.append("one seed a row: no deviation, interval or p-value can be given, and small gains may be noise")
+    else:
+        notes.append(f"mean ± sample standard deviation over seeds {listed(grid.seeds)}")
+    if pairs:
+        text = f"gain: over the row '{grid.baseline}', paired by seed"
+        if max(pairs) > 1:
+            best = f"{max(pairs)} pairs reach {smallest_p_value(max(pairs)):.2g} at best"
+            text += f", with its 95 % t interval; p: exact two-sided sign-flip permutation test ({best})"
+        notes.append(text)
+    if any(cell.published is not None for row in rows for cell in row.cells.values()):
+        setting = f", published for {grid.published_preset}" if grid.published_preset else ""
+        scale = "; at another scale compare gains, not levels" if grid.published_preset != grid.preset else ""
+        notes.append(f"paper: {PAPER}{_paper_place(grid.paper)}{setting}{scale}")
+    return notes
+
+
+def _paper_place(key: str) -> str:
+    """`table09` as `, Table 9`; any other text as it is."""
+    match = re.fullmatch(r"(table|figure)0*(\d+)", key)
+    if match:
+        return f", {match[1].capitalize()} {match[2]}"
+    return f", {key}" if key else ""
+
+
+def _versions(records: Sequence[Record]) -> tuple[list[str], str]:
+    """Warnings about the code, and the commits by number of trials."""
+    commits: Counter[str] = Counter()
+    dirty = 0
+    for record in records:
+        provenance = record.get("provenance") or {}
+        commits[str(provenance.get("commit") or "")[:10] or "unknown"] += 1
+        dirty += provenance.get("dirty") in (True, "true", "True")
+    ordered = sorted(commits.items(), key=lambda item: (-item[1], item[0]))
+    warnings = []
+    if len(commits) > 1:
+        counts = ", ".join(f"{commit} ({number} {plural('trial', number)})" for commit, number in ordered)
+        warnings.append(f"trials of different code versions: {counts}")
+    if dirty:
+        warnings.append(f"{dirty} of {len(records)} trials ran with uncommitted changes in the code")
+    return warnings, f"{plural('commit', len(commits))} {', '.join(commit for commit, _ in ordered)}"
+
+
+def _data(config: DataConfig, record: Record) -> str:
+    """The data set in words, with its fingerprint."""
+    if config.path:
+        words = PurePath(config.path).name
+    else:
+        digits = config.digits
+        words = f"digit scenes, {digits.num_train} + {digits.num_val} images of {digits.image_size} px"
+        words += f", difficulty {digits.difficulty:g}"
+    fingerprint = str(record.get("fingerprint") or "")[:12]
+    return f"{words} ({fingerprint})" if fingerprint else words
+
+
+def _schedule(configs: Sequence[TrialConfig]) -> str:
+    """Epochs and batch size where all trials share them."""
+    epochs = {config.train.epochs for config in configs}
+    sizes = {config.train.batch_size for config in configs}
+    words = [f"{number} {plural('epoch', number)}" for number in epochs if len(epochs) == 1]
+    words += [f"batch {number}" for number in sizes if len(sizes) == 1]
+    return ", ".join(words)
+
+
+def _distinct(provenance: Sequence[Record], key: str, before: str = "") -> str:
+    """The distinct values of a provenance entry."""
+    values = sorted({str(entry[key]) for entry in provenance if entry.get(key)})
+    return before + " and ".join(values) if values else ""
+
+
+def _area_bounds(provenance: Sequence[Record]) -> str:
+    """Where small, medium and large objects part."""
+    bounds = sorted({tuple(entry["area_bounds"]) for entry in provenance if entry.get("area_bounds")})
+    return " and ".join(f"sizes S, M, L part at {_area(small)} and {_area(large)}" for small, large in bounds)
+
+
+def _area(area: float) -> str:
+    side = math.sqrt(area)
+    return f"{side:g}² px" if side == int(side) else f"{area:g} px of area"
+
+
+def one_line(text: Any, longest: int = LONGEST_ERROR) -> str:
+    """Return the last line of `text`, cut at `longest` characters."""
+    lines = str(text or "").strip().splitlines()
+    last = " ".join(lines[-1].split()) if lines else ""
+    return last if len(last) <= longest else last[: longest - 1] + "…"
+
+
+def plural(noun: str, number: int) -> str:
+    """Return the noun with an s unless there is one."""
+    return noun if number == 1 else noun + "s"
+
+
+def listed(values: Iterable[Any]) -> str:
+    """Return `0, 1, 2`."""
+    return ", ".join(map(str, values))

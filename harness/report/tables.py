@@ -1,0 +1,202 @@
+"""From a grid and the records of its trials to a table: one row per variant, seeds gathered into mean and deviation.
+
+Nothing here reads a store or knows a file format: records are plain mappings (as `result.json` has them), and
+`formats.py` writes the table out. A value that is not there stays not there: the cell is empty and says why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from harness.report.notes import describe, listed, missing_reason, plural, undefined_reason
+from harness.report.statistics import Difference, Summary, paired_difference, summarise
+
+if TYPE_CHECKING:
+    from harness.grid import Grid, Row
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a number of a record is headed and written."""
+
+    name: str
+    heading: str
+    better: str = ""  # "higher", "lower" or "" where neither is
+    decimals: int = 2
+    scale: float = 1.0  # multiplies the recorded number where a person reads it
+    varies: bool = True  # between seeds; False: no deviation is written
+
+
+COSTS = (
+    Metric("loss", "loss", "lower", 2),
+    Metric("peak_memory_mb", "memory (MB)", "lower", 0),
+    Metric("device_hours", "device hours", "lower", 2),
+    Metric("wall_seconds", "wall time (s)", "lower", 0),
+    Metric("train_seconds", "training (s)", "lower", 0),
+    Metric("eval_seconds", "evaluation (s)", "lower", 0),
+    Metric("seconds_per_step", "s/step", "lower", 3),
+    Metric("num_parameters", "parameters (M)", "", 2, 1e-6, varies=False),
+)
+KNOWN = {metric.name: metric for metric in COSTS}
+DETECTION = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100")  # percent
+
+
+def metric_of(name: str) -> Metric:
+    """Return how to write the metric `name`; `atss/AP` is the AP of the branch `atss`."""
+    branch, _, own = name.rpartition("/")
+    if own in DETECTION:
+        return Metric(name, f"{branch} {own}".strip(), "higher", 1)
+    return KNOWN.get(name, Metric(name, name))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one row says of one metric."""
+
+    summary: Summary | None = None  # ours
+    gain: Difference | None = None  # over the baseline row, paired by seed
+    published: float | None = None  # the paper's number
+    published_gain: float | None = None  # the paper's number less the paper's baseline
+    marks: str = ""  # letters of the footnotes that say why `summary` or `gain` is missing
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One variant."""
+
+    label: str
+    is_baseline: bool
+    factors: Mapping[str, Any]
+    num_finished: int  # trials, that is seeds
+    num_trials: int
+    cells: Mapping[str, Cell]  # by name of the metric
+    label_marks: str = ""  # footnotes on the variant
+    marks: str = ""  # footnotes on seeds that are missing while others are there
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in words and numbers, before any format."""
+
+    name: str
+    title: str
+    metrics: tuple[Metric, ...]
+    rows: tuple[TableRow, ...]
+    footnotes: tuple[tuple[str, str], ...]  # (letter, reason)
+    notes: tuple[str, ...]  # how the numbers were made
+
+
+@dataclass(frozen=True)
+class Footnotes:
+    """Letters in order of first use; one reason has one letter."""
+
+    letters: dict[str, str] = field(default_factory=dict)  # reason -> letter
+
+    def mark(self, reasons: Iterable[str]) -> str:
+        """Return the letters of `reasons`, new ones added."""
+        return ",".join(self.letters.setdefault(reason, _letter(len(self.letters))) for reason in reasons)
+
+
+def _letter(index: int) -> str:
+    """Return a, b, … z, aa, ab, …"""
+    return (_letter(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The trials of one row, as far as they have finished."""
+
+    row: Row
+    finished: Mapping[int, Record]  # by seed
+    missing: tuple[str, ...]  # why the others are not there
+
+    def values(self, metric: Metric) -> dict[int, float]:
+        """Return the defined numbers of `metric` by seed."""
+        numbers = {seed: recorded(record, metric.name) for seed, record in self.finished.items()}
+        return {seed: number for seed, number in numbers.items() if number is not None}
+
+
+def make_table(grid: Grid, records: Iterable[Record]) -> Table:
+    """Return the table of `grid` from the records found for its trials; other records are left aside."""
+    by_id = {record["trial_id"]: record for record in records}
+    metrics = tuple(metric_of(name) for name in grid.metrics)
+    groups = [_group(row, grid.seeds, by_id) for row in grid.rows]
+    baseline = next((group for group in groups if group.row.label == grid.baseline), None)
+    footnotes = Footnotes()
+    rows = []
+    for group in groups:
+        note = footnotes.mark([group.row.note] if group.row.note else [])
+        rows.append(
+            TableRow(
+                label=group.row.label,
+                is_baseline=group is baseline,
+                factors=group.row.factors,
+                num_finished=len(group.finished),
+                num_trials=len(group.row.trial_ids),
+                cells={
+                    metric.name: _cell(group, baseline, metric, footnotes, metric is metrics[0]) for metric in metrics
+                },
+                label_marks=note,
+                marks=footnotes.mark(group.missing) if group.finished else "",
+            )
+        )
+    used = {record["trial_id"]: record for group in groups for record in group.finished.values()}
+    return Table(
+        name=grid.name,
+        title=grid.title,
+        metrics=metrics,
+        rows=tuple(rows),
+        footnotes=tuple((letter, reason) for reason, letter in footnotes.letters.items()),
+        notes=describe(grid, rows, list(used.values())),
+    )
+
+
+def _group(row: Row, seeds: Sequence[int], by_id: Mapping[str, Record]) -> Group:
+    """Sort the trials of a row into finished ones and reasons."""
+    finished: dict[int, Record] = {}
+    reasons: dict[str, list[int]] = {}
+    for seed, trial_id in zip(seeds, row.trial_ids, strict=True):
+        record = by_id.get(trial_id)
+        if record is not None and record["status"] == "finished":
+            finished[seed] = record
+        else:
+            reasons.setdefault(missing_reason(record), []).append(seed)
+    if len(reasons) == 1 and not finished:
+        return Group(row, finished, tuple(reasons))
+    named = tuple(f"{plural('seed', len(missing))} {listed(missing)}: {why}" for why, missing in reasons.items())
+    return Group(row, finished, named)
+
+
+def _cell(group: Group, baseline: Group | None, metric: Metric, footnotes: Footnotes, says_gain: bool) -> Cell:
+    """Return what the row of `group` says of `metric`; with `says_gain` a missing gain needs a reason as well."""
+    published = group.row.published.get(metric.name)
+    published_baseline = baseline.row.published.get(metric.name) if baseline and baseline is not group else None
+    published_gain = None if published is None or published_baseline is None else published - published_baseline
+    cell = Cell(published=published, published_gain=published_gain)
+    if not group.finished:
+        return replace(cell, marks=footnotes.mark(group.missing))
+    values = group.values(metric)
+    if not values:
+        return replace(cell, marks=footnotes.mark([undefined_reason(metric.name, list(group.finished.values()))]))
+    cell = replace(cell, summary=summarise(list(values.values())))
+    if baseline is None or baseline is group:
+        return cell
+    gain = paired_difference(values, baseline.values(metric))
+    if gain is None and says_gain:
+        reason = f"no gain: the row '{baseline.row.label}' has no number from a shared seed"
+        return replace(cell, marks=footnotes.mark([reason]))
+    return replace(cell, gain=gain)
+
+
+def recorded(record: Record, name: str) -> float | None:
+    """Return the number `name` of a record, from its metrics or its cost; None where absent or undefined."""
+    for place in ("metrics", "cost"):
+        value = (record.get(place) or {}).get(name)
+        if value is not None and math.isfinite(value):
+            return float(value)
+    return None
