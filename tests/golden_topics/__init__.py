@@ -1,0 +1,62 @@
+"""One adaptor per topic of the official numbers: it recomputes a file's outputs with this package.
+
+An adaptor takes a `Case` and yields comparisons. Every array of a file must be read, or be named in the topic's
+`unread` with the reason, so that nothing passes by being left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from golden_topics import candidates, functions, heads, transformer
+from golden_topics.case import Case, Comparison
+
+
+class Topic(NamedTuple):
+    """How to check the files of one topic."""
+
+    compare: Callable[[Case], Iterator[Comparison]]
+    unread: tuple[str, ...] = ()  # arrays this package has no counterpart for
+
+
+TOPICS: dict[str, Topic] = {
+    # Sizes and labels that the other arrays already contain; the assigner sees one class.
+    "assign_atss": Topic(candidates.assign_atss, ("img_hw", "featmap_hw")),
+    "anchors": Topic(candidates.anchors),
+    "box_coders": Topic(functions.box_coders),
+    "losses": Topic(functions.losses),
+    "hungarian": Topic(functions.hungarian),
+    # Soft-NMS belongs to evaluation variants that are not built.
+    "nms": Topic(functions.nms_hard, ("softnms80_dets", "softnms80_keep")),
+    "msda_op": Topic(transformer.msda_op),
+    "msda_module": Topic(transformer.msda_module),
+    "aux_queries": Topic(transformer.aux_queries),
+    "detr_parts": Topic(transformer.detr_parts),
+    "head_co_atss": Topic(heads.co_atss, ("batch_hw",)),
+}
+
+NOT_YET_BUILT = frozenset(
+    {
+        "assign_maxiou_paa",
+        "assign_maxiou_rcnn",
+        "assign_maxiou_retina",
+        "assign_maxiou_rpn",
+        "dn_queries",
+        "e2e_dino",
+        "e2e_main",
+        "e2e_plain",
+        "fcos_targets_center",
+        "fcos_targets_center_norm",
+        "fcos_targets_plain",
+        "gfl_targets",
+        "head_fcos",
+        "head_fcos_center",
+        "head_gfl",
+        "head_paa",
+        "head_rcnn",
+        "head_retina",
+        "paa_reassign",
+        "roi_align",
+    }
+)

@@ -1,0 +1,50 @@
+"""The official implementation's numbers, recomputed: every file of `$GOLDEN_DIR` (default `tests/golden/`)."""
+
+from __future__ import annotations
+
+import os
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from golden_topics import NOT_YET_BUILT, TOPICS
+from golden_topics.case import Case
+
+DEFAULT = Path(__file__).parent / "golden"
+FILES = sorted(Path(os.environ.get("GOLDEN_DIR", DEFAULT)).glob("*.npz"))
+
+
+def topic_of(path: Path) -> str:
+    """`<topic>__case<NN>.npz`."""
+    return path.stem.split("__")[0]
+
+
+def test_there_are_files() -> None:
+    assert FILES, f"no .npz file in {os.environ.get('GOLDEN_DIR', DEFAULT)}"
+
+
+def test_the_default_files_cover_every_topic() -> None:
+    assert {topic_of(path) for path in DEFAULT.glob("*.npz")} == set(TOPICS)
+
+
+def test_a_topic_is_either_built_or_not() -> None:
+    assert not TOPICS.keys() & NOT_YET_BUILT
+
+
+@pytest.mark.parametrize("topic", sorted({topic_of(path) for path in FILES}))
+def test_topic_has_an_adaptor(topic: str) -> None:
+    if topic in NOT_YET_BUILT:
+        pytest.skip("not yet built")
+    assert topic in TOPICS, f"write an adaptor for {topic!r} in tests/golden_topics, or list it as not yet built"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if topic_of(path) in TOPICS], ids=lambda path: path.stem)
+def test_golden(path: Path) -> None:
+    topic = TOPICS[topic_of(path)]
+    case = Case(path)
+    comparisons = list(topic.compare(case))
+    assert comparisons
+    for comparison in comparisons:
+        comparison.check()
+    left_out = {name for name in case if name not in case.read and not any(fnmatch(name, p) for p in topic.unread)}
+    assert not left_out, f"arrays that no comparison looks at: {sorted(left_out)}"
