@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 
 import pytest
+from report_grid import full_grid, full_records, make_grid, make_record
 
 from harness.errors import UserError
 from harness.report import grid_text, write_report
 from harness.report.formats import escape_latex, escape_markdown, to_csv, to_latex, to_markdown, to_text
 from harness.report.tables import make_table, metric_of
-from tests.report_grid import full_grid, full_records, make_grid, make_record
 
 EXPECTED = Path(__file__).parent / "expected"
 WRITERS = {"md": lambda t: to_markdown(t, "table 09_AP.png"), "tex": to_latex, "csv": to_csv, "txt": to_text}
