@@ -15,6 +15,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from harness.__main__ import build_parser
+from harness.grid import open_grid
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
@@ -65,10 +68,33 @@ def test_every_import_is_a_declared_dependency():
                 assert distributions & declared, f"{path.relative_to(ROOT)} imports {top}: not in pyproject.toml"
 
 
-def readme_commands() -> list[str]:
-    """Lines of the README's console blocks that start with `$ `."""
+def readme_commands() -> list[list[str]]:
+    """Lines of the README's console blocks that start with `$ `, as words."""
     blocks = re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    return [shlex.split(line[2:]) for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+@pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
+def test_readme_commands_are_understood(words):
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {words[1]}"
+        return
+    if "harness" in words:  # python -m harness, perhaps after ray job submit
+        words = ["codetr", *words[words.index("harness") + 1 :]]
+    if words[0] == "codetr":
+        args = build_parser().parse_args(words[1:])
+        for file in getattr(args, "files", []):
+            grid = open_grid(ROOT / file, args.preset or "digits", args.overrides, require_data=False)
+            assert grid.trials
+    else:
+        assert words[0] in {"pip", "ray", "export"}, f"nothing checks `{words[0]}`"
+
+
+def test_readme_example_of_an_ablation_file_is_valid(tmp_path):
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(example)
+    grid = open_grid(tmp_path / "mine.yaml", "digits", [], require_data=False)
+    assert len(grid.rows) == example.count("- label:")
 
 
 def test_readme_names_files_that_exist():
