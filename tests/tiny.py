@@ -13,7 +13,7 @@ REFINED = {**PLAIN, "box_refinement": True}
 NUM_CLASSES = 5
 
 
-def tiny_config(*heads: str, backbone: BackboneConfig | None = None, **changes) -> DetectorConfig:
+def tiny_config(*heads: str, backbone: BackboneConfig | None = None, dropout: float = 0.0, **changes) -> DetectorConfig:
     """Under 100,000 parameters; two-stage with everything on, unless changed."""
     backbone = backbone or BackboneConfig(
         block="basic", depths=(1, 1, 1, 1), width=8, stem="conv3", norm="group", frozen_stages=-1
@@ -26,6 +26,7 @@ def tiny_config(*heads: str, backbone: BackboneConfig | None = None, **changes) 
         num_encoder_layers=1,
         num_decoder_layers=2,
         feedforward_channels=64,
+        dropout=dropout,
     )
     return DetectorConfig(
         backbone=backbone,
