@@ -81,9 +81,13 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", parents=[grid, store], help="tables and figures from the tracking store")
     report.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
     report.add_argument("--out", metavar="DIR", default="reports", help="folder for the files (default: reports)")
-    report.add_argument("--format", metavar="LIST", type=_formats, dest="formats", help="md,tex,csv (default: all)")
+    report.add_argument("--format", metavar="LIST", type=_formats, dest="formats", help="of md,tex,csv,png,pdf (all)")
+
+    sync = commands.add_parser("sync", parents=[grid, store], help="replay in the tracking store what it missed")
+    sync.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
 
     ui = commands.add_parser("ui", parents=[store], help="serve the MLflow pages on this machine")
+    ui.add_argument("--host", metavar="NAME", default="127.0.0.1", help="address to serve on")
     ui.add_argument("--port", metavar="N", type=_at_least_one, default=5000)
     return parser
 
@@ -93,9 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.version:
-        from importlib.metadata import version
+        from harness.results import provenance
 
-        print(f"codetr {version('codetr-harness')}")
+        made = provenance()
+        print(f"codetr {made['package'] or 'not installed'}, commit {made['commit'] or 'unknown'}")
         return 0
     if args.command is None:
         parser.print_help()

@@ -7,6 +7,7 @@ can be piped; remarks and mistakes go to standard error.
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections import Counter
 from typing import Any
@@ -107,6 +108,7 @@ def duration(seconds: float) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing of each grid, then print its table."""
+    from harness.report import grid_text
     from harness.schedule import run_grid
 
     store = RunStore()
@@ -115,16 +117,8 @@ def run(args: argparse.Namespace) -> int:
         summary = run_grid(grid, store, executor=args.executor, concurrent=args.concurrent, limit=args.limit)
         failed |= bool(summary.failed)
         records = [record for trial in grid.trials if (record := store.read(trial.trial_id))]
-        _print_report(grid, records)
+        print(f"\n{grid_text(grid, records)}")
     return 1 if failed else 0
-
-
-def _print_report(grid: Grid, records: list[dict[str, Any]]) -> None:
-    from harness.report.formats import to_text
-    from harness.report.tables import make_table
-
-    print()
-    print(to_text(make_table(grid, records)))
 
 
 def status(args: argparse.Namespace) -> int:
@@ -172,16 +166,33 @@ def _outcome(state: str, record: dict[str, Any]) -> str:
 
 def report(args: argparse.Namespace) -> int:
     """Write the tables and figures of the grids from the tracking store, and print the tables."""
-    from harness.report import write_report
+    from harness.report import FORMATS, write_report
 
-    options = {} if args.formats is None else {"formats": args.formats}
-    for path in write_report(_grids(args), args.out, **options):
+    made = write_report(_grids(args), args.out, args.formats or FORMATS)
+    print(made.text)
+    for path in made.paths:
         print(f"wrote {path}")
+    return 0
+
+
+def sync(args: argparse.Namespace) -> int:
+    """Replay in the tracking store what it lacks of the grids' records."""
+    from harness import mirror
+
+    store = RunStore()
+    for grid in _grids(args):
+        mirror.sync(store, grid)
+        print(f"{grid.name}: the tracking store has every record of its {len(grid.trials)} trials")
     return 0
 
 
 def ui(args: argparse.Namespace) -> int:
     """Serve the MLflow pages of the tracking store until interrupted."""
-    from harness.tracking import serve
+    from harness.tracking import ui_command
 
-    return serve(port=args.port)
+    command = ui_command(host=args.host, port=args.port)
+    print(f"MLflow at http://{args.host}:{args.port} (ready in about 20 s; Ctrl-C stops it)", flush=True)
+    try:
+        return subprocess.run(command, check=False).returncode
+    except KeyboardInterrupt:
+        return 0
