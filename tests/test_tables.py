@@ -132,7 +132,7 @@ def test_the_small_print_names_data_code_evaluator_and_area_bounds():
     text = " ".join(grid_text(grid, [make_record("0-0", 1.0), make_record("0-1", 2.0)]).split())
     for part in (
         *("preset digits", "1000 + 200 images of 160 px", "0123456789ab", "4 epochs, batch 8", "commit a1b2c3d4e5"),
-        *("faster_coco_eval 1.8.0", "16² px and 32² px", "on cpu", "seeds 0, 1, 2"),
+        *("faster_coco_eval 1.8.0", "16² and 32² px", "on cpu", "seeds 0, 1, 2"),
     ):
         assert part in text
 

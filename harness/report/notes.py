@@ -142,14 +142,14 @@ def _distinct(provenance: Sequence[Record], key: str, before: str = "") -> str:
 
 
 def _area_bounds(provenance: Sequence[Record]) -> str:
-    """Where small, medium and large objects part."""
+    """Which areas part small, medium and large objects."""
     bounds = sorted({tuple(entry["area_bounds"]) for entry in provenance if entry.get("area_bounds")})
-    return " and ".join(f"sizes S, M, L part at {_area(small)} and {_area(large)}" for small, large in bounds)
+    return " or ".join(f"sizes S, M, L split at areas of {' and '.join(map(_area, pair))} px" for pair in bounds)
 
 
 def _area(area: float) -> str:
     side = math.sqrt(area)
-    return f"{side:g}² px" if side == int(side) else f"{area:g} px of area"
+    return f"{side:g}²" if side == int(side) else f"{area:g}"
 
 
 def one_line(text: Any, longest: int = LONGEST_ERROR) -> str:
