@@ -14,7 +14,9 @@ from torch import Tensor
 
 from model.heads import HEADS, head_class, head_name, instance_names
 from model.heads.base import AuxiliaryHead
+from model.heads.dense import best_after_nms
 from model.neck import level_masks
+from model.ops import nms
 from model.types import IGNORED, Pyramid, Targets
 
 TINY: dict[str, dict[str, Any]] = {"atss": {"num_convs": 1, "top_k": 4}}
@@ -291,3 +293,15 @@ def test_atss_stacks_convolutions(num_convs: int) -> None:
 def test_atss_needs_groups_that_divide_the_channels() -> None:
     with pytest.raises(ValueError, match="num_groups \\(5\\) must divide the number of channels \\(16\\)"):
         build("atss", num_groups=5)
+
+
+@pytest.mark.parametrize("limit", [1, 5, 100])
+def test_nms_with_a_limit_is_the_beginning_of_nms(limit: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(150, 2, generator=generator) * 20
+    boxes = torch.cat([corners, corners + 30], 1)  # nearly everything overlaps: few are kept
+    scores = torch.rand(150, generator=generator)
+    labels = torch.randint(0, 4, (150,), generator=generator)
+    everything = nms(boxes, scores, labels, 0.5)
+    assert 5 < len(everything) < 100
+    assert torch.equal(best_after_nms(boxes, scores, labels, 0.5, limit), everything[:limit])

@@ -15,17 +15,16 @@ from torch import Tensor, nn
 
 from model.anchors import anchor_grid, valid_flags
 from model.assign import assign_atss
-from model.boxes import clip_boxes, decode_deltas
+from model.boxes import decode_deltas
 from model.config import FORBID_UNKNOWN, require
 from model.heads.base import AuxiliaryHead
+from model.heads.dense import detect_dense, flatten_output
 from model.losses import binary_cross_entropy, centerness_of_anchors, giou_loss, sigmoid_focal_loss, weighted_mean
 from model.neck import ConvNorm, zero_padding
-from model.ops import nms
 from model.types import BACKGROUND, IGNORED, Detections, Positives, Pyramid, Targets
 
 ANCHOR_SCALE = 8.0  # side of an anchor in strides
 DELTA_STDS = (0.1, 0.1, 0.2, 0.2)
-CANDIDATES_PER_LEVEL = 1000  # best (position, class) pairs that enter NMS
 PRIOR_PROBABILITY = 0.01  # of each class at initialisation
 
 
@@ -105,9 +104,9 @@ class ATSSHead(AuxiliaryHead):
             for class_conv, box_conv in zip(self.class_tower, self.box_tower, strict=True):
                 class_features = class_conv(class_features, mask).relu()
                 box_features = box_conv(box_features, mask).relu()
-            logits.append(_flatten(self.classification(class_features)))
-            deltas.append(_flatten(self.box(box_features)) * scale)
-            centerness.append(_flatten(self.centerness(box_features)))
+            logits.append(flatten_output(self.classification(class_features)))
+            deltas.append(flatten_output(self.box(box_features)) * scale)
+            centerness.append(flatten_output(self.centerness(box_features)))
         return Predictions(torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(centerness, 1).squeeze(-1))
 
     def anchors(self, pyramid: Pyramid) -> Tensor:
@@ -116,10 +115,9 @@ class ATSSHead(AuxiliaryHead):
 
     def assign(self, pyramid: Pyramid, targets: Targets) -> Tensor:
         """[B, A] gt_index; anchors outside the valid area are IGNORED."""
-        level_sizes = tuple(height * width for height, width in pyramid.sizes)
         valid = valid_flags(pyramid.sizes, self.strides, pyramid.valid_hw)
         anchors = self.anchors(pyramid)
-        return assign_atss(anchors, level_sizes, targets, top_k=self.config.top_k, valid=valid)[0]
+        return assign_atss(anchors, _areas(pyramid), targets, top_k=self.config.top_k, valid=valid)[0]
 
     def train_step(
         self, pyramid: Pyramid, targets: Targets, *, with_losses: bool
@@ -160,26 +158,21 @@ class ATSSHead(AuxiliaryHead):
 
     @torch.no_grad()
     def detect(self, pyramid: Pyramid, max_detections: int = 100) -> list[Detections]:
-        """Score = class probability x centerness; the best 1000 (anchor, class) pairs of each level enter NMS."""
+        """Score = class probability x centerness; see `detect_dense`."""
         predictions = self(pyramid)
         probabilities = predictions.logits.sigmoid()
         if pyramid.masks[0] is not None:
             valid = valid_flags(pyramid.sizes, self.strides, pyramid.valid_hw)
             probabilities = probabilities * valid[..., None]
-        boxes = decode_deltas(self.anchors(pyramid), predictions.deltas, DELTA_STDS)
-        boxes = clip_boxes(boxes, pyramid.valid_hw[:, None])
-        pairs = _best_pairs(probabilities, pyramid.sizes)  # [B, N]
-        anchor, label = pairs // self.num_classes, pairs % self.num_classes
-        class_scores = probabilities.flatten(1).gather(1, pairs)
-        scores = class_scores * predictions.centerness.sigmoid().gather(1, anchor)
-        detections = []
-        for image in range(len(scores)):
-            usable = class_scores[image] > 0
-            candidates = boxes[image, anchor[image][usable]]
-            image_scores, labels = scores[image][usable], label[image][usable]
-            keep = nms(candidates, image_scores, labels, self.config.nms_threshold)[:max_detections]
-            detections.append(Detections(candidates[keep], image_scores[keep], labels[keep]))
-        return detections
+        return detect_dense(
+            probabilities,
+            predictions.centerness.sigmoid(),
+            decode_deltas(self.anchors(pyramid), predictions.deltas, DELTA_STDS),
+            _areas(pyramid),
+            pyramid.valid_hw,
+            nms_threshold=self.config.nms_threshold,
+            max_detections=max_detections,
+        )
 
     def score_positives(self, pyramid: Pyramid, targets: Targets) -> Tensor:
         """[B, G]; see the contract."""
@@ -192,19 +185,5 @@ class ATSSHead(AuxiliaryHead):
         return torch.where(count > 0, total / count.clamp(min=1), torch.nan)
 
 
-def _flatten(output: Tensor) -> Tensor:
-    """[B, channels, h, w] to [B, h * w, channels] in at least float32."""
-    return output.to(torch.promote_types(output.dtype, torch.float32)).flatten(2).transpose(1, 2)
-
-
-def _best_pairs(scores: Tensor, sizes: tuple[tuple[int, int], ...]) -> Tensor:
-    """[B, N] indices into the flattened [A * C] of the best (anchor, class) pairs of each level."""
-    num_classes = scores.shape[-1]
-    best = []
-    start = 0
-    for height, width in sizes:
-        size = height * width * num_classes
-        level = scores.flatten(1)[:, start : start + size]
-        best.append(level.topk(min(CANDIDATES_PER_LEVEL, size)).indices + start)
-        start += size
-    return torch.cat(best, 1)
+def _areas(pyramid: Pyramid) -> tuple[int, ...]:
+    return tuple(height * width for height, width in pyramid.sizes)
