@@ -7,16 +7,15 @@ folder), `transforms`, `loader` (batches; the only file here that needs torch: i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from harness.data.layout import Split, folder_fingerprint
+from harness.config import DataConfig
+from harness.data.coco import CocoDataset, same_categories
+from harness.data.digits import digits_fingerprint, ensure_digits
+from harness.data.layout import SPLITS, Split, folder_fingerprint
 from harness.data.ticker import Progress
+from harness.errors import UserError
 
-if TYPE_CHECKING:
-    from harness.config import DataConfig
-    from harness.data.coco import CocoDataset
-
-__all__ = ["fingerprint", "open_dataset"]
+__all__ = ["CocoDataset", "fingerprint", "open_dataset", "open_splits"]
 
 
 def open_dataset(config: DataConfig, split: Split, *, progress: Progress | None = None) -> CocoDataset:
@@ -30,11 +29,27 @@ def open_dataset(config: DataConfig, split: Split, *, progress: Progress | None 
     Raises:
         UserError: every problem of the split in one message.
     """
-    from harness.data.coco import CocoDataset
-    from harness.data.digits import ensure_digits
-
     root = Path(config.path).expanduser() if config.path is not None else ensure_digits(config.digits, progress)
     return CocoDataset(root, split, progress=progress)
+
+
+def open_splits(config: DataConfig, *, progress: Progress | None = None) -> tuple[CocoDataset, CocoDataset]:
+    """(train, val), opened and checked, also against each other.
+
+    Raises:
+        UserError: every problem of both splits in one message.
+    """
+    opened, problems = [], []
+    for split in SPLITS:
+        try:
+            opened.append(open_dataset(config, split, progress=progress))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    train, val = opened
+    same_categories(train, val)
+    return train, val
 
 
 def fingerprint(config: DataConfig) -> str:
@@ -45,6 +60,4 @@ def fingerprint(config: DataConfig) -> str:
     """
     if config.path is not None:
         return folder_fingerprint(Path(config.path).expanduser())
-    from harness.data.digits import digits_fingerprint
-
     return digits_fingerprint(config.digits)

@@ -146,11 +146,12 @@ def check_files(folder: Path, images: list[dict[str, Any]], problems: Problems, 
                 problems.add(trouble[:8], f"{where} {trouble}")
             else:
                 seen[row["file_name"]] = verdict
-                if verdict[2:] != [row.get("width"), row.get("height")]:
+                told = [row.get("width"), row.get("height")]
+                if all(map(_is_whole, told)) and verdict[2:] != told:
                     problems.add(
                         "other size",
                         f"{where} is {verdict[2]}x{verdict[3]} pixels, but the annotation file says "
-                        f"{row.get('width')}x{row.get('height')}; correct the file or its boxes",
+                        f"{told[0]}x{told[1]}; correct the file or its boxes",
                     )
             ticker.at(done)
     if seen != known:
