@@ -10,6 +10,7 @@ import argparse
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from harness.grid import Grid, Trial, open_grid
@@ -80,8 +81,7 @@ def _state(store: RunStore, trial: Trial) -> str:
 
 
 def _totals(grid: Grid, states: dict[str, str], store: RunStore) -> str:
-    counts = Counter(states.values())
-    text = f"{len(grid.trials)} trials: " + ", ".join(f"{number} {state}" for state, number in counts.most_common())
+    text = _count(states.values())
     asked = len(grid.rows) * len(grid.seeds)
     if asked > len(grid.trials):
         text += f" ({asked} cells share them)"
@@ -98,6 +98,14 @@ def _totals(grid: Grid, states: dict[str, str], store: RunStore) -> str:
     return text
 
 
+def _count(states: Iterable[str]) -> str:
+    """`3 trials: 2 finished, 1 pending`."""
+    counts = Counter(states)
+    number = sum(counts.values())
+    ordered = sorted(counts, key=("finished", "running", "interrupted", "failed", "pending").index)
+    return f"{number} trial{'s'[: number != 1]}: " + ", ".join(f"{counts[state]} {state}" for state in ordered)
+
+
 def duration(seconds: float) -> str:
     """`45 s`, `3.2 min` or `1.5 h`."""
     for unit, length in (("h", 3600), ("min", 60)):
@@ -108,12 +116,13 @@ def duration(seconds: float) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing of each grid, then print its table."""
+    grids = _grids(args)  # mistakes are told before anything heavy is loaded
     from harness.report import grid_text
     from harness.schedule import run_grid
 
     store = RunStore()
     failed = False
-    for grid in _grids(args):
+    for grid in grids:
         summary = run_grid(grid, store, executor=args.executor, concurrent=args.concurrent, limit=args.limit)
         failed |= bool(summary.failed)
         records = [record for trial in grid.trials if (record := store.read(trial.trial_id))]
@@ -132,15 +141,15 @@ def status(args: argparse.Namespace) -> int:
         print(f"no trials in {store.root}" if not args.files else "no trial of these files can be known yet")
         return 0
     rows = []
-    counts: Counter[str] = Counter()
+    states = []
     for trial_id in ids:
         record = store.read(trial_id) or {}
         state = store.status(trial_id)
-        counts[state] += 1
+        states.append(state)
         label = labels.get(trial_id) or str(record.get("label") or "")
         rows.append([trial_id, label, state, _progress(store, trial_id, state, record), _outcome(state, record)])
     _table(str(store.root), {"trial": False, "label": True, "status": False, "progress": False, "result": True}, rows)
-    print(f"{len(ids)} trials: " + ", ".join(f"{number} {state}" for state, number in counts.most_common()))
+    print(_count(states))
     return 0
 
 

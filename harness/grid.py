@@ -140,14 +140,12 @@ def expand(
         mistakes.add("--seeds", str(error))
 
     notes: list[str] = []
-    drafts: list[tuple[RowSpec, Resolved]] = []
-    for row, settings in _combinations(spec, mistakes):
-        resolved = resolve([*below, *settings, *above], spec.path, mistakes)
-        if resolved is not None:
-            drafts.append((_overridden(row, settings, above, notes), _canonical(resolved)))
-    baseline = _baseline(spec, drafts, mistakes)
+    combinations = [(_overridden(row, own, above, notes), own) for row, own in _combinations(spec, mistakes)]
+    resolved = [resolve([*below, *own, *above], spec.path, mistakes) for _, own in combinations]
+    baseline = _baseline(spec, [row.label for row, _ in combinations], mistakes)
     mistakes.check()
-    fingerprints = _fingerprints([resolved.data for _, resolved in drafts], require_data, notes)
+    drafts = [(row, _canonical(r)) for (row, _), r in zip(combinations, resolved, strict=True) if r is not None]
+    fingerprints = _fingerprints([draft.data for _, draft in drafts], require_data, notes)
     trials, rows = _assemble(drafts, chosen, fingerprints)
     preset_name = Path(preset).stem if preset.endswith((".yaml", ".yml")) else preset
     shown = _published_preset(spec, preset_name)
@@ -189,16 +187,14 @@ def _combinations(spec: AblationSpec, mistakes: Mistakes) -> Iterator[tuple[RowS
             yield together, [*settings, *extra]
 
 
-def _baseline(spec: AblationSpec, drafts: list[tuple[RowSpec, Resolved]], mistakes: Mistakes) -> str:
+def _baseline(spec: AblationSpec, labels: list[str], mistakes: Mistakes) -> str:
     """The label that the baseline row has in this grid."""
-    labels = [row.label for row, _ in drafts]
     if spec.baseline and spec.baseline not in labels:
         marked = [label for label in labels if label.startswith(f"{spec.baseline} [")]  # see `_overridden`
         if marked:
             return marked[0]
-        if labels:
-            what = f"'{spec.baseline}' is not the label of a row{suggest(spec.baseline, labels)}"
-            mistakes.add(f"{spec.path}:baseline", what)
+        what = f"'{spec.baseline}' is not the label of a row{suggest(spec.baseline, labels)}"
+        mistakes.add(f"{spec.path}:baseline", what)
     return spec.baseline
 
 

@@ -26,7 +26,7 @@ NEEDS_HEADS: dict[str, Any] = {
     "auxiliary_loss": False,
     "positive_queries": False,
     **{name: getattr(DetectorConfig, name) for name in ("min_positive_queries", "max_positive_queries")},
-    **{name: getattr(DetectorConfig, name) for name in ("lambda1", "lambda2")},
+    **{name: getattr(DetectorConfig, name) for name in ("anchor_scale", "lambda1", "lambda2")},
 }
 
 

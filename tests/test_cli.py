@@ -1,0 +1,244 @@
+"""The command line: exit codes, what is printed where, and how fast help and plan come."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from harness import commands
+from harness.__main__ import main
+from harness.grid import open_grid
+from harness.results import RunStore
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = str(ROOT / "ablations" / "quickstart.yaml")
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
+    return RunStore()
+
+
+def grid(**options):
+    return open_grid(QUICKSTART, "digits_fast", **options)
+
+
+def record(store, trial, status, **fields):
+    store.write_result(trial.trial_id, {"trial_id": trial.trial_id, "label": trial.label, "status": status, **fields})
+
+
+def codetr(*argv, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "harness", *argv], cwd=ROOT, capture_output=True, text=True, timeout=60, **options
+    )
+
+
+# ---- speed and help
+
+
+def fastest(*argv):
+    """Seconds of the faster of two runs; the machine may be busy."""
+    times = []
+    for _ in range(2):
+        started = time.perf_counter()
+        assert codetr(*argv).returncode == 0
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    assert fastest("--help") < 1.0
+    code = "import sys, harness.__main__ as m; m.build_parser().format_help(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "ray", "mlflow", "pydantic", "yaml", "rich", "numpy"} & set(done.stdout.split())
+
+
+def test_plan_is_quick_and_needs_torch_only_for_heads(tmp_path):
+    assert fastest("plan", QUICKSTART) < 6.0
+    file = tmp_path / "plain.yaml"
+    file.write_text("rows: [{label: a, set: {model.heads: []}}]")
+    code = f"import sys; from harness.__main__ import main; main(['plan', {str(file)!r}]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "ray", "mlflow", "pandas", "matplotlib"} & set(done.stdout.split())
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    told = capsys.readouterr().out
+    assert caught.value.code == 0
+    for command in ("plan", "run", "status", "report", "sync", "ui"):
+        assert f"\n    {command} " in told and hasattr(commands, command)
+
+
+def test_no_command_shows_help_and_fails(capsys):
+    assert main([]) == 2
+    assert "examples:" in capsys.readouterr().out
+
+
+def test_version_names_the_commit(capsys, monkeypatch):
+    monkeypatch.setenv("CODETR_COMMIT", "abc123")
+    assert main(["--version"]) == 0
+    assert "abc123" in capsys.readouterr().out
+
+
+# ---- plan and status
+
+
+def test_plan_shows_trials_and_what_is_done(store, capsys):
+    first, second, third = grid().trials
+    record(store, first, "finished", cost={"wall_seconds": 120.0})
+    record(store, second, "failed", error="ValueError: broken")
+    assert main(["plan", QUICKSTART, "--preset", "digits_fast"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    [found] = [line for line in lines if first.trial_id in line]
+    assert "heads=none" in found and found.endswith("finished")
+    [found] = [line for line in lines if third.trial_id in line]
+    assert "heads=atss positive_queries=true" in found and found.endswith("pending")
+    assert lines[-1].startswith("3 trials: ") and "1 finished" in lines[-1] and "1 failed" in lines[-1]
+    assert "about 4.0 min of trial time left" in lines[-1]
+
+
+def test_plan_without_the_data_set_shows_no_ids(store, capsys, tmp_path):
+    assert main(["plan", QUICKSTART, "--data", str(tmp_path / "away")]) == 0
+    out, err = capsys.readouterr()
+    assert "\n - " in out and str(tmp_path / "away") in err
+
+
+def test_plan_starts_nothing(store, capsys):
+    main(["plan", QUICKSTART])
+    assert not store.root.exists()
+
+
+def test_status_tells_result_progress_and_reason(store, capsys):
+    first, second, _ = grid().trials
+    record(store, first, "finished", metrics={"AP": 41.25}, cost={"wall_seconds": 90.0})
+    record(store, second, "failed", error="ValueError: image 3 [broken]")
+    assert main(["status"]) == 0
+    out = capsys.readouterr().out
+    assert "AP 41.2" in out and "in 1.5 min" in out and "ValueError: image 3 [broken]" in out
+    assert out.rstrip().endswith("2 trials: 1 finished, 1 failed")
+
+
+def test_status_of_a_file_shows_its_trials_only(store, capsys):
+    record(store, SimpleNamespace(trial_id="0" * 12, label="foreign"), "finished")
+    assert main(["status", QUICKSTART, "--preset", "digits_fast"]) == 0
+    out = capsys.readouterr().out
+    assert "foreign" not in out and "3 trials: 3 pending" in out
+
+
+def test_status_of_an_empty_store(store, capsys):
+    assert main(["status"]) == 0
+    assert str(store.root) in capsys.readouterr().out
+
+
+def test_store_option_reaches_workers_as_an_absolute_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CODETR_STORE", "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    assert main(["status", "--store", "mine"]) == 0
+    assert os.environ["CODETR_STORE"] == str(tmp_path / "mine")
+
+
+# ---- run
+
+
+@pytest.fixture
+def run_grid(monkeypatch):
+    """Stands in for the schedule: notes what it was asked, and fails as many trials as told."""
+    asked = []
+
+    def fake(grid, store, **options):
+        asked.append((grid, options))
+        return SimpleNamespace(finished=(), failed=fake.failed, interrupted=(), skipped=())
+
+    fake.failed, fake.asked = (), asked
+    monkeypatch.setitem(sys.modules, "harness.schedule", SimpleNamespace(run_grid=fake))
+    return fake
+
+
+def test_run_hands_its_options_on(store, run_grid, capsys):
+    argv = ["run", QUICKSTART, "--preset", "digits_fast", "--executor", "local", "--concurrent", "3", "--limit", "2"]
+    argv += ["--cpus-per-trial", "0.5", "--gpus-per-trial", "0.25", "--seeds", "1,2", "--set", "train.epochs=3"]
+    assert main(argv) == 0
+    [(asked, options)] = run_grid.asked
+    assert (options["executor"], options["concurrent"], options["limit"]) == ("local", 3, 2)
+    assert len(asked.trials) == 6 and {trial.config.train.epochs for trial in asked.trials} == {3}
+    assert {(t.runtime.cpus_per_trial, t.runtime.gpus_per_trial) for t in asked.trials} == {(0.5, 0.25)}
+    assert "An auxiliary head and its positive queries" in capsys.readouterr().out
+
+
+def test_run_exits_1_when_a_trial_failed(store, run_grid, capsys):
+    run_grid.failed = ("0" * 12,)
+    assert main(["run", QUICKSTART]) == 1
+
+
+def test_interruption_exits_130_and_says_how_to_go_on(store, monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "plan", interrupted)
+    assert main(["plan", QUICKSTART]) == 130
+    assert "continues" in capsys.readouterr().err
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["plan", "nowhere.yaml"], "nowhere.yaml: no such ablation file"),
+        (["plan", QUICKSTART, "--preset", "digit"], "preset 'digit': unknown preset; did you mean 'digits'?"),
+        (["plan", QUICKSTART, "--set", "model.headz=[]"], "--set model.headz: unknown key; did you mean 'heads'?"),
+        (["plan", QUICKSTART, "--set", "model.num_queries=x"], "--set model.num_queries: must be a whole number"),
+        (["plan", QUICKSTART, "--set", "model.heads=[rcnn]"], "--set model.heads.0: unknown head 'rcnn'; known: atss"),
+        (["run", QUICKSTART, "--data", "nowhere"], "nowhere"),
+        (["run", QUICKSTART, "--cpus-per-trial", "0"], "cpus_per_trial must be positive"),
+        (["report", QUICKSTART, "--format", "docx"], "unknown format 'docx'"),
+    ],
+)
+def test_mistakes_are_one_line_on_standard_error_and_exit_2(store, argv, told, capsys):
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert told in err and err.count("\n") == 1 and "Traceback" not in err and not out
+
+
+def test_each_of_several_mistakes_has_its_line(store, capsys):
+    assert main(["plan", QUICKSTART, "--set", "a", "--set", "train.epochs=0", "--preset", "x"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
+
+
+def test_no_traceback_in_a_real_process(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("rows: [{label: a}]\nrows: [{label: b}]")
+    done = codetr("plan", str(file))
+    assert done.returncode == 2
+    assert done.stderr == f"error: {file}:2: duplicate key 'rows' (first on line 1); remove one\n"
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -m harness plan {QUICKSTART} | head -1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], cwd=ROOT, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+def test_ctrl_c_in_a_real_process_is_clean(tmp_path):
+    code = (
+        "import sys, time; from harness import commands; from harness.__main__ import main\n"
+        "def wait(args):\n    print('ready', flush=True)\n    time.sleep(30)\n"
+        "commands.plan = wait; sys.exit(main(['plan', 'x']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=-1, stderr=-1, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and "Traceback" not in err
