@@ -95,6 +95,7 @@ class DetectorConfig:
     mixed_selection: bool = True  # two-stage: proposals give the positional part only, content is learned
     look_forward_twice: bool = True  # gradients of a layer's boxes reach the layer before
     heads: tuple[Any, ...] = ()  # `Config` of each auxiliary head (model.heads.HEADS), repeats allowed
+    anchor_scale: float = 1.0  # of all heads' anchors; 1 suits COCO's 800 pixels, smaller images want less
     auxiliary_loss: bool = True  # the heads' own losses (L_enc, paper Eq. 4)
     positive_queries: bool = True  # customised positive queries (L_dec_i, paper Eq. 3)
     min_positive_queries: int = 9  # per head: the batch's largest number of positives,
@@ -106,6 +107,7 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         require(self.num_queries >= 1, f"num_queries must be at least 1, got {self.num_queries}")
+        require(self.anchor_scale > 0, f"anchor_scale must be positive, got {self.anchor_scale}")
         require(self.lambda1 >= 0, f"lambda1 must not be negative, got {self.lambda1}")
         require(self.lambda2 >= 0, f"lambda2 must not be negative, got {self.lambda2}")
         require(

@@ -69,7 +69,13 @@ class Detector(nn.Module):
             self.coarser = CoarserLevel(channels)
             strides = (*self.strides, 2 * self.strides[-1])
             for name, head in zip(instance_names(config.heads), config.heads, strict=True):
-                module = head_class(head_name(head))(head, channels=channels, num_classes=num_classes, strides=strides)
+                module = head_class(head_name(head))(
+                    head,
+                    channels=channels,
+                    num_classes=num_classes,
+                    strides=strides,
+                    anchor_scale=config.anchor_scale,
+                )
                 self.heads[name.replace(".", ":")] = module  # module names may not hold dots
             if config.positive_queries:
                 self.positive_queries = nn.ModuleDict({name: PositiveQueries(channels) for name in self.heads})

@@ -23,7 +23,7 @@ from model.losses import binary_cross_entropy, centerness_of_anchors, giou_loss,
 from model.neck import ConvNorm, zero_padding
 from model.types import BACKGROUND, IGNORED, Detections, Positives, Pyramid, Targets
 
-ANCHOR_SCALE = 8.0  # side of an anchor in strides
+ANCHOR_SIDE = 8.0  # of an anchor in strides
 DELTA_STDS = (0.1, 0.1, 0.2, 0.2)
 PRIOR_PROBABILITY = 0.01  # of each class at initialisation
 
@@ -62,13 +62,16 @@ class ATSSHead(AuxiliaryHead):
             for name in ("classification_weight", "box_weight", "centerness_weight"):
                 require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
 
-    def __init__(self, config: Config, *, channels: int, num_classes: int, strides: tuple[int, ...]):
-        super().__init__(config, channels=channels, num_classes=num_classes, strides=strides)
+    def __init__(
+        self, config: Config, *, channels: int, num_classes: int, strides: tuple[int, ...], anchor_scale: float = 1.0
+    ):
+        super().__init__(config, channels=channels, num_classes=num_classes, strides=strides, anchor_scale=anchor_scale)
         require(
             config.num_groups is None or channels % config.num_groups == 0,
             f"num_groups ({config.num_groups}) must divide the number of channels ({channels})",
         )
         self.config, self.num_classes, self.strides = config, num_classes, tuple(strides)
+        self.anchor_side = ANCHOR_SIDE * anchor_scale
         self.class_tower = nn.ModuleList(
             ConvNorm(channels, channels, 3, groups=config.num_groups) for _ in range(config.num_convs)
         )
@@ -111,7 +114,7 @@ class ATSSHead(AuxiliaryHead):
 
     def anchors(self, pyramid: Pyramid) -> Tensor:
         """[A, 4] xyxy pixels."""
-        return anchor_grid(pyramid.sizes, self.strides, (ANCHOR_SCALE,), device=pyramid.levels[0].device)
+        return anchor_grid(pyramid.sizes, self.strides, (self.anchor_side,), device=pyramid.levels[0].device)
 
     def assign(self, pyramid: Pyramid, targets: Targets) -> Tensor:
         """[B, A] gt_index; anchors outside the valid area are IGNORED."""

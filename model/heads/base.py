@@ -21,14 +21,17 @@ from model.types import Detections, Positives, Pyramid, Targets
 class AuxiliaryHead(nn.Module, ABC):
     """A dense or region head with its own one-to-many label assignment (paper 3.2).
 
-    Built by `HEADS[name](config, channels=..., num_classes=..., strides=...)`, where `strides` are those of the
-    pyramid's levels in pixels of the input image.
+    Built by `HEADS[name](config, channels=..., num_classes=..., strides=..., anchor_scale=...)`, where `strides` are
+    those of the pyramid's levels in pixels of the input image and `anchor_scale` multiplies the sides of the head's
+    anchors or points (`DetectorConfig.anchor_scale`).
     """
 
     Config: ClassVar[type[Any]]  # frozen dataclass of the head's settings; every concrete head nests its own
 
     @abstractmethod
-    def __init__(self, config: Any, *, channels: int, num_classes: int, strides: tuple[int, ...]):
+    def __init__(
+        self, config: Any, *, channels: int, num_classes: int, strides: tuple[int, ...], anchor_scale: float = 1.0
+    ):
         super().__init__()
 
     @abstractmethod
