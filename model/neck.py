@@ -33,7 +33,8 @@ class MaskedGroupNorm(nn.GroupNorm):
         """[B, D, h, w] normalised; zero outside the mask."""
         if mask is None:
             return super().forward(x)
-        batch, channels, height, width = x.shape
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # sums of many squares, as autocast would have it
+        batch, channels = x.shape[:2]
         keep = (~mask)[:, None].to(x.dtype)
         grouped = (x * keep).view(batch, self.num_groups, -1)
         count = keep.flatten(1).sum(1) * (channels // self.num_groups)

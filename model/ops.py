@@ -83,10 +83,10 @@ def nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float
     area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1)
     union = (area[:, None] + area[None, :] - intersection).clamp(min=1e-12)
     suppresses = (intersection / union > iou_threshold) & (classes[:, None] == classes[None, :])
-    suppresses = suppresses.triu(1).cpu().numpy()
+    rows = suppresses.triu(1).cpu().numpy()
     keep = torch.ones(len(order), dtype=torch.bool)
     kept = keep.numpy()
     for i in range(len(order)):  # greedy by definition; each step is one vectorised row
         if kept[i]:
-            kept &= ~suppresses[i]
+            kept &= ~rows[i]
     return order[keep.to(order.device)]
