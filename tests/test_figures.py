@@ -39,6 +39,13 @@ def test_a_line_a_band_and_a_name_for_each_row():
     assert axes.get_title(loc="left") == "Title"
 
 
+def test_no_room_below_zero_for_what_cannot_be_negative():
+    (axes,) = draw_curves("All zero", [Curve("one", (1, 2), ((0.0,), (0.0,)))]).axes
+    assert axes.get_ylim() == (0.0, 0.5)
+    (axes,) = draw_curves("Negative", [Curve("one", (1, 2), ((-1.0,), (1.0,)))]).axes
+    assert axes.get_ylim() == pytest.approx((-1.1, 1.1))
+
+
 def test_nothing_to_draw_is_refused():
     with pytest.raises(ValueError, match="at least one curve"):
         draw_curves("Title", [])
@@ -93,7 +100,7 @@ def test_names_stay_apart_and_inside(count):
 
 def test_spread_moves_no_more_than_needed():
     assert spread([1.0, 5.0], [1.0, 1.0], 0.0, 10.0) == [1.0, 5.0]
-    assert spread([5.0, 5.0], [2.0, 2.0], 0.0, 10.0) == [4.0, 6.0]
+    assert spread([5.0, 5.0], [2.0, 2.0], 0.0, 10.0) == [6.0, 4.0]
     assert spread([9.9, 9.8], [2.0, 2.0], 0.0, 10.0) == [9.0, 7.0]
     assert spread([0.0], [2.0], 0.0, 10.0) == [1.0]
     assert spread([], [], 0.0, 1.0) == []

@@ -50,7 +50,7 @@ STYLE: dict[Any, Any] = {
 }
 WIDTH, HEIGHT = 6.4, 3.4  # inches
 DOTS_PER_INCH = 200
-LABEL_WIDTH = 26  # letters
+LABEL_WIDTH = 30  # letters
 LABEL_SIZE = 8.5  # points
 
 
@@ -118,7 +118,7 @@ def draw_curves(title: str, lines: Sequence[Curve], metric: str = "AP") -> Figur
             _draw_line(axes, line, index)
         first, last = min(line.epochs[0] for line in lines), max(line.epochs[-1] for line in lines)
         axes.set_xlim(first - (0.03 * (last - first) or 1), last)
-        axes.set_ylim(axes.get_ylim())  # what follows shall not move it
+        axes.set_ylim(*_value_range(lines))
         axes.set_xlabel("epoch")
         axes.set_ylabel(metric)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
@@ -135,6 +135,14 @@ def draw_curves(title: str, lines: Sequence[Curve], metric: str = "AP") -> Figur
         figure.draw_without_rendering()  # lays out, so that the height of the axes is known
         _label_lines(axes, lines, names, axes.bbox.height / DOTS_PER_INCH * 72)
     return figure
+
+
+def _value_range(lines: Sequence[Curve]) -> tuple[float, float]:
+    """Room for all seeds of all lines, and a whole unit where nothing changes; below zero only for what is there."""
+    values = [value for line in lines for seeds in line.values for value in seeds]
+    low, high = min(values), max(values)
+    margin = 0.05 * (high - low) or 0.5
+    return (max(low - margin, 0.0) if low >= 0 else low - margin), high + margin
 
 
 def _seed_note(lines: Sequence[Curve]) -> str:
@@ -155,7 +163,7 @@ def _draw_line(axes: Axes, line: Curve, index: int) -> None:
         line.epochs,
         line.means,
         color=colour,
-        linestyle=DASHES[index % len(DASHES)],
+        linestyle=DASHES[(index + index // len(COLOURS)) % len(DASHES)],  # a colour comes back with other dashes
         marker=MARKERS[index % len(MARKERS)],
         markevery=((len(line.epochs) - 1) % step, step),
         markeredgecolor="white",
@@ -211,7 +219,8 @@ def spread(wanted: Sequence[float], heights: Sequence[float], low: float, high: 
             below += heights[member]
         return max(low, min(total / len(members), high - below))
 
-    for index in sorted(range(len(wanted)), key=lambda index: wanted[index]):
+    order = sorted(range(len(wanted)), key=lambda index: (wanted[index], -index))  # of equals, the first is on top
+    for index in order:
         members = [index]
         while blocks and blocks[-1][1] + sum(heights[member] for member in blocks[-1][0]) > edge(members):
             members = blocks.pop()[0] + members
