@@ -126,6 +126,11 @@ def test_the_two_known_empty_boxes_of_coco_are_left_out(folder):
 
 # ---- what is not --------------------------------------------------------------------------------------------------
 
+
+def drop_annotations(content, image_id):
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] != image_id]
+
+
 BROKEN = {
     "box without area": (
         lambda content: content["annotations"][0].update(bbox=[3, 3, 0, 5]),
@@ -162,6 +167,10 @@ BROKEN = {
     "other size": (
         lambda content: content["images"][2].update(width=81),
         ["image 30 (30.jpg) is 80x80", "says 81x80"],
+    ),
+    "exif orientation": (
+        lambda content: (content["images"][1].update(width=96, height=64), drop_annotations(content, 20)),
+        ["image 20 (20.jpg) is 64x96", "says 96x64", "store the image upright"],
     ),
     "size absent": (lambda content: content["images"][2].pop("width"), ["image 30 has width None"]),
     "iscrowd odd": (lambda content: content["annotations"][0].update(iscrowd=2), ["annotation 1 has iscrowd 2"]),

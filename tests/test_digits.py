@@ -17,6 +17,7 @@ from harness.config import DataConfig, DigitsConfig
 from harness.data import digits, fingerprint, open_splits
 from harness.data.digits import ensure_digits, run_lengths
 from harness.data.scenes import draw_scene, load_parts
+from harness.errors import UserError
 
 TINY = DigitsConfig(num_train=12, num_val=4, image_size=96)
 
@@ -108,6 +109,7 @@ def test_boxes_enclose_the_masks_exactly(own_cache):
         assert row["area"] == mask.sum() > 0
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_run_lengths_are_those_of_the_coco_tools():
     mask_tools = pytest.importorskip("pycocotools.mask")
     rng = np.random.default_rng(0)
@@ -192,6 +194,20 @@ def test_a_killed_generation_leaves_no_half_data_set(own_cache):
     (leftover / "train").mkdir(parents=True)
     assert ensure_digits(TINY, progress=lambda line: None) == folder
     assert not leftover.exists() and len(list((folder / "train").iterdir())) == 12
+
+
+def test_a_cache_that_cannot_be_written_is_said(own_cache, monkeypatch):
+    (own_cache / "file").write_text("")
+    monkeypatch.setenv("CODETR_CACHE", str(own_cache / "file"))
+    with pytest.raises(UserError, match="set CODETR_CACHE to another folder"):
+        ensure_digits(TINY, progress=lambda line: None)
+
+
+def test_a_damaged_cache_says_how_to_renew_it(own_cache):
+    folder = ensure_digits(TINY, progress=lambda line: None)
+    (folder / "val" / "000001.jpg").unlink()
+    with pytest.raises(UserError, match=f"delete {folder} to have them written again"):
+        open_splits(DataConfig(digits=TINY), progress=lambda line: None)
 
 
 def test_images_are_jpeg_of_the_asked_size(own_cache):

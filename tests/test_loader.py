@@ -11,6 +11,7 @@ from harness.config import DataConfig
 from harness.data import CocoDataset
 from harness.data.loader import Loader
 from harness.data.transforms import MEAN, STD, flip, normalise, resized_hw
+from harness.errors import UserError
 from harness.evaluate import to_results
 from model.types import Batch, Detections
 from tests.folders import tables, write_folder, write_split
@@ -226,6 +227,15 @@ def test_workers_give_the_same_batches_also_after_a_stop_in_the_middle(larger):
     next(interrupted)
     assert all_same(list(workers.epoch(1, 1)), list(plain.epoch(1, 1)))
     assert all_same(list(workers.epoch(7)), list(plain.epoch(7)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_image_that_breaks_while_training_is_one_clear_line(tmp_path, num_workers):
+    data = CocoDataset(write_folder(tmp_path), "train")
+    (data.image_folder / "20.jpg").write_bytes(b"hello")
+    with pytest.raises(UserError) as caught:
+        list(loader(data, num_workers=num_workers).epoch(0))
+    assert "20.jpg: image 20 cannot be read" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_memory_of_images_changes_nothing(larger, monkeypatch):

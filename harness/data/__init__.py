@@ -29,8 +29,15 @@ def open_dataset(config: DataConfig, split: Split, *, progress: Progress | None 
     Raises:
         UserError: every problem of the split in one message.
     """
-    root = Path(config.path).expanduser() if config.path is not None else ensure_digits(config.digits, progress)
-    return CocoDataset(root, split, progress=progress)
+    if config.path is not None:
+        return CocoDataset(Path(config.path).expanduser(), split, progress=progress)
+    folder = ensure_digits(config.digits, progress)
+    try:
+        return CocoDataset(folder, split, progress=progress, name="digits")
+    except UserError as error:
+        raise UserError(
+            f"{error}\nThese are generated digit scenes: delete {folder} to have them written again"
+        ) from error
 
 
 def open_splits(config: DataConfig, *, progress: Progress | None = None) -> tuple[CocoDataset, CocoDataset]:

@@ -12,6 +12,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +152,12 @@ def check_files(folder: Path, images: list[dict[str, Any]], problems: Problems, 
                     problems.add(
                         "other size",
                         f"{where} is {verdict[2]}x{verdict[3]} pixels, but the annotation file says "
-                        f"{told[0]}x{told[1]}; correct the file or its boxes",
+                        f"{told[0]}x{told[1]}; {_advice(verdict[2:], told)}",
                     )
             ticker.at(done)
     if seen != known:
-        write_atomic(record, json.dumps(seen), durable=False)
+        with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            write_atomic(record, json.dumps(seen), durable=False)
 
 
 def _inspect(path: Path, known: list[int] | None) -> tuple[list[int] | None, str]:
@@ -178,6 +180,12 @@ def _inspect(path: Path, known: list[int] | None) -> tuple[list[int] | None, str
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return None, f"cannot be read ({_brief(error)}); restore the file or remove the image from the annotation file"
     return [status.st_size, status.st_mtime_ns, width, height], ""
+
+
+def _advice(real: list[int], told: list[Any]) -> str:
+    if real == told[::-1]:
+        return "it is annotated as its EXIF orientation shows it: store the image upright"
+    return "correct the file or its boxes"
 
 
 def _brief(error: BaseException) -> str:

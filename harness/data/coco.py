@@ -39,14 +39,17 @@ class CocoDataset:
         root: the folder in COCO layout.
         split: "train" or "val".
         progress: takes a line of text now and then when the checks take long; None prints it.
+        name: for people; None takes the folder's.
 
     Raises:
         UserError: everything that is wrong with the split, in one message.
     """
 
-    def __init__(self, root: Path | str, split: Split, *, progress: Progress | None = None) -> None:
+    def __init__(
+        self, root: Path | str, split: Split, *, progress: Progress | None = None, name: str | None = None
+    ) -> None:
         self.split = split
-        self.name = Path(root).absolute().name
+        self.name = name or Path(root).absolute().name
         self.annotation_file, self.image_folder = find_split(Path(root), split)
         content = _read_json(self.annotation_file, progress or print_line)
         problems = Problems(self.annotation_file)

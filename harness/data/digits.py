@@ -29,6 +29,7 @@ from harness.config import DigitsConfig
 from harness.data.layout import SPLITS, Split
 from harness.data.scenes import Parts, draw_scene, load_parts
 from harness.data.ticker import INTERVAL_SECONDS, Progress, Ticker, print_line
+from harness.errors import UserError
 from harness.results import cache_dir, write_atomic
 
 GENERATOR_VERSION = 1  # part of the fingerprint: raise it with every change of what is drawn
@@ -45,7 +46,8 @@ ATTRIBUTION = (
 
 def digits_fingerprint(config: DigitsConfig) -> str:
     """16 hex characters that stand for the parameters and the generator's version. Generates nothing."""
-    identity = {"digits": asdict(config), "version": GENERATOR_VERSION}
+    parameters = {**asdict(config), "difficulty": float(config.difficulty)}
+    identity = {"digits": parameters, "version": GENERATOR_VERSION}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -53,18 +55,30 @@ def ensure_digits(config: DigitsConfig, progress: Progress | None = None) -> Pat
     """The folder of the data set, generated if it is not in the cache yet.
 
     Any number of processes may ask at once: one generates, the others wait for it and say so.
+
+    Raises:
+        UserError: the cache cannot be written.
     """
     folder = cache_dir() / "digits" / digits_fingerprint(config)
     if folder.is_dir():  # it appears by a rename, whole
         return folder
+    try:
+        return _generate_once(config, folder, progress or print_line)
+    except OSError as error:
+        raise UserError(
+            f"digit scenes cannot be written into {folder.parent}: {error.strerror}; set CODETR_CACHE to another folder"
+        ) from error
+
+
+def _generate_once(config: DigitsConfig, folder: Path, progress: Progress) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f"{folder.name}.lock"), progress or print_line):
+    with _locked(folder.with_name(f"{folder.name}.lock"), progress):
         if folder.is_dir():  # another process has just written it
             return folder
         for leftover in folder.parent.glob(f"{folder.name}.*.tmp"):  # of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.tmp")
-        _generate(config, temporary, progress or print_line)
+        _generate(config, temporary, progress)
         os.rename(temporary, folder)
     return folder
 

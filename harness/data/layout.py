@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -68,7 +69,8 @@ def _file_hash(path: Path) -> str:
         pass
     with open(path, "rb") as stream:
         value = hashlib.file_digest(stream, "sha256").hexdigest()
-    write_atomic(record, value, durable=False)
+    with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+        write_atomic(record, value, durable=False)
     return value
 
 

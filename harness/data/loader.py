@@ -19,6 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from harness.config import DataConfig
 from harness.data.coco import CocoDataset
 from harness.data.transforms import flip, normalise, resize, resized_hw, scale_boxes
+from harness.errors import UserError
 from model.types import Batch, Targets
 
 CACHE_BYTES = 1_000_000_000  # decoded images are kept in memory when all of them fit, over all workers
@@ -65,8 +66,13 @@ class _Samples(TorchDataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, epoch_index: tuple[int, int]) -> _Sample:
-        epoch, index = epoch_index
+    def __getitem__(self, epoch_index: tuple[int, int]) -> _Sample | UserError:
+        try:
+            return self._sample(*epoch_index)
+        except UserError as error:  # an exception would come out of a worker process with a traceback in its text
+            return error
+
+    def _sample(self, epoch: int, index: int) -> _Sample:
         image_id = self.dataset.image_ids[index]
         height, width = self.dataset.image_hw[index]
         boxes, labels, _ = self.dataset.boxes(index)
@@ -89,7 +95,10 @@ class _Collate:
 
     size_divisor: int
 
-    def __call__(self, samples: list[_Sample]) -> dict[str, Any]:
+    def __call__(self, found: list[_Sample | UserError]) -> dict[str, Any]:
+        samples = [sample for sample in found if isinstance(sample, _Sample)]
+        if len(samples) < len(found):
+            return {"error": next(str(sample) for sample in found if isinstance(sample, UserError))}
         valid_hw = torch.tensor([sample.image.shape[:2] for sample in samples])
         height, width = (-(-side // self.size_divisor) * self.size_divisor for side in valid_hw.amax(0).tolist())
         images = torch.zeros(len(samples), 3, height, width)
@@ -176,7 +185,11 @@ class Loader:
         return np.random.default_rng([_ORDER, self._seed, epoch]).permutation(len(self.dataset)).tolist()
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` from number `start_batch` on; the same ones however often and whenever asked."""
+        """The batches of `epoch` from number `start_batch` on; the same ones however often and whenever asked.
+
+        Raises:
+            UserError: an image cannot be read any more.
+        """
         order = self.order(epoch)
         self._plan.batches = [
             [(epoch, index) for index in order[number * self.batch_size : (number + 1) * self.batch_size]]
@@ -185,6 +198,8 @@ class Loader:
         if not self._plan.batches:
             return
         for tensors in self._batches:
+            if "error" in tensors:
+                raise UserError(tensors["error"])
             yield Batch(
                 images=tensors["images"],
                 valid_hw=tensors["valid_hw"],
