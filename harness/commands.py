@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from harness.grid import Grid, Trial, open_grid
+from harness.progress import duration
 from harness.results import RunStore
 from harness.spec import DEFAULT_PRESET
 
@@ -106,14 +107,6 @@ def _count(states: Iterable[str]) -> str:
     return f"{number} trial{'s'[: number != 1]}: " + ", ".join(f"{counts[state]} {state}" for state in ordered)
 
 
-def duration(seconds: float) -> str:
-    """`45 s`, `3.2 min` or `1.5 h`."""
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def run(args: argparse.Namespace) -> int:
     """Run what is missing of each grid, then print its table."""
     grids = _grids(args)  # mistakes are told before anything heavy is loaded
@@ -124,7 +117,8 @@ def run(args: argparse.Namespace) -> int:
     failed = False
     for grid in grids:
         summary = run_grid(grid, store, executor=args.executor, concurrent=args.concurrent, limit=args.limit)
-        failed |= bool(summary.failed)
+        left = summary.interrupted if args.limit is None else ()
+        failed |= bool(summary.failed or left)
         records = [record for trial in grid.trials if (record := store.read(trial.trial_id))]
         print(f"\n{grid_text(grid, records)}")
     return 1 if failed else 0

@@ -258,6 +258,12 @@ def test_a_moved_data_set_is_the_same_trial(grid_of, tmp_path):
     assert grid_of("rows: [{label: a}]", data=str(tmp_path / "two")).trials[0].trial_id != one.trial_id
 
 
+def test_a_relative_data_path_becomes_absolute_for_workers_elsewhere(grid_of, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grid = grid_of("rows: [{label: a}]", data="pictures", require_data=False)
+    assert grid.trials[0].config.data.path == str(tmp_path / "pictures")
+
+
 def test_runtime_does_not_count(grid_of):
     text = "rows: [{label: a}]"
     one = grid_of(text).trials[0]
