@@ -45,7 +45,7 @@ def codetr(*argv, **options):
 
 
 def processor_seconds(*argv):
-    """What a command costs, the better of two runs; unlike the clock, it hardly depends on other work on the machine."""
+    """What a command costs, the better of two runs; the clock would tell of other work on the machine."""
 
     def spent():
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
