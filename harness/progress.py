@@ -63,6 +63,7 @@ class Watched:
     warnings: int = 0  # printed
     beat: dict[str, Any] = field(default_factory=dict)
     beat_at: float = 0.0
+    step: int = 0  # of the last epoch printed
     last_ap: float | None = None
     seconds: float | None = None  # the whole trial takes, estimated or measured
     status: str = "pending"
@@ -171,15 +172,15 @@ class Progress:
 
     def _look_at(self, watched: Watched) -> None:
         trial_id = watched.trial.trial_id
-        if self._changed(watched, "heartbeat.json"):
-            self._new_beat(watched, self.store.read_heartbeat(trial_id) or {})
         if self._changed(watched, "metrics.jsonl"):
             for entry in self.store.metrics(trial_id):
                 key = (entry["epoch"], entry.get("time"))
                 if key not in watched.epochs:
                     watched.epochs.add(key)
-                    watched.last_ap = entry.get("AP", watched.last_ap)
+                    watched.step, watched.last_ap = entry.get("step", 0), entry.get("AP", watched.last_ap)
                     self._tell(watched, entry)
+        if self._changed(watched, "heartbeat.json"):
+            self._new_beat(watched, self.store.read_heartbeat(trial_id) or {})
         if self._changed(watched, "result.json"):
             record = self.store.read(trial_id) or {}
             if record.get("status") in ENDED:
@@ -199,7 +200,7 @@ class Progress:
         eta, step, total = (beat.get(key) for key in ("eta_seconds", "step", "total_steps"))
         if eta is not None and step and total and total > step:
             watched.seconds = eta * total / (total - step)
-        if started and beat.get("kind") == "step":
+        if started and beat.get("kind") == "step" and step and step > watched.step:
             self._tell(watched)
 
     # ---- lines
@@ -216,7 +217,7 @@ class Progress:
         text = describe(state)
         age = time.monotonic() - watched.beat_at
         eta = watched.beat.get("eta_seconds")
-        if eta is not None:
+        if eta is not None and state.get("step") != state.get("total_steps"):
             text += f"  eta {duration(eta - age)}{self._grid_eta()}"
         if age > 2 * self._beat_seconds and entry is None:
             text += f"  (no news for {duration(age)})"
