@@ -158,6 +158,10 @@ BROKEN = {
     ),
     "category name twice": (lambda content: content["categories"][1].update(name="ant"), ["'ant'", "own name"]),
     "id a text": (lambda content: content["annotations"][0].update(id="x"), ["annotation id 'x'", "whole number"]),
+    "id a list": (
+        lambda content: content["categories"].append({"id": [1], "name": "dog"}),
+        ["category id [1] must be a whole number"],
+    ),
     "no categories": (lambda content: content.pop("categories"), ["categories is missing"]),
     "no images": (lambda content: content.update(images=[], annotations=[]), ["images is empty"]),
     "image missing": (

@@ -54,6 +54,8 @@ class CocoDataset:
         content = _read_json(self.annotation_file, progress or print_line)
         problems = Problems(self.annotation_file)
         check_tables(content, problems)
+        if self.annotation_file.stat().st_size > LARGE_FILE:
+            (progress or print_line)(f"checking {len(content['annotations']):,} annotations")
         check_categories(content["categories"], problems)
         check_images(content["images"], problems)
         check_annotations(content, problems)
