@@ -78,15 +78,15 @@ def known(trial: Trial) -> dict[str, Any]:
 
 
 def _reporter(trial: Trial, store: RunStore) -> Callable[[dict[str, Any]], None]:
-    """Turns events of a trial into heartbeats; warnings are kept in all later ones, so that none is missed."""
-    warnings: list[str] = []
+    """Turns events of a trial into heartbeats. Each holds all that was told before it: a reader may miss some."""
+    state: dict[str, Any] = {"warnings": []}
 
     def report(event: dict[str, Any]) -> None:
         if event.get("kind") == "warning":
-            warnings.append(str(event.get("message")))
-        kept = {key: value for key, value in event.items() if key != "losses"}
+            state["warnings"].append(str(event.get("message")))
+        state.update((key, value) for key, value in event.items() if key not in ("losses", "message"))
         with suppress(OSError):  # a heartbeat may be lost, the trial may not
-            store.heartbeat(trial.trial_id, {**kept, "warnings": warnings})
+            store.heartbeat(trial.trial_id, state)
 
     return report
 

@@ -172,6 +172,9 @@ class Progress:
 
     def _look_at(self, watched: Watched) -> None:
         trial_id = watched.trial.trial_id
+        started = False
+        if self._changed(watched, "heartbeat.json"):
+            started = self._take_beat(watched, self.store.read_heartbeat(trial_id) or {})
         if self._changed(watched, "metrics.jsonl"):
             for entry in self.store.metrics(trial_id):
                 key = (entry["epoch"], entry.get("time"))
@@ -179,8 +182,8 @@ class Progress:
                     watched.epochs.add(key)
                     watched.step, watched.last_ap = entry.get("step", 0), entry.get("AP", watched.last_ap)
                     self._tell(watched, entry)
-        if self._changed(watched, "heartbeat.json"):
-            self._new_beat(watched, self.store.read_heartbeat(trial_id) or {})
+        if started and watched.beat.get("step", 0) > watched.step:
+            self._tell(watched)
         if self._changed(watched, "result.json"):
             record = self.store.read(trial_id) or {}
             if record.get("status") in ENDED:
@@ -188,20 +191,20 @@ class Progress:
             elif watched.status in ENDED:  # started again
                 watched.status = "running"
 
-    def _new_beat(self, watched: Watched, beat: dict[str, Any]) -> None:
+    def _take_beat(self, watched: Watched, beat: dict[str, Any]) -> bool:
+        """Take over a heartbeat's state; true when it is the first of a process that works on the trial."""
         for warning in beat.get("warnings", [])[watched.warnings :]:
             self._line(watched, f"warning: {warning}")
             watched.warnings += 1
         started = beat.get("pid") != watched.beat.get("pid") or watched.status != "running"
         watched.beat, watched.beat_at = {**watched.beat, **beat}, time.monotonic()
         if beat.get("kind") == "done":
-            return
+            return False
         watched.status = "running"
         eta, step, total = (beat.get(key) for key in ("eta_seconds", "step", "total_steps"))
         if eta is not None and step and total and total > step:
             watched.seconds = eta * total / (total - step)
-        if started and beat.get("kind") == "step" and step and step > watched.step:
-            self._tell(watched)
+        return started
 
     # ---- lines
 
