@@ -13,38 +13,13 @@ OWN_PLACES = pytest.StashKey[Path]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set before anything is imported; parallel workers inherit the cache and get a store of their own."""
+    """Set before anything is imported, so that processes which a test starts inherit it."""
+    places = config.stash[OWN_PLACES] = Path(tempfile.mkdtemp(prefix="codetr-tests-"))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    worker = os.environ.get("PYTEST_XDIST_WORKER")
-    if worker is None:
-        config.stash[OWN_PLACES] = Path(tempfile.mkdtemp(prefix="codetr-tests-"))
-        os.environ["CODETR_TESTS"] = str(config.stash[OWN_PLACES])
-    places = Path(os.environ["CODETR_TESTS"])
     os.environ["CODETR_CACHE"] = str(places / "cache")
-    os.environ["CODETR_STORE"] = str(places / f"store-{worker or 'main'}")
+    os.environ["CODETR_STORE"] = str(places / "store")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if OWN_PLACES in config.stash:
-        shutil.rmtree(config.stash[OWN_PLACES], ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def template_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty tracking database with its experiment; made once, since that takes seconds."""
-    from harness import tracking
-
-    path = tmp_path_factory.mktemp("tracking") / "mlflow.db"
-    tracking.ensure_store(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def tracking_store(template_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URI of a fresh tracking store, which is also where `tracking_uri()` points."""
-    copy = tmp_path / "tracking" / "mlflow.db"
-    copy.parent.mkdir()
-    shutil.copy(template_store, copy)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy}")
-    return f"sqlite:///{copy}"
+    shutil.rmtree(config.stash[OWN_PLACES], ignore_errors=True)
