@@ -23,3 +23,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[OWN_PLACES], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def template_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty tracking database with its experiment; made once, since that takes seconds."""
+    from harness import tracking
+
+    path = tmp_path_factory.mktemp("tracking") / "mlflow.db"
+    tracking.ensure_store(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def tracking_store(template_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of a fresh tracking store, which is also where `tracking_uri()` points."""
+    copy = tmp_path / "tracking" / "mlflow.db"
+    copy.parent.mkdir()
+    shutil.copy(template_store, copy)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy}")
+    return f"sqlite:///{copy}"
