@@ -49,6 +49,8 @@ def describe(state: dict[str, Any]) -> str:
     for name, form in (("loss", "loss {:.2f}"), ("AP", "AP {:.1f}"), ("seconds_per_step", "{:.2g} s/step")):
         if isinstance(state.get(name), int | float):
             parts.append(form.format(state[name]))
+    if state.get("kind") == "evaluate":
+        parts.append(f"evaluated {state['evaluated']:.0%}")
     return "  ".join(parts)
 
 

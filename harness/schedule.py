@@ -150,12 +150,11 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
     Raises:
         UserError: listing every problem of the first data set that has any.
     """
-    from harness.data import open_dataset
+    from harness.data import open_splits
 
     configs = {(trial.config.data.path, trial.config.data.digits): trial.config.data for trial in trials}
     for config in configs.values():
-        for split in ("train", "val"):
-            open_dataset(config, split, progress=say)
+        open_splits(config, progress=say)
 
 
 # ---- mirroring --------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.data import open_dataset
+from harness.data import open_splits
 from harness.data.coco import CocoDataset
 from harness.data.loader import Loader
 from harness.evaluate import evaluate, evaluator_version
@@ -110,13 +110,18 @@ def run_trial(
             finish_epoch(session)
         return finish(session)
     except (Interrupted, KeyboardInterrupt):
-        store.mark(trial.trial_id, "interrupted", **_identity(trial))
+        _mark(trial, store, "interrupted")
         raise
     except Exception as error:
         last = f"{type(error).__name__}: {error}".splitlines()[0]
         write_atomic(store.dir(trial.trial_id) / "log.txt", traceback.format_exc())
-        store.mark(trial.trial_id, "failed", error=last, **_identity(trial))
+        _mark(trial, store, "failed", last)
         raise
+
+
+def _mark(trial: Trial, store: RunStore, status: str, error: str | None = None) -> None:
+    fields = {name: value for name, value in _identity(trial).items() if name != "trial_id"}
+    store.mark(trial.trial_id, status, error, **fields)
 
 
 # ---- build --------------------------------------------------------------------------------------------------------
@@ -128,15 +133,19 @@ def build(trial: Trial, store: RunStore, report: Report, should_stop: Callable[[
 
     config = trial.config
     clock = time.monotonic()
+
+    def tell(kind: str, message: str) -> None:
+        report({"kind": kind, "trial_id": trial.trial_id, "label": trial.label, "message": message})
+
     device = choose_device(trial.runtime.device)
-    train_data, val_data = (open_dataset(config.data, split) for split in ("train", "val"))
+    train_data, val_data = open_splits(config.data, progress=lambda message: tell("data", message))
     torch.manual_seed(config.seed)
     detector = Detector(config.model, train_data.num_classes).to(device)
     optimizer = build_optimizer(detector, config.train)
     store.write_config(trial.trial_id, config_to_dict(config))
     progress, warnings = load_checkpoint(store.dir(trial.trial_id) / "checkpoint", detector, optimizer)
     for warning in warnings:
-        report({"kind": "warning", "trial_id": trial.trial_id, "label": trial.label, "message": warning})
+        tell("warning", warning)
     workers = trial.runtime.num_workers
     divisor = detector.size_divisor
     return Session(
@@ -262,7 +271,12 @@ def finish_epoch(session: Session) -> None:
     if progress.epoch % config.evaluate.every_epochs == 0 or progress.epoch == config.train.epochs:
         started = time.monotonic()
         metrics, per_class, detections = evaluate(
-            session.detector.eval(), session.val_loader, session.val_data, config.evaluate, session.device
+            session.detector,
+            session.val_loader,
+            session.val_data,
+            config.evaluate,
+            session.device,
+            on_batch=_evaluation_reporter(session, entry["loss"] or 0.0),
         )
         progress.eval_seconds += time.monotonic() - started
         entry |= metrics
@@ -278,6 +292,21 @@ def finish_epoch(session: Session) -> None:
     session.report({**event, **entry, "kind": "epoch", "epoch": progress.epoch})
     if session.should_stop() and progress.epoch < config.train.epochs:
         raise Interrupted(f"stopped after epoch {progress.epoch}")
+
+
+def _evaluation_reporter(session: Session, loss: float) -> Callable[[int, int], None]:
+    """Signs of life during a long evaluation."""
+    seconds_per_step = session.progress.train_seconds / max(session.progress.step, 1)
+    reported = time.monotonic()
+
+    def on_batch(done: int, count: int) -> None:
+        nonlocal reported
+        if time.monotonic() - reported >= REPORT_SECONDS:
+            reported = time.monotonic()
+            event = _step_event(session, loss, seconds_per_step)
+            session.report({**event, "kind": "evaluate", "epoch": session.progress.epoch, "evaluated": done / count})
+
+    return on_batch
 
 
 def finish(session: Session) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""A trial from data to record: true statuses, exact continuation, and that the detector can learn a few images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.config import EvaluateConfig
+from harness.data import open_dataset
+from harness.data.loader import Loader
+from harness.evaluate import evaluate
+from harness.grid import Trial, open_grid
+from harness.results import RunStore
+from harness.train import CHECKPOINT, WEIGHTS, build_optimizer, train_step
+from harness.trial import Interrupted, run_trial
+from model.detector import Detector
+
+QUICKSTART = Path(__file__).parents[1] / "ablations" / "quickstart.yaml"
+TIMES = ("seconds", "time")
+
+
+def trial_of(row: int = 2, *overrides: str) -> Trial:
+    trials = open_grid(QUICKSTART, "digits_fast", overrides).trials
+    return trials[min(row, len(trials) - 1)]
+
+
+def timeless(history: list[dict]) -> list[dict]:
+    return [{key: value for key, value in entry.items() if key not in TIMES} for entry in history]
+
+
+def silent(event: dict) -> None: ...
+
+
+def test_record_holds_what_the_report_needs(tmp_path):
+    store, events = RunStore(tmp_path), []
+    trial = trial_of()
+    record = run_trial(trial, store, report=events.append)
+    assert record == store.read(trial.trial_id)
+    assert record["status"] == store.status(trial.trial_id) == "finished"
+    assert {"AP", "AP50", "AP75", "APS", "APM", "APL", "AR100"} <= record["metrics"].keys()
+    assert [entry["epoch"] for entry in record["history"]] == [1, 2]
+    assert {"decoder.1/giou", "queries.atss.0/l1", "atss/centerness"} <= record["history"][0]["losses"].keys()
+    provenance = record["provenance"]
+    assert provenance["ops"] == "reference" and provenance["area_bounds"] == [256, 1024]
+    assert record["cost"]["num_parameters"] > 100_000 and record["cost"]["seconds_per_step"] > 0
+    assert [event["kind"] for event in events][-1] == "done"
+    assert sorted(path.name for path in (store.dir(trial.trial_id) / "checkpoint").iterdir()) == [WEIGHTS]
+    assert len(store.metrics(trial.trial_id)) == 2
+
+
+def test_an_interrupted_trial_continues_to_the_very_same_numbers(tmp_path):
+    """Stopped inside the first epoch and again after it; metrics, losses and weights must not notice."""
+    trial = trial_of()
+    whole, pieces = RunStore(tmp_path / "whole"), RunStore(tmp_path / "pieces")
+    expected = run_trial(trial, whole, report=silent)
+    for stop_after in (2, 3):
+        asked = iter(range(100))
+        torch.manual_seed(12345)  # a new process has any random state
+        with pytest.raises(Interrupted):
+            run_trial(trial, pieces, report=silent, should_stop=lambda n=stop_after, a=asked: next(a) >= n)
+        assert pieces.status(trial.trial_id) == "interrupted"
+        assert (pieces.dir(trial.trial_id) / "checkpoint" / CHECKPOINT).exists()
+    record = run_trial(trial, pieces, report=silent)
+    assert record["metrics"] == expected["metrics"]
+    assert timeless(record["history"]) == timeless(expected["history"])
+    for name in ("detections.json", f"checkpoint/{WEIGHTS}"):
+        read = [(store.dir(trial.trial_id) / name).read_bytes() for store in (whole, pieces)]
+        assert read[0] == read[1], name
+
+
+def test_a_failing_trial_says_why_and_can_be_run_again(tmp_path):
+    store = RunStore(tmp_path)
+    bad = trial_of(0, "train.learning_rate=1e30", "train.warmup_fraction=0.0", "train.schedule=step")
+    with pytest.raises(RuntimeError, match="not finite"):
+        run_trial(bad, store, report=silent)
+    record = store.read(bad.trial_id)
+    assert record["status"] == "failed" and "not finite" in record["error"] and "images" in record["error"]
+    assert "Traceback" in (store.dir(bad.trial_id) / "log.txt").read_text()
+    assert record["label"] == bad.label and record["config"]["train"]["learning_rate"] == 1e30
+
+
+def test_branches_are_evaluated_in_the_same_pass(tmp_path):
+    trial = trial_of(2, "evaluate.branches=[decoder, atss]", "train.epochs=1", "model.heads=[atss]")
+    metrics = run_trial(trial, RunStore(tmp_path), report=silent)["metrics"]
+    assert {"AP", "atss/AP", "atss/AP50"} <= metrics.keys()
+
+
+@pytest.mark.parametrize("row", [0, 2], ids=["K0", "K1"])
+def test_eight_images_are_learnt_by_heart(row):
+    """AP50 above 90 on the training images themselves: the losses, matching, boxes and evaluation all agree."""
+    config = trial_of(row, "data.digits.num_train=8", "data.digits.num_val=8").config
+    config = replace(config, train=replace(config.train, learning_rate=2e-3, sampling_lr_factor=1.0))
+    dataset = open_dataset(config.data, "train")
+    torch.manual_seed(0)
+    detector = Detector(config.model, dataset.num_classes)
+    optimizer = build_optimizer(detector, config.train)
+    common = {"batch_size": 8, "seed": 0, "size_divisor": detector.size_divisor}
+    batch = next(Loader(dataset, config.data, training=True, **common).epoch(0))
+    total = 300
+    for step in range(total):
+        train_step(detector, [batch], optimizer, config.train, step=step, total_steps=total, steps_per_epoch=1)
+    loader = Loader(dataset, config.data, training=False, **common)
+    metrics, _, results = evaluate(detector.eval(), loader, dataset, EvaluateConfig(), torch.device("cpu"))
+    assert metrics["AP50"] > 90, metrics
+    assert json.loads(json.dumps(results)) == results
