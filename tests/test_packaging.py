@@ -87,7 +87,7 @@ def test_readme_commands_are_understood(words):
             grid = open_grid(ROOT / file, args.preset or "digits", args.overrides, require_data=False)
             assert grid.trials
     else:
-        assert words[0] in {"pip", "ray", "export"}, f"nothing checks `{words[0]}`"
+        assert words[0] in {"export", "pip", "ray", "source"}, f"nothing checks `{words[0]}`"
 
 
 def test_readme_example_of_an_ablation_file_is_valid(tmp_path):
