@@ -34,7 +34,7 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         require(min(self.depths) >= 1, f"depths must be at least 1, got {self.depths}")
-        require(self.width >= 8, f"width must be at least 8, got {self.width}")
+        require(self.width >= 4, f"width must be at least 4, got {self.width}")
         require(
             len(self.stages) > 0 and list(self.stages) == sorted(set(self.stages)) and set(self.stages) <= {1, 2, 3, 4},
             f"stages must be ascending numbers from 1 to 4, got {self.stages}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from golden_topics import candidates, functions, heads, transformer
+from golden_topics import candidates, end_to_end, functions, heads, transformer
 from golden_topics.case import Case, Comparison
 
 
@@ -34,6 +34,8 @@ TOPICS: dict[str, Topic] = {
     "aux_queries": Topic(transformer.aux_queries),
     "detr_parts": Topic(transformer.detr_parts),
     "head_co_atss": Topic(heads.co_atss, ("batch_hw",)),
+    "e2e_main": Topic(end_to_end.main, end_to_end.UNREAD),
+    "e2e_plain": Topic(end_to_end.plain, end_to_end.UNREAD),
 }
 
 NOT_YET_BUILT = frozenset(
@@ -44,8 +46,6 @@ NOT_YET_BUILT = frozenset(
         "assign_maxiou_rpn",
         "dn_queries",
         "e2e_dino",
-        "e2e_main",
-        "e2e_plain",
         "fcos_targets_center",
         "fcos_targets_center_norm",
         "fcos_targets_plain",

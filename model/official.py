@@ -1,0 +1,117 @@
+"""Parameters of the official implementation under our names: one table, read top to bottom.
+
+`convert` turns a state dict of Co-Deformable-DETR (as released) into one that `Detector.load_state_dict` takes.
+Official heads are numbered: all RoI heads first, then the dense heads; `heads` gives our names in that order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Official pattern → our name. `{N}` stands for a number that both keep; {head} for the head of that number.
+TABLE = [
+    ("backbone.{rest}", "backbone.{rest}"),
+    ("neck.convs.{N}.conv.{rest}", "neck.lateral.{N}.conv.{rest}"),
+    ("neck.convs.{N}.gn.{rest}", "neck.lateral.{N}.norm.{rest}"),
+    ("neck.extra_convs.{N}.conv.{rest}", "neck.extra.{N}.conv.{rest}"),
+    ("neck.extra_convs.{N}.gn.{rest}", "neck.extra.{N}.norm.{rest}"),
+    ("query_head.transformer.level_embeds", "level_embedding"),
+    ("query_head.transformer.encoder.layers.{N}.attentions.0.{rest}", "encoder.layers.{N}.attention.{rest}"),
+    ("query_head.transformer.encoder.layers.{N}.norms.0.{rest}", "encoder.layers.{N}.attention_norm.{rest}"),
+    ("query_head.transformer.encoder.layers.{N}.norms.1.{rest}", "encoder.layers.{N}.feed_forward_norm.{rest}"),
+    ("query_head.transformer.{part}.layers.{N}.ffns.0.layers.0.0.{rest}", "{part}.layers.{N}.feed_forward.0.{rest}"),
+    ("query_head.transformer.{part}.layers.{N}.ffns.0.layers.1.{rest}", "{part}.layers.{N}.feed_forward.3.{rest}"),
+    (
+        "query_head.transformer.decoder.layers.{N}.attentions.0.attn.in_proj_{rest}",
+        "decoder.layers.{N}.self_attention.in_proj.{rest}",
+    ),
+    (
+        "query_head.transformer.decoder.layers.{N}.attentions.0.attn.out_proj.{rest}",
+        "decoder.layers.{N}.self_attention.out_proj.{rest}",
+    ),
+    ("query_head.transformer.decoder.layers.{N}.attentions.1.{rest}", "decoder.layers.{N}.cross_attention.{rest}"),
+    ("query_head.transformer.decoder.layers.{N}.norms.0.{rest}", "decoder.layers.{N}.self_norm.{rest}"),
+    ("query_head.transformer.decoder.layers.{N}.norms.1.{rest}", "decoder.layers.{N}.cross_norm.{rest}"),
+    ("query_head.transformer.decoder.layers.{N}.norms.2.{rest}", "decoder.layers.{N}.feed_forward_norm.{rest}"),
+    ("query_head.transformer.enc_output.{rest}", "queries.token_proj.{rest}"),
+    ("query_head.transformer.enc_output_norm.{rest}", "queries.token_norm.{rest}"),
+    ("query_head.transformer.pos_trans.{rest}", "queries.box_proj.{rest}"),
+    ("query_head.transformer.pos_trans_norm.{rest}", "queries.box_norm.{rest}"),
+    ("query_head.transformer.reference_points.{rest}", "queries.reference_points.{rest}"),
+    ("query_head.transformer.aux_pos_trans.{head}.{rest}", "positive_queries.{head}.box_proj.{rest}"),
+    ("query_head.transformer.aux_pos_trans_norm.{head}.{rest}", "positive_queries.{head}.box_norm.{rest}"),
+    ("query_head.transformer.pos_feats_trans.{head}.{rest}", "positive_queries.{head}.feature_proj.{rest}"),
+    ("query_head.transformer.pos_feats_norm.{head}.{rest}", "positive_queries.{head}.feature_norm.{rest}"),
+    ("query_head.downsample.0.{rest}", "coarser.conv.{rest}"),
+    ("query_head.downsample.1.{rest}", "coarser.norm.{rest}"),
+    ("query_head.cls_branches.{N}.{rest}", "decoder.class_branches.{N}.{rest}"),
+    ("query_head.reg_branches.{N}.{rest}", "decoder.box_branches.{N}.{rest}"),
+    ("bbox_head.{dense}.cls_convs.{N}.conv.{rest}", "heads.{dense}.class_tower.{N}.conv.{rest}"),
+    ("bbox_head.{dense}.cls_convs.{N}.gn.{rest}", "heads.{dense}.class_tower.{N}.norm.{rest}"),
+    ("bbox_head.{dense}.reg_convs.{N}.conv.{rest}", "heads.{dense}.box_tower.{N}.conv.{rest}"),
+    ("bbox_head.{dense}.reg_convs.{N}.gn.{rest}", "heads.{dense}.box_tower.{N}.norm.{rest}"),
+    ("bbox_head.{dense}.atss_cls.{rest}", "heads.{dense}.classification.{rest}"),
+    ("bbox_head.{dense}.atss_reg.{rest}", "heads.{dense}.box.{rest}"),
+    ("bbox_head.{dense}.atss_centerness.{rest}", "heads.{dense}.centerness.{rest}"),
+]
+PARTS = {"N": r"\d+", "head": r"\d+", "dense": r"\d+", "part": "encoder|decoder", "rest": ".+"}
+
+
+def _compiled() -> list[tuple[re.Pattern[str], str]]:
+    rows = []
+    for official, ours in TABLE:
+        pattern = re.escape(official)
+        for part, expression in PARTS.items():
+            pattern = pattern.replace(rf"\{{{part}\}}", f"(?P<{part}>{expression})")
+        rows.append((re.compile(pattern), ours))
+    return rows
+
+
+def convert(state: dict[str, Tensor], heads: Sequence[str], num_roi_heads: int = 0) -> dict[str, Tensor]:
+    """Our state dict from an official one.
+
+    Args:
+        state: official names, as in a released checkpoint's `state_dict`.
+        heads: our instance names in official order, RoI heads first: ("faster_rcnn", "atss").
+        num_roi_heads: how many of them are RoI heads.
+
+    Returns:
+        Tensors under our names; what our table does not know keeps its official name, so that
+        `Detector.load_state_dict` reports it.
+    """
+    rows = _compiled()
+    names = [head.replace(".", ":") for head in heads]
+    two_stage = "query_head.transformer.enc_output.weight" in state
+    layers = [int(m[1]) for n in state if (m := re.match(r"query_head\.transformer\.decoder\.layers\.(\d+)\.", n))]
+    last = str(max(layers, default=-1) + 1)  # the class and box branches behind the decoder's are the encoder's
+    ours: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        for pattern, target in rows:
+            if match := pattern.fullmatch(name):
+                found = match.groupdict()
+                if "head" in found:
+                    found["head"] = names[int(found["head"])]
+                if "dense" in found:
+                    found["dense"] = names[num_roi_heads + int(found["dense"])]
+                ours[target.format(**found)] = tensor
+                break
+        else:
+            ours[name] = tensor
+    for branch, single in (("class_branches", "class_branch"), ("box_branches", "box_branch")):
+        for name in [name for name in ours if name.startswith(f"decoder.{branch}.{last}.")]:
+            ours[name.replace(f"decoder.{branch}.{last}", f"queries.{single}")] = ours.pop(name)
+    if (embedding := ours.pop("query_head.query_embedding.weight", None)) is not None:
+        ours["queries.content.weight" if two_stage else "queries.embedding.weight"] = embedding
+    if (scalars := ours.pop("query_head.transformer.head_pos_embed.weight", None)) is not None:
+        channels = ours["level_embedding"].shape[1]
+        for head, scalar in zip(names, scalars, strict=True):  # official: one number for all channels
+            ours[f"positive_queries.{head}.head_embedding"] = scalar.expand(channels)
+    for index, head in enumerate(names[num_roi_heads:]):
+        scales = [ours.pop(n) for n in sorted(ours) if re.fullmatch(rf"bbox_head\.{index}\.scales\.\d+\.scale", n)]
+        if scales:
+            ours[f"heads.{head}.level_scales"] = torch.stack(scales)
+    return ours
