@@ -13,7 +13,7 @@ from model.config import BackboneConfig, DetectorConfig, LossWeights, Transforme
 
 REFUSED = [
     (BackboneConfig, {"depths": (3, 0, 6, 3)}, "depths"),
-    (BackboneConfig, {"width": 7}, "width"),
+    (BackboneConfig, {"width": 3}, "width"),
     (BackboneConfig, {"stages": ()}, "stages"),
     (BackboneConfig, {"stages": (3, 2)}, "stages"),
     (BackboneConfig, {"stages": (2, 2)}, "stages"),
