@@ -85,8 +85,8 @@ class Mirror:
             if not self._warned:
                 self._warned = True
                 self.warn(
-                    f"warning: {tracking.one_line(error)}; training goes on, "
-                    "and the records keep what the tracking store misses until it is back"
+                    f"warning: tracking store {self.uri} is away ({tracking.one_line(error)}); training goes on, "
+                    "and it gets what it misses from the records when it is back"
                 )
             return False
         if self._warned:

@@ -217,7 +217,11 @@ def code_version(root: Path | None = None) -> tuple[str | None, bool | None]:
     if commit:
         dirty = os.environ.get("CODETR_DIRTY", "")
         return commit, {"0": False, "1": True}.get(dirty)
-    root = root or Path(__file__).resolve().parent.parent
+    return _git_version(root or Path(__file__).resolve().parent.parent)
+
+
+@lru_cache(maxsize=8)  # of a process: what is committed later is not what runs
+def _git_version(root: Path) -> tuple[str | None, bool | None]:
     top = _git(root, "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root.resolve():  # an installed copy inside somebody else's repository
         return None, None

@@ -13,6 +13,7 @@ import math
 import os
 import secrets
 import shutil
+import socket
 import threading
 import time
 import uuid
@@ -89,6 +90,7 @@ def run_grid(
         KeyboardInterrupt: on SIGINT or SIGTERM, after the trials were stopped and their statuses told.
     """
     store.prepare()
+    code_version()  # now, before anybody commits what does not run
     skipped = [trial for trial in grid.trials if store.status(trial.trial_id) == "finished"]
     pending = [trial for trial in grid.trials if trial not in skipped][:limit]
     try:
@@ -200,7 +202,6 @@ def _run_ray(
     max_failures: int,
     progress: Progress,
 ) -> None:
-    progress.phase("starting Ray")
     launch = f"{progress.grid.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
     folder = store.root / "launches" / launch
 
@@ -238,13 +239,17 @@ def _start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progre
         # A token of this process alone: nobody else can use the cluster, and no file is left in the home folder.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    address = os.environ.get("RAY_ADDRESS") or "auto"
+    progress.phase(f"connecting to Ray ({address})" if given else "starting Ray")
+    if given:
+        _check_answers(address)
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     cpus = max(trial.runtime.cpus_per_trial for trial in trials)
     gpus = max(trial.runtime.gpus_per_trial for trial in trials)
     if given:
-        options["address"] = os.environ.get("RAY_ADDRESS") or "auto"
+        options["address"] = address
     else:
         num_cpus = max(available_cpus(), math.ceil(cpus * (concurrent or 1)))
         options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
@@ -264,6 +269,17 @@ def _start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progre
             raise UserError(f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, this machine has {found}")
         progress.say(f"note: a trial asks for {cpus:g} CPUs and {gpus:g} GPUs; the cluster has {found} now")
     return ray
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto": looked up on this machine
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(f"Ray cluster {address} does not answer ({error}); check RAY_ADDRESS") from error
 
 
 def available_cpus() -> int:

@@ -62,7 +62,12 @@ def database_file(uri: str) -> Path | None:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's text."""
+    """The first line of an error's text; of a broken connection, what the system says of it."""
+    root = error
+    while (below := root.__cause__ or root.__context__) is not None:
+        root = below
+    if isinstance(root, OSError) and root.strerror:
+        return root.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
 
@@ -91,7 +96,8 @@ def connect(uri: str) -> MlflowClient:
             urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
     for name, value in (("MAX_RETRIES", "1"), ("TIMEOUT", "20")):
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"):
+        os.environ.setdefault(name, "true")
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):

@@ -191,6 +191,7 @@ def test_code_version_from_git_and_environment(tmp_path: Path, monkeypatch: pyte
         subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
 
     assert results.code_version(tmp_path) == (None, None)
+    results._git_version.cache_clear()
     git("init")
     write_atomic(tmp_path / "model" / "a.py", "")
     git("add", ".")
@@ -198,6 +199,8 @@ def test_code_version_from_git_and_environment(tmp_path: Path, monkeypatch: pyte
     commit, dirty = results.code_version(tmp_path)
     assert commit is not None and len(commit) == 40 and dirty is False
     write_atomic(tmp_path / "model" / "new_head.py", "")
+    assert results.code_version(tmp_path) == (commit, False)  # a process has one version
+    results._git_version.cache_clear()
     assert results.code_version(tmp_path) == (commit, True)
     assert results.code_version(tmp_path / "model") == (None, None)  # not this package's repository
     monkeypatch.setenv("CODETR_COMMIT", "abc")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -229,7 +230,6 @@ def test_ray_runs_fails_retries_and_repeats_nothing(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))  # for the workers
     grid = make_grid(*[make_trial(number, runtime=RuntimeConfig(cpus_per_trial=0.5)) for number in (1, 2, 3)])
     summary = run_grid(grid, store, run_trial=run_fake, check_data=no_check, concurrent=3, out=lines.append)
-    print("\n".join(lines))
     assert (summary.finished, summary.failed) == (ids(1, 3), ids(2))
     assert [starts(store, trial) for trial in grid.trials] == [1, 1, 2]
     assert epochs_run(store, grid.trials[2]) == [1, 2, 3]
@@ -238,6 +238,16 @@ def test_ray_runs_fails_retries_and_repeats_nothing(
     assert not list((store.root / "launches").iterdir())
     again = run_grid(grid, store, run_trial=run_fake, check_data=no_check, limit=0, out=lines.append)
     assert again.skipped == ids(1, 3) and [starts(store, trial) for trial in grid.trials] == [1, 1, 2]
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(
+    store: RunStore, lines: list[str], without_mlflow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))  # taken, but nobody listens
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(UserError, match="RAY_ADDRESS"):
+            run_grid(make_grid(make_trial(1)), store, run_trial=run_fake, check_data=no_check, out=lines.append)
 
 
 def test_available_cpus_is_what_this_process_may_use() -> None:
