@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import re
-import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -292,17 +291,3 @@ def ui_command(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000
     folder = database.parent if database else store_dir()
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     return [*command, "--artifacts-destination", str(folder / "mlartifacts"), "--host", host, "--port", str(port)]
-
-
-def serve(port: int = 5000, uri: str | None = None) -> int:
-    """Serve MLflow's pages on this machine until interrupted; returns the exit code.
-
-    Raises:
-        UserError: see `ui_command`.
-    """
-    command = ui_command(uri, port=port)
-    print(f"MLflow at http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
-    try:
-        return subprocess.call(command)
-    except KeyboardInterrupt:
-        return 0
