@@ -7,33 +7,19 @@ a true status behind whatever happens: finished, failed with the reason, or inte
 from __future__ import annotations
 
 import json
-import resource
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.data import open_splits
-from harness.data.coco import CocoDataset
-from harness.data.loader import Loader
 from harness.evaluate import evaluate, evaluator_version
 from harness.results import RunStore, provenance, write_atomic
-from harness.train import (
-    Progress,
-    build_optimizer,
-    drop_checkpoints,
-    load_checkpoint,
-    save_checkpoint,
-    save_weights,
-    train_step,
-)
-from model.detector import Detector
+from harness.session import Report, Session, build_session, peak_memory_mb
+from harness.train import drop_checkpoints, save_checkpoint, save_weights, train_step
 from model.ops import IMPLEMENTATION
 from model.types import Batch
 
@@ -43,45 +29,9 @@ if TYPE_CHECKING:
 CHECKPOINT_SECONDS = 60.0  # between checkpoints inside an epoch
 REPORT_SECONDS = 2.0  # between progress events
 
-Report = Callable[[dict[str, Any]], None]
-
 
 class Interrupted(Exception):  # noqa: N818 - an outcome, not an error
     """The trial was asked to stop and has left a checkpoint."""
-
-
-@dataclass
-class Session:
-    """What a trial works with while it runs."""
-
-    trial: Trial
-    store: RunStore
-    device: torch.device
-    train_loader: Loader
-    val_loader: Loader
-    val_data: CocoDataset
-    detector: Detector
-    optimizer: torch.optim.Optimizer
-    progress: Progress
-    started: str
-    clock: float  # when `progress.wall_seconds` was last brought up to date
-    report: Report
-    should_stop: Callable[[], bool]
-
-    @property
-    def folder(self) -> Path:
-        """Where the trial's files live."""
-        return self.store.dir(self.trial.trial_id)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps of one epoch."""
-        return -(-len(self.train_loader) // self.trial.config.train.accumulate_steps)
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps of the whole training."""
-        return self.steps_per_epoch * self.trial.config.train.epochs
 
 
 def run_trial(
@@ -103,7 +53,7 @@ def run_trial(
         Exception: what went wrong; the record says `failed` and why, log.txt holds the traceback.
     """
     try:
-        session = build(trial, store, report, should_stop or (lambda: False))
+        session = build_session(trial, store, report, should_stop or (lambda: False))
         _write_record(session, "running")
         while session.progress.epoch < trial.config.train.epochs:
             train_epoch(session)
@@ -122,75 +72,6 @@ def run_trial(
 def _mark(trial: Trial, store: RunStore, status: str, error: str | None = None) -> None:
     fields = {name: value for name, value in _identity(trial).items() if name != "trial_id"}
     store.mark(trial.trial_id, status, error, **fields)
-
-
-# ---- build --------------------------------------------------------------------------------------------------------
-
-
-def build(trial: Trial, store: RunStore, report: Report, should_stop: Callable[[], bool]) -> Session:
-    """Data, detector and optimiser of a trial, at the point where it was left."""
-    from harness.grid import config_to_dict
-
-    config = trial.config
-    clock = time.monotonic()
-
-    def tell(kind: str, message: str) -> None:
-        report({"kind": kind, "trial_id": trial.trial_id, "label": trial.label, "message": message})
-
-    device = choose_device(trial.runtime.device)
-    train_data, val_data = open_splits(config.data, progress=lambda message: tell("data", message))
-    torch.manual_seed(config.seed)
-    detector = Detector(config.model, train_data.num_classes).to(device)
-    optimizer = build_optimizer(detector, config.train)
-    store.write_config(trial.trial_id, config_to_dict(config))
-    progress, warnings = load_checkpoint(store.dir(trial.trial_id) / "checkpoint", detector, optimizer)
-    for warning in warnings:
-        tell("warning", warning)
-    workers = trial.runtime.num_workers
-    divisor = detector.size_divisor
-    return Session(
-        trial,
-        store,
-        device,
-        Loader(
-            train_data,
-            config.data,
-            batch_size=config.train.batch_size // config.train.accumulate_steps,
-            training=True,
-            seed=config.seed,
-            size_divisor=divisor,
-            num_workers=workers,
-        ),
-        Loader(
-            val_data,
-            config.data,
-            batch_size=max(1, config.train.batch_size // config.train.accumulate_steps),
-            training=False,
-            seed=0,
-            size_divisor=divisor,
-            num_workers=workers,
-        ),
-        val_data,
-        detector,
-        optimizer,
-        progress or Progress(),
-        datetime.now(UTC).isoformat(timespec="seconds"),
-        clock,
-        report,
-        should_stop,
-    )
-
-
-def choose_device(wanted: str) -> torch.device:
-    """`auto` takes the accelerator where there is one.
-
-    Raises:
-        ValueError: `cuda` is wanted and there is none.
-    """
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise ValueError("runtime.device: cuda is asked for, but torch sees no GPU here; use auto or cpu")
-    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 
 # ---- train --------------------------------------------------------------------------------------------------------
@@ -327,11 +208,7 @@ def _update_clock(session: Session) -> None:
     progress, now = session.progress, time.monotonic()
     progress.wall_seconds += now - session.clock
     session.clock = now
-    if session.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    progress.peak_memory_mb = max(progress.peak_memory_mb, peak)
+    progress.peak_memory_mb = max(progress.peak_memory_mb, peak_memory_mb(session.device))
 
 
 def _identity(trial: Trial) -> dict[str, Any]:
