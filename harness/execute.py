@@ -15,8 +15,9 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from harness.progress import Progress
 from harness.results import RunStore, write_atomic
@@ -99,6 +100,15 @@ def _use_threads(cpus: float) -> None:
         sys.modules["torch"].set_num_threads(threads)
 
 
+def available_cpus() -> int:
+    """CPUs this process may use, a container's quota included."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        count = min(count, math.ceil(float(quota) / float(period)))
+    return max(count, 1)
+
+
 def run_local(
     trials: Sequence[Trial], store: RunStore, run_trial: RunTrial | None, concurrent: int | None, progress: Progress
 ) -> None:
@@ -132,6 +142,11 @@ def _free_memory() -> None:
     gc.collect()
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         sys.modules["torch"].cuda.empty_cache()
+
+
+def stop_now(*_: object) -> NoReturn:
+    """A signal handler for what can be stopped anywhere."""
+    raise KeyboardInterrupt
 
 
 @contextmanager

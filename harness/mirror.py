@@ -8,9 +8,10 @@ an outage it is one and the same call.
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from harness import tracking
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
     from harness.grid import Grid, Trial
 
-ARTIFACTS = ("config.yaml", "result.json", "log.txt")
+ARTIFACTS = ("config.yaml", "result.json")
+SYNC_SECONDS = 3.0  # between two replays
 RETRY_SECONDS = 30.0  # between attempts to reach a store that is away
 
 
@@ -93,6 +95,23 @@ class Mirror:
             self._warned = False
             self.warn(f"tracking store {self.uri} is back and has everything")
         return True
+
+    @contextmanager
+    def repeated(self) -> Iterator[None]:
+        """Replay every few seconds from a thread, so that nothing waits for it."""
+        ended = threading.Event()
+
+        def replay() -> None:
+            while not ended.wait(SYNC_SECONDS):
+                self.sync()
+
+        thread = threading.Thread(target=replay, name="mirror", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def close(self) -> bool:
         """Replay the rest and give the grid's run its status. False when the store is away."""
@@ -178,7 +197,7 @@ class Mirror:
         final = tracking.flat_metrics({**(record.get("metrics") or {}), **parts})
         known = {**run.data.metrics, **tracking.flat_metrics(last)}
         self._log(run, {name: value for name, value in final.items() if known.get(name) != value}, last)
-        for name in ARTIFACTS:
+        for name in (*ARTIFACTS, "log.txt") if status == "failed" else ARTIFACTS:
             if (self.store.dir(trial_id) / name).exists():
                 self._mlflow.log_artifact(run.info.run_id, str(self.store.dir(trial_id) / name))
         provenance = record.get("provenance") or {}

@@ -110,11 +110,12 @@ class Progress:
             self._out(f"{self.grid.name}  {text}")
             self._spoke = time.monotonic()
 
-    def phase(self, text: str) -> None:
-        """Name what goes on while no trial runs; it is said at once and repeated as long as it lasts."""
+    def phase(self, text: str, quiet: bool = False) -> None:
+        """Name what goes on while no trial runs; it is said at once (unless `quiet`) and repeated while it lasts."""
         with self._lock:
             self._phase, self._phase_since = text, time.monotonic()
-            self.say(text)
+            if not quiet:
+                self.say(text)
 
     def watch(self, trials: Iterable[Trial]) -> None:
         """Follow these trials from now on; what the store already holds of them is not news."""
@@ -153,6 +154,8 @@ class Progress:
                     self._look_at(watched)
             running = [watched for watched in self._watched if watched.status == "running"]
             self._slots = max(self._slots, len(running))
+            if running:
+                self._phase_since = time.monotonic()
             if time.monotonic() - self._spoke < self._beat_seconds or self._closed.is_set():
                 return
             if running:

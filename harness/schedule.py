@@ -14,18 +14,17 @@ import os
 import secrets
 import shutil
 import socket
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness import tracking
 from harness.errors import UserError
-from harness.execute import RunTrial, execute, known, on_signals, run_local
+from harness.execute import RunTrial, available_cpus, execute, known, on_signals, run_local, stop_now
 from harness.mirror import Mirror
 from harness.progress import Progress, print_line
 from harness.results import RunStore, cache_dir, code_version, write_atomic
@@ -33,7 +32,6 @@ from harness.results import RunStore, cache_dir, code_version, write_atomic
 if TYPE_CHECKING:
     from harness.grid import Grid, Trial
 
-MIRROR_SECONDS = 3.0  # between two replays to MLflow
 STOP_POLL_SECONDS = 0.5  # between two looks for the request to stop
 LOST = ("ActorDiedError", "ActorUnavailableError", "NodeDiedError", "OutOfMemoryError", "WorkerCrashedError")
 STOP_GRACE_SECONDS = 1.5  # for trials to leave a checkpoint; a stopped Ray job is killed after 3 s
@@ -91,10 +89,11 @@ def run_grid(
     """
     store.prepare()
     code_version()  # now, before anybody commits what does not run
-    skipped = [trial for trial in grid.trials if store.status(trial.trial_id) == "finished"]
-    pending = [trial for trial in grid.trials if trial not in skipped][:limit]
+    skipped = tuple(trial.trial_id for trial in grid.trials if store.status(trial.trial_id) == "finished")
+    pending = [trial for trial in grid.trials if trial.trial_id not in skipped][:limit]
     try:
         with ExitStack() as stack:
+            stack.enter_context(on_signals(stop_now))
             progress = stack.enter_context(Progress(grid, store, out))
             if (driver := store.claim_grid(grid.name)) is not None:
                 stack.enter_context(driver)
@@ -106,7 +105,7 @@ def run_grid(
                 progress.phase("checking the data")
                 (check_data or check_datasets)(pending, progress.say)
                 progress.watch(pending)
-                stack.enter_context(_mirroring(mirror))
+                stack.enter_context(mirror.repeated() if mirror is not None else nullcontext())
                 if executor == "local":
                     run_local(pending, store, run_trial, concurrent, progress)
                 else:
@@ -119,15 +118,14 @@ def run_grid(
     return summary
 
 
-def summarise(grid: Grid, store: RunStore, skipped: Sequence[Trial] = ()) -> Summary:
-    """What became of a grid's trials, as the store tells."""
-    before = {trial.trial_id for trial in skipped}
-    found = {trial.trial_id: store.status(trial.trial_id) for trial in grid.trials if trial.trial_id not in before}
+def summarise(grid: Grid, store: RunStore, skipped: tuple[str, ...] = ()) -> Summary:
+    """What became of a grid's trials, as the store tells; `skipped` were finished before."""
+    found = {trial.trial_id: store.status(trial.trial_id) for trial in grid.trials if trial.trial_id not in skipped}
 
     def ids(*statuses: str) -> tuple[str, ...]:
         return tuple(key for key, status in found.items() if status in statuses)
 
-    return Summary(ids("finished"), ids("failed"), ids("interrupted", "pending"), tuple(sorted(before)), ids("running"))
+    return Summary(ids("finished"), ids("failed"), ids("interrupted", "pending"), skipped, ids("running"))
 
 
 def _conclusion(grid: Grid, store: RunStore, summary: Summary) -> str:
@@ -142,7 +140,9 @@ def _conclusion(grid: Grid, store: RunStore, summary: Summary) -> str:
     }
     text = ", ".join(f"{len(ids)} {name}" for name, ids in names.items() if ids)
     for key in summary.failed:
-        text += f"\n{grid.name}  failed: {key}  {(store.read(key) or {}).get('error')}  (log: {store.dir(key)}/log.txt)"
+        log = store.dir(key) / "log.txt"
+        text += f"\n{grid.name}  failed: {key}  {(store.read(key) or {}).get('error')}"
+        text += f"  (log: {log})" if log.exists() else ""
     return text
 
 
@@ -159,9 +159,6 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
         open_splits(config, progress=say)
 
 
-# ---- mirroring --------------------------------------------------------------------------------------------------
-
-
 def _open_mirror(grid: Grid, store: RunStore, progress: Progress) -> Mirror | None:
     if not tracking.available():
         progress.say("mlflow is not installed: results stay in the records")
@@ -170,25 +167,6 @@ def _open_mirror(grid: Grid, store: RunStore, progress: Progress) -> Mirror | No
     mirror = Mirror(store, grid, warn=progress.say)
     mirror.open()
     return mirror
-
-
-@contextmanager
-def _mirroring(mirror: Mirror | None) -> Iterator[None]:
-    """Replay to MLflow every few seconds from a thread, so that nothing waits for it."""
-    ended = threading.Event()
-
-    def replay() -> None:
-        while not ended.wait(MIRROR_SECONDS):
-            if mirror is not None:
-                mirror.sync()
-
-    thread = threading.Thread(target=replay, name="mirror", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 # ---- on Ray -----------------------------------------------------------------------------------------------------
@@ -205,14 +183,12 @@ def _run_ray(
     launch = f"{progress.grid.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
     folder = store.root / "launches" / launch
 
-    def on_signal(*_: object) -> None:
-        raise KeyboardInterrupt
-
     ray = _start_ray(trials, concurrent, progress)
-    with on_signals(on_signal):
+    with on_signals(stop_now):  # again: Ray has put its own handler
         try:
             progress.phase("waiting for workers")
             errors = _tune(trials, store, launch, run_trial, concurrent, max_failures)
+            progress.phase("closing", quiet=True)
             _mark_lost(trials, store, errors)
         except KeyboardInterrupt:
             progress.say("stopping the trials")
@@ -268,6 +244,8 @@ def _start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progre
             ray.shutdown()
             raise UserError(f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, this machine has {found}")
         progress.say(f"note: a trial asks for {cpus:g} CPUs and {gpus:g} GPUs; the cluster has {found} now")
+    if there.get("GPU") and not gpus:
+        progress.say("note: there are GPUs, but no trial asks for one; see --gpus-per-trial")
     return ray
 
 
@@ -280,15 +258,6 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise UserError(f"Ray cluster {address} does not answer ({error}); check RAY_ADDRESS") from error
-
-
-def available_cpus() -> int:
-    """CPUs this process may use, a container's quota included."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        count = min(count, math.ceil(float(quota) / float(period)))
-    return max(count, 1)
 
 
 def _tune(
@@ -363,6 +332,9 @@ def _work(
 ) -> dict[str, Any]:
     """What a worker does. It raises only when it is killed: then, and only then, Tune starts the trial again."""
     os.environ.update(environment)
+    runtime = trials[config["trial"]].runtime
+    if runtime.gpus_per_trial == 0 and runtime.device != "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU that was not asked for belongs to others
     store = RunStore(root)
     marker = store.root / "launches" / launch / "stop"
     looked = [0.0, False]
