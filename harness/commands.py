@@ -7,7 +7,7 @@ can be piped; remarks and mistakes go to standard error.
 from __future__ import annotations
 
 import argparse
-import subprocess
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -195,7 +195,4 @@ def ui(args: argparse.Namespace) -> int:
 
     command = ui_command(host=args.host, port=args.port)
     print(f"MLflow at http://{args.host}:{args.port} (ready in about 20 s; Ctrl-C stops it)", flush=True)
-    try:
-        return subprocess.run(command, check=False).returncode
-    except KeyboardInterrupt:
-        return 0
+    os.execv(command[0], command)  # this process becomes the server, so that a signal to it stops the server

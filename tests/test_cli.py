@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ from harness import commands
 from harness.__main__ import main
 from harness.grid import open_grid
 from harness.results import RunStore
+from tests.folders import write_folder
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "ablations" / "quickstart.yaml")
@@ -220,6 +223,53 @@ def test_mistakes_are_one_line_on_standard_error_and_exit_2(store, argv, told, c
     assert main(argv) == 2
     out, err = capsys.readouterr()
     assert told in err and err.count("\n") == 1 and "Traceback" not in err and not out
+
+
+def break_json(root: Path) -> None:
+    (root / "annotations" / "instances_train.json").write_text("{")
+
+
+def edit_annotation(**changes) -> Callable[[Path], None]:
+    def edit(root: Path) -> None:
+        path = root / "annotations" / "instances_train.json"
+        content = json.loads(path.read_text())
+        content["annotations"][0].update(changes)
+        path.write_text(json.dumps(content))
+
+    return edit
+
+
+BAD_DATA = {
+    "annotations missing": (lambda root: (root / "annotations" / "instances_val.json").unlink(), "instances_val.json"),
+    "json broken": (break_json, "broken JSON"),
+    "image missing": (lambda root: (root / "train" / "10.jpg").unlink(), "is missing in"),
+    "jpeg truncated": (
+        lambda root: (root / "train" / "10.jpg").write_bytes((root / "train" / "10.jpg").read_bytes()[:-300]),
+        "truncated",
+    ),
+    "box outside": (edit_annotation(bbox=[500, 500, 9, 9]), "outside the image"),
+    "box without area": (edit_annotation(bbox=[3, 3, 0, 9]), "has no area"),
+    "category unknown": (edit_annotation(category_id=4), "category 4"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_bad_data_is_one_line_and_exit_2_before_anything_is_trained(name, store, tmp_path, tracking_store, capsys):
+    spoil, told = BAD_DATA[name]
+    root = write_folder(tmp_path / "data")
+    spoil(root)
+    assert main(["run", QUICKSTART, "--data", str(root), "--executor", "local"]) == 2
+    err = capsys.readouterr().err
+    assert told in err and err.count("\n") == 1 and err.startswith("error: ")
+    assert not any(store.read(trial) for trial in store.trials())
+
+
+@pytest.mark.parametrize("command", [["run", QUICKSTART, "--executor", "local"], ["report", QUICKSTART]])
+def test_an_unreachable_tracking_store_is_one_line_and_exit_2(command, store, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert main([*command, "--preset", "digits_fast"]) == 2
+    err = capsys.readouterr().err
+    assert "http://127.0.0.1:9" in err and err.count("\n") == 1 and err.startswith("error: ")
 
 
 def test_each_of_several_mistakes_has_its_line(store, capsys):
