@@ -75,8 +75,8 @@ class TrainConfig:
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         require(self.min_steps >= 0, f"min_steps must not be negative, got {self.min_steps}")
         require(
-            self.min_steps == 0 or self.schedule == "one_cycle",
-            "min_steps needs schedule: one_cycle, since drop_epochs name fixed epochs",
+            self.min_steps == 0 or not self.drop_epochs,
+            "min_steps needs drop_epochs: [], since drop_epochs name fixed epochs",
         )
         require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
         for name in ("weight_decay", "backbone_lr_factor", "sampling_lr_factor", "clip_grad_norm"):
