@@ -16,6 +16,7 @@ from torch import Tensor
 MAX_ITERATIONS = 100
 TOLERANCE = 1e-3  # the mean log-likelihood gains less than this: converged
 MIN_VARIANCE = 1e-6  # added to every variance
+TIE = 1e-5  # log-likelihoods closer than this are equal: two samples lie evenly around their mean, up to rounding
 MIN_COUNT = 10 * float(np.finfo(np.float64).eps)  # added to a component's number of samples
 
 
@@ -77,7 +78,8 @@ def fit_mixtures(samples: np.ndarray, present: np.ndarray) -> Mixture:
 def low_loss_component(losses: Tensor) -> Tensor:
     """Which candidates are positive by their losses (PAA, Kim and Lee 2020, section 3.1; official separation).
 
-    Of the candidates that the low-loss component explains better, those up to and including the most likely one.
+    Of the candidates that the low-loss component explains better, those up to and including the most likely one, the
+    first of equals.
 
     Args:
         losses: [..., N] ascending; infinity where there is no candidate.
@@ -95,6 +97,7 @@ def low_loss_component(losses: Tensor) -> Tensor:
         joint = log_probabilities(samples, fit_mixtures(samples, present))
         low = (joint[0] >= joint[1]) & present
         likelihood = np.where(low, np.logaddexp(joint[0], joint[1]), -np.inf)
-        up_to_peak = np.arange(samples.shape[1]) <= likelihood.argmax(1)[:, None]
+        peak = (likelihood >= likelihood.max(1, keepdims=True) - TIE).argmax(1)
+        up_to_peak = np.arange(samples.shape[1]) <= peak[:, None]
         positive[rows] = low & up_to_peak
     return torch.from_numpy(positive).to(losses.device).view(losses.shape)
