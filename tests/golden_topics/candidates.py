@@ -66,11 +66,6 @@ def assign_max_iou_retinanet(case: Case) -> Iterator[Comparison]:
     yield from _max_iou(case, positive_iou=0.5, negative_iou=0.4, min_best_iou=0.0)
 
 
-def assign_max_iou_rpn(case: Case) -> Iterator[Comparison]:
-    """Positive from 0.7, background below 0.3, best anchors from 0.3."""
-    yield from _max_iou(case, positive_iou=0.7, negative_iou=0.3, min_best_iou=0.3)
-
-
 def assign_max_iou_paa(case: Case) -> Iterator[Comparison]:
     """The candidates of PAA."""
     yield from _max_iou(case, positive_iou=0.1, negative_iou=0.1, min_best_iou=0.0)
