@@ -101,7 +101,8 @@ class GFLHead(AuxiliaryHead):
         """[..., 4] boxes in pixels: the mean of each distribution of `bins` [..., 4, max_distance + 1]."""
         steps = torch.arange(bins.shape[-1], device=bins.device, dtype=bins.dtype)
         anchors = xyxy_to_cxcywh(anchors_xyxy)
-        return decode_distances(anchors[..., :2], bins.softmax(-1) @ steps * self._unit(anchors))
+        distances = (bins.softmax(-1) * steps).sum(-1)  # no matmul: autocast would round it
+        return decode_distances(anchors[..., :2], distances * self._unit(anchors))
 
     def _unit(self, anchors_cxcywh: Tensor) -> Tensor:
         """[..., 1] pixels per bin: the stride, times the scale of the anchors."""
