@@ -9,9 +9,17 @@ from typing import Any
 
 from model.heads.atss import ATSSHead
 from model.heads.base import AuxiliaryHead
+from model.heads.fcos import FCOSHead
+from model.heads.gfl import GFLHead
+from model.heads.paa import PAAHead
+from model.heads.retinanet import RetinaNetHead
 
 HEADS: dict[str, type[AuxiliaryHead]] = {
     "atss": ATSSHead,
+    "retinanet": RetinaNetHead,
+    "fcos": FCOSHead,
+    "paa": PAAHead,
+    "gfl": GFLHead,
 }
 
 
