@@ -294,7 +294,8 @@ def test_a_closed_pipe_is_no_error():
 
 def test_ctrl_c_in_a_real_process_is_clean(tmp_path):
     code = (
-        "import sys, time; from harness import commands; from harness.__main__ import main\n"
+        "import signal, sys, time; from harness import commands; from harness.__main__ import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a suite in the background ignores it
         "def wait(args):\n    print('ready', flush=True)\n    time.sleep(30)\n"
         "commands.plan = wait; sys.exit(main(['plan', 'x']))"
     )
