@@ -1,7 +1,7 @@
 """Label assignment of the auxiliary heads: which candidate belongs to which ground truth.
 
 Every assigner works on a whole padded batch at once and gives `gt_index` [B, A]: 0-based ground truth,
-BACKGROUND, or IGNORED for candidates outside an image's valid area. Nothing here is differentiated.
+BACKGROUND, or IGNORED for candidates that take no part. Nothing here is differentiated.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.boxes import iou_aligned, xyxy_to_cxcywh
+from model.boxes import iou_aligned, iou_pairwise, xyxy_to_cxcywh
 from model.types import BACKGROUND, IGNORED, Targets
 
 INSIDE_MARGIN = 0.01  # pixels an anchor's centre must lie inside its ground truth
@@ -94,3 +94,52 @@ def _nearest_per_level(
         usable.append(nearest.values.isfinite())
         start += size
     return torch.cat(candidates, -1), torch.cat(usable, -1)
+
+
+@torch.no_grad()
+def assign_max_iou(
+    candidates_xyxy: Tensor,
+    targets: Targets,
+    *,
+    positive_iou: float,
+    negative_iou: float,
+    min_best_iou: float | None = None,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Assignment by the largest IoU (Faster R-CNN, RetinaNet, first step of PAA).
+
+    A candidate belongs to the ground truth it overlaps most if that IoU reaches `positive_iou`, is background below
+    `negative_iou`, and ignored between the two. With `min_best_iou` each ground truth also claims every candidate
+    whose IoU equals its own largest one, if that reaches `min_best_iou` and is not 0; of several claims the last wins,
+    also over a larger overlap (official order).
+
+    Args:
+        candidates_xyxy: [A, 4] pixels, or [B, A, 4].
+        targets: ground truth of B images.
+        positive_iou: at least this is positive.
+        negative_iou: less than this is background.
+        min_best_iou: of a ground truth's best candidates; None: they get no special treatment.
+        valid: [B, A] bool, False for candidates that take no part; None: all do.
+
+    Returns:
+        gt_index [B, A] int64 and iou [B, A], the largest overlap with any ground truth (0 where there is none).
+    """
+    num_images, num_gts = targets.labels.shape
+    num_candidates = candidates_xyxy.shape[-2]
+    if valid is None:
+        valid = torch.ones(num_images, num_candidates, dtype=torch.bool, device=candidates_xyxy.device)
+    if num_gts == 0 or num_candidates == 0:
+        return torch.where(valid, BACKGROUND, IGNORED), candidates_xyxy.new_zeros(num_images, num_candidates)
+
+    overlap = iou_pairwise(targets.boxes_xyxy, candidates_xyxy)  # [B, G, A]
+    overlap = overlap.masked_fill(~(targets.valid[:, :, None] & valid[:, None]), -1.0)
+    iou, owner = overlap.max(1)  # the first of equals
+    gt_index = torch.where(iou < negative_iou, BACKGROUND, IGNORED)
+    gt_index = torch.where(iou >= positive_iou, owner, gt_index)
+    if min_best_iou is not None:
+        best = overlap.amax(2, keepdim=True)
+        claims = (overlap == best) & (best >= min_best_iou) & (best > 0)
+        gts = torch.arange(num_gts, device=claims.device, dtype=torch.int16)[:, None]
+        claimant = torch.where(claims, gts, BACKGROUND).amax(1)
+        gt_index = torch.where(claimant >= 0, claimant.long(), gt_index)
+    return gt_index.masked_fill(~valid, IGNORED), iou.clamp(min=0)

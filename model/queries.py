@@ -147,6 +147,16 @@ class PositiveQueries(nn.Module):
         return QueryGroup(content, position + self.head_embedding, selection.boxes_cxcywh, has_size=True)
 
 
+def cut_to_shortest(positives: Positives) -> Positives:
+    """Only as many candidates as every image has, where each has features of its own (official, for R-CNN)."""
+    if positives.features is None:
+        return positives
+    count = int((positives.gt_index != IGNORED).sum(1).min())
+    return Positives(
+        positives.boxes_xyxy[:, :count], positives.gt_index[:, :count], features=positives.features[:, :count]
+    )
+
+
 def select_positives(
     positives: Positives,
     pyramid: Pyramid,

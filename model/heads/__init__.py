@@ -9,9 +9,11 @@ from typing import Any
 
 from model.heads.atss import ATSSHead
 from model.heads.base import AuxiliaryHead
+from model.heads.faster_rcnn import FasterRCNNHead
 
 HEADS: dict[str, type[AuxiliaryHead]] = {
     "atss": ATSSHead,
+    "faster_rcnn": FasterRCNNHead,
 }
 
 
