@@ -81,13 +81,17 @@ def _compiled() -> list[tuple[re.Pattern[str], str]]:
     return rows
 
 
-def convert(state: dict[str, Tensor], heads: Sequence[str], num_roi_heads: int = 0) -> dict[str, Tensor]:
+def convert(
+    state: dict[str, Tensor], heads: Sequence[str], num_roi_heads: int = 0, scalar_embedding: bool = False
+) -> dict[str, Tensor]:
     """Our state dict from an official one.
 
     Args:
         state: official names, as in a released checkpoint's `state_dict`.
         heads: our instance names in official order, RoI heads first: ("faster_rcnn", "atss").
         num_roi_heads: how many of them are RoI heads.
+        scalar_embedding: for a detector with `compatibility: official`, whose heads have a number each as embedding;
+            otherwise that number is given to every channel, which computes the same.
 
     Returns:
         Tensors under our names; what our table does not know keeps its official name, so that
@@ -119,7 +123,7 @@ def convert(state: dict[str, Tensor], heads: Sequence[str], num_roi_heads: int =
     if (scalars := ours.pop("query_head.transformer.head_pos_embed.weight", None)) is not None:
         channels = ours["level_embedding"].shape[1]
         for head, scalar in zip(names, scalars, strict=True):  # official: one number for all channels
-            ours[f"positive_queries.{head}.head_embedding"] = scalar.expand(channels)
+            ours[f"positive_queries.{head}.head_embedding"] = scalar.expand(1 if scalar_embedding else channels)
     for index, head in enumerate(names[num_roi_heads:]):
         scales = [ours.pop(n) for n in sorted(ours) if re.fullmatch(rf"bbox_head\.{index}\.scales\.\d+\.scale", n)]
         if scales:
