@@ -200,6 +200,7 @@ def other(path, value):
         "model.transformer.channels": 64,
         "model.transformer.num_attention_heads": 4,
         "model.heads": (),
+        "model.compatibility": "official",
         "data.train_short_sides": (96, 128),
         "train.schedule": "one_cycle",
         "train.drop_epochs": (),

@@ -8,6 +8,7 @@ from harness.errors import UserError
 from harness.grid import open_grid
 from harness.spec import read_spec
 from harness.strict import Mistakes, read_yaml
+from model.heads import HEADS
 
 TWO_ROWS = """
 rows:
@@ -98,7 +99,10 @@ def test_heads_by_name_and_by_mapping(grid_of):
             "base.model.loss_weights.giou: giou must not be negative, got -2.0",
         ),
         ("base: {model.lambda1: -1}", "base.model.lambda1: lambda1 must not be negative, got -1.0"),
-        ("base: {model.heads: [ats]}\nrows: [{label: a}]", "base.model.heads.0: unknown head 'ats'; known: atss"),
+        (
+            "base: {model.heads: [ats]}\nrows: [{label: a}]",
+            f"base.model.heads.0: unknown head 'ats'; known: {', '.join(HEADS)}",
+        ),
         (
             "base: {model.heads: [{name: atss, num_conv: 2}]}\nrows: [{label: a}]",
             "base.model.heads.0.num_conv: unknown key; did you mean 'num_convs'?",
