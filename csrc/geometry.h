@@ -21,8 +21,13 @@ struct Axis {
   T low_slope, high_slope;
 };
 
+#ifdef __CUDACC__
+CODETR_FN float round_down(float x) { return floorf(x); }
+CODETR_FN double round_down(double x) { return floor(x); }
+#else
 CODETR_FN float round_down(float x) { return __builtin_floorf(x); }
 CODETR_FN double round_down(double x) { return __builtin_floor(x); }
+#endif
 
 template <typename T>
 CODETR_FN T larger(T a, T b) {
@@ -38,11 +43,14 @@ CODETR_FN int clamp(int index, int last) {
   return smaller(larger(index, 0), last);
 }
 
-// `location` is normalised to [0, 1] over the map: `location * size - 0.5` is the index. A location that is not a
-// number gives weights that are none either, instead of hiding the accident.
+// `location` is normalised to [0, 1] over the map: `location * size - 0.5` is the index, rounded on the way just as
+// grid_sample rounds. Untrained offsets are whole pixels, and which neighbours a location exactly at a pixel's centre
+// has, and so its derivative, is decided by the last bit. A location that is not a number gives weights that are none
+// either, instead of hiding the accident.
 template <typename T>
 CODETR_FN Axis<T> bilinear_axis(T location, int size) {
-  const T pixel = location * T(size) - T(0.5);
+  const T grid = T(2) * location - T(1);
+  const T pixel = (grid + T(1)) * (T(size) / T(2)) - T(0.5);
   // Two cells outside counts as little as any farther, and fits an int.
   const T low_bounded = round_down(smaller(larger(pixel, T(-2)), T(size) + T(1)));
   const T fraction = pixel - low_bounded;
@@ -100,8 +108,8 @@ CODETR_FN RoiAxis<T> roi_axis(T low, T high, T scale, int bins) {
   axis.start = low * scale - T(0.5);
   const T length = (high * scale - T(0.5)) - axis.start;
   axis.bin = length / T(bins);
-  const T bounded = axis.bin < T(kMostSamples) ? axis.bin : T(kMostSamples);
-  axis.samples = bounded > T(0) ? int(bounded) : 0;
+  const T bounded = axis.bin > T(0) ? smaller(axis.bin, T(kMostSamples)) : T(0);
+  axis.samples = int(bounded);
   axis.samples += bounded > T(axis.samples) ? 1 : 0;  // rounded up
   return axis;
 }
