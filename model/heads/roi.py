@@ -17,7 +17,7 @@ from model.boxes import decode_deltas
 from model.config import FORBID_UNKNOWN, require
 from model.heads.rpn import Proposals
 from model.losses import giou_loss, softmax_cross_entropy, weighted_mean
-from model.roi_align import roi_align
+from model.ops import roi_align
 from model.sampling import sample
 from model.types import BACKGROUND, IGNORED, Pyramid, Targets
 
@@ -100,12 +100,10 @@ class RoIPooling:
         target = torch.log2(side / self.finest_scale + 1e-6).floor().clamp(0, len(levels) - 1)
         rois = torch.cat([image[:, None].to(boxes_xyxy), boxes_xyxy], 1)
         pooled, order = [], []
-        with torch.autocast(boxes_xyxy.device.type, enabled=False):
-            for number, (level, stride) in enumerate(zip(levels, self.strides, strict=True)):
-                rows = (target == number).nonzero().squeeze(1)
-                dtype = torch.promote_types(level.dtype, torch.float32)
-                pooled.append(roi_align(level.to(dtype), rois[rows], size, 1 / stride))
-                order.append(rows)
+        for number, (level, stride) in enumerate(zip(levels, self.strides, strict=True)):
+            rows = (target == number).nonzero().squeeze(1)
+            pooled.append(roi_align(level, rois[rows], size, 1 / stride))
+            order.append(rows)
         return torch.cat(pooled)[torch.cat(order).argsort()]
 
 

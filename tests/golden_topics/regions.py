@@ -13,8 +13,8 @@ from model.heads.faster_rcnn import FasterRCNNHead
 from model.heads.roi import RoIConfig, RoIs, candidates, sample_rois
 from model.heads.rpn import Outputs, Proposals, RPNConfig
 from model.official import convert
+from model.ops import roi_align as align
 from model.queries import cut_to_shortest
-from model.roi_align import roi_align as align
 from model.types import IGNORED, Detections, Positives, Pyramid, Targets
 
 STRIDES, NUM_CLASSES, LAYERS = (8, 16, 32, 64, 128), 5, 12
