@@ -35,12 +35,13 @@ class RoIConfig:
     pooled_size: int = 7  # bins per axis
     finest_scale: float | None = None  # pixels; boxes below twice this use the finest level; None: 14 strides of it
     num_fcs: int = 2  # fully connected layers
-    fc_channels: int = 1024
+    fc_channels: int | None = None  # None: four times the pyramid's width, officially 1024
     nms_threshold: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "pooled_size", "num_fcs", "fc_channels"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
         for name in ("positive_iou", "nms_threshold"):
             require(0 < getattr(self, name) <= 1, f"{name} must be in (0, 1], got {getattr(self, name)}")
         require(0 <= self.positive_fraction <= 1, f"positive_fraction must be in [0, 1], got {self.positive_fraction}")
@@ -123,10 +124,11 @@ class BoxBranch(nn.Module):
     def __init__(self, config: RoIConfig, channels: int, num_classes: int):
         super().__init__()
         self.num_classes = num_classes
-        widths = [channels * config.pooled_size**2] + [config.fc_channels] * config.num_fcs
+        width = 4 * channels if config.fc_channels is None else config.fc_channels
+        widths = [channels * config.pooled_size**2] + [width] * config.num_fcs
         fcs = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
-        self.classification = nn.Linear(config.fc_channels, num_classes + 1)
-        self.box = nn.Linear(config.fc_channels, 4 * num_classes)
+        self.classification = nn.Linear(width, num_classes + 1)
+        self.box = nn.Linear(width, 4 * num_classes)
         for layer in fcs:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
