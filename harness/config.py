@@ -57,6 +57,7 @@ class TrainConfig:
 
     __pydantic_config__ = FORBID_UNKNOWN
     epochs: int = 12
+    min_steps: int = 0  # a data set that gives fewer optimiser steps in `epochs` is gone through more often
     batch_size: int = 16  # images per optimiser step, over all accumulation steps
     accumulate_steps: int = 1  # a batch is cut into this many forward-backward passes
     learning_rate: float = 2e-4
@@ -72,6 +73,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate_steps"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        require(self.min_steps >= 0, f"min_steps must not be negative, got {self.min_steps}")
+        require(
+            self.min_steps == 0 or not self.drop_epochs,
+            "min_steps needs drop_epochs: [], since drop_epochs name fixed epochs",
+        )
         require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
         for name in ("weight_decay", "backbone_lr_factor", "sampling_lr_factor", "clip_grad_norm"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")

@@ -221,7 +221,8 @@ class Progress:
             self._spoke = time.monotonic()
 
     def _tell(self, watched: Watched, entry: dict[str, Any] | None = None) -> None:
-        state = {**watched.beat, "AP": watched.last_ap, "epochs": watched.trial.config.train.epochs, **(entry or {})}
+        planned = watched.trial.config.train.epochs  # until the trial says how many its data set takes
+        state = {"epochs": planned, **watched.beat, "AP": watched.last_ap, **(entry or {})}
         text = describe(state)
         age = time.monotonic() - watched.beat_at
         eta = watched.beat.get("eta_seconds")

@@ -56,9 +56,15 @@ class Session:
         return -(-len(self.train_loader) // self.trial.config.train.accumulate_steps)
 
     @property
+    def epochs(self) -> int:
+        """Epochs of the whole training: `train.epochs`, or as many as `train.min_steps` takes."""
+        config = self.trial.config.train
+        return max(config.epochs, -(-config.min_steps // self.steps_per_epoch))
+
+    @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole training."""
-        return self.steps_per_epoch * self.trial.config.train.epochs
+        return self.steps_per_epoch * self.epochs
 
 
 def build_session(trial: Trial, store: RunStore, report: Report, should_stop: Callable[[], bool]) -> Session:

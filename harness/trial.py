@@ -55,7 +55,7 @@ def run_trial(
     try:
         session = build_session(trial, store, report, should_stop or (lambda: False))
         _write_record(session, "running")
-        while session.progress.epoch < trial.config.train.epochs:
+        while session.progress.epoch < session.epochs:
             train_epoch(session)
             finish_epoch(session)
         return finish(session)
@@ -123,14 +123,14 @@ def _in_groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
 def _step_event(session: Session, loss: float, seconds_per_step: float) -> dict[str, Any]:
     progress, trial = session.progress, session.trial
     left = session.total_steps - progress.step
-    epochs_left = trial.config.train.epochs - progress.epoch
+    epochs_left = session.epochs - progress.epoch
     seconds_per_evaluation = progress.eval_seconds / progress.epoch if progress.epoch else 0.0
     return {
         "kind": "step",
         "trial_id": trial.trial_id,
         "label": trial.label,
         "epoch": progress.epoch + 1,
-        "epochs": trial.config.train.epochs,
+        "epochs": session.epochs,
         "step": progress.step,
         "total_steps": session.total_steps,
         "loss": loss,
@@ -149,7 +149,7 @@ def finish_epoch(session: Session) -> None:
     means = {name: value / max(steps, 1) for name, value in progress.loss_sums.items()}
     progress.epoch += 1
     entry: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "loss": means.pop("total", None)}
-    if progress.epoch % config.evaluate.every_epochs == 0 or progress.epoch == config.train.epochs:
+    if progress.epoch % config.evaluate.every_epochs == 0 or progress.epoch == session.epochs:
         started = time.monotonic()
         metrics, per_class, detections = evaluate(
             session.detector,
@@ -171,7 +171,7 @@ def finish_epoch(session: Session) -> None:
     _save(session)
     event = _step_event(session, entry["loss"] or 0.0, progress.train_seconds / max(progress.step, 1))
     session.report({**event, **entry, "kind": "epoch", "epoch": progress.epoch})
-    if session.should_stop() and progress.epoch < config.train.epochs:
+    if session.should_stop() and progress.epoch < session.epochs:
         raise Interrupted(f"stopped after epoch {progress.epoch}")
 
 

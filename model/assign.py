@@ -9,10 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.boxes import iou_aligned, iou_pairwise, xyxy_to_cxcywh
+from model.boxes import encode_distances, iou_aligned, iou_pairwise, xyxy_to_cxcywh
+from model.mixture import low_loss_component
 from model.types import BACKGROUND, IGNORED, Targets
 
 INSIDE_MARGIN = 0.01  # pixels an anchor's centre must lie inside its ground truth
+POINT_RANGE = 8.0  # strides: a level's points regress distances up to this, the next level's from here on
 
 
 @torch.no_grad()
@@ -143,3 +145,90 @@ def assign_max_iou(
         claimant = torch.where(claims, gts, BACKGROUND).amax(1)
         gt_index = torch.where(claimant >= 0, claimant.long(), gt_index)
     return gt_index.masked_fill(~valid, IGNORED), iou.clamp(min=0)
+
+
+@torch.no_grad()
+def assign_points(
+    points: Tensor,
+    level_sizes: tuple[int, ...],
+    strides: tuple[int, ...],
+    targets: Targets,
+    *,
+    center_radius: float | None = 1.5,
+    range_scale: float = 1.0,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Points inside an object, each level within its range of sizes (FCOS, Tian et al. 2019).
+
+    A point is positive for a ground truth if it lies inside it and near its centre, and if the largest distance to a
+    side is in the level's range: from 8 strides of the level before to 8 of its own, both included; the finest level
+    starts at 0, the coarsest has no end. A point claimed by several belongs to the smallest in area.
+
+    Args:
+        points: [A, 2] (x, y) pixels, levels fine to coarse.
+        level_sizes: number of points of each level; they sum to A.
+        strides: pixels per position of each level.
+        targets: ground truth of B images.
+        center_radius: strides in x and y around an object's centre; None: anywhere in the object.
+        range_scale: multiplies the ranges.
+        valid: [B, A] bool, False for points that take no part; None: all do.
+
+    Returns:
+        gt_index [B, A] int64.
+    """
+    ends = [POINT_RANGE * range_scale * stride for stride in strides[:-1]]
+    per_level = points.new_tensor([strides, [0.0, *ends], [*ends, torch.inf]])  # [3, L]
+    stride, start, end = per_level.repeat_interleave(torch.tensor(level_sizes, device=points.device), 1)
+    boxes = targets.boxes_xyxy[:, :, None]  # [B, G, 1, 4]
+    distances = encode_distances(points, boxes)  # [B, G, A, 4]
+    inside = distances.amin(-1) > 0
+    if center_radius is not None:
+        offset = (points - xyxy_to_cxcywh(boxes)[..., :2]).abs().amax(-1)
+        inside &= offset < center_radius * stride
+    furthest = distances.amax(-1)
+    claims = inside & (furthest >= start) & (furthest <= end) & targets.valid[..., None]
+    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])  # [B, G, 1]
+    smallest, owner = torch.where(claims, area, torch.inf).min(1)  # the first of equals
+    gt_index = torch.where(smallest.isfinite(), owner, BACKGROUND)
+    return gt_index if valid is None else gt_index.masked_fill(~valid, IGNORED)
+
+
+@torch.no_grad()
+def assign_by_loss(
+    candidate_gt: Tensor, losses: Tensor, level_sizes: tuple[int, ...], num_gts: int, *, top_k: int = 9
+) -> Tensor:
+    """Probabilistic anchor assignment (PAA, Kim and Lee 2020): of each object's candidates, those of low loss.
+
+    Of every level the `top_k` candidates of least loss are kept; two Gaussians fitted to their losses tell which are
+    positive (see `low_loss_component`). All other candidates become background; no candidate is ignored. An object
+    with a single candidate has no positive (official).
+
+    Args:
+        candidate_gt: [B, A] int64, the ground truth of each candidate, BACKGROUND or IGNORED.
+        losses: [B, A] of each candidate; finite where `candidate_gt` is not negative.
+        level_sizes: number of anchors of each level; they sum to A.
+        num_gts: G.
+        top_k: candidates per level and ground truth.
+
+    Returns:
+        gt_index [B, A] int64.
+    """
+    is_candidate = candidate_gt >= 0
+    gt_index = candidate_gt.masked_fill(is_candidate, BACKGROUND)
+    if num_gts == 0 or not is_candidate.any():
+        return gt_index
+    gts = torch.arange(num_gts, device=candidate_gt.device)[:, None]
+    kept_losses, kept = [], []
+    start = 0
+    for size in level_sizes:
+        level = slice(start, start + size)
+        own = candidate_gt[:, None, level] == gts
+        least = torch.where(own, losses[:, None, level], torch.inf).topk(min(top_k, size), largest=False)
+        kept_losses.append(least.values)
+        kept.append(least.indices + start)
+        start += size
+    ascending, order = torch.cat(kept_losses, -1).sort(stable=True, dim=-1)  # [B, G, N], absent ones at the end
+    positive = low_loss_component(ascending)
+    image, gt, _ = positive.nonzero(as_tuple=True)
+    gt_index[image, torch.cat(kept, -1).gather(-1, order)[positive]] = gt
+    return gt_index

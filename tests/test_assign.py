@@ -1,4 +1,4 @@
-"""ATSS on hand-made boxes with known answers, and against a slow, obvious reference."""
+"""Each assigner on hand-made boxes with known answers; ATSS also against a slow, obvious reference."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.anchors import anchor_grid, valid_flags
-from model.assign import assign_atss
+from model.anchors import anchor_grid, point_grid, valid_flags
+from model.assign import assign_atss, assign_by_loss, assign_max_iou, assign_points
 from model.boxes import iou_pairwise, xyxy_to_cxcywh
 from model.types import BACKGROUND, IGNORED, Targets
 
@@ -118,3 +118,132 @@ def test_batch_equals_the_slow_reference_image_by_image(seed: int) -> None:
         overlaps = iou_pairwise(anchors, boxes)[positive, gt_index[image, positive]]
         assert torch.equal(iou[image, positive], overlaps)
         assert (iou[image, ~positive] == 0).all()
+
+
+def test_iou_decides_between_positive_ignored_and_background() -> None:
+    # IoU with the four anchors: 1, 0, 0, 0; then 1/7, 0.6, 0, 0; then 0, 0, 0.5, 0.5.
+    targets = targets_of([[0, 0, 8, 8], [6, 0, 14, 8]], [[0, 8, 16, 16]])
+    gt_index, iou = assign_max_iou(FOUR, targets, positive_iou=0.55, negative_iou=0.4)
+    assert gt_index.tolist() == [[0, 1, BACKGROUND, BACKGROUND], [BACKGROUND, BACKGROUND, IGNORED, IGNORED]]
+    assert iou.flatten().tolist() == pytest.approx([1, 0.6, 0, 0, 0, 0, 0.5, 0.5])
+    gt_index, _ = assign_max_iou(FOUR, targets, positive_iou=0.5, negative_iou=0.5)  # 0.5 itself is positive
+    assert gt_index[1].tolist() == [BACKGROUND, BACKGROUND, 0, 0]
+
+
+def test_an_object_claims_all_its_best_anchors() -> None:
+    targets = targets_of([[0, 8, 16, 16]])
+    for min_best_iou, expected in ((0.0, 0), (0.5, 0), (0.51, IGNORED), (None, IGNORED)):
+        gt_index, _ = assign_max_iou(FOUR, targets, positive_iou=0.6, negative_iou=0.4, min_best_iou=min_best_iou)
+        assert gt_index.tolist() == [[BACKGROUND, BACKGROUND, expected, expected]]
+
+
+def test_the_last_claim_wins_over_a_larger_overlap() -> None:
+    targets = targets_of([[0, 0, 8, 8], [0, 0, 8, 7]])
+    claimed, iou = assign_max_iou(FOUR[:1], targets, positive_iou=0.5, negative_iou=0.4, min_best_iou=0.0)
+    unclaimed, _ = assign_max_iou(FOUR[:1], targets, positive_iou=0.5, negative_iou=0.4)
+    assert (claimed.item(), unclaimed.item(), iou.item()) == (1, 0, 1.0)
+
+
+def test_an_object_far_from_every_anchor_claims_none() -> None:
+    targets = targets_of([[100, 100, 110, 110]])
+    gt_index, _ = assign_max_iou(FOUR, targets, positive_iou=0.5, negative_iou=0.4, min_best_iou=0.0)
+    assert gt_index.tolist() == [[BACKGROUND] * 4]
+
+
+def test_an_invalid_anchor_is_neither_positive_nor_the_best() -> None:
+    valid = torch.tensor([[False, True, True, True]])
+    targets = targets_of([[1, 0, 9, 8]])  # IoU 7/9, 1/15, 0, 0
+    gt_index, iou = assign_max_iou(FOUR, targets, positive_iou=0.5, negative_iou=0.4, min_best_iou=0.0, valid=valid)
+    assert gt_index.tolist() == [[IGNORED, 0, BACKGROUND, BACKGROUND]]
+    assert iou[0].tolist() == pytest.approx([0, 1 / 15, 0, 0])
+
+
+def test_each_image_may_have_candidates_of_its_own() -> None:
+    candidates = torch.stack([FOUR, FOUR.flip(0)])
+    targets = targets_of([[0, 0, 8, 8]], [[0, 0, 8, 8]])
+    gt_index, _ = assign_max_iou(candidates, targets, positive_iou=0.5, negative_iou=0.5)
+    assert gt_index.tolist() == [[0] + [BACKGROUND] * 3, [BACKGROUND] * 3 + [0]]
+    for images in ([[]], [[], []]):
+        gt_index, iou = assign_max_iou(FOUR, targets_of(*images), positive_iou=0.5, negative_iou=0.5)
+        assert (gt_index == BACKGROUND).all() and (iou == 0).all()
+
+
+def points_assigned(*boxes: list[float], range_scale: float = 1.0, center_radius: float | None = 1.5) -> set[tuple]:
+    """(x, y, object) of the positive points of two levels with strides 8 and 16 on 32 x 32 pixels."""
+    sizes, strides = ((4, 4), (2, 2)), (8, 16)
+    points = point_grid(sizes, strides)
+    gt_index = assign_points(
+        points, (16, 4), strides, targets_of(list(boxes)), range_scale=range_scale, center_radius=center_radius
+    )[0]
+    assert ((gt_index >= 0) | (gt_index == BACKGROUND)).all()
+    return {(*points[i].tolist(), gt) for i, gt in enumerate(gt_index.tolist()) if gt >= 0}
+
+
+def test_points_inside_an_object_are_positive() -> None:
+    assert points_assigned([0, 0, 16, 16]) == {(4, 4, 0), (12, 4, 0), (4, 12, 0), (12, 12, 0)}
+    assert points_assigned([4, 0, 13, 8]) == {(12, 4, 0)}  # a point on the side is not inside
+    assert points_assigned([5, 5, 11, 11]) == set()
+    assert points_assigned() == set()
+
+
+def test_points_must_be_near_the_centre() -> None:
+    inner = {(x, y, 0) for x in (12, 20) for y in (12, 20)}  # the next are 12 away, which is 1.5 strides
+    assert points_assigned([0, 0, 32, 32]) == inner
+    assert points_assigned([0, 0, 32, 32], center_radius=1.6) == {
+        (x, y, 0) for x in range(4, 32, 8) for y in range(4, 32, 8)
+    }
+    assert len(points_assigned([0, 0, 32, 32], center_radius=None)) == 16
+
+
+def test_each_level_has_its_range_of_sizes() -> None:
+    # With a scale of 1/8 the first level ends, and the second begins, at 8 pixels.
+    assert points_assigned([0, 0, 16, 16], range_scale=1 / 8) == {(8, 8, 0)}  # 12 to a side from (4, 4), 8 from (8, 8)
+    assert points_assigned([-4, 0, 12, 8], range_scale=1 / 8) == {(4, 4, 0)}
+    assert len(points_assigned([0, 0, 32, 32], range_scale=1 / 8)) == 4  # the coarsest level has no end
+
+
+def test_a_contested_point_goes_to_the_smallest_object() -> None:
+    assert points_assigned([0, 0, 9, 9], [0, 0, 8, 8], [1, 0, 9, 8]) == {(4, 4, 1)}
+
+
+def test_invalid_points_are_ignored() -> None:
+    valid = torch.tensor([[False, True]])
+    gt_index = assign_points(torch.tensor([[4.0, 4], [12, 4]]), (2,), (8,), targets_of([[0, 0, 16, 8]]), valid=valid)
+    assert gt_index.tolist() == [[IGNORED, 0]]
+
+
+NEGATIVE = [BACKGROUND]
+
+
+@pytest.mark.parametrize(
+    ("losses", "positives"),
+    [
+        ([0.1, 0.2, 0.3, 1.8, 1.9, 2.0], [0, 1]),  # the likeliest good one is that of 0.2
+        ([2.0, 0.3, 1.9, 0.1, 1.8, 0.2], [3, 5]),
+        ([0.1, 0.2, 1.9, 2.0], [0]),  # two are equally likely: the better one only
+        ([0.1], []),  # nothing to compare with
+        ([], []),
+    ],
+    ids=str,
+)
+def test_losses_up_to_the_likeliest_good_one_are_positive(losses: list[float], positives: list[int]) -> None:
+    candidate_gt = torch.tensor([[0] * len(losses) + [BACKGROUND, IGNORED]])
+    values = torch.tensor([losses + [0.0, 0.0]])
+    gt_index = assign_by_loss(candidate_gt, values, (len(losses) + 2,), 1)
+    expected = [0 if i in positives else BACKGROUND for i in range(len(losses))]
+    assert gt_index.tolist() == [[*expected, BACKGROUND, IGNORED]]
+
+
+def test_objects_and_images_are_fitted_apart() -> None:
+    losses = [0.1, 0.2, 0.3, 1.8, 1.9, 2.0]
+    mixed = torch.tensor([[gt for _ in losses for gt in (0, 1)], [1] * 6 + [BACKGROUND] * 6])
+    values = torch.tensor([[value for loss in losses for value in (loss, 50 - loss)], losses + [0.0] * 6])
+    gt_index = assign_by_loss(mixed, values, (12,), 2)
+    assert (gt_index == 0).nonzero().tolist() == [[0, 0], [0, 2]]
+    assert (gt_index == 1).nonzero().tolist() == [[0, 9], [0, 11], [1, 0], [1, 1]]  # of 48, 48.1, 48.2: the best two
+
+
+def test_only_the_best_of_every_level_compete() -> None:
+    first, second = [0.1, 0.2, 0.3, 1.8], [1.9, 2.0, 2.1]
+    gt_index = assign_by_loss(torch.zeros(1, 7, dtype=torch.long), torch.tensor([first + second]), (4, 3), 1, top_k=1)
+    assert gt_index.tolist() == [[0, *NEGATIVE * 6]]  # 0.1 and 1.9 are left

@@ -27,6 +27,10 @@ TINY: dict[str, dict[str, Any]] = {
     "atss": {"num_convs": 1, "top_k": 4},
     "faster_rcnn": {"rpn": TINY_RPN, "roi": RoIConfig(fc_channels=16)},
     "mask_rcnn": {"rpn": TINY_RPN, "roi": RoIConfig(fc_channels=16), "mask": MaskConfig(num_convs=1, pooled_size=4)},
+    "retinanet": {"num_convs": 1},
+    "fcos": {"num_convs": 1},
+    "paa": {"num_convs": 1, "top_k": 4},
+    "gfl": {"num_convs": 1, "top_k": 4, "max_distance": 6},
 }
 
 STRIDES, CHANNELS, CLASSES = (8, 16, 32, 64), 16, 3
@@ -216,8 +220,12 @@ def test_padding_changes_nothing(name: str, counts: tuple[int, ...]) -> None:
     expected, expected_positives = head.train_step(pair.alone, targets, with_losses=True)
     for key, loss in losses.items():
         torch.testing.assert_close(loss, expected[key], rtol=1e-5, atol=1e-5)
+    inside = torch.cat([level.flatten() for level in pair.inside])
     for image in range(2):
         taking_part = positives.gt_index[image] != IGNORED
+        if positives.token_index is not None:  # a head may ignore candidates inside, and must those outside
+            assert not taking_part[~inside[positives.token_index]].any()
+            taking_part = inside[positives.token_index]
         alone = own_rows(expected_positives, image)
         assert torch.equal(positives.gt_index[image, taking_part], expected_positives.gt_index[image, alone])
         torch.testing.assert_close(

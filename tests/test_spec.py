@@ -66,8 +66,6 @@ def test_nested_and_dotted_settings_are_the_same(grid_of):
 
 
 def test_heads_by_name_and_by_mapping(grid_of):
-    from model.heads import HEADS
-
     grid = grid_of("rows: [{label: a, set: {model.heads: [atss, {name: atss, num_convs: 0}]}}]")
     config = HEADS["atss"].Config
     assert grid.trials[0].config.model.heads == (config(), config(num_convs=0))

@@ -116,3 +116,12 @@ def test_eight_images_are_learnt_by_heart(row):
     metrics, _, results = evaluate(detector.eval(), loader, dataset, EvaluateConfig(), torch.device("cpu"))
     assert metrics["AP50"] > 90, metrics
     assert json.loads(json.dumps(results)) == results
+
+
+def test_a_small_data_set_is_gone_through_more_often(tmp_path):
+    """32 images make 4 steps an epoch: 10 steps take 3 epochs."""
+    trial = trial_of(0, "train.epochs=1", "train.min_steps=10")
+    events: list[dict] = []
+    record = run_trial(trial, RunStore(tmp_path), report=events.append)
+    assert [entry["step"] for entry in record["history"]] == [4, 8, 12]
+    assert {event["epochs"] for event in events if event["kind"] == "epoch"} == {3}

@@ -128,9 +128,13 @@ def _data(config: DataConfig, record: Record) -> str:
 
 def _schedule(configs: Sequence[TrialConfig]) -> str:
     """Epochs and batch size where all trials share them."""
-    epochs = {config.train.epochs for config in configs}
+    epochs = {(config.train.epochs, config.train.min_steps) for config in configs}
     sizes = {config.train.batch_size for config in configs}
-    words = [f"{number} {plural('epoch', number)}" for number in epochs if len(epochs) == 1]
+    words = [
+        f"{number} {plural('epoch', number)}" + (f" or {steps} steps if that is more" if steps else "")
+        for number, steps in epochs
+        if len(epochs) == 1
+    ]
     words += [f"batch {number}" for number in sizes if len(sizes) == 1]
     return ", ".join(words)
 

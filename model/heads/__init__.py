@@ -10,12 +10,20 @@ from typing import Any
 from model.heads.atss import ATSSHead
 from model.heads.base import AuxiliaryHead
 from model.heads.faster_rcnn import FasterRCNNHead
+from model.heads.fcos import FCOSHead
+from model.heads.gfl import GFLHead
 from model.heads.mask_rcnn import MaskRCNNHead
+from model.heads.paa import PAAHead
+from model.heads.retinanet import RetinaNetHead
 
 HEADS: dict[str, type[AuxiliaryHead]] = {
     "atss": ATSSHead,
     "faster_rcnn": FasterRCNNHead,
     "mask_rcnn": MaskRCNNHead,
+    "retinanet": RetinaNetHead,
+    "fcos": FCOSHead,
+    "paa": PAAHead,
+    "gfl": GFLHead,
 }
 
 

@@ -1,20 +1,144 @@
-"""What dense heads share on the way from raw outputs to detections: plain functions that any of them may call."""
+"""What dense heads share, from settings to detections: plain functions that any of them may call."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from dataclasses import fields
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor, nn
+
+from model.anchors import valid_flags
 from model.boxes import clip_boxes
+from model.config import require
+from model.neck import ConvNorm, zero_padding
 from model.ops import nms
-from model.types import Detections
+from model.types import BACKGROUND, Detections, Pyramid, Targets
 
 CANDIDATES_PER_LEVEL = 1000  # best (position, class) pairs of a level that enter NMS (official)
+PRIOR_PROBABILITY = 0.01  # of each class at initialisation
 
 
-def flatten_output(output: Tensor) -> Tensor:
-    """[B, channels, h, w] to [B, h * w, channels] in at least float32."""
-    return output.to(torch.promote_types(output.dtype, torch.float32)).flatten(2).transpose(1, 2)
+class Matches(NamedTuple):
+    """The positives of a batch, P in all, in the order of images and candidates."""
+
+    image: Tensor  # [P] int64
+    candidate: Tensor  # [P] int64
+    gt: Tensor  # [P] int64
+    boxes_xyxy: Tensor  # [P, 4] of the ground truth
+    class_labels: Tensor  # [P] int64 of the ground truth
+    labels: Tensor  # [B, A] int64 of every candidate; BACKGROUND where it is no positive
+
+
+def check_settings(config: Any) -> None:
+    """What the `Config` of every dense head must keep: `num_convs`, `num_groups`, `nms_threshold`, each `*_weight`.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    require(config.num_convs >= 0, f"num_convs must not be negative, got {config.num_convs}")
+    require(
+        config.num_groups is None or config.num_groups >= 1, f"num_groups must be positive, got {config.num_groups}"
+    )
+    require(0 < config.nms_threshold <= 1, f"nms_threshold must be in (0, 1], got {config.nms_threshold}")
+    for field in fields(config):
+        if field.name.endswith("_weight"):
+            value = getattr(config, field.name)
+            require(value >= 0, f"{field.name} must not be negative, got {value}")
+
+
+class PlainConv(nn.Module):
+    """A 3x3 convolution with a bias and without normalisation; what `ConvNorm` is to a tower with one."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, D, h, w] to the same shape, zero outside the mask."""
+        return zero_padding(self.conv(x), mask)
+
+
+def conv_tower(channels: int, num_convs: int, num_groups: int | None, norm: bool = True) -> nn.ModuleList:
+    """Stacked 3x3 convolutions, each with group normalisation or else a bias; see `run_tower`.
+
+    Raises:
+        ValueError: `num_groups` does not divide `channels`.
+    """
+    require(
+        num_groups is None or channels % num_groups == 0,
+        f"num_groups ({num_groups}) must divide the number of channels ({channels})",
+    )
+    return nn.ModuleList(
+        ConvNorm(channels, channels, 3, groups=num_groups) if norm else PlainConv(channels) for _ in range(num_convs)
+    )
+
+
+def run_tower(tower: nn.ModuleList, features: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, D, h, w] to the same shape; `features` must be zero outside the mask, and the result is."""
+    for conv in tower:
+        features = conv(features, mask).relu()
+    return features
+
+
+def initialise(head: nn.Module, classification: nn.Conv2d) -> None:
+    """Official start: small weights, no biases, every class of `classification` at probability 0.01."""
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    assert classification.bias is not None
+    nn.init.constant_(classification.bias, -math.log(1 / PRIOR_PROBABILITY - 1))
+
+
+def flatten_output(output: Tensor, per_location: int = 1) -> Tensor:
+    """[B, per_location * channels, h, w] to [B, h * w * per_location, channels] in at least float32."""
+    rows = output.to(torch.promote_types(output.dtype, torch.float32)).flatten(2).transpose(1, 2)
+    return rows if per_location == 1 else rows.reshape(len(rows), rows.shape[1] * per_location, -1)
+
+
+def level_areas(pyramid: Pyramid, per_location: int = 1) -> tuple[int, ...]:
+    """Candidates of each level."""
+    return tuple(height * width * per_location for height, width in pyramid.sizes)
+
+
+def flags_of(pyramid: Pyramid, per_location: int = 1) -> Tensor:
+    """[B, A] bool, False for candidates outside their image's valid area."""
+    return valid_flags(pyramid.sizes, pyramid.strides, pyramid.valid_hw, per_location)
+
+
+def matches_of(gt_index: Tensor, targets: Targets) -> Matches:
+    """The positives of `gt_index` [B, A] with what they must predict."""
+    image, candidate = (gt_index >= 0).nonzero(as_tuple=True)
+    gt = gt_index[image, candidate]
+    class_labels = targets.labels[image, gt]
+    labels = torch.full_like(gt_index, BACKGROUND)
+    labels[image, candidate] = class_labels
+    return Matches(image, candidate, gt, targets.boxes_xyxy[image, gt], class_labels, labels)
+
+
+def num_positives(gt_index: Tensor) -> Tensor:
+    """Official normaliser: positives of the batch, an image without any counting as one; int64 scalar."""
+    return (gt_index >= 0).sum(1).clamp(min=1).sum()
+
+
+def mean_positive_logit(logits: Tensor, gt_index: Tensor, targets: Targets) -> Tensor:
+    """[B, G] mean of `logits` [B, A, C] of a ground truth's class over its positives; not-a-number without any."""
+    matches = matches_of(gt_index, targets)
+    own = logits[matches.image, matches.candidate, matches.class_labels]
+    where = (matches.image, matches.gt)
+    total = logits.new_zeros(targets.labels.shape).index_put(where, own, accumulate=True)
+    count = torch.zeros_like(total).index_put(where, torch.ones_like(own), accumulate=True)
+    return torch.where(count > 0, total / count.clamp(min=1), torch.nan)
+
+
+def valid_probabilities(probabilities: Tensor, pyramid: Pyramid, per_location: int = 1) -> Tensor:
+    """[B, A, C] with 0 outside the valid area, if the pyramid masks its padding (officially nothing is left out)."""
+    if pyramid.masks[0] is None:
+        return probabilities
+    return probabilities * flags_of(pyramid, per_location)[..., None]
 
 
 def detect_dense(

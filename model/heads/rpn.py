@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.anchors import anchor_grid, valid_flags
+from model.anchors import anchor_grid
 from model.assign import assign_max_iou
 from model.boxes import clip_boxes, decode_deltas, encode_deltas
 from model.config import FORBID_UNKNOWN, require
-from model.heads.dense import best_after_nms, flatten_output
+from model.heads.dense import best_after_nms, flags_of, flatten_output, level_areas
 from model.losses import binary_cross_entropy, l1_loss, weighted_mean
 from model.neck import zero_padding
 from model.sampling import choose
@@ -91,9 +91,9 @@ class RegionProposals(nn.Module):
         objectness, deltas = [], []
         for level, mask in zip(pyramid.levels, pyramid.masks, strict=True):
             features = self.conv(zero_padding(level, mask)).relu()
-            objectness.append(flatten_output(self.objectness(features)).flatten(1))
-            deltas.append(flatten_output(self.box(features)).unflatten(2, (-1, 4)).flatten(1, 2))
-        return Outputs(torch.cat(objectness, 1), torch.cat(deltas, 1))
+            objectness.append(flatten_output(self.objectness(features), self.per_location))
+            deltas.append(flatten_output(self.box(features), self.per_location))
+        return Outputs(torch.cat(objectness, 1).squeeze(-1), torch.cat(deltas, 1))
 
     def anchors(self, pyramid: Pyramid) -> Tensor:
         """[A, 4] xyxy pixels."""
@@ -103,7 +103,7 @@ class RegionProposals(nn.Module):
     def losses(self, outputs: Outputs, pyramid: Pyramid, targets: Targets) -> dict[str, Tensor]:
         """Cross entropy of a sample of anchors and L1 of its positives, over the size of the sample."""
         config, anchors = self.config, self.anchors(pyramid)
-        valid = valid_flags(pyramid.sizes, self.strides, pyramid.valid_hw, self.per_location)
+        valid = flags_of(pyramid, self.per_location)
         gt_index, _ = assign_max_iou(
             anchors,
             targets,
@@ -132,11 +132,10 @@ class RegionProposals(nn.Module):
         """The best boxes of each image: the best candidates of each level, NMS within levels, then the best of all."""
         scores = outputs.objectness.sigmoid()
         if pyramid.masks[0] is not None:  # official: anchors in the padding propose too
-            valid = valid_flags(pyramid.sizes, self.strides, pyramid.valid_hw, self.per_location)
+            valid = flags_of(pyramid, self.per_location)
             scores = scores.masked_fill(~valid, -1.0)
         chosen, levels, start = [], [], 0
-        for number, (height, width) in enumerate(pyramid.sizes):
-            size = height * width * self.per_location
+        for number, size in enumerate(level_areas(pyramid, self.per_location)):
             best = scores[:, start : start + size].topk(min(candidates_per_level, size), 1).indices
             chosen.append(best + start)
             levels.append(torch.full_like(best[0], number))

@@ -1,0 +1,168 @@
+"""PAA (Kim and Lee 2020): the head's own losses decide which anchors of an object are positive.
+
+Candidates are all anchors with an IoU of 0.1. Of each object's candidates the best of every level compete: two
+Gaussians fitted to their losses separate good from bad. Two towers shared by all levels; class, box and IoU outputs.
+Losses: focal, GIoU on decoded boxes weighted by their IoU, and cross entropy of the predicted IoU (paper Table 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.anchors import anchor_grid
+from model.assign import assign_by_loss, assign_max_iou
+from model.boxes import decode_deltas, iou_aligned
+from model.config import FORBID_UNKNOWN, require
+from model.heads import dense
+from model.heads.base import AuxiliaryHead
+from model.losses import binary_cross_entropy, giou_loss, sigmoid_focal_loss, weighted_mean
+from model.neck import zero_padding
+from model.types import IGNORED, Detections, Positives, Pyramid, Targets
+
+ANCHOR_SIDE = 8.0  # of an anchor in strides
+DELTA_STDS = (0.1, 0.1, 0.2, 0.2)
+
+
+class Predictions(NamedTuple):
+    """Raw outputs for every anchor, levels concatenated."""
+
+    logits: Tensor  # [B, A, C]
+    deltas: Tensor  # [B, A, 4], relative to the anchors
+    iou: Tensor  # [B, A], logits
+
+
+class PAAHead(AuxiliaryHead):
+    """PAA on the encoder's pyramid; anchors are the customised queries' coordinates."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings of one PAA head."""
+
+        __pydantic_config__ = FORBID_UNKNOWN
+        num_convs: int = 1  # stacked 3x3 convolutions per tower (paper Table 12)
+        top_k: int = 9  # candidates per level and ground truth
+        candidate_iou: float = 0.1  # at least this makes an anchor a candidate
+        num_groups: int | None = None  # of the group norms; None: 32, fewer for narrow models
+        nms_threshold: float = 0.6
+        classification_weight: float = 1.0  # this and the next also weigh the losses that choose positives
+        box_weight: float = 1.3
+        iou_weight: float = 0.5
+
+        def __post_init__(self) -> None:
+            dense.check_settings(self)
+            require(self.top_k >= 1, f"top_k must be at least 1, got {self.top_k}")
+            require(0 < self.candidate_iou <= 1, f"candidate_iou must be in (0, 1], got {self.candidate_iou}")
+
+    def __init__(
+        self, config: Config, *, channels: int, num_classes: int, strides: tuple[int, ...], anchor_scale: float = 1.0
+    ):
+        super().__init__(config, channels=channels, num_classes=num_classes, strides=strides, anchor_scale=anchor_scale)
+        self.config, self.num_classes, self.strides = config, num_classes, tuple(strides)
+        self.anchor_side = ANCHOR_SIDE * anchor_scale
+        self.class_tower = dense.conv_tower(channels, config.num_convs, config.num_groups)
+        self.box_tower = dense.conv_tower(channels, config.num_convs, config.num_groups)
+        self.classification = nn.Conv2d(channels, num_classes, 3, padding=1)
+        self.box = nn.Conv2d(channels, 4, 3, padding=1)
+        self.iou = nn.Conv2d(channels, 1, 3, padding=1)
+        self.level_scales = nn.Parameter(torch.ones(len(self.strides)))  # of the box output
+        dense.initialise(self, self.classification)
+
+    def loss_weights(self) -> dict[str, float]:
+        """Weights within the head."""
+        config = self.config
+        return {
+            "classification": config.classification_weight,
+            "boxes": config.box_weight,
+            "iou": config.iou_weight,
+        }
+
+    def forward(self, pyramid: Pyramid) -> Predictions:
+        """Outputs of all levels, at least float32."""
+        logits, deltas, iou = [], [], []
+        for level, mask, scale in zip(pyramid.levels, pyramid.masks, self.level_scales, strict=True):
+            level = zero_padding(level, mask)
+            class_features = dense.run_tower(self.class_tower, level, mask)
+            box_features = dense.run_tower(self.box_tower, level, mask)
+            logits.append(dense.flatten_output(self.classification(class_features)))
+            deltas.append(dense.flatten_output(self.box(box_features)) * scale)
+            iou.append(dense.flatten_output(self.iou(box_features)))
+        return Predictions(torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(iou, 1).squeeze(-1))
+
+    def anchors(self, pyramid: Pyramid) -> Tensor:
+        """[A, 4] xyxy pixels."""
+        return anchor_grid(pyramid.sizes, self.strides, (self.anchor_side,), device=pyramid.levels[0].device)
+
+    @torch.no_grad()
+    def assign(self, predictions: Predictions, pyramid: Pyramid, targets: Targets) -> Tensor:
+        """[B, A] gt_index by what the head predicts; anchors outside the valid area are IGNORED."""
+        config = self.config
+        anchors = self.anchors(pyramid)
+        candidate_gt, _ = assign_max_iou(
+            anchors,
+            targets,
+            positive_iou=config.candidate_iou,
+            negative_iou=config.candidate_iou,
+            min_best_iou=0.0,
+            valid=dense.flags_of(pyramid),
+        )
+        matches = dense.matches_of(candidate_gt, targets)
+        where = (matches.image, matches.candidate)
+        boxes = decode_deltas(anchors[matches.candidate], predictions.deltas[where], DELTA_STDS)
+        focal = sigmoid_focal_loss(predictions.logits[where], matches.class_labels).sum(-1)
+        loss = config.classification_weight * focal + config.box_weight * giou_loss(boxes, matches.boxes_xyxy)
+        losses = torch.zeros_like(predictions.iou).index_put(where, loss)
+        areas, num_gts = dense.level_areas(pyramid), targets.labels.shape[1]
+        return assign_by_loss(candidate_gt, losses, areas, num_gts, top_k=config.top_k)
+
+    def train_step(
+        self, pyramid: Pyramid, targets: Targets, *, with_losses: bool
+    ) -> tuple[dict[str, Tensor], Positives]:
+        """Losses "classification", "boxes", "iou"; positives are anchors, and need the predictions either way."""
+        anchors = self.anchors(pyramid)
+        with torch.set_grad_enabled(with_losses and torch.is_grad_enabled()):
+            predictions = self(pyramid)
+        gt_index = self.assign(predictions, pyramid, targets)
+        losses = self._losses(predictions, anchors, gt_index, targets) if with_losses else {}
+        boxes = anchors.expand(len(gt_index), -1, -1)
+        return losses, Positives(boxes, gt_index, token_index=torch.arange(len(anchors), device=anchors.device))
+
+    def _losses(
+        self, predictions: Predictions, anchors: Tensor, gt_index: Tensor, targets: Targets
+    ) -> dict[str, Tensor]:
+        matches = dense.matches_of(gt_index, targets)
+        where = (matches.image, matches.candidate)
+        count = len(matches.image)
+        focal = sigmoid_focal_loss(predictions.logits, matches.labels)
+        boxes = decode_deltas(anchors[matches.candidate], predictions.deltas[where], DELTA_STDS)
+        iou = iou_aligned(boxes.detach(), matches.boxes_xyxy)
+        predicted_iou = binary_cross_entropy(predictions.iou[where], iou)
+        return {
+            # Official: at least one positive per image on average, not at least one in each.
+            "classification": weighted_mean(focal, (gt_index != IGNORED)[..., None], max(count, len(gt_index))),
+            "boxes": weighted_mean(giou_loss(boxes, matches.boxes_xyxy), iou, iou.sum()),
+            "iou": weighted_mean(predicted_iou, None, count or 1),
+        }
+
+    @torch.no_grad()
+    def detect(self, pyramid: Pyramid, max_detections: int = 100) -> list[Detections]:
+        """Score = square root of class probability x predicted IoU; see `detect_dense`."""
+        predictions = self(pyramid)
+        scores = (predictions.logits.sigmoid() * predictions.iou.sigmoid()[..., None]).sqrt()
+        return dense.detect_dense(
+            dense.valid_probabilities(scores, pyramid),
+            None,
+            decode_deltas(self.anchors(pyramid), predictions.deltas, DELTA_STDS),
+            dense.level_areas(pyramid),
+            pyramid.valid_hw,
+            nms_threshold=self.config.nms_threshold,
+            max_detections=max_detections,
+        )
+
+    def score_positives(self, pyramid: Pyramid, targets: Targets) -> Tensor:
+        """[B, G]; see the contract."""
+        predictions = self(pyramid)
+        return dense.mean_positive_logit(predictions.logits, self.assign(predictions, pyramid, targets), targets)
