@@ -36,9 +36,8 @@ TOPICS: dict[str, Topic] = {
     "box_coders": Topic(functions.box_coders),
     "losses": Topic(functions.losses),
     "hungarian": Topic(functions.hungarian),
-    # Soft-NMS belongs to evaluation variants that are not built.
-    "nms": Topic(functions.nms_hard, ("softnms80_dets", "softnms80_keep")),
-    "roi_align": Topic(regions.roi_align),
+    "nms": Topic(functions.suppression),
+    "roi_align": Topic(functions.roi_align_adaptive),
     "msda_op": Topic(transformer.msda_op),
     "msda_module": Topic(transformer.msda_module),
     "aux_queries": Topic(transformer.aux_queries),

@@ -1,4 +1,4 @@
-"""The R-CNN head and its parts: assignment and sampling of boxes, RoIAlign, and the whole head."""
+"""The R-CNN head and its parts: assignment and sampling of boxes, and the whole head."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from model.heads.faster_rcnn import FasterRCNNHead
 from model.heads.roi import RoIConfig, RoIs, candidates, sample_rois
 from model.heads.rpn import Outputs, Proposals, RPNConfig
 from model.official import convert
-from model.ops import roi_align as align
 from model.queries import cut_to_shortest
 from model.types import IGNORED, Detections, Positives, Pyramid, Targets
 
@@ -72,16 +71,6 @@ def assign_maxiou_rcnn(case: Case) -> Iterator[Comparison]:
     yield Comparison("pos_assigned_gt_inds", owner, case["pos_assigned_gt_inds"], EXACT)
     yield Comparison("pos_gt_labels", targets.labels[0][owner], case["pos_gt_labels"], EXACT)
     yield Comparison("pos_is_gt", torch.arange(len(owner)) < num_gts, case["pos_is_gt"], EXACT)
-
-
-def roi_align(case: Case) -> Iterator[Comparison]:
-    """Adaptive sampling, half-position shift."""
-    feature = leaf(case["feature"])
-    output = align(feature, case["rois"], 7, 1 / float(case["stride"]))
-    yield Comparison("output", output, case["output"], FLOAT32)
-    output.backward(case["grad_output"])
-    assert feature.grad is not None
-    yield Comparison("grad_feature", feature.grad, case["grad_feature"], GRADIENT)
 
 
 def build_rcnn(case: Case) -> FasterRCNNHead:
