@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from tiny import PLAIN, tiny_batch, tiny_config
@@ -52,9 +50,6 @@ def test_only_officially_padding_has_a_say(name: str) -> None:
 def test_any_number_of_heads_trains(name: str, heads: tuple[str, ...]) -> None:
     detector = build(*heads, compatibility=name)
     batch = tiny_batch(counts=(3, 0), sizes=((96, 96), (64, 90)))
-    if "mask_rcnn" in heads:
-        masks = torch.full((*batch.targets.labels.shape, 56, 56), 255, dtype=torch.uint8)
-        batch = replace(batch, targets=replace(batch.targets, masks=masks))
     total, losses = detector(batch)
     total.backward()
     assert torch.isfinite(total) and losses.keys() == detector.loss_weights.keys()
