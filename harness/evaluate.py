@@ -1,5 +1,6 @@
 """Detections -> COCO metrics, for the decoder and for every auxiliary branch, in one pass over the images.
 
+A branch that detects masks has COCO's segmentation metrics too, as `segm_AP`.
 Two implementations of COCO's protocol can be chosen: faster_coco_eval (the default) and pycocotools (the oracle);
 every number is the same. Only their precision and recall arrays are used: the summary is made here, because the
 area bounds may be the data set's own and because AP per class is wanted too. All metrics are percentages.
@@ -11,7 +12,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterable
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 DECODER = "decoder"  # the branch whose metrics have no prefix
 MAX_DETECTIONS = (1, 10, 100)  # per image and class
+Kind = Literal["bbox", "segm"]
 EVALUATORS = ("faster_coco_eval", "pycocotools")
 _DISTRIBUTIONS = {"faster_coco_eval": "faster-coco-eval", "pycocotools": "pycocotools"}
 
@@ -57,8 +59,9 @@ def evaluate(
         on_batch: called with (batches done, batches in all).
 
     Returns:
-        Metrics (the decoder's under plain names, another branch's as `atss/AP`), AP per class of the first branch
-        that is the decoder (else of the first branch), and that branch's detections in COCO's results format.
+        Metrics (the decoder's under plain names, another branch's as `atss/AP`, of its masks `mask_rcnn/segm_AP`),
+        AP per class of the first branch that is the decoder (else of the first branch), and that branch's detections
+        in COCO's results format.
     """
     results = detect_all(detector, loader, dataset, config.branches, device, on_batch=on_batch)
     main = DECODER if DECODER in results else config.branches[0]
@@ -70,6 +73,9 @@ def evaluate(
             per_class = scores.pop("per_class")
         else:
             del scores["per_class"]
+        if dataset.has_masks and any("segmentation" in row for row in detections):
+            masks = evaluate_detections(dataset, detections, config.evaluator, "segm")
+            scores |= {f"segm_{name}": score for name, score in masks.items() if name != "per_class"}
         metrics.update(scores if branch == DECODER else {f"{branch}/{name}": score for name, score in scores.items()})
     return metrics, per_class, results[main]
 
@@ -106,6 +112,8 @@ def detect_all(
 def to_results(batch: Batch, detections: list[Detections], category_ids: tuple[int, ...]) -> list[dict[str, Any]]:
     """COCO results (image_id, category_id, bbox x y width height, score) in pixels of the data set's images.
 
+    Detections with masks also have a `segmentation` of packed run lengths.
+
     Args:
         batch: with `original_hw`; boxes are scaled from its `valid_hw`, and clipped to the image.
         detections: one per image, boxes in pixels of the batch.
@@ -120,20 +128,31 @@ def to_results(batch: Batch, detections: list[Detections], category_ids: tuple[i
         scores = found.scores.detach().cpu().double().numpy()
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise FloatingPointError(f"boxes or scores of image {image_id} are not finite: the weights have diverged")
-        boxes[:, 2:] -= boxes[:, :2]
-        labels = found.labels.tolist()
-        for label, box, score in zip(labels, boxes.tolist(), scores.tolist(), strict=True):
-            results.append({"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score})
+        xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+        rows = [
+            {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+            for label, box, score in zip(found.labels.tolist(), xywh.tolist(), scores.tolist(), strict=True)
+        ]
+        if found.masks is not None:
+            from harness.data.masks import from_grids
+
+            width, height = map(int, limit[:2])
+            masks = from_grids(found.masks.detach().cpu().float().numpy(), boxes, height, width)
+            rows = [{**row, "segmentation": mask} for row, mask in zip(rows, masks, strict=True)]
+        results += rows
     return results
 
 
-def evaluate_detections(dataset: CocoDataset, results: list[dict[str, Any]], evaluator: str) -> dict[str, Any]:
-    """COCO's metrics of boxes, in percent.
+def evaluate_detections(
+    dataset: CocoDataset, results: list[dict[str, Any]], evaluator: str, kind: Kind = "bbox"
+) -> dict[str, Any]:
+    """COCO's metrics of boxes, or of masks, in percent.
 
     Args:
         dataset: `ground_truth`, `area_bounds`, categories.
         results: COCO results format; may be empty (then every defined metric is 0).
         evaluator: "faster_coco_eval" or "pycocotools".
+        kind: "segm" compares masks, which both sides must have then.
 
     Returns:
         AP, AP50, AP75, APS, APM, APL, AR1, AR10, AR100 and `per_class` (category name -> AP). What has no ground
@@ -148,7 +167,7 @@ def evaluate_detections(dataset: CocoDataset, results: list[dict[str, Any]], eva
     if evaluator not in runs:
         raise UserError(f"evaluate.evaluator {evaluator!r} is unknown; choose one of {', '.join(runs)}")
     try:
-        arrays = runs[evaluator](dataset.ground_truth, _as_annotations(results), ranges)
+        arrays = runs[evaluator](dataset.ground_truth, _as_annotations(results, kind), ranges, kind)
     except ImportError as error:
         other = next(name for name in EVALUATORS if name != evaluator)
         raise UserError(
@@ -158,28 +177,38 @@ def evaluate_detections(dataset: CocoDataset, results: list[dict[str, Any]], eva
     return _summary(precision, recall, dataset.category_names)
 
 
-def _as_annotations(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _as_annotations(results: list[dict[str, Any]], kind: Kind) -> list[dict[str, Any]]:
     """Detections as the evaluators' own loaders would number and measure them; those fail on an empty list."""
+    if kind == "bbox":
+        areas = [result["bbox"][2] * result["bbox"][3] for result in results]
+    else:
+        from harness.data.masks import area
+
+        areas = [area(result["segmentation"]) for result in results]
     return [
-        {**result, "id": number, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
-        for number, result in enumerate(results, 1)
+        {**result, "id": number, "area": own, "iscrowd": 0}
+        for number, (result, own) in enumerate(zip(results, areas, strict=True), 1)
     ]
 
 
-def _run_faster_coco_eval(truth: dict[str, Any], detections: list[dict[str, Any]], ranges: dict) -> dict[str, Any]:
+def _run_faster_coco_eval(
+    truth: dict[str, Any], detections: list[dict[str, Any]], ranges: dict, kind: Kind
+) -> dict[str, Any]:
     from faster_coco_eval import COCO, COCOeval_faster
 
     def silent(*_: Any) -> None: ...
 
     sides = [COCO(tables, print_function=silent) for tables in _tables(truth, detections)]
-    run = COCOeval_faster(*sides, iouType="bbox", print_function=silent)
+    run = COCOeval_faster(*sides, iouType=kind, print_function=silent)
     _set_protocol(run.params, ranges)
     run.evaluate()
     run.accumulate()
     return run.eval
 
 
-def _run_pycocotools(truth: dict[str, Any], detections: list[dict[str, Any]], ranges: dict) -> dict[str, Any]:
+def _run_pycocotools(
+    truth: dict[str, Any], detections: list[dict[str, Any]], ranges: dict, kind: Kind
+) -> dict[str, Any]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -190,7 +219,7 @@ def _run_pycocotools(truth: dict[str, Any], detections: list[dict[str, Any]], ra
             side.dataset = tables
             side.createIndex()
             sides.append(side)
-        run = COCOeval(*sides, iouType="bbox")
+        run = COCOeval(*sides, iouType=kind)
         _set_protocol(run.params, ranges)
         run.evaluate()
         run.accumulate()

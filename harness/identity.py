@@ -37,8 +37,15 @@ def canonical_model(model: DetectorConfig) -> DetectorConfig:
 
 def head_difference(head: Any) -> dict[str, Any]:
     """A head's name and those of its settings that are not the default."""
-    own, default = _plain(head), _plain(type(head)())
-    return {"name": _head_name(head), **{key: value for key, value in own.items() if value != default[key]}}
+    return {"name": _head_name(head), **_difference(_plain(head), _plain(type(head)()))}
+
+
+def _difference(own: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _difference(value, default[key]) if isinstance(value, dict) else value
+        for key, value in own.items()
+        if value != default[key]
+    }
 
 
 def _head_name(head: Any) -> str:

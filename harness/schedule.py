@@ -30,6 +30,7 @@ from harness.progress import Progress, print_line
 from harness.results import RunStore, cache_dir, code_version, write_atomic
 
 if TYPE_CHECKING:
+    from harness.config import DataConfig
     from harness.grid import Grid, Trial
 
 STOP_POLL_SECONDS = 0.5  # between two looks for the request to stop
@@ -154,9 +155,23 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
     """
     from harness.data import open_splits
 
-    configs = {(trial.config.data.path, trial.config.data.digits): trial.config.data for trial in trials}
-    for config in configs.values():
-        open_splits(config, progress=say)
+    configs: dict[Any, DataConfig] = {}
+    with_masks: dict[Any, bool] = {}
+    for trial in trials:
+        data, heads = trial.config.data, trial.config.model.heads
+        key = (data.path, data.digits)
+        configs[key] = data
+        with_masks[key] = with_masks.get(key, False) or _need_masks(heads)
+    for key, config in configs.items():
+        open_splits(config, progress=say, with_masks=with_masks[key])
+
+
+def _need_masks(heads: tuple[Any, ...]) -> bool:
+    if not heads:
+        return False  # and torch need not be loaded
+    from model.heads import needs_masks
+
+    return needs_masks(heads)
 
 
 def _open_mirror(grid: Grid, store: RunStore, progress: Progress) -> Mirror | None:

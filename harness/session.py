@@ -19,6 +19,7 @@ from harness.data.loader import Loader
 from harness.results import RunStore
 from harness.train import Progress, build_optimizer, load_checkpoint
 from model.detector import Detector
+from model.heads import needs_masks
 
 if TYPE_CHECKING:
     from harness.grid import Trial
@@ -78,7 +79,9 @@ def build_session(trial: Trial, store: RunStore, report: Report, should_stop: Ca
 
     device = choose_device(trial.runtime.device)
     reset_peak_memory(device)
-    train_data, val_data = open_splits(config.data, progress=lambda message: tell("data", message))
+    train_data, val_data = open_splits(
+        config.data, progress=lambda message: tell("data", message), with_masks=needs_masks(config.model.heads)
+    )
     torch.manual_seed(config.seed)
     detector = Detector(config.model, train_data.num_classes).to(device)
     optimizer = build_optimizer(detector, config.train)

@@ -44,7 +44,7 @@ def _published(value: Any) -> dict[str, Published]:
 
 def _metric(name: str) -> None:
     known = (*COCO_METRICS, *COST_METRICS)
-    require(name.rpartition("/")[2] in known, f"unknown metric '{name}'{suggest(name, known)}")
+    require(name.rpartition("/")[2].removeprefix("segm_") in known, f"unknown metric '{name}'{suggest(name, known)}")
 
 
 class RowSpec(BaseModel):

@@ -20,7 +20,7 @@ from harness.evaluate import evaluate, evaluator_version
 from harness.results import RunStore, provenance, write_atomic
 from harness.session import Report, Session, build_session, peak_memory_mb
 from harness.train import drop_checkpoints, save_checkpoint, save_weights, train_step
-from model.ops import IMPLEMENTATION
+from model.ops import implementation
 from model.types import Batch
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def _write_record(session: Session, status: str) -> dict[str, Any]:
         "provenance": provenance()
         | {
             "device": torch.cuda.get_device_name() if session.device.type == "cuda" else "cpu",
-            "ops": IMPLEMENTATION,
+            "ops": implementation(session.device),
             "evaluator": evaluator_version(trial.config.evaluate.evaluator),
             "area_bounds": list(session.val_data.area_bounds),
             "threads": torch.get_num_threads(),

@@ -103,7 +103,9 @@ class DetectorConfig:
     loss_weights: LossWeights = field(default_factory=LossWeights)
     lambda1: float = 1.0  # weight of the customised queries' losses, paper Eq. 5
     lambda2: float = 2.0  # weight of the heads' losses, counted once per decoder layer, paper Eq. 5
-    mask_padding: bool = True  # results do not depend on padding; False: as the official implementation
+    # official: as the released code to the last quirk, so that its weights and losses are reproduced; what differs
+    # stands in docs/official-differences.md. default: the sensible behaviour, where it changes no published number
+    compatibility: Literal["default", "official"] = "default"
 
     def __post_init__(self) -> None:
         require(self.num_queries >= 1, f"num_queries must be at least 1, got {self.num_queries}")

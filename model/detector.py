@@ -29,12 +29,13 @@ from model.queries import (
     EncoderProposals,
     LearnedQueries,
     PositiveQueries,
+    PositiveSelection,
     ProposalQueries,
     QueryGroup,
     encoder_anchors,
     select_positives,
 )
-from model.types import Batch, Detections, Pyramid, Targets, padding_mask
+from model.types import Batch, Detections, Positives, Pyramid, Targets, padding_mask
 
 
 class Detector(nn.Module):
@@ -43,6 +44,7 @@ class Detector(nn.Module):
     def __init__(self, config: DetectorConfig, num_classes: int):
         super().__init__()
         self.config, self.num_classes = config, num_classes
+        self.official = config.compatibility == "official"
         transformer = config.transformer
         channels = transformer.channels
         self.backbone = ResNet(config.backbone)
@@ -78,7 +80,9 @@ class Detector(nn.Module):
                 )
                 self.heads[name.replace(".", ":")] = module  # module names may not hold dots
             if config.positive_queries:
-                self.positive_queries = nn.ModuleDict({name: PositiveQueries(channels) for name in self.heads})
+                self.positive_queries = nn.ModuleDict(
+                    {name: PositiveQueries(channels, scalar_embedding=self.official) for name in self.heads}
+                )
         self.loss_weights = loss_weights(config, {name: head.loss_weights() for name, head in self.named_heads()})
 
     @property
@@ -97,7 +101,7 @@ class Detector(nn.Module):
         images, valid_hw = batch.images, batch.valid_hw
         height, width = images.shape[-2:]
         padded = bool((valid_hw != valid_hw.new_tensor([height, width])).any())
-        exact = padded and self.config.mask_padding
+        exact = padded and not self.official
         masks: dict[int, Tensor | None] = {}
 
         def mask_at(stride: int) -> Tensor | None:
@@ -148,7 +152,7 @@ class Detector(nn.Module):
     def initial_queries(self, memory: Memory) -> tuple[QueryGroup, EncoderProposals | None]:
         """The original one-to-one group."""
         if isinstance(self.queries, ProposalQueries):
-            return self.queries(memory, exclude_invalid=self.config.mask_padding)
+            return self.queries(memory, exclude_invalid=not self.official)
         return self.queries(memory.tokens.shape[0]), None
 
     # ---- training -------------------------------------------------------------------------------------------------
@@ -166,10 +170,7 @@ class Detector(nn.Module):
                 own, positives = head.train_step(pyramid, targets, with_losses=self.config.auxiliary_loss)
                 losses |= {f"{name}/{term}": value for term, value in own.items()}
                 if self.config.positive_queries:
-                    selection = select_positives(
-                        positives, pyramid, self.config.min_positive_queries, self.config.max_positive_queries
-                    )
-                    selections[name] = selection
+                    selections[name] = selection = self._select(positives, pyramid)
                     groups.append(self.positive_queries[name.replace(".", ":")](selection))
         outputs = self.decoder(groups, memory).split([g.content.shape[1] for g in groups])
         losses |= by_layer("decoder", self._one_to_one_losses(outputs[0], targets, valid_hw))
@@ -179,6 +180,10 @@ class Detector(nn.Module):
         if proposals is not None:
             losses |= self._proposal_losses(proposals, memory, targets, valid_hw)
         return total_loss(losses, self.loss_weights), losses
+
+    def _select(self, positives: Positives, pyramid: Pyramid) -> PositiveSelection:
+        limits = self.config.min_positive_queries, self.config.max_positive_queries
+        return select_positives(positives, pyramid, *limits, official=self.official)
 
     def _one_to_one_losses(self, output: DecoderOutput, targets: Targets, valid_hw: Tensor) -> dict[str, Tensor]:
         gt_index = match(output.logits, output.boxes_cxcywh, targets, valid_hw, self.config.loss_weights)
@@ -190,7 +195,7 @@ class Detector(nn.Module):
         """Every token competes; all classes count as one (official)."""
         binary = Targets(targets.boxes_xyxy, targets.labels.clamp(max=0))
         logits, boxes = proposals.logits[None], proposals.boxes_cxcywh[None]
-        excluded = encoder_anchors(memory)[2] if self.config.mask_padding else None
+        excluded = None if self.official else encoder_anchors(memory)[2]
         gt_index = match(logits, boxes, binary, valid_hw, self.config.loss_weights, excluded=excluded)
         weight = None if excluded is None else (~excluded).to(logits.dtype)
         losses = set_losses(logits, boxes, gt_index, binary, valid_hw, weight)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Official pattern → our name. `{N}` stands for a number that both keep; {head} for the head of that number.
+# Official pattern → our name. `{N}` stands for a number that both keep; {head} for the head of that number, {dense} for
+# the head of that number among the dense ones; {rpn} for the first head, to which the proposal network belongs.
 TABLE = [
     ("backbone.{rest}", "backbone.{rest}"),
     ("neck.convs.{N}.conv.{rest}", "neck.lateral.{N}.conv.{rest}"),
@@ -50,6 +51,15 @@ TABLE = [
     ("query_head.downsample.1.{rest}", "coarser.norm.{rest}"),
     ("query_head.cls_branches.{N}.{rest}", "decoder.class_branches.{N}.{rest}"),
     ("query_head.reg_branches.{N}.{rest}", "decoder.box_branches.{N}.{rest}"),
+    ("rpn_head.rpn_conv.{rest}", "heads.{rpn}.stages.proposals.conv.{rest}"),
+    ("rpn_head.rpn_cls.{rest}", "heads.{rpn}.stages.proposals.objectness.{rest}"),
+    ("rpn_head.rpn_reg.{rest}", "heads.{rpn}.stages.proposals.box.{rest}"),
+    ("roi_head.{head}.bbox_head.shared_fcs.{N}.{rest}", "heads.{head}.stages.boxes.fcs.{N}.{rest}"),
+    ("roi_head.{head}.bbox_head.fc_cls.{rest}", "heads.{head}.stages.boxes.classification.{rest}"),
+    ("roi_head.{head}.bbox_head.fc_reg.{rest}", "heads.{head}.stages.boxes.box.{rest}"),
+    ("roi_head.{head}.mask_head.convs.{N}.conv.{rest}", "heads.{head}.masks.convs.{N}.{rest}"),
+    ("roi_head.{head}.mask_head.upsample.{rest}", "heads.{head}.masks.upsample.{rest}"),
+    ("roi_head.{head}.mask_head.conv_logits.{rest}", "heads.{head}.masks.logits.{rest}"),
     ("bbox_head.{dense}.cls_convs.{N}.conv.{rest}", "heads.{dense}.class_tower.{N}.conv.{rest}"),
     ("bbox_head.{dense}.cls_convs.{N}.gn.{rest}", "heads.{dense}.class_tower.{N}.norm.{rest}"),
     ("bbox_head.{dense}.reg_convs.{N}.conv.{rest}", "heads.{dense}.box_tower.{N}.conv.{rest}"),
@@ -71,13 +81,17 @@ def _compiled() -> list[tuple[re.Pattern[str], str]]:
     return rows
 
 
-def convert(state: dict[str, Tensor], heads: Sequence[str], num_roi_heads: int = 0) -> dict[str, Tensor]:
+def convert(
+    state: dict[str, Tensor], heads: Sequence[str], num_roi_heads: int = 0, scalar_embedding: bool = False
+) -> dict[str, Tensor]:
     """Our state dict from an official one.
 
     Args:
         state: official names, as in a released checkpoint's `state_dict`.
         heads: our instance names in official order, RoI heads first: ("faster_rcnn", "atss").
         num_roi_heads: how many of them are RoI heads.
+        scalar_embedding: for a detector with `compatibility: official`, whose heads have a number each as embedding;
+            otherwise that number is given to every channel, which computes the same.
 
     Returns:
         Tensors under our names; what our table does not know keeps its official name, so that
@@ -97,7 +111,7 @@ def convert(state: dict[str, Tensor], heads: Sequence[str], num_roi_heads: int =
                     found["head"] = names[int(found["head"])]
                 if "dense" in found:
                     found["dense"] = names[num_roi_heads + int(found["dense"])]
-                ours[target.format(**found)] = tensor
+                ours[target.format(**found, rpn=names[0] if names else "")] = tensor
                 break
         else:
             ours[name] = tensor
@@ -109,7 +123,7 @@ def convert(state: dict[str, Tensor], heads: Sequence[str], num_roi_heads: int =
     if (scalars := ours.pop("query_head.transformer.head_pos_embed.weight", None)) is not None:
         channels = ours["level_embedding"].shape[1]
         for head, scalar in zip(names, scalars, strict=True):  # official: one number for all channels
-            ours[f"positive_queries.{head}.head_embedding"] = scalar.expand(channels)
+            ours[f"positive_queries.{head}.head_embedding"] = scalar.expand(1 if scalar_embedding else channels)
     for index, head in enumerate(names[num_roi_heads:]):
         scales = [ours.pop(n) for n in sorted(ours) if re.fullmatch(rf"bbox_head\.{index}\.scales\.\d+\.scale", n)]
         if scales:

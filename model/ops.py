@@ -1,15 +1,35 @@
-"""The sampling operators of the detector: deformable attention and non-maximum suppression.
+"""The operators that torch lacks or has only slowly: deformable attention, RoIAlign, non-maximum suppression.
 
-Each has one function that the rest of the package calls and a pure-torch reference that defines it.
+Each has one function that the rest of the package calls. Behind it run compiled kernels (`csrc/`, built on first use,
+see `model.kernels`) or, where those cannot be had, the pure-torch definitions in `model.ops_reference`.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-IMPLEMENTATION = "reference"  # written into every record: which implementation ran
+from model import kernels, ops_compiled, ops_cuda, ops_reference
+
+
+def implementation(device: torch.device | str = "cpu") -> str:
+    """What runs on such a device, for the record: "reference" or "compiled (…)". Builds the kernels if need be.
+
+    Raises:
+        kernels.BuildError: `CODETR_OPS=compiled`, and they cannot be had.
+    """
+    if torch.device(device).type == "cuda":
+        return ops_cuda.implementation()
+    library = kernels.library()
+    return f"compiled ({library.compiler})" if library else "reference"
+
+
+def _compiled(tensor: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return True  # the registered operator, which turns to the reference by itself
+    if tensor.device.type == "cuda":
+        return ops_cuda.available()
+    return tensor.device.type == "cpu" and kernels.library() is not None
 
 
 def ms_deform_attn(
@@ -28,39 +48,47 @@ def ms_deform_attn(
         attention_weights: [B, Q, K, L, P].
 
     Returns:
-        [B, Q, K * D] float32 (float64 for float64 input).
+        [B, Q, K * D] float32 (float64 for float64 input). There is no second derivative.
+
+    Raises:
+        ValueError: the shapes do not belong together.
     """
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    locations, weights = sampling_locations.to(dtype), attention_weights.to(dtype)
+    if _compiled(value):
+        if value.device.type == "cpu":
+            value = value.to(dtype)  # a GPU reads half precision as it is, and sums in float32
+        sizes = [side for shape in spatial_shapes for side in shape]
+        return torch.ops.codetr.ms_deform_attn.default(value, sizes, locations, weights)
     with torch.autocast(value.device.type, enabled=False):
-        dtype = torch.promote_types(value.dtype, torch.float32)
-        return ms_deform_attn_reference(
-            value.to(dtype), spatial_shapes, sampling_locations.to(dtype), attention_weights.to(dtype)
-        )
+        return ops_reference.ms_deform_attn(value.to(dtype), spatial_shapes, locations, weights)
 
 
-def ms_deform_attn_reference(
-    value: Tensor,
-    spatial_shapes: tuple[tuple[int, int], ...],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-) -> Tensor:
-    """The definition of `ms_deform_attn`, as bilinear `grid_sample` of each level."""
-    batch, _, num_heads, width = value.shape
-    num_queries = sampling_locations.shape[1]
-    grids = (2 * sampling_locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # [L, B*K, Q, P, 2]
-    levels = value.split([h * w for h, w in spatial_shapes], dim=1)
-    sampled = [
-        F.grid_sample(
-            level.permute(0, 2, 3, 1).reshape(batch * num_heads, width, h, w),
-            grid,
-            mode="bilinear",
-            padding_mode="zeros",
-            align_corners=False,
-        )
-        for level, grid, (h, w) in zip(levels, grids, spatial_shapes, strict=True)
-    ]
-    weights = attention_weights.permute(0, 2, 1, 3, 4).reshape(batch * num_heads, 1, num_queries, -1)
-    attended = (torch.cat(sampled, -1) * weights).sum(-1)  # [B*K, D, Q]
-    return attended.view(batch, num_heads * width, num_queries).transpose(1, 2)
+def roi_align(feature: Tensor, rois: Tensor, output_size: int, spatial_scale: float) -> Tensor:
+    """Mean over bilinear samples in each bin of each region (Mask R-CNN), in at least float32.
+
+    Cell centres lie at half cells, and each bin has one sample per cell it spans, rounded up, in each direction (what
+    toolboxes call aligned, with an adaptive sampling ratio). Samples up to one cell outside the map count as its
+    border, farther ones as zero. Nothing flows back to the regions.
+
+    Args:
+        feature: [B, D, H, W].
+        rois: [N, 5], image index and x1, y1, x2, y2 in pixels of the input.
+        output_size: bins in each direction.
+        spatial_scale: cells per pixel, 1 / stride.
+
+    Returns:
+        [N, D, output_size, output_size] float32 (float64 for float64 features); zeros for an empty region.
+
+    Raises:
+        ValueError: the shapes do not belong together, or an image index is out of range.
+    """
+    dtype = torch.promote_types(feature.dtype, torch.float32)
+    rois = rois.detach().to(dtype)
+    if _compiled(feature):
+        return torch.ops.codetr.roi_align.default(feature.to(dtype), rois, output_size, spatial_scale)
+    with torch.autocast(feature.device.type, enabled=False):
+        return ops_reference.roi_align(feature.to(dtype), rois, output_size, spatial_scale)
 
 
 def nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
@@ -75,18 +103,44 @@ def nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float
     Returns:
         [M] int64, indices of the kept boxes by descending score.
     """
+    boxes, labels = _boxes_and_labels(boxes_xyxy, scores, labels)
     order = scores.argsort(descending=True, stable=True)
-    boxes, classes = boxes_xyxy[order].float(), labels[order]
-    left_top = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    right_bottom = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    intersection = (right_bottom - left_top).clamp(min=0).prod(-1)
-    area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1)
-    union = (area[:, None] + area[None, :] - intersection).clamp(min=1e-12)
-    suppresses = (intersection / union > iou_threshold) & (classes[:, None] == classes[None, :])
-    rows = suppresses.triu(1).cpu().numpy()
-    keep = torch.ones(len(order), dtype=torch.bool)
-    kept = keep.numpy()
-    for i in range(len(order)):  # greedy by definition; each step is one vectorised row
-        if kept[i]:
-            kept &= ~rows[i]
-    return order[keep.to(order.device)]
+    boxes, labels = boxes[order], labels[order]
+    if _compiled(boxes):
+        return order[torch.ops.codetr.nms.default(boxes, labels, iou_threshold)]
+    return order[ops_reference.nms(boxes, labels, iou_threshold)]
+
+
+def soft_nms(
+    boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, min_score: float = 1e-3
+) -> tuple[Tensor, Tensor]:
+    """Class-aware soft suppression, linear: overlapped boxes lose score instead of being dropped (Soft-NMS Eq. 2).
+
+    The best box is taken, every other of its label with IoU at or above the threshold has its score multiplied by
+    1 - IoU, and so on until no score is left above `min_score`. Runs on the CPU.
+
+    Args:
+        boxes_xyxy: [N, 4].
+        scores: [N].
+        labels: [N] int.
+        iou_threshold: overlap from which on a score decays.
+        min_score: below this a box is gone.
+
+    Returns:
+        Indices [M] int64 in the order of selection, and their final scores [M].
+    """
+    boxes, labels = _boxes_and_labels(boxes_xyxy, scores, labels)
+    given = boxes.cpu(), scores.detach().to("cpu", boxes.dtype), labels.cpu()
+    run = ops_compiled.soft_nms if kernels.library() else ops_reference.soft_nms
+    numbers, kept = run(*given, iou_threshold, min_score)
+    return numbers.to(scores.device), kept.to(scores.device, scores.dtype)
+
+
+def _boxes_and_labels(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    count = len(boxes_xyxy)
+    if boxes_xyxy.shape != (count, 4) or scores.shape != (count,) or labels.shape != (count,):
+        raise ValueError(
+            "suppression needs boxes [N, 4], scores [N] and labels [N]; they are "
+            f"{tuple(boxes_xyxy.shape)}, {tuple(scores.shape)} and {tuple(labels.shape)}"
+        )
+    return boxes_xyxy.detach().to(torch.promote_types(boxes_xyxy.dtype, torch.float32)), labels.long()

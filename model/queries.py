@@ -129,13 +129,14 @@ def encoder_anchors(memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
 class PositiveQueries(nn.Module):
     """Customised positive queries of one head: Linear(PE(box)) + Linear(feature) (paper Eq. 2)."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, scalar_embedding: bool = False):
         super().__init__()
         self.box_proj = nn.Linear(2 * channels, 2 * channels)
         self.box_norm = nn.LayerNorm(2 * channels)
         self.feature_proj = nn.Linear(channels, channels)
         self.feature_norm = nn.LayerNorm(channels)
-        self.head_embedding = nn.Parameter(torch.zeros(channels))
+        # Official: one number per head, added to all channels (their own comment calls it a mistake).
+        self.head_embedding = nn.Parameter(torch.zeros(1 if scalar_embedding else channels))
 
     def forward(self, selection: PositiveSelection) -> QueryGroup:
         """One group of P queries whose references are the positives' own boxes."""
@@ -147,12 +148,23 @@ class PositiveQueries(nn.Module):
         return QueryGroup(content, position + self.head_embedding, selection.boxes_cxcywh, has_size=True)
 
 
+def cut_to_shortest(positives: Positives) -> Positives:
+    """Only as many candidates as every image has, where each has features of its own (official, for R-CNN)."""
+    if positives.features is None:
+        return positives
+    count = int((positives.gt_index != IGNORED).sum(1).min())
+    return Positives(
+        positives.boxes_xyxy[:, :count], positives.gt_index[:, :count], features=positives.features[:, :count]
+    )
+
+
 def select_positives(
     positives: Positives,
     pyramid: Pyramid,
     minimum: int,
     maximum: int,
     priority: Tensor | None = None,
+    official: bool = False,
 ) -> PositiveSelection:
     """Choose P candidates per image: the largest number of positives in the batch, clamped to [minimum, maximum].
 
@@ -165,11 +177,17 @@ def select_positives(
         minimum: of P (official 9).
         maximum: of P (official 300).
         priority: [B, N] in [0, 1), higher is chosen first; None: random.
+        official: cut candidates with features of their own to the fewest of an image, and give all of them weight 0
+            where that leaves fewer than P (the official code loses their loss then); otherwise an image uses all it
+            has, and only rows that it cannot fill have weight 0.
     """
+    if official:
+        positives = cut_to_shortest(positives)
     gt_index = positives.gt_index
     is_positive = gt_index >= 0
     count = int(is_positive.sum(1).max()) if gt_index.numel() else 0
-    count = min(max(count, minimum), maximum, gt_index.shape[1])
+    wanted = min(max(count, minimum), maximum)
+    count = min(wanted, gt_index.shape[1])
     if priority is None:
         priority = torch.rand(gt_index.shape, device=gt_index.device)
     rank = priority + is_positive  # positives in [1, 2), negatives in [0, 1)
@@ -185,4 +203,6 @@ def select_positives(
         source, chosen = pyramid.tokens(), positives.token_index[chosen]
     features = source.gather(1, chosen[..., None].expand(-1, -1, source.shape[-1]))
     weight = (chosen_gt != IGNORED).to(boxes.dtype)
+    if official and count < wanted:
+        weight = torch.zeros_like(weight)
     return PositiveSelection(normalised, chosen_gt.clamp(min=BACKGROUND), weight, features)

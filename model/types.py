@@ -18,6 +18,7 @@ from torch import Tensor
 
 BACKGROUND = -1  # a candidate without an object; also the label of a padding row in `Targets`
 IGNORED = -2  # a candidate that takes no part: neither positive nor negative
+MASK_CELLS = 56  # a mask of a ground truth is a grid of this many cells per axis, spread over its box
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Targets:
 
     boxes_xyxy: Tensor  # [B, G, 4] pixels of the input image; zeros in padding rows
     labels: Tensor  # [B, G] int64, contiguous class index; BACKGROUND in padding rows
+    # [B, G, MASK_CELLS, MASK_CELLS] uint8, the covered share of each cell of the box's own grid in 255ths. Independent
+    # of the image's size, so that resizing leaves it alone and a batch stays small. None: nobody asked for masks.
+    masks: Tensor | None = None
 
     @property
     def valid(self) -> Tensor:
@@ -46,18 +50,28 @@ class Targets:
 
     def to(self, device: torch.device | str) -> Targets:
         """The same on another device."""
-        return Targets(self.boxes_xyxy.to(device), self.labels.to(device))
+        masks = None if self.masks is None else self.masks.to(device)
+        return Targets(self.boxes_xyxy.to(device), self.labels.to(device), masks)
+
+    def of_images(self, index: slice | list[int]) -> Targets:
+        """The same for some of the images."""
+        return Targets(self.boxes_xyxy[index], self.labels[index], None if self.masks is None else self.masks[index])
 
     @classmethod
-    def stack(cls, boxes_xyxy: list[Tensor], labels: list[Tensor]) -> Targets:
-        """Pad one `[G_i, 4]` and one `[G_i]` per image to a batch."""
+    def stack(cls, boxes_xyxy: list[Tensor], labels: list[Tensor], image_masks: list[Tensor] | None = None) -> Targets:
+        """Pad one `[G_i, 4]`, one `[G_i]` and perhaps one `[G_i, MASK_CELLS, MASK_CELLS]` per image to a batch."""
         count = max([1, *(len(boxes) for boxes in boxes_xyxy)])  # never an empty axis, so that gathers work
         boxes = torch.zeros(len(boxes_xyxy), count, 4)
         classes = torch.full((len(boxes_xyxy), count), BACKGROUND)
         for i, (image_boxes, image_labels) in enumerate(zip(boxes_xyxy, labels, strict=True)):
             boxes[i, : len(image_boxes)] = image_boxes
             classes[i, : len(image_labels)] = image_labels
-        return cls(boxes, classes)
+        if image_masks is None:
+            return cls(boxes, classes)
+        masks = torch.zeros(len(boxes_xyxy), count, MASK_CELLS, MASK_CELLS, dtype=torch.uint8)
+        for i, own in enumerate(image_masks):
+            masks[i, : len(own)] = own
+        return cls(boxes, classes, masks)
 
 
 @dataclass(frozen=True)
@@ -125,6 +139,7 @@ class Detections:
     boxes_xyxy: Tensor  # [N, 4] pixels of the input image
     scores: Tensor  # [N]
     labels: Tensor  # [N] int64
+    masks: Tensor | None = None  # [N, m, m] probability of the object in each cell of the box's own grid
 
 
 def padding_mask(valid_hw: Tensor, height: int, width: int) -> Tensor:

@@ -127,6 +127,19 @@ seeds: [0, 1]
     assert grid.rows[1].factors == {"model.heads": "atss", "model.positive_queries": False}
 
 
+def test_labels_and_dictionaries_know_settings_inside_settings_of_heads(grid_of):
+    from model.heads import HEADS
+
+    grid = grid_of("axes: {model.heads: [[faster_rcnn], [{name: faster_rcnn, rpn: {num_samples: 8, ratios: [1]}}]]}")
+    assert [trial.label for trial in grid.trials] == [
+        "heads=faster_rcnn",
+        "heads=faster_rcnn(rpn=(ratios=1,num_samples=8))",
+    ]
+    config = grid.trials[1].config
+    assert type(config.model.heads[0]) is HEADS["faster_rcnn"].Config and config.model.heads[0].rpn.ratios == (1.0,)
+    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+
+
 def test_labels_keep_apart_keys_of_the_same_name(grid_of):
     grid = grid_of("axes: {data.digits.seed: [0, 1]}\nseeds: [0, 1]")
     assert grid.trials[-1].label == "digits.seed=1 seed=1"
@@ -200,6 +213,7 @@ def other(path, value):
         "model.transformer.channels": 64,
         "model.transformer.num_attention_heads": 4,
         "model.heads": (),
+        "model.compatibility": "official",
         "data.train_short_sides": (96, 128),
         "train.schedule": "one_cycle",
         "train.drop_epochs": (),

@@ -15,12 +15,18 @@ from torch import Tensor
 from model.heads import HEADS, head_class, head_name, instance_names
 from model.heads.base import AuxiliaryHead
 from model.heads.dense import best_after_nms
+from model.heads.masks import MaskConfig
+from model.heads.roi import RoIConfig
+from model.heads.rpn import RPNConfig
 from model.neck import level_masks
 from model.ops import nms
-from model.types import IGNORED, Pyramid, Targets
+from model.types import IGNORED, MASK_CELLS, Positives, Pyramid, Targets
 
+TINY_RPN = RPNConfig(num_samples=10_000, num_proposals=30)  # more samples than candidates: nothing is left to chance
 TINY: dict[str, dict[str, Any]] = {
     "atss": {"num_convs": 1, "top_k": 4},
+    "faster_rcnn": {"rpn": TINY_RPN, "roi": RoIConfig(fc_channels=16)},
+    "mask_rcnn": {"rpn": TINY_RPN, "roi": RoIConfig(fc_channels=16), "mask": MaskConfig(num_convs=1, pooled_size=4)},
     "retinanet": {"num_convs": 1},
     "fcos": {"num_convs": 1},
     "paa": {"num_convs": 1, "top_k": 4},
@@ -39,7 +45,7 @@ def build(name: str, **settings: Any) -> AuxiliaryHead:
     config = HEADS[name].Config(**(TINY[name] | settings))
     head = HEADS[name](config, channels=CHANNELS, num_classes=CLASSES, strides=STRIDES)
     for parameter in head.parameters():  # away from the initial values, where every prediction is nearly the same
-        torch.nn.init.normal_(parameter, std=0.3)
+        torch.nn.init.normal_(parameter, std=0.05 if parameter.dim() == 2 else 0.3)
     return head.eval()
 
 
@@ -58,13 +64,14 @@ def pyramid_of(num_images: int, seed: int = 0) -> Pyramid:
 def targets_of(*counts: int, height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> Targets:
     generator = torch.Generator().manual_seed(seed)
     size = torch.tensor([width, height, width, height])
-    boxes, labels = [], []
+    boxes, labels, masks = [], [], []
     for count in counts:
         corner = torch.rand(count, 2, generator=generator) * 0.6
         side = torch.rand(count, 2, generator=generator) * 0.35 + 0.05
         boxes.append(torch.cat([corner, corner + side], 1) * size)
         labels.append(torch.randint(0, CLASSES, (count,), generator=generator))
-    return Targets.stack(boxes, labels)
+        masks.append(torch.full((count, MASK_CELLS, MASK_CELLS), 255, dtype=torch.uint8).triu())
+    return Targets.stack(boxes, labels, masks)
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:
@@ -129,7 +136,13 @@ def one_image(pyramid: Pyramid, targets: Targets, image: int) -> tuple[Pyramid, 
     levels = tuple(level[part] for level in pyramid.levels)
     masks = tuple(mask if mask is None else mask[part] for mask in pyramid.masks)
     alone = Pyramid(levels, pyramid.strides, pyramid.valid_hw[part], masks)
-    return alone, Targets(targets.boxes_xyxy[part], targets.labels[part])
+    return alone, targets.of_images(part)
+
+
+def own_rows(positives: Positives, image: int) -> Tensor:
+    """Which rows hold a candidate of the image; regions are padded to the largest number of the batch."""
+    there = positives.gt_index[image] != IGNORED
+    return there if positives.features is not None else torch.ones_like(there)
 
 
 @EVERY_HEAD
@@ -141,12 +154,16 @@ def test_batch_equals_one_by_one(name: str) -> None:
     for image in range(3):
         alone = one_image(pyramid, targets, image)
         _, expected = head.train_step(*alone, with_losses=True)
-        assert torch.equal(positives.gt_index[image], expected.gt_index[0])
-        torch.testing.assert_close(positives.boxes_xyxy[image], expected.boxes_xyxy[0], rtol=0, atol=1e-5)
+        rows, alone_rows = own_rows(positives, image), own_rows(expected, 0)
+        assert torch.equal(positives.gt_index[image, rows], expected.gt_index[0, alone_rows])
+        torch.testing.assert_close(
+            positives.boxes_xyxy[image, rows], expected.boxes_xyxy[0, alone_rows], rtol=0, atol=1e-3
+        )
         expected_detections = head.detect(alone[0])[0]
         for field in fields(expected_detections):
             actual, wanted = getattr(detections[image], field.name), getattr(expected_detections, field.name)
-            torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-4 if field.name == "boxes_xyxy" else 1e-5)
+            tolerance = {"boxes_xyxy": 2e-3, "masks": 1e-3}.get(field.name, 1e-5)
+            torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=tolerance)
         torch.testing.assert_close(scores[image], head.score_positives(*alone)[0], rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
@@ -158,7 +175,7 @@ def test_losses_do_not_depend_on_order_or_number_of_copies(name: str) -> None:
     for order in ([1, 0], [0, 1, 0, 1]):
         levels = tuple(level[order] for level in pyramid.levels)
         again = Pyramid(levels, STRIDES, pyramid.valid_hw[order], pyramid.masks)
-        reordered = Targets(targets.boxes_xyxy[order], targets.labels[order])
+        reordered = targets.of_images(order)
         expected, _ = head.train_step(again, reordered, with_losses=True)
         for key, loss in losses.items():
             torch.testing.assert_close(loss, expected[key], rtol=1e-5, atol=1e-5)
@@ -209,9 +226,10 @@ def test_padding_changes_nothing(name: str, counts: tuple[int, ...]) -> None:
         if positives.token_index is not None:  # a head may ignore candidates inside, and must those outside
             assert not taking_part[~inside[positives.token_index]].any()
             taking_part = inside[positives.token_index]
-        assert torch.equal(positives.gt_index[image, taking_part], expected_positives.gt_index[image])
+        alone = own_rows(expected_positives, image)
+        assert torch.equal(positives.gt_index[image, taking_part], expected_positives.gt_index[image, alone])
         torch.testing.assert_close(
-            positives.boxes_xyxy[image, taking_part], expected_positives.boxes_xyxy[image], rtol=0, atol=1e-5
+            positives.boxes_xyxy[image, taking_part], expected_positives.boxes_xyxy[image, alone], rtol=0, atol=1e-3
         )
     total(losses).backward()
     total(expected).backward()
@@ -260,7 +278,6 @@ def test_score_of_positives(name: str) -> None:
             has_positive = bool((positives.gt_index[image] == gt).any())
             assert bool(scores[image, gt].isnan()) != has_positive
     scores[~scores.isnan()].sum().backward()
-    assert all(level.grad is not None for level in pyramid.levels)
     assert sum(float(level.grad.abs().sum()) for level in pyramid.levels if level.grad is not None) > 0
 
 

@@ -144,7 +144,8 @@ def test_data_is_checked_once_and_before_anything_runs(
 
     opened: list[Any] = []
 
-    def open_splits(config: Any, *, progress: Callable[[str], None]) -> None:
+    def open_splits(config: Any, *, progress: Callable[[str], None], with_masks: bool) -> None:
+        assert not with_masks
         opened.append(config)
         progress("looking")
         raise UserError("val: image 3 is missing")

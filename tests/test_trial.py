@@ -89,6 +89,15 @@ def test_branches_are_evaluated_in_the_same_pass(tmp_path):
     assert {"AP", "atss/AP", "atss/AP50"} <= metrics.keys()
 
 
+def test_masks_are_learnt_and_evaluated(tmp_path):
+    head = "{name: mask_rcnn, rpn: {num_proposals: 16, train_candidates: 32}, roi: {num_samples: 16, fc_channels: 16}}"
+    options = ("data.digits.num_train=8", "data.digits.num_val=4", "train.epochs=1", f"model.heads=[{head}]")
+    trial = trial_of(2, "evaluate.branches=[decoder, mask_rcnn]", *options)
+    record = run_trial(trial, RunStore(tmp_path), report=silent)
+    assert {"AP", "mask_rcnn/AP", "mask_rcnn/segm_AP", "mask_rcnn/segm_APS"} <= record["metrics"].keys()
+    assert record["history"][0]["losses"]["mask_rcnn/masks"] > 0
+
+
 @pytest.mark.parametrize("row", [0, 2], ids=["K0", "K1"])
 def test_eight_images_are_learnt_by_heart(row):
     """AP50 above 90 on the training images themselves: the losses, matching, boxes and evaluation all agree."""

@@ -6,7 +6,7 @@ import torch
 
 from model.config import BackboneConfig, DetectorConfig, TransformerConfig
 from model.heads import HEADS
-from model.types import Batch, Targets
+from model.types import MASK_CELLS, Batch, Targets
 
 PLAIN = {"two_stage": False, "box_refinement": False, "mixed_selection": False, "look_forward_twice": False}
 REFINED = {**PLAIN, "box_refinement": True}
@@ -38,16 +38,17 @@ def tiny_config(*heads: str, backbone: BackboneConfig | None = None, dropout: fl
 
 
 def tiny_targets(counts: tuple[int, ...], valid_hw: torch.Tensor, seed: int = 0) -> Targets:
-    """Random boxes inside each image's valid area."""
+    """Random boxes inside each image's valid area, each object filling the upper right half of its box."""
     generator = torch.Generator().manual_seed(seed)
-    boxes, labels = [], []
+    boxes, labels, masks = [], [], []
     for count, (height, width) in zip(counts, valid_hw.tolist(), strict=True):
         centre = torch.rand(count, 2, generator=generator) * 0.6 + 0.2
         half = torch.rand(count, 2, generator=generator) * 0.15 + 0.04
         scale = torch.tensor([width, height, width, height])
         boxes.append(torch.cat([centre - half, centre + half], 1) * scale)
         labels.append(torch.randint(0, NUM_CLASSES, (count,), generator=generator))
-    return Targets.stack(boxes, labels)
+        masks.append(torch.full((count, MASK_CELLS, MASK_CELLS), 255, dtype=torch.uint8).triu())
+    return Targets.stack(boxes, labels, masks)
 
 
 def tiny_batch(

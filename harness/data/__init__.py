@@ -1,7 +1,7 @@
 """Images and their objects: where they come from, whether they are sound, how they reach the network.
 
 Read in this order: `scenes` and `digits` (the embedded data set), `layout`, `coco` and `checks` (any COCO-layout
-folder), `transforms`, `loader` (batches; the only file here that needs torch: import it as `harness.data.loader`).
+folder), `masks`, `transforms`, `loader` (batches). Only `masks` and `loader` need torch: import `harness.data.loader`.
 """
 
 from __future__ import annotations
@@ -18,29 +18,34 @@ from harness.errors import UserError
 __all__ = ["CocoDataset", "fingerprint", "open_dataset", "open_splits"]
 
 
-def open_dataset(config: DataConfig, split: Split, *, progress: Progress | None = None) -> CocoDataset:
+def open_dataset(
+    config: DataConfig, split: Split, *, progress: Progress | None = None, with_masks: bool = False
+) -> CocoDataset:
     """Open and check one split; the digit scenes are generated first if they are not in the cache.
 
     Args:
         config: `path` names a COCO-layout folder, or is None for the digit scenes.
         split: "train" or "val".
         progress: takes a line of text now and then while something takes long; None prints it.
+        with_masks: read the masks of the objects too.
 
     Raises:
         UserError: every problem of the split in one message.
     """
     if config.path is not None:
-        return CocoDataset(Path(config.path).expanduser(), split, progress=progress)
+        return CocoDataset(Path(config.path).expanduser(), split, progress=progress, with_masks=with_masks)
     folder = ensure_digits(config.digits, progress)
     try:
-        return CocoDataset(folder, split, progress=progress, name="digits")
+        return CocoDataset(folder, split, progress=progress, name="digits", with_masks=with_masks)
     except UserError as error:
         raise UserError(
             f"{error}\nThese are generated digit scenes: delete {folder} to have them written again"
         ) from error
 
 
-def open_splits(config: DataConfig, *, progress: Progress | None = None) -> tuple[CocoDataset, CocoDataset]:
+def open_splits(
+    config: DataConfig, *, progress: Progress | None = None, with_masks: bool = False
+) -> tuple[CocoDataset, CocoDataset]:
     """(train, val), opened and checked, also against each other.
 
     Raises:
@@ -49,7 +54,7 @@ def open_splits(config: DataConfig, *, progress: Progress | None = None) -> tupl
     opened, problems = [], []
     for split in SPLITS:
         try:
-            opened.append(open_dataset(config, split, progress=progress))
+            opened.append(open_dataset(config, split, progress=progress, with_masks=with_masks))
         except UserError as error:
             problems.append(str(error))
     if problems:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -122,6 +123,15 @@ def check_annotations(content: dict[str, Any], problems: Problems) -> None:
             problems.add("box", f"annotation {row.get('id')} (image {image_id}): {trouble}")
 
 
+def check_segmentations(content: dict[str, Any], problems: Problems) -> None:
+    """Has every annotation a mask? Lists of numbers have been made arrays (see `coco.py`)."""
+    sizes = {row.get("id"): (row.get("height"), row.get("width")) for row in content["images"]}
+    for row in content["annotations"]:
+        trouble = _mask_trouble(row.get("segmentation"), list(sizes.get(row.get("image_id"), ())))
+        if trouble:
+            problems.add("mask", f"annotation {row.get('id')} (image {row.get('image_id')}) {trouble}")
+
+
 def check_files(folder: Path, images: list[dict[str, Any]], problems: Problems, progress: Progress | None) -> None:
     """Is every image there, whole, readable and of the size the annotation file says?
 
@@ -229,4 +239,24 @@ def _box_trouble(box: Any, width: Any, height: Any) -> str:
         return (
             f"bbox {box} (x, y, width, height) reaches outside the image of {width}x{height} pixels; clip or remove it"
         )
+    return ""
+
+
+def _mask_trouble(segmentation: Any, hw: list[Any]) -> str:
+    """What is wrong with a COCO segmentation, polygons or run lengths; empty when nothing is."""
+    if isinstance(segmentation, dict):
+        counts = segmentation.get("counts")
+        if hw and segmentation.get("size") != hw:
+            return f"has a mask of size {segmentation.get('size')!r}, but the image's is {hw}; correct it"
+        if isinstance(counts, str):
+            return ""
+        if not isinstance(counts, array) or min(counts, default=-1) < 0 or (hw and sum(counts) != hw[0] * hw[1]):
+            return "has a mask whose counts do not add up to the image's area; correct it"
+        return ""
+    if not segmentation:
+        return "has no segmentation, which a mask branch learns from; add it or choose a head without masks"
+    if not isinstance(segmentation, list) or not all(isinstance(polygon, array) for polygon in segmentation):
+        return "has a segmentation that is neither polygons (lists of x, y, …) nor run lengths; correct it"
+    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
+        return "has a polygon of fewer than three points, or with half a point; correct it"
     return ""

@@ -8,6 +8,8 @@ Images without objects are legal; crowd regions are kept apart, because nothing 
 from __future__ import annotations
 
 import json
+from array import array
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from harness.data.checks import (
     check_categories,
     check_files,
     check_images,
+    check_segmentations,
     check_tables,
 )
 from harness.data.layout import Split, find_split
@@ -40,18 +43,26 @@ class CocoDataset:
         split: "train" or "val".
         progress: takes a line of text now and then when the checks take long; None prints it.
         name: for people; None takes the folder's.
+        with_masks: read the segmentations too, which only some heads learn from and which fill the memory.
 
     Raises:
         UserError: everything that is wrong with the split, in one message.
     """
 
     def __init__(
-        self, root: Path | str, split: Split, *, progress: Progress | None = None, name: str | None = None
+        self,
+        root: Path | str,
+        split: Split,
+        *,
+        progress: Progress | None = None,
+        name: str | None = None,
+        with_masks: bool = False,
     ) -> None:
         self.split = split
         self.name = name or Path(root).absolute().name
         self.annotation_file, self.image_folder = find_split(Path(root), split)
-        content = _read_json(self.annotation_file, progress or print_line)
+        self.has_masks = with_masks
+        content = _read_json(self.annotation_file, progress or print_line, with_masks)
         problems = Problems(self.annotation_file)
         check_tables(content, problems)
         if self.annotation_file.stat().st_size > LARGE_FILE:
@@ -59,6 +70,8 @@ class CocoDataset:
         check_categories(content["categories"], problems)
         check_images(content["images"], problems)
         check_annotations(content, problems)
+        if with_masks:
+            check_segmentations(content, problems)
         check_files(self.image_folder, content["images"], problems, progress)
         self.area_bounds = _area_bounds(content, problems)
         problems.raise_if_any()
@@ -96,6 +109,7 @@ class CocoDataset:
             ],
             np.float64,
         )
+        self._segmentations = [row["segmentation"] for row in kept] if self.has_masks else []
         self._starts = np.searchsorted(self._image, np.arange(len(images) + 1))
         corners = np.concatenate([self._xywh[:, :2], self._xywh[:, :2] + self._xywh[:, 2:]], 1)
         limits = np.array(self.image_hw, np.float64)[self._image][:, [1, 0, 1, 0]]
@@ -137,13 +151,23 @@ class CocoDataset:
         single = ~self._crowd[rows]
         return self._xyxy[rows][single], self._labels[rows][single], self._xyxy[rows][~single]
 
+    def masks(self, index: int) -> np.ndarray:
+        """[G, MASK_CELLS, MASK_CELLS] uint8 of the image at `index`: the masks of `boxes`, as grids over them."""
+        from harness.data.masks import MASK_CELLS, grid_over_box, packed
+
+        rows = np.arange(self._starts[index], self._starts[index + 1])
+        rows = rows[~self._crowd[rows]]
+        hw = self.image_hw[index]
+        grids = [grid_over_box(packed(self._segmentations[row], *hw), self._xyxy[row]) for row in rows]
+        return np.stack(grids) if grids else np.zeros((0, MASK_CELLS, MASK_CELLS), np.uint8)
+
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """`load_image` and `boxes` together."""
         return (self.load_image(index), *self.boxes(index))
 
     @cached_property
     def ground_truth(self) -> dict[str, Any]:
-        """COCO's JSON without the masks, every number as in the file; missing `area` and `iscrowd` filled in.
+        """COCO's JSON, every number as in the file; missing `area` and `iscrowd` filled in; masks as run lengths.
 
         Annotation ids are renumbered from 1: the evaluators take id 0 for "not matched".
         """
@@ -157,15 +181,21 @@ class CocoDataset:
             strict=True,
         )
         names = ("image_id", "category_id", "bbox", "area", "iscrowd")
+        annotations = [
+            {"id": number, **dict(zip(names, values, strict=True))} for number, values in enumerate(columns, 1)
+        ]
+        if self.has_masks:
+            from harness.data.masks import packed
+
+            for row, image, segmentation in zip(annotations, self._image, self._segmentations, strict=True):
+                row["segmentation"] = packed(segmentation, *self.image_hw[image])
         return {
             "info": {"area_bounds": list(self.area_bounds)},
             "images": [
                 {"id": image_id, "height": height, "width": width}
                 for image_id, (height, width) in zip(self.image_ids, self.image_hw, strict=True)
             ],
-            "annotations": [
-                {"id": number, **dict(zip(names, values, strict=True))} for number, values in enumerate(columns, 1)
-            ],
+            "annotations": annotations,
             "categories": [
                 {"id": category, "name": name}
                 for category, name in zip(self.category_ids, self.category_names, strict=True)
@@ -185,18 +215,29 @@ def same_categories(train: CocoDataset, val: CocoDataset) -> None:
     )
 
 
-def _read_json(path: Path, progress: Progress) -> Any:
-    """The file's content without segmentations, which would fill the memory and are not needed to train boxes."""
+def _read_json(path: Path, progress: Progress, with_masks: bool) -> Any:
+    """The file's content; segmentations would fill the memory, so they are left out or made compact on the way."""
     if path.stat().st_size > LARGE_FILE:
         progress(f"reading {path} ({path.stat().st_size / 1e6:.0f} MB)")
     try:
-        return json.loads(path.read_bytes(), object_hook=_without_segmentation)
+        hook = _with_compact_segmentation if with_masks else _without_segmentation
+        return json.loads(path.read_bytes(), object_hook=hook)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: broken JSON: {error}; repair or replace the file") from error
 
 
 def _without_segmentation(row: dict[str, Any]) -> dict[str, Any]:
     row.pop("segmentation", None)
+    return row
+
+
+def _with_compact_segmentation(row: dict[str, Any]) -> dict[str, Any]:
+    """Lists of numbers become arrays; what is none stays for the checks to tell."""
+    with suppress(TypeError, OverflowError):
+        if isinstance(row.get("segmentation"), list):
+            row["segmentation"] = [array("d", polygon) for polygon in row["segmentation"]]
+        if isinstance(row.get("counts"), list):  # of run lengths, a mapping of their own
+            row["counts"] = array("q", row["counts"])
     return row
 
 

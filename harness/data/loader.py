@@ -33,6 +33,7 @@ class _Sample:
     image: np.ndarray  # [h, w, 3] uint8, resized
     boxes_xyxy: np.ndarray  # [G, 4] float32, pixels of the resized image
     labels: np.ndarray  # [G] int64
+    masks: np.ndarray | None  # [G, MASK_CELLS, MASK_CELLS] uint8 over the boxes; None: the data set was opened without
     image_id: int
     original_hw: tuple[int, int]
 
@@ -84,9 +85,11 @@ class _Samples(TorchDataset):
         new_hw = resized_hw(height, width, short_side, self.config.max_long_side)
         image = resize(self._image(index), *new_hw)
         boxes = scale_boxes(boxes, (height, width), new_hw)
+        masks = self.dataset.masks(index) if self.dataset.has_masks else None
         if mirror:
             image, boxes = flip(image, boxes)
-        return _Sample(image, boxes, labels, image_id, (height, width))
+            masks = None if masks is None else masks[:, :, ::-1]
+        return _Sample(image, boxes, labels, masks, image_id, (height, width))
 
 
 @dataclass(frozen=True)
@@ -104,15 +107,18 @@ class _Collate:
         images = torch.zeros(len(samples), 3, height, width)
         for image, sample, (h, w) in zip(images, samples, valid_hw.tolist(), strict=True):
             image[:, :h, :w] = torch.from_numpy(normalise(sample.image))
+        masks = [sample.masks for sample in samples]
         targets = Targets.stack(
             [torch.from_numpy(np.ascontiguousarray(sample.boxes_xyxy)) for sample in samples],
             [torch.from_numpy(np.ascontiguousarray(sample.labels)) for sample in samples],
+            None if any(mask is None for mask in masks) else [torch.from_numpy(np.ascontiguousarray(m)) for m in masks],
         )
         return {
             "images": images,
             "valid_hw": valid_hw,
             "boxes_xyxy": targets.boxes_xyxy,
             "labels": targets.labels,
+            "masks": targets.masks,
             "image_ids": tuple(sample.image_id for sample in samples),
             "original_hw": torch.tensor([sample.original_hw for sample in samples]),
         }
@@ -203,7 +209,7 @@ class Loader:
             yield Batch(
                 images=tensors["images"],
                 valid_hw=tensors["valid_hw"],
-                targets=Targets(tensors["boxes_xyxy"], tensors["labels"]),
+                targets=Targets(tensors["boxes_xyxy"], tensors["labels"], tensors["masks"]),
                 image_ids=tuple(tensors["image_ids"]),
                 original_hw=tensors["original_hw"],
             )

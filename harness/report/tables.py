@@ -49,7 +49,8 @@ DETECTION = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100") 
 def metric_of(name: str) -> Metric:
     """Return how to write the metric `name`; `atss/AP` is the AP of the branch `atss`."""
     branch, _, own = name.rpartition("/")
-    if own in DETECTION:
+    if own.removeprefix("segm_") in DETECTION:
+        own = own.replace("segm_", "mask ")
         return Metric(name, f"{branch} {own}".strip(), "higher", 1)
     return KNOWN.get(name, Metric(name, name))
 

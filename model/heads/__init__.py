@@ -9,13 +9,17 @@ from typing import Any
 
 from model.heads.atss import ATSSHead
 from model.heads.base import AuxiliaryHead
+from model.heads.faster_rcnn import FasterRCNNHead
 from model.heads.fcos import FCOSHead
 from model.heads.gfl import GFLHead
+from model.heads.mask_rcnn import MaskRCNNHead
 from model.heads.paa import PAAHead
 from model.heads.retinanet import RetinaNetHead
 
 HEADS: dict[str, type[AuxiliaryHead]] = {
     "atss": ATSSHead,
+    "faster_rcnn": FasterRCNNHead,
+    "mask_rcnn": MaskRCNNHead,
     "retinanet": RetinaNetHead,
     "fcos": FCOSHead,
     "paa": PAAHead,
@@ -50,3 +54,8 @@ def instance_names(configs: Sequence[Any]) -> tuple[str, ...]:
         seen[name] += 1
         names.append(name if seen[name] == 1 else f"{name}.{seen[name]}")
     return tuple(names)
+
+
+def needs_masks(configs: Sequence[Any]) -> bool:
+    """Does any of these heads learn from the masks of the ground truth?"""
+    return any(head_class(head_name(config)).needs_masks for config in configs)

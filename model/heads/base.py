@@ -27,6 +27,7 @@ class AuxiliaryHead(nn.Module, ABC):
     """
 
     Config: ClassVar[type[Any]]  # frozen dataclass of the head's settings; every concrete head nests its own
+    needs_masks: ClassVar[bool] = False  # does it learn from `Targets.masks`? They are loaded only then
 
     @abstractmethod
     def __init__(

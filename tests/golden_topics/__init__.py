@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from golden_topics import candidates, end_to_end, functions, heads, transformer
+from golden_topics import candidates, end_to_end, functions, heads, regions, transformer
 from golden_topics.case import Case, Comparison
 
 
@@ -23,6 +23,8 @@ class Topic(NamedTuple):
 TOPICS: dict[str, Topic] = {
     # Sizes and labels that the other arrays already contain; the assigner sees one class.
     "assign_atss": Topic(candidates.assign_atss, ("img_hw", "featmap_hw")),
+    "assign_maxiou_rpn": Topic(regions.assign_maxiou_rpn, ("img_hw", "featmap_hw", "num_level_anchors")),
+    "assign_maxiou_rcnn": Topic(regions.assign_maxiou_rcnn, ("img_hw",)),
     "assign_maxiou_retina": Topic(candidates.assign_max_iou_retinanet, ("img_hw", "featmap_hw", "num_level_anchors")),
     "assign_maxiou_paa": Topic(candidates.assign_max_iou_paa, ("img_hw", "featmap_hw", "num_level_anchors")),
     "fcos_targets_plain": Topic(candidates.fcos_plain, ("img_hw",)),
@@ -34,13 +36,14 @@ TOPICS: dict[str, Topic] = {
     "box_coders": Topic(functions.box_coders),
     "losses": Topic(functions.losses),
     "hungarian": Topic(functions.hungarian),
-    # Soft-NMS belongs to evaluation variants that are not built.
-    "nms": Topic(functions.nms_hard, ("softnms80_dets", "softnms80_keep")),
+    "nms": Topic(functions.suppression),
+    "roi_align": Topic(functions.roi_align_adaptive),
     "msda_op": Topic(transformer.msda_op),
     "msda_module": Topic(transformer.msda_module),
     "aux_queries": Topic(transformer.aux_queries),
     "detr_parts": Topic(transformer.detr_parts),
     "head_co_atss": Topic(heads.co_atss, ("batch_hw",)),
+    "head_rcnn": Topic(regions.head_rcnn, ("batch_hw",)),
     "head_retina": Topic(heads.retinanet, ("batch_hw",)),
     "head_fcos": Topic(heads.fcos, ("batch_hw",)),
     "head_fcos_center": Topic(heads.fcos_center, ("batch_hw",)),
@@ -51,15 +54,11 @@ TOPICS: dict[str, Topic] = {
 }
 
 # Topics whose files are too large to keep beside the tests: they are checked where GOLDEN_DIR holds them.
-LARGE = frozenset({"head_fcos"})
+LARGE = frozenset({"assign_maxiou_rpn", "head_fcos", "head_rcnn"})
 
 NOT_YET_BUILT = frozenset(
     {
-        "assign_maxiou_rpn",
-        "assign_maxiou_rcnn",
         "dn_queries",
         "e2e_dino",
-        "head_rcnn",
-        "roi_align",
     }
 )

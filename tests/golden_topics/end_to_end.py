@@ -1,4 +1,4 @@
-"""The whole detector with the official parameters. The R-CNN head's part waits for that head."""
+"""The whole detector with the official parameters and `compatibility: official`."""
 
 from __future__ import annotations
 
@@ -8,26 +8,36 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from golden_topics.case import FLOAT32, PIXELS, Case, Comparison, Tolerance
+from golden_topics.case import EXACT, FLOAT32, GRADIENT_NORM, PIXELS, Case, Comparison, Tolerance
 from model.config import BackboneConfig, DetectorConfig, TransformerConfig
 from model.detector import Detector
 from model.heads.atss import ATSSHead
+from model.heads.faster_rcnn import FasterRCNNHead
+from model.heads.roi import RoIConfig
+from model.heads.rpn import RPNConfig
 from model.neck import downsample_mask
 from model.official import convert
 from model.position import valid_ratios
 from model.queries import select_positives
-from model.types import Batch, Targets
+from model.types import Batch, Pyramid, Targets
 
 NUM_CLASSES, NUM_DETECTIONS = 5, 30
 FEATURES = Tolerance(1e-4, 1e-4)
 ONE_STAGE = {"two_stage": False, "box_refinement": False, "mixed_selection": False, "look_forward_twice": False}
-RCNN_PARTS = ("rpn_*", "*rpn*", "aux0_*", "*_aux0*", "det_rcnn_*", "acc*", "loss.acc0", "loss.loss_*0")
-# The sum and the gradients of it contain the R-CNN head's losses; rescaled detections divide by a factor; decoder
-# states and references are what logits and boxes are computed from.
-UNREAD = (*RCNN_PARTS, "loss_total", "gradnorm.*", "*_rescaled_*", "scale_factor", "batch_hw", "decout_*")
+HEADS = ("faster_rcnn", "atss")  # official numbers 0 and 1
+EVERYTHING = 100_000  # samples per image: the files were made with nothing dropped
+RCNN = FasterRCNNHead.Config(
+    RPNConfig(num_samples=EVERYTHING, train_candidates=200, test_candidates=200, num_proposals=40),
+    RoIConfig(num_samples=EVERYTHING, positive_fraction=0.5, finest_scale=28.0, fc_channels=16),
+)
+FROZEN = -1.0  # "gradient norm" of what the official model does not train
+SCALARS = "query_head.transformer.head_pos_embed.weight"
+# Rescaled detections divide by a factor; decoder states and references are what logits and boxes are computed from;
+# the accuracy is no loss.
+UNREAD = ("*_rescaled_*", "scale_factor", "batch_hw", "decout_*", "loss.acc0")
 
 
-def detector_of(case: Case, max_positive_queries: int, **changes: bool) -> Detector:
+def detector_of(case: Case, **changes: bool) -> Detector:
     """The small ResNet-50 model of these files, with its parameters."""
     backbone = BackboneConfig(width=4)
     transformer = TransformerConfig(
@@ -37,30 +47,32 @@ def detector_of(case: Case, max_positive_queries: int, **changes: bool) -> Detec
         backbone,
         transformer,
         num_queries=20,
-        heads=(ATSSHead.Config(),),
-        max_positive_queries=max_positive_queries,
-        mask_padding=False,
+        heads=(RCNN, ATSSHead.Config()),
+        max_positive_queries=max(case[f"aux{head}_labels"].shape[1] for head in range(2)),  # one file has a cap
+        compatibility="official",
         **changes,
     )
     detector = Detector(config, NUM_CLASSES)
-    state = convert(case.under("param."), ("rcnn", "atss"), num_roi_heads=1)
+    detector.load_state_dict(ours(case.under("param."), config))
+    return detector
+
+
+def ours(official: dict[str, Tensor], config: DetectorConfig) -> dict[str, Tensor]:
+    """The values under our names."""
+    state = convert(official, HEADS, num_roi_heads=1, scalar_embedding=True)
     if not config.box_refinement:  # the official list names one shared branch twice
         state = {name: value for name, value in state.items() if "_branches.1" not in name}
-    result = detector.load_state_dict(state, strict=False)
-    assert not result.missing_keys
-    assert all("rcnn" in name or name.startswith(("rpn_head", "roi_head")) for name in result.unexpected_keys)
-    return detector
+    return state
 
 
 def main(case: Case) -> Iterator[Comparison]:
     """Two-stage, box refinement, mixed selection, look-forward-twice."""
-    count = case["aux1_labels"].shape[1]
-    yield from _compare(case, detector_of(case, max_positive_queries=min(300, max(count, 9))), two_stage=True)
+    yield from _compare(case, detector_of(case), two_stage=True)
 
 
 def plain(case: Case) -> Iterator[Comparison]:
     """One-stage, without box refinement."""
-    yield from _compare(case, detector_of(case, max_positive_queries=300, **ONE_STAGE), two_stage=False)
+    yield from _compare(case, detector_of(case, **ONE_STAGE), two_stage=False)
 
 
 def _compare(case: Case, detector: Detector, two_stage: bool) -> Iterator[Comparison]:
@@ -70,16 +82,40 @@ def _compare(case: Case, detector: Detector, two_stage: bool) -> Iterator[Compar
     with torch.no_grad():
         yield from _features(case, detector, batch)
         yield from _decoded(case, detector, batch, two_stage)
-        with mock.patch("model.queries.torch.rand", _descending):
-            losses = detector(batch)[1]
-        for name, official in _loss_names(two_stage).items():
-            yield Comparison(name, losses[name] * detector.loss_weights[name], case[f"loss.{official}"].sum(), FLOAT32)
-        for branch, found in detector.detect_branches(batch, ("decoder", "atss"), NUM_DETECTIONS).items():
-            for image, detections in enumerate(found):
-                boxes, scores, labels = _detections(case, branch, image)
-                yield Comparison(f"{branch} scores {image}", detections.scores, scores, FLOAT32)
-                yield Comparison(f"{branch} boxes {image}", detections.boxes_xyxy, boxes, PIXELS)
-                yield Comparison(f"{branch} labels {image}", detections.labels, labels.long(), Tolerance(0, 0))
+        yield from _detected(case, detector, batch)
+    with mock.patch("model.queries.torch.rand", _descending):
+        total, losses = detector(batch)
+    official_names = _loss_names(two_stage)
+    assert official_names.keys() == losses.keys()
+    for name, official in official_names.items():
+        yield Comparison(name, losses[name] * detector.loss_weights[name], case[f"loss.{official}"].sum(), FLOAT32)
+    yield Comparison("loss_total", total, case["loss_total"], FLOAT32)
+    total.backward()
+    yield from _gradients(case, detector)
+
+
+def _gradients(case: Case, detector: Detector) -> Iterator[Comparison]:
+    """The norm of every parameter's gradient."""
+    official = case.under("gradnorm.")
+    embeddings = [detector.get_parameter(f"positive_queries.{head}.head_embedding").grad for head in HEADS]
+    both = torch.cat([gradient for gradient in embeddings if gradient is not None])  # one table officially
+    yield Comparison(SCALARS, both.double().norm(), official.pop(SCALARS), GRADIENT_NORM)
+    norms = ours(official, detector.config)
+    trained = {n: p for n, p in detector.named_parameters() if p.requires_grad and not n.endswith("head_embedding")}
+    assert trained.keys() == {name for name, norm in norms.items() if (norm != FROZEN).all()}
+    for name, parameter in trained.items():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        norm = gradient.double().abs() if name.endswith("level_scales") else gradient.double().norm()
+        yield Comparison(f"gradnorm {name}", norm, norms[name], GRADIENT_NORM)
+
+
+def _detected(case: Case, detector: Detector, batch: Batch) -> Iterator[Comparison]:
+    for branch, found in detector.detect_branches(batch, ("decoder", *HEADS), NUM_DETECTIONS).items():
+        for image, detections in enumerate(found):
+            boxes, scores, labels = _official_detections(case, branch, image)
+            yield Comparison(f"{branch} scores {image}", detections.scores, scores, FLOAT32)
+            yield Comparison(f"{branch} boxes {image}", detections.boxes_xyxy, boxes, PIXELS)
+            yield Comparison(f"{branch} labels {image}", detections.labels, labels.long(), EXACT)
 
 
 def _descending(shape: torch.Size, device: torch.device) -> Tensor:
@@ -110,57 +146,79 @@ def _decoded(case: Case, detector: Detector, batch: Batch, two_stage: bool) -> I
         ours = proposals.boxes_cxcywh.gather(1, chosen)
         yield Comparison("enc_topk_boxes", ours, case["enc_topk_boxes"], FEATURES)
     pyramid = detector.pyramid(memory, batch.valid_hw, masks)
-    (_, head), (_, to_queries) = detector.named_heads()[0], next(iter(detector.positive_queries.items()))
-    positives = head.train_step(pyramid, batch.targets, with_losses=False)[1]
-    priority = _descending(positives.gt_index.shape, positives.gt_index.device)
-    config = detector.config
-    selection = select_positives(positives, pyramid, config.min_positive_queries, config.max_positive_queries, priority)
-    yield Comparison("aux1_coords", selection.boxes_cxcywh, case["aux1_coords"], FLOAT32)
-    yield Comparison("aux1_feats", selection.features, case["aux1_feats"], FEATURES)
-    yield from _supervision(case, batch, selection.gt_index, selection.weight)
-    auxiliary = to_queries(selection)
-    outputs = detector.decoder([group, auxiliary], memory).split([20, auxiliary.content.shape[1]])
-    for name, queries, output, prefix in (
-        ("main", group, outputs[0], "dec_"),
-        ("aux1", auxiliary, outputs[1], "aux1_"),
-    ):
+    yield from _proposals(case, detector, pyramid)
+    groups, names = [group], ["main"]
+    for number, (name, head) in enumerate(detector.named_heads()):
+        positives = head.train_step(pyramid, batch.targets, with_losses=False)[1]
+        limits = detector.config.min_positive_queries, detector.config.max_positive_queries
+        with mock.patch("model.queries.torch.rand", _descending):
+            selection = select_positives(positives, pyramid, *limits, official=True)
+        aux = f"aux{number}"
+        yield Comparison(f"{aux}_coords", selection.boxes_cxcywh, case[f"{aux}_coords"], FLOAT32)
+        yield Comparison(f"{aux}_feats", selection.features, case[f"{aux}_feats"], FEATURES)
+        yield from _supervision(case, batch, aux, selection.gt_index, selection.weight)
+        groups.append(detector.positive_queries[name](selection))
+        names.append(aux)
+    outputs = detector.decoder(groups, memory).split([group.content.shape[1] for group in groups])
+    for name, queries, output in zip(names, groups, outputs, strict=True):
+        prefix = "dec" if name == "main" else name
         size = case[f"decin_{name}_reference"].shape[-1]
         yield Comparison(f"{name} content", queries.content, case[f"decin_{name}_query"], FEATURES)
         yield Comparison(f"{name} position", queries.position, case[f"decin_{name}_query_pos"], FEATURES)
         reference = queries.reference_cxcywh[..., :size]
         yield Comparison(f"{name} reference", reference, case[f"decin_{name}_reference"], FEATURES)
-        yield Comparison(f"{name} logits", output.logits, case[f"{prefix}cls_scores"], FEATURES)
-        yield Comparison(f"{name} boxes", output.boxes_cxcywh, case[f"{prefix}bbox_preds"], FEATURES)
+        yield Comparison(f"{name} logits", output.logits, case[f"{prefix}_cls_scores"], FEATURES)
+        yield Comparison(f"{name} boxes", output.boxes_cxcywh, case[f"{prefix}_bbox_preds"], FEATURES)
 
 
-def _supervision(case: Case, batch: Batch, gt_index: Tensor, weight: Tensor) -> Iterator[Comparison]:
+def _proposals(case: Case, detector: Detector, pyramid: Pyramid) -> Iterator[Comparison]:
+    head = detector.heads["faster_rcnn"]
+    assert isinstance(head, FasterRCNNHead)
+    rpn = head.stages.proposals
+    proposals = rpn.propose(rpn(pyramid), pyramid, RCNN.rpn.train_candidates)
+    for image, official in enumerate(case.sequence("rpn_proposals_img")):
+        valid = proposals.valid[image]
+        yield Comparison(f"proposals {image}", proposals.boxes_xyxy[image, valid], official[:, :4], PIXELS)
+        yield Comparison(f"proposal scores {image}", proposals.scores[image, valid], official[:, 4], FLOAT32)
+
+
+def _supervision(case: Case, batch: Batch, aux: str, gt_index: Tensor, weight: Tensor) -> Iterator[Comparison]:
     """What the customised queries must predict."""
     background = gt_index < 0
     index = gt_index.clamp(min=0)
     labels = batch.targets.labels.gather(1, index).masked_fill(background, NUM_CLASSES)
     boxes = batch.targets.boxes_cxcywh(batch.valid_hw).gather(1, index[..., None].expand(-1, -1, 4))
-    yield Comparison("aux1_labels", labels, case["aux1_labels"], Tolerance(0, 0))
-    yield Comparison("aux1_targets", boxes.masked_fill(background[..., None], 0), case["aux1_targets"], FLOAT32)
-    yield Comparison("aux1_label_weights", weight, case["aux1_label_weights"], Tolerance(0, 0))
+    yield Comparison(f"{aux}_labels", labels, case[f"{aux}_labels"], EXACT)
+    yield Comparison(f"{aux}_targets", boxes.masked_fill(background[..., None], 0), case[f"{aux}_targets"], FLOAT32)
+    yield Comparison(f"{aux}_label_weights", weight, case[f"{aux}_label_weights"], EXACT)
     box_weights = (~background).float()[..., None].expand(-1, -1, 4)
-    yield Comparison("aux1_bbox_weights", box_weights, case["aux1_bbox_weights"], Tolerance(0, 0))
+    yield Comparison(f"{aux}_bbox_weights", box_weights, case[f"{aux}_bbox_weights"], EXACT)
 
 
 def _loss_names(two_stage: bool) -> dict[str, str]:
     """Our name → the official key."""
-    names = {"atss/classification": "loss_cls1", "atss/boxes": "loss_bbox1", "atss/centerness": "loss_centerness1"}
-    for ours, official in (("classification", "cls"), ("l1", "bbox"), ("giou", "iou")):
+    names = {
+        "faster_rcnn/rpn_classification": "loss_rpn_cls",
+        "faster_rcnn/rpn_boxes": "loss_rpn_bbox",
+        "faster_rcnn/classification": "loss_cls0",
+        "faster_rcnn/boxes": "loss_bbox0",
+        "atss/classification": "loss_cls1",
+        "atss/boxes": "loss_bbox1",
+        "atss/centerness": "loss_centerness1",
+    }
+    for term, official in (("classification", "cls"), ("l1", "bbox"), ("giou", "iou")):
         for layer, prefix in ((0, "d0."), (1, "")):
-            names[f"decoder.{layer}/{ours}"] = f"{prefix}loss_{official}"
-            names[f"queries.atss.{layer}/{ours}"] = f"{prefix}loss_{official}_aux1"
+            names[f"decoder.{layer}/{term}"] = f"{prefix}loss_{official}"
+            for number, head in enumerate(HEADS):
+                names[f"queries.{head}.{layer}/{term}"] = f"{prefix}loss_{official}_aux{number}"
         if two_stage:
-            names[f"encoder/{ours}"] = f"enc_loss_{official}"
+            names[f"encoder/{term}"] = f"enc_loss_{official}"
     return names
 
 
-def _detections(case: Case, branch: str, image: int) -> tuple[Tensor, Tensor, Tensor]:
-    if branch == "atss":
-        rows = case[f"det_atss_img{image}"]
+def _official_detections(case: Case, branch: str, image: int) -> tuple[Tensor, Tensor, Tensor]:
+    if branch in HEADS:
+        rows = case[f"det_{'rcnn' if branch == 'faster_rcnn' else branch}_img{image}"]
         return rows[:, :4], rows[:, 4], rows[:, 5]
     rows = case[f"det_bboxes_img{image}"]
     return rows[:, :4], rows[:, 4], case[f"det_labels_img{image}"]

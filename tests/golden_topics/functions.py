@@ -22,7 +22,7 @@ from model.boxes import (
 )
 from model.config import LossWeights
 from model.matcher import match, matching_costs
-from model.ops import nms
+from model.ops import nms, roi_align, soft_nms
 from model.types import Targets
 
 
@@ -136,7 +136,7 @@ def hungarian(case: Case) -> Iterator[Comparison]:
     yield Comparison("assigned_labels", labels, case["assigned_labels"], EXACT)
 
 
-def nms_hard(case: Case) -> Iterator[Comparison]:
+def suppression(case: Case) -> Iterator[Comparison]:
     """Per label; the detections come by descending score."""
     boxes, scores, labels = case["boxes"], case["scores"], case["labels"]
     for name, threshold in (("nms50", 0.5), ("nms70", 0.7)):
@@ -144,3 +144,17 @@ def nms_hard(case: Case) -> Iterator[Comparison]:
         yield Comparison(f"{name}_keep", keep, case[f"{name}_keep"], EXACT)
         detections = torch.cat([boxes[keep], scores[keep, None]], 1)
         yield Comparison(f"{name}_dets", detections, case[f"{name}_dets"], PIXELS)
+    keep, decayed = soft_nms(boxes, scores, labels, 0.8, 1e-3)
+    yield Comparison("softnms80_keep", keep, case["softnms80_keep"], EXACT)
+    detections = torch.cat([boxes[keep], decayed[:, None]], 1)
+    yield Comparison("softnms80_dets", detections, case["softnms80_dets"], PIXELS)
+
+
+def roi_align_adaptive(case: Case) -> Iterator[Comparison]:
+    """Pooled to 7 x 7 bins, aligned, with as many samples as a bin needs; and the gradient of the feature."""
+    feature = leaf(case["feature"])
+    output = roi_align(feature, case["rois"], 7, 1 / case["stride"].item())
+    output.backward(case["grad_output"])
+    assert feature.grad is not None
+    yield Comparison("output", output, case["output"], FLOAT32)
+    yield Comparison("grad_feature", feature.grad, case["grad_feature"], FLOAT32)

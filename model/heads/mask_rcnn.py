@@ -1,0 +1,90 @@
+"""Mask R-CNN (He et al. 2017): Faster R-CNN with a mask for each detection.
+
+Its positives, and with them the customised queries, are Faster R-CNN's; the masks train the encoder through one loss
+more (paper Table 8) and are evaluated by COCO's segmentation metrics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from model.config import FORBID_UNKNOWN, require
+from model.heads.base import AuxiliaryHead
+from model.heads.masks import MaskBranch, MaskConfig
+from model.heads.roi import RoIConfig
+from model.heads.rpn import RPNConfig
+from model.heads.two_stage import TwoStage
+from model.types import Detections, Positives, Pyramid, Targets
+
+
+class MaskRCNNHead(AuxiliaryHead):
+    """Region proposals, then a class, a box and a mask for each."""
+
+    needs_masks = True
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings of one Mask R-CNN head."""
+
+        __pydantic_config__ = FORBID_UNKNOWN
+        rpn: RPNConfig = field(default_factory=RPNConfig)
+        roi: RoIConfig = field(default_factory=RoIConfig)
+        mask: MaskConfig = field(default_factory=MaskConfig)
+        rpn_classification_weight: float = 1.0
+        rpn_box_weight: float = 1.0
+        classification_weight: float = 1.0
+        box_weight: float = 10.0
+        mask_weight: float = 1.0
+
+        def __post_init__(self) -> None:
+            for name in ("rpn_classification", "rpn_box", "classification", "box", "mask"):
+                value = getattr(self, f"{name}_weight")
+                require(value >= 0, f"{name}_weight must not be negative, got {value}")
+
+    def __init__(
+        self, config: Config, *, channels: int, num_classes: int, strides: tuple[int, ...], anchor_scale: float = 1.0
+    ):
+        super().__init__(config, channels=channels, num_classes=num_classes, strides=strides, anchor_scale=anchor_scale)
+        self.config = config
+        self.stages = TwoStage(
+            config.rpn,
+            config.roi,
+            channels=channels,
+            num_classes=num_classes,
+            strides=tuple(strides),
+            anchor_scale=anchor_scale,
+        )
+        self.masks = MaskBranch(config.mask, channels, num_classes)
+
+    def loss_weights(self) -> dict[str, float]:
+        """Weights within the head."""
+        config = self.config
+        return {
+            "rpn_classification": config.rpn_classification_weight,
+            "rpn_boxes": config.rpn_box_weight,
+            "classification": config.classification_weight,
+            "boxes": config.box_weight,
+            "masks": config.mask_weight,
+        }
+
+    def train_step(
+        self, pyramid: Pyramid, targets: Targets, *, with_losses: bool
+    ) -> tuple[dict[str, Tensor], Positives]:
+        """Losses of both stages and of the masks; positives as Faster R-CNN's."""
+        step = self.stages.step(pyramid, targets, with_losses=with_losses)
+        if with_losses:
+            step.losses["masks"] = self.masks.loss(step.levels, self.stages.pooling, step.rois, targets)
+        return step.losses, step.positives
+
+    @torch.no_grad()
+    def detect(self, pyramid: Pyramid, max_detections: int = 100) -> list[Detections]:
+        """Score = softmax probability of the class; class-wise NMS; each with the mask of its class."""
+        detections, levels = self.stages.detect(pyramid, max_detections)
+        return self.masks.add_masks(levels, self.stages.pooling, detections)
+
+    def score_positives(self, pyramid: Pyramid, targets: Targets) -> Tensor:
+        """[B, G] mean log-odds of the class against the background; see the contract."""
+        return self.stages.score_positives(pyramid, targets)

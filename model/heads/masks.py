@@ -1,0 +1,119 @@
+"""The mask branch of Mask R-CNN (He et al. 2017): what part of a region is the object.
+
+Masks are grids over a box: a ground truth's over its own box, the network's over the region it looks at. Going from
+one box to the other takes the mean of the covered area, which is exact and separable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.config import FORBID_UNKNOWN, require
+from model.heads.roi import RoIPooling, RoIs
+from model.losses import binary_cross_entropy, weighted_mean
+from model.types import Detections, Targets
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Settings of the mask branch; the defaults are the official ones."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    num_convs: int = 4  # 3x3 convolutions before the upsampling
+    channels: int | None = None  # of them; None: as wide as the pyramid
+    pooled_size: int = 14  # bins per axis; the masks are twice as fine
+
+    def __post_init__(self) -> None:
+        require(self.num_convs >= 0, f"num_convs must not be negative, got {self.num_convs}")
+        require(self.channels is None or self.channels >= 1, f"channels must be at least 1, got {self.channels}")
+        require(self.pooled_size >= 1, f"pooled_size must be at least 1, got {self.pooled_size}")
+
+
+class MaskBranch(nn.Module):
+    """Convolutions on the pooled features of a region, then one mask per class at twice the resolution."""
+
+    def __init__(self, config: MaskConfig, channels: int, num_classes: int):
+        super().__init__()
+        self.config = config
+        width = channels if config.channels is None else config.channels
+        widths = [channels] + [width] * config.num_convs
+        convs = [nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False)]
+        self.convs = nn.ModuleList(convs)
+        self.upsample = nn.ConvTranspose2d(widths[-1], width, 2, 2)
+        self.logits = nn.Conv2d(width, num_classes, 1)
+        for layer in (*convs, self.upsample, self.logits):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[R, D, size, size] → logits [R, C, 2 * size, 2 * size], at least float32."""
+        features = pooled
+        for conv in self.convs:
+            features = conv(features).relu()
+        logits = self.logits(self.upsample(features).relu())
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def loss(self, levels: list[Tensor], pooling: RoIPooling, rois: RoIs, targets: Targets) -> Tensor:
+        """Mean cross entropy of the masks of all positive regions, each for its own class.
+
+        Raises:
+            ValueError: the targets have no masks.
+        """
+        if targets.masks is None:
+            raise ValueError("the mask branch needs targets with masks: load the data set with masks")
+        image, row = (rois.gt_index >= 0).nonzero(as_tuple=True)
+        owner, boxes = rois.gt_index[image, row], rois.boxes_xyxy[image, row]
+        logits = self(pooling(levels, image, boxes, self.config.pooled_size))
+        logits = logits[torch.arange(len(owner), device=owner.device), targets.labels[image, owner]]
+        goal = resample(targets.masks[image, owner], targets.boxes_xyxy[image, owner], boxes, logits.shape[-1])
+        loss = binary_cross_entropy(logits, goal >= 0.5 * 255)
+        return weighted_mean(loss, None, max(loss.numel(), 1))
+
+    def add_masks(self, levels: list[Tensor], pooling: RoIPooling, detections: list[Detections]) -> list[Detections]:
+        """The detections with the masks of their classes."""
+        device = levels[0].device
+        counts = torch.tensor([len(found.labels) for found in detections], device=device)
+        image = torch.arange(len(detections), device=device).repeat_interleave(counts)
+        boxes = torch.cat([found.boxes_xyxy for found in detections])
+        labels = torch.cat([found.labels for found in detections])
+        logits = self(pooling(levels, image, boxes, self.config.pooled_size))
+        masks = logits[torch.arange(len(labels), device=device), labels].sigmoid()
+        parts = masks.split(counts.tolist())
+        return [
+            Detections(found.boxes_xyxy, found.scores, found.labels, part)
+            for found, part in zip(detections, parts, strict=True)
+        ]
+
+
+@torch.no_grad()
+def resample(masks: Tensor, boxes_xyxy: Tensor, regions_xyxy: Tensor, size: int) -> Tensor:
+    """Grids over boxes as grids over other regions: each new cell is the mean of what it covers, 0 outside the box.
+
+    Args:
+        masks: [R, m, m], each over its box.
+        boxes_xyxy: [R, 4].
+        regions_xyxy: [R, 4].
+        size: cells per axis of the result.
+
+    Returns:
+        [R, size, size] float.
+    """
+    cells = masks.shape[-1]
+    corner, side = boxes_xyxy[:, :2].repeat(1, 2), boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+    relative = (regions_xyxy - corner) / side.clamp(min=1e-6).repeat(1, 2) * cells  # in cells of the box's grid
+    rows, columns = (_shares(relative[:, axis], relative[:, axis + 2], size, cells) for axis in (1, 0))
+    return rows @ masks.to(rows.dtype) @ columns.transpose(1, 2)
+
+
+def _shares(start: Tensor, end: Tensor, size: int, cells: int) -> Tensor:
+    """[R, size, cells]: share of each new cell, `size` of them from `start` to `end` [R], that lies in an old one."""
+    side = (end - start) / size
+    low = start[:, None] + torch.arange(size, device=start.device) * side[:, None]
+    high = low + side[:, None]
+    old = torch.arange(cells, device=start.device)
+    overlap = torch.minimum(high[..., None], old + 1.0) - torch.maximum(low[..., None], old.to(low.dtype))
+    return overlap.clamp(min=0) / side.clamp(min=1e-6)[:, None, None]

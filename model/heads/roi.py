@@ -1,0 +1,164 @@
+"""Regions of interest: which boxes are looked at, what is read there, and what it tells.
+
+The second stage of the R-CNN heads, in three parts that do not know each other: `RoIs` and `sample_rois`, the pooling
+of features (`RoIPooling`), and the fully connected layers (`BoxBranch`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.assign import assign_max_iou
+from model.boxes import decode_deltas
+from model.config import FORBID_UNKNOWN, require
+from model.heads.rpn import Proposals
+from model.losses import giou_loss, softmax_cross_entropy, weighted_mean
+from model.ops import roi_align
+from model.sampling import sample
+from model.types import BACKGROUND, IGNORED, Pyramid, Targets
+
+DELTA_STDS = (0.1, 0.1, 0.2, 0.2)
+
+
+@dataclass(frozen=True)
+class RoIConfig:
+    """Settings of the second stage; the defaults are the official ones."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    positive_iou: float = 0.5  # of a proposal with a ground truth; below is background
+    num_samples: int = 512  # proposals per image in the losses and among the customised queries' candidates
+    positive_fraction: float = 0.25  # of them at most
+    pooled_size: int = 7  # bins per axis
+    finest_scale: float | None = None  # pixels; boxes below twice this use the finest level; None: 14 strides of it
+    num_fcs: int = 2  # fully connected layers
+    fc_channels: int | None = None  # None: four times the pyramid's width, officially 1024
+    nms_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "pooled_size", "num_fcs", "fc_channels"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        for name in ("positive_iou", "nms_threshold"):
+            require(0 < getattr(self, name) <= 1, f"{name} must be in (0, 1], got {getattr(self, name)}")
+        require(0 <= self.positive_fraction <= 1, f"positive_fraction must be in [0, 1], got {self.positive_fraction}")
+        require(
+            self.finest_scale is None or self.finest_scale > 0,
+            f"finest_scale must be positive, got {self.finest_scale}",
+        )
+
+
+class RoIs(NamedTuple):
+    """Boxes of a batch with their ground truth: positives first, then background, then rows without a box."""
+
+    boxes_xyxy: Tensor  # [B, N, 4] pixels
+    gt_index: Tensor  # [B, N] int64, 0-based ground truth, BACKGROUND, or IGNORED where there is no box
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """(image, row) [R] of every box."""
+        image, row = (self.gt_index != IGNORED).nonzero(as_tuple=True)
+        return image, row
+
+
+def candidates(proposals: Proposals, targets: Targets, positive_iou: float) -> RoIs:
+    """Ground truths, then proposals, each with its ground truth; not sampled."""
+    gts = torch.arange(targets.labels.shape[1], device=targets.labels.device).where(targets.valid, IGNORED)
+    gt_index, _ = assign_max_iou(
+        proposals.boxes_xyxy, targets, positive_iou=positive_iou, negative_iou=positive_iou, valid=proposals.valid
+    )
+    return RoIs(torch.cat([targets.boxes_xyxy, proposals.boxes_xyxy], 1), torch.cat([gts, gt_index], 1))
+
+
+def sample_rois(proposals: Proposals, targets: Targets, config: RoIConfig) -> RoIs:
+    """What the second stage is trained on: ground truths are added to the proposals (official)."""
+    boxes, gt_index = candidates(proposals, targets, config.positive_iou)
+    chosen = sample(gt_index, config.num_samples, config.positive_fraction)
+    return RoIs(boxes.gather(1, chosen.candidate[..., None].expand(-1, -1, 4)), chosen.gt_index)
+
+
+class RoIPooling:
+    """Reads each box on the level that suits its size (Lin et al. 2017, Eq. 1), of all levels but the coarsest.
+
+    A box of `finest_scale` to twice that uses level 1, smaller ones level 0, and so on by factors of two.
+    """
+
+    def __init__(self, strides: tuple[int, ...], finest_scale: float):
+        self.strides, self.finest_scale = strides[:-1], finest_scale
+
+    def levels(self, pyramid: Pyramid) -> list[Tensor]:
+        """Maps that may be read: behind an image's valid area lies its last row and column, as behind a map's edge."""
+        maps = pyramid.levels[: len(self.strides)]
+        if pyramid.masks[0] is None:
+            return list(maps)
+        return [_repeat_edge(level, pyramid.valid_hw, stride) for level, stride in zip(maps, self.strides, strict=True)]
+
+    def __call__(self, levels: list[Tensor], image: Tensor, boxes_xyxy: Tensor, size: int) -> Tensor:
+        """[R, D, size, size] features of boxes [R, 4] in images [R], at least float32."""
+        side = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clamp(min=0).prod(-1).sqrt()
+        target = torch.log2(side / self.finest_scale + 1e-6).floor().clamp(0, len(levels) - 1)
+        rois = torch.cat([image[:, None].to(boxes_xyxy), boxes_xyxy], 1)
+        pooled, order = [], []
+        for number, (level, stride) in enumerate(zip(levels, self.strides, strict=True)):
+            rows = (target == number).nonzero().squeeze(1)
+            pooled.append(roi_align(level, rois[rows], size, 1 / stride))
+            order.append(rows)
+        return torch.cat(pooled)[torch.cat(order).argsort()]
+
+
+def _repeat_edge(level: Tensor, valid_hw: Tensor, stride: int) -> Tensor:
+    """`level` [B, D, h, w] with each image's last valid row and column repeated outwards."""
+    channels, height, width = level.shape[1:]
+    last = torch.div(valid_hw - 1, stride, rounding_mode="floor")  # [B, 2]
+    rows = torch.minimum(torch.arange(height, device=level.device), last[:, :1])[:, None, :, None]
+    columns = torch.minimum(torch.arange(width, device=level.device), last[:, 1:])[:, None, None]
+    filled = level.gather(2, rows.expand(-1, channels, -1, width))
+    return filled.gather(3, columns.expand(-1, channels, height, -1))
+
+
+class BoxBranch(nn.Module):
+    """Fully connected layers to class logits (background last) and a box per class."""
+
+    def __init__(self, config: RoIConfig, channels: int, num_classes: int):
+        super().__init__()
+        self.num_classes = num_classes
+        width = 4 * channels if config.fc_channels is None else config.fc_channels
+        widths = [channels * config.pooled_size**2] + [width] * config.num_fcs
+        fcs = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        self.classification = nn.Linear(width, num_classes + 1)
+        self.box = nn.Linear(width, 4 * num_classes)
+        for layer in fcs:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.fcs = nn.ModuleList(fcs)
+        for layer, std in ((self.classification, 0.01), (self.box, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, D, size, size] → logits [R, C + 1] and deltas [R, C, 4], at least float32."""
+        features = pooled.flatten(1)
+        for layer in self.fcs:
+            features = layer(features).relu()
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        return self.classification(features).to(dtype), self.box(features).to(dtype).unflatten(1, (-1, 4))
+
+    def losses(self, pooled: Tensor, rois: RoIs, targets: Targets) -> dict[str, Tensor]:
+        """Cross entropy of all sampled boxes and GIoU of the decoded positive ones, over the number of samples."""
+        image, row = rois.rows()
+        logits, deltas = self(pooled)
+        owner = rois.gt_index[image, row]
+        positive = (owner >= 0).nonzero().squeeze(1)
+        labels = torch.full_like(owner, BACKGROUND)
+        labels[positive] = targets.labels[image[positive], owner[positive]]
+        boxes = decode_deltas(
+            rois.boxes_xyxy[image[positive], row[positive]], deltas[positive, labels[positive]], DELTA_STDS
+        )
+        goal = targets.boxes_xyxy[image[positive], owner[positive]]
+        number = max(len(owner), 1)
+        return {
+            "classification": weighted_mean(softmax_cross_entropy(logits, labels), None, number),
+            "boxes": weighted_mean(giou_loss(boxes, goal), None, number),
+        }

@@ -1,0 +1,163 @@
+"""Region proposal network (Ren et al. 2015): class-agnostic boxes from nine anchors per position.
+
+The first stage of the R-CNN heads. Proposals are constants to whatever comes after them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.anchors import anchor_grid
+from model.assign import assign_max_iou
+from model.boxes import clip_boxes, decode_deltas, encode_deltas
+from model.config import FORBID_UNKNOWN, require
+from model.heads.dense import best_after_nms, flags_of, flatten_output, level_areas
+from model.losses import binary_cross_entropy, l1_loss, weighted_mean
+from model.neck import zero_padding
+from model.sampling import choose
+from model.types import Pyramid, Targets
+
+
+@dataclass(frozen=True)
+class RPNConfig:
+    """Settings of the proposal network; the defaults are the official ones."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    anchor_side: float = 4.0  # of the smallest anchor, in strides
+    scales_per_octave: int = 3  # anchors of 1, 2^(1/3) and 2^(2/3) times that
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
+    positive_iou: float = 0.7
+    negative_iou: float = 0.3  # below is background; between the two takes no part
+    min_best_iou: float = 0.3  # a ground truth's best anchors are positive from here on
+    num_samples: int = 256  # anchors per image in the losses
+    positive_fraction: float = 0.5  # of them at most
+    train_candidates: int = 4000  # best anchors per level that enter NMS in training
+    test_candidates: int = 1000  # at inference
+    nms_threshold: float = 0.7
+    num_proposals: int = 1000  # per image
+
+    def __post_init__(self) -> None:
+        require(self.anchor_side > 0, f"anchor_side must be positive, got {self.anchor_side}")
+        require(len(self.ratios) > 0 and min(self.ratios) > 0, f"ratios must be positive numbers, got {self.ratios}")
+        for name in ("scales_per_octave", "num_samples", "train_candidates", "test_candidates", "num_proposals"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        require(0 <= self.positive_fraction <= 1, f"positive_fraction must be in [0, 1], got {self.positive_fraction}")
+        require(0 < self.nms_threshold <= 1, f"nms_threshold must be in (0, 1], got {self.nms_threshold}")
+        require(
+            0 <= self.negative_iou <= self.positive_iou <= 1,
+            f"negative_iou ({self.negative_iou}) must not exceed positive_iou ({self.positive_iou}), both in [0, 1]",
+        )
+        require(0 <= self.min_best_iou <= 1, f"min_best_iou must be in [0, 1], got {self.min_best_iou}")
+
+
+class Outputs(NamedTuple):
+    """Raw outputs for every anchor, levels concatenated."""
+
+    objectness: Tensor  # [B, A], logits
+    deltas: Tensor  # [B, A, 4], relative to the anchors
+
+
+class Proposals(NamedTuple):
+    """Boxes of a batch, best first, padded to the largest count."""
+
+    boxes_xyxy: Tensor  # [B, P, 4] pixels inside the valid area; zeros in padding rows
+    scores: Tensor  # [B, P] probability of an object; 0 in padding rows
+    valid: Tensor  # [B, P] bool, False in padding rows
+
+
+class RegionProposals(nn.Module):
+    """A 3x3 convolution shared by all levels, then objectness and box of each anchor."""
+
+    def __init__(self, config: RPNConfig, *, channels: int, strides: tuple[int, ...], anchor_scale: float):
+        super().__init__()
+        self.config, self.strides = config, strides
+        steps = range(config.scales_per_octave)
+        self.scales = tuple(config.anchor_side * anchor_scale * 2 ** (i / config.scales_per_octave) for i in steps)
+        self.per_location = len(self.scales) * len(config.ratios)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.objectness = nn.Conv2d(channels, self.per_location, 1)
+        self.box = nn.Conv2d(channels, 4 * self.per_location, 1)
+        for module in (self.conv, self.objectness, self.box):
+            nn.init.normal_(module.weight, std=0.01)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+
+    def forward(self, pyramid: Pyramid) -> Outputs:
+        """Outputs of all levels, at least float32."""
+        objectness, deltas = [], []
+        for level, mask in zip(pyramid.levels, pyramid.masks, strict=True):
+            features = self.conv(zero_padding(level, mask)).relu()
+            objectness.append(flatten_output(self.objectness(features), self.per_location))
+            deltas.append(flatten_output(self.box(features), self.per_location))
+        return Outputs(torch.cat(objectness, 1).squeeze(-1), torch.cat(deltas, 1))
+
+    def anchors(self, pyramid: Pyramid) -> Tensor:
+        """[A, 4] xyxy pixels."""
+        device = pyramid.levels[0].device
+        return anchor_grid(pyramid.sizes, self.strides, self.scales, self.config.ratios, device)
+
+    def losses(self, outputs: Outputs, pyramid: Pyramid, targets: Targets) -> dict[str, Tensor]:
+        """Cross entropy of a sample of anchors and L1 of its positives, over the size of the sample."""
+        config, anchors = self.config, self.anchors(pyramid)
+        valid = flags_of(pyramid, self.per_location)
+        gt_index, _ = assign_max_iou(
+            anchors,
+            targets,
+            positive_iou=config.positive_iou,
+            negative_iou=config.negative_iou,
+            min_best_iou=config.min_best_iou,
+            valid=valid,
+        )
+        chosen = choose(gt_index, config.num_samples, config.positive_fraction)
+        image, anchor = chosen.nonzero(as_tuple=True)
+        owner = gt_index[image, anchor]
+        is_positive = owner >= 0
+        # Official normaliser: an image without any positive, or negative, counts as one of it.
+        positives = (chosen & (gt_index >= 0)).sum(1)
+        number = (positives.clamp(min=1) + (chosen.sum(1) - positives).clamp(min=1)).sum()
+        cross_entropy = binary_cross_entropy(outputs.objectness[image, anchor], is_positive)
+        image, anchor, owner = image[is_positive], anchor[is_positive], owner[is_positive]
+        goal = encode_deltas(anchors[anchor], targets.boxes_xyxy[image, owner])
+        return {
+            "rpn_classification": weighted_mean(cross_entropy, None, number),
+            "rpn_boxes": weighted_mean(l1_loss(outputs.deltas[image, anchor], goal), None, number),
+        }
+
+    @torch.no_grad()
+    def propose(self, outputs: Outputs, pyramid: Pyramid, candidates_per_level: int) -> Proposals:
+        """The best boxes of each image: the best candidates of each level, NMS within levels, then the best of all."""
+        scores = outputs.objectness.sigmoid()
+        if pyramid.masks[0] is not None:  # official: anchors in the padding propose too
+            valid = flags_of(pyramid, self.per_location)
+            scores = scores.masked_fill(~valid, -1.0)
+        chosen, levels, start = [], [], 0
+        for number, size in enumerate(level_areas(pyramid, self.per_location)):
+            best = scores[:, start : start + size].topk(min(candidates_per_level, size), 1).indices
+            chosen.append(best + start)
+            levels.append(torch.full_like(best[0], number))
+            start += size
+        index, level = torch.cat(chosen, 1), torch.cat(levels)
+        scores = scores.gather(1, index)
+        deltas = outputs.deltas.gather(1, index[..., None].expand(-1, -1, 4))
+        boxes = clip_boxes(decode_deltas(self.anchors(pyramid)[index], deltas), pyramid.valid_hw[:, None])
+        usable = (scores >= 0) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+        return self._best_apart(boxes, scores, level, usable)
+
+    def _best_apart(self, boxes_xyxy: Tensor, scores: Tensor, level: Tensor, usable: Tensor) -> Proposals:
+        config = self.config
+        boxes = boxes_xyxy.new_zeros(len(scores), config.num_proposals, 4)
+        kept_scores = scores.new_zeros(len(scores), config.num_proposals)
+        counts = []
+        for image, rows in enumerate(usable):
+            own = rows.nonzero().squeeze(1)
+            candidates = boxes_xyxy[image, own], scores[image, own], level[own]
+            keep = own[best_after_nms(*candidates, config.nms_threshold, config.num_proposals)]
+            boxes[image, : len(keep)], kept_scores[image, : len(keep)] = boxes_xyxy[image, keep], scores[image, keep]
+            counts.append(len(keep))
+        most = max(counts)
+        valid = torch.arange(most, device=scores.device) < torch.tensor(counts, device=scores.device)[:, None]
+        return Proposals(boxes[:, :most], kept_scores[:, :most], valid)
