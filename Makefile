@@ -1,20 +1,26 @@
 # Each target sets up what it needs: Python 3.11 or newer, make and the package registry are enough.
 #   make demo    train the quickstart grid and print its table     make lint    ruff and mypy
-#   make test    the test suite                                    make clean   remove what make built
+#   make test    the test suite                                    make bench   speed, as ratios
+#   make clean   remove what make built
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 demo: $(INSTALLED)
 	@$(BIN)/codetr run ablations/quickstart.yaml
 
 test: $(INSTALLED)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The suites are listed in benchmarks/__main__.py; BENCH_ARGS="ops --threads 2 --json" runs one of them, for machines.
+bench: $(INSTALLED)
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ examples:
   codetr status                                                 every trial in the store
   codetr report ablations/*.yaml --out reports                  tables and figures from the tracking store
   codetr ui                                                     the MLflow pages
+  codetr doctor                                                 are the fast operators at work here?
 
 Records lie in $CODETR_STORE (default ~/codetr), generated data in $CODETR_CACHE (~/.cache/codetr);
 MLFLOW_TRACKING_URI names another tracking store. What an ablation file may say: ablations/README.md
@@ -89,6 +90,8 @@ def build_parser() -> argparse.ArgumentParser:
     ui = commands.add_parser("ui", parents=[store], help="serve the MLflow pages on this machine")
     ui.add_argument("--host", metavar="NAME", default="127.0.0.1", help="address to serve on")
     ui.add_argument("--port", metavar="N", type=_at_least_one, default=5000)
+
+    commands.add_parser("doctor", help="which operators run on which device, compared with the reference")
     return parser
 
 
@@ -105,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 2
-    if args.store:
+    if getattr(args, "store", None):
         os.environ["CODETR_STORE"] = str(Path(args.store).expanduser().absolute())  # for workers as well
     from harness import commands
     from harness.errors import UserError

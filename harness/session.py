@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from harness.results import RunStore
 from harness.train import Progress, build_optimizer, load_checkpoint
 from model.detector import Detector
 from model.heads import needs_masks
+from model.ops import implementation
 
 if TYPE_CHECKING:
     from harness.grid import Trial
@@ -67,6 +69,22 @@ class Session:
         return self.steps_per_epoch * self.epochs
 
 
+@contextmanager
+def _forwarded(name: str, tell: Callable[[str, str], None]) -> Iterator[None]:
+    """What is logged there becomes a warning event: the output of a worker is seen by nobody."""
+
+    class Forward(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            tell("warning", record.getMessage())
+
+    handler = Forward(logging.WARNING)
+    logging.getLogger(name).addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger(name).removeHandler(handler)
+
+
 def build_session(trial: Trial, store: RunStore, report: Report, should_stop: Callable[[], bool]) -> Session:
     """Data, detector and optimiser of a trial, at the point where it was left."""
     from harness.grid import config_to_dict
@@ -79,6 +97,8 @@ def build_session(trial: Trial, store: RunStore, report: Report, should_stop: Ca
 
     device = choose_device(trial.runtime.device)
     reset_peak_memory(device)
+    with _forwarded("codetr", tell):
+        implementation(device)  # builds the kernels, or says that it cannot
     train_data, val_data = open_splits(
         config.data, progress=lambda message: tell("data", message), with_masks=needs_masks(config.model.heads)
     )

@@ -74,7 +74,7 @@ def library() -> Library | None:
     if chosen == "reference":
         return None
     try:
-        return _load()
+        return load()
     except BuildError as error:
         if chosen == "compiled":
             raise
@@ -108,7 +108,8 @@ def find_compiler() -> tuple[str, str]:
         path = shutil.which(name)
         if path:
             return path, _run([path, "--version"]).splitlines()[0]
-    raise BuildError(f"no C++ compiler: neither {' nor '.join((named,) if named else COMPILERS)} is on the PATH")
+    missing = f"{named}, which CXX names, is not" if named else f"neither {' nor '.join(COMPILERS)} is"
+    raise BuildError(f"no C++ compiler: {missing} on the PATH")
 
 
 def cached(key: str, suffix: str, build: Callable[[Path], Path]) -> Path:
@@ -164,7 +165,12 @@ def _checksum(data: bytes) -> str:
 # ---- the C++ library ----------------------------------------------------------------------------------------------
 
 
-def _load() -> Library:
+def load() -> Library:
+    """The kernels whatever `CODETR_OPS` says.
+
+    Raises:
+        BuildError: they cannot be had.
+    """
     compiler, version = find_compiler()
     runtime = _openmp_runtime()
     path = cached(_key(version, runtime), ".so", lambda folder: _compile(folder, compiler, runtime))

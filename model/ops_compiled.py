@@ -147,6 +147,11 @@ def _attention_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...
     return found[0], None, found[1], found[2]
 
 
+def _no_second_derivative(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+    raise RuntimeError("ms_deform_attn has no second derivative; take the first one without create_graph")
+
+
+ms_deform_attn_backward.register_autograd(_no_second_derivative)
 ms_deform_attn.register_autograd(_attention_gradients, setup_context=_save_attention)
 
 

@@ -36,7 +36,7 @@ def available() -> bool:
             raise kernels.BuildError("there are no kernels for AMD GPUs")
         with torch.cuda.device(torch.cuda.current_device()):
             torch.cuda.current_stream()  # makes torch's context current for the driver
-            function("nms.cu", "nms_overlaps", _sum(torch.float32), torch.cuda.current_device())
+            function("nms.cu", "nms_overlaps", sums(torch.float32), torch.cuda.current_device())
     except (kernels.BuildError, RuntimeError) as error:
         if chosen == "compiled":
             raise
@@ -56,14 +56,14 @@ def implementation() -> str:
 # ---- the operators ------------------------------------------------------------------------------------------------
 
 
-def _sum(value: torch.dtype) -> Defines:
-    sums = "double" if value == torch.float64 else "float"
-    return (("VALUE", TYPES[value]), ("SUM", sums))
+def sums(value: torch.dtype) -> Defines:
+    """What all sources want to know: the types of values and of sums."""
+    return (("VALUE", TYPES[value]), ("SUM", "double" if value == torch.float64 else "float"))
 
 
 def attention_defines(value: torch.dtype, heads: int, width: int, levels: int, points: int) -> Defines:
     """What `ms_deform_attn.cu` wants to know."""
-    return (*_sum(value), ("HEADS", heads), ("WIDTH", width), ("LEVELS", levels), ("POINTS", points))
+    return (*sums(value), ("HEADS", heads), ("WIDTH", width), ("LEVELS", levels), ("POINTS", points))
 
 
 def lanes(value: torch.dtype, width: int) -> int:
@@ -126,29 +126,25 @@ def _ms_deform_attn_backward(
     return results[0].to(value.dtype), results[1], results[2]
 
 
-class _RoiShape(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_longlong) for name in ("height", "width", "channels", "regions")),
-        ("bins", ctypes.c_int),
-    )
-
-
-def _pool(name: str, tensors: Sequence[Tensor], shape: tuple[int, ...], bins: int, scale: float) -> None:
-    dtype, count = tensors[0].dtype, shape[2] * shape[3] * bins * bins
+def roi_shape(dtype: torch.dtype, numbers: Sequence[int], bins: int, scale: float) -> ctypes.Structure:
+    """`Shape` of `roi_align.cu`; `numbers` are height, width, channels and regions."""
     real = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
 
-    class Shape(_RoiShape):
-        _fields_ = (("scale", real),)
+    class Shape(ctypes.Structure):
+        _fields_ = (
+            *((name, ctypes.c_longlong) for name in ("height", "width", "channels", "regions")),
+            ("bins", ctypes.c_int),
+            ("scale", real),
+        )
 
-    launch(
-        "roi_align.cu",
-        name,
-        _sum(dtype),
-        tensors[0].device,
-        (-(-count // BLOCK), 1),
-        BLOCK,
-        [*tensors, Shape(*shape, bins, scale)],
-    )
+    return Shape(*numbers, bins, scale)
+
+
+def _pool(name: str, tensors: Sequence[Tensor], numbers: Sequence[int], bins: int, scale: float) -> None:
+    dtype, count = tensors[0].dtype, numbers[2] * numbers[3] * bins * bins
+    shape = roi_shape(dtype, numbers, bins, scale)
+    place = sums(dtype), tensors[0].device
+    launch("roi_align.cu", name, *place, (-(-count // BLOCK), 1), BLOCK, [*tensors, shape])
 
 
 def _roi_align(feature: Tensor, rois: Tensor, output_size: int, spatial_scale: float) -> Tensor:
@@ -176,7 +172,7 @@ def _nms(boxes_xyxy: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
     if words > 4096:
         raise ValueError(f"nms on a GPU takes at most {4096 * 64} boxes, these are {count}")
     real = ctypes.c_double if boxes.dtype == torch.float64 else ctypes.c_float
-    number, place = ctypes.c_longlong(count), (_sum(boxes.dtype), boxes.device)
+    number, place = ctypes.c_longlong(count), (sums(boxes.dtype), boxes.device)
     launch("nms.cu", "nms_overlaps", *place, (words, words), 64, [boxes, labels, number, real(iou_threshold), overlaps])
     launch("nms.cu", "nms_select", *place, (min(words, 1), 1), BLOCK, [overlaps, number, keep])
     return keep

@@ -102,17 +102,17 @@ def test_a_damaged_library_is_built_again(fresh, monkeypatch):
     (fresh / "tiny.cpp").write_text('extern "C" int answer() { return 42; }')
     monkeypatch.setattr(kernels, "SOURCES", fresh)
     monkeypatch.setenv("CXX", str(script))
-    path = kernels._load().path
+    path = kernels.load().path
     whole = path.read_bytes()
     for damaged in (whole[:1000], whole[:5000] + b"?" + whole[5001:], b""):
         for file in kernels.cache_folder().glob("*.so"):
             file.unlink()  # a loaded file must not be written to
         path.write_bytes(damaged)
-        library = kernels._load()
+        library = kernels.load()
         assert library.functions.answer() == 42
         (left,) = kernels.cache_folder().glob("*.so")
         assert left == library.path and left.stem.endswith(kernels._checksum(left.read_bytes()))
-    kernels._load()
+    kernels.load()
     assert log.read_text() == "built\n" * 4
 
 

@@ -30,6 +30,9 @@ PINNED = {
 }
 
 
+PINNED_BY_TORCH = {"nvidia-cuda-nvrtc"}  # in its CUDA builds; a second opinion would make them uninstallable
+
+
 def pinned_version(name: str) -> str:
     (specifier,) = PINNED[canonicalize_name(name)].specifier
     assert specifier.operator == "==", f"{name} is not pinned to one version"
@@ -37,7 +40,8 @@ def pinned_version(name: str) -> str:
 
 
 def test_constraints_pin_every_direct_dependency_within_its_range():
-    direct = REQUIRED + [requirement for extra in OPTIONAL.values() for requirement in extra]
+    named = REQUIRED + [requirement for extra in OPTIONAL.values() for requirement in extra]
+    direct = [requirement for requirement in named if requirement.name not in PINNED_BY_TORCH]
     assert {canonicalize_name(requirement.name) for requirement in direct} == set(PINNED)
     for requirement in direct:
         assert pinned_version(requirement.name) in requirement.specifier, f"constraints.txt: {requirement.name}"
@@ -49,6 +53,9 @@ def test_installed_versions_are_the_pinned_ones(requirement):
         installed = Version(version(requirement.name))
     except PackageNotFoundError:
         pytest.fail(f"{requirement.name} is not installed; run: make test")
+    if requirement.name in PINNED_BY_TORCH:
+        assert installed in requirement.specifier
+        return
     assert installed.public == pinned_version(requirement.name), "run: pip install -c constraints.txt -e '.[dev]'"
 
 

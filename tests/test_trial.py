@@ -17,7 +17,9 @@ from harness.grid import Trial, open_grid
 from harness.results import RunStore
 from harness.train import CHECKPOINT, WEIGHTS, build_optimizer, train_step
 from harness.trial import Interrupted, run_trial
+from model import kernels
 from model.detector import Detector
+from model.ops import implementation
 
 QUICKSTART = Path(__file__).parents[1] / "ablations" / "quickstart.yaml"
 TIMES = ("seconds", "time")
@@ -45,7 +47,7 @@ def test_record_holds_what_the_report_needs(tmp_path):
     assert [entry["epoch"] for entry in record["history"]] == [1, 2]
     assert {"decoder.1/giou", "queries.atss.0/l1", "atss/centerness"} <= record["history"][0]["losses"].keys()
     provenance = record["provenance"]
-    assert provenance["ops"] == "reference" and provenance["area_bounds"] == [256, 1024]
+    assert provenance["ops"] == implementation("cpu") and provenance["area_bounds"] == [256, 1024]
     assert record["cost"]["num_parameters"] > 100_000 and record["cost"]["seconds_per_step"] > 0
     assert [event["kind"] for event in events][-1] == "done"
     assert sorted(path.name for path in (store.dir(trial.trial_id) / "checkpoint").iterdir()) == [WEIGHTS]
@@ -81,6 +83,19 @@ def test_a_failing_trial_says_why_and_can_be_run_again(tmp_path):
     assert record["status"] == "failed" and "not finite" in record["error"] and "images" in record["error"]
     assert "Traceback" in (store.dir(bad.trial_id) / "log.txt").read_text()
     assert record["label"] == bad.label and record["config"]["train"]["learning_rate"] == 1e30
+
+
+def test_a_trial_without_compiled_operators_runs_and_says_so_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "not-there")
+    kernels.library.cache_clear()
+    events = []
+    try:
+        record = run_trial(trial_of(0, "train.epochs=1"), RunStore(tmp_path), report=events.append)
+    finally:
+        kernels.library.cache_clear()
+    assert record["status"] == "finished" and record["provenance"]["ops"] == "reference"
+    (warning,) = [event["message"] for event in events if event["kind"] == "warning"]
+    assert "no C++ compiler" in warning
 
 
 def test_branches_are_evaluated_in_the_same_pass(tmp_path):

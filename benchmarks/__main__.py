@@ -1,0 +1,43 @@
+"""Run the suites and print one table: `python -m benchmarks`, or some of them: `python -m benchmarks ops --json`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+
+import torch
+
+from benchmarks.table import Row, as_json, show
+from model.ops import implementation
+
+SUITES = ("ops",)  # modules of this package that have `rows()`
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("suites", nargs="*", default=SUITES, help=f"which (default: {' '.join(SUITES)})")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table, the table on stderr")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: its own choice)")
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+
+    def rows() -> Iterator[Row]:
+        for suite in args.suites:
+            yield from import_module(f"benchmarks.{suite}").rows()
+
+    heading = f"operators: {implementation()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    if not args.json:
+        show(rows(), heading)
+        return
+    table, sys.stdout = sys.stdout, sys.stderr
+    seen = show(rows(), heading)
+    sys.stdout = table
+    print(as_json(seen, heading))
+
+
+if __name__ == "__main__":
+    main()
