@@ -240,7 +240,7 @@ def _assemble(
     drafts: list[tuple[RowSpec, Resolved]], seeds: tuple[int, ...], fingerprints: Mapping[DataConfig, str]
 ) -> tuple[tuple[Trial, ...], tuple[Row, ...]]:
     """Trials, each once in order of first mention, and the rows that refer to them."""
-    flats = [settings_of(resolved.trial(0)) for _, resolved in drafts]
+    flats = [settings_of(resolved.trial(0), resolved.head_defaults) for _, resolved in drafts]
     keys = list(dict.fromkeys(key for flat in flats for key in flat))
     varied = [key for key in keys if len({repr(flat[key]) for flat in flats if key in flat}) > 1]
     short = short_names([*varied, "seed"])

@@ -35,9 +35,10 @@ def canonical_model(model: DetectorConfig) -> DetectorConfig:
     return model if model.heads else replace(model, **NEEDS_HEADS)
 
 
-def head_difference(head: Any) -> dict[str, Any]:
-    """A head's name and those of its settings that are not the default."""
-    return {"name": _head_name(head), **_difference(_plain(head), _plain(type(head)()))}
+def head_difference(head: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A head's name and those of its settings that are not the default; `defaults` holds a preset's, by name."""
+    name = _head_name(head)
+    return {"name": name, **_difference(_plain(head), _plain(defaults.get(name) or type(head)()))}
 
 
 def _difference(own: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from harness.config import TrialConfig
@@ -43,8 +43,11 @@ def factor_of(value: Any) -> Factor:
     return value if isinstance(value, str | int | float | bool) else show_value(value)
 
 
-def settings_of(config: TrialConfig) -> dict[str, Any]:
-    """Dotted keys and values that say what a trial is: only what has an effect, of a head only what it changes."""
+def settings_of(config: TrialConfig, head_defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys and values that say what a trial is: only what has an effect, of a head only what it changes.
+
+    `head_defaults` holds the `Config` that a preset makes of a head, by its name.
+    """
     flat: dict[str, Any] = {}
 
     def walk(node: dict[str, Any], path: str) -> None:
@@ -57,7 +60,7 @@ def settings_of(config: TrialConfig) -> dict[str, Any]:
     tree = config_to_dict(config)
     del tree["seed"]
     walk(tree, "")
-    flat["model.heads"] = [head_difference(head) for head in config.model.heads]
+    flat["model.heads"] = [head_difference(head, head_defaults) for head in config.model.heads]
     if not config.model.heads:
         for name in NEEDS_HEADS:
             del flat[f"model.{name}"]

@@ -23,6 +23,8 @@ SECTIONS: dict[str, type] = {
     "runtime": RuntimeConfig,
 }
 
+HEAD_DEFAULTS = "head_defaults"  # in `model`: what a preset sets for a head wherever it is named
+
 Setting = tuple[tuple[str, ...], Any, str]  # path, value, where it was written
 Tell = Callable[[Location, str], None]  # takes a mistake's place and what it is
 
@@ -58,6 +60,7 @@ class Resolved:
     train: TrainConfig
     evaluate: EvaluateConfig
     runtime: RuntimeConfig
+    head_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # a preset's `Config` by head
 
     def trial(self, seed: int) -> TrialConfig:
         """The configuration of the trial with this seed."""
@@ -82,7 +85,8 @@ def resolve(settings: Iterable[Setting], where: str, mistakes: Mistakes) -> Reso
             origins = {p: o for p, o in origins.items() if p[: len(path)] != path}  # a list replaces what was there
             origins[path] = origin
     before = len(mistakes.lines)
-    sections = {}
+    sections: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     for name, kind in SECTIONS.items():
 
         def tell(location: Location, what: str, name: str = name) -> None:
@@ -91,32 +95,43 @@ def resolve(settings: Iterable[Setting], where: str, mistakes: Mistakes) -> Reso
                 what = f"unknown key{suggest_key(full)}" if suggest_key(full) else what
             mistakes.add(_place(full, origins, where), what)
 
-        sections[name] = _section(kind, tree.get(name, {}), tell)
+        section = tree.get(name, {})
+        if kind is DetectorConfig and isinstance(section, dict) and {"heads", HEAD_DEFAULTS} & section.keys():
+            sections[name], defaults = _detector(section, tell)
+        else:
+            sections[name] = validate(kind, section, tell)
     if len(mistakes.lines) > before or None in sections.values():
         return None
-    resolved = Resolved(**sections)
+    resolved = Resolved(**sections, head_defaults=defaults)
     _check_branches(resolved, lambda what: mistakes.add(_place(("evaluate", "branches"), origins, where), what))
     return resolved
 
 
-def _section(kind: type, tree: Any, tell: Tell) -> Any:
-    if kind is not DetectorConfig or not isinstance(tree, dict) or "heads" not in tree:
-        return validate(kind, tree, tell)
-    rest = {key: value for key, value in tree.items() if key != "heads"}
-    model = validate(kind, rest, tell)
-    heads = read_heads(tree["heads"], lambda location, what: tell(("heads", *location), what))
-    return dataclasses.replace(model, heads=heads) if model is not None else None
+def _detector(tree: dict[str, Any], tell: Tell) -> tuple[DetectorConfig | None, dict[str, Any]]:
+    """The detector with its heads, and what the preset makes of each head it has settings for."""
+    model = validate(DetectorConfig, {k: v for k, v in tree.items() if k not in ("heads", HEAD_DEFAULTS)}, tell)
+    heads, defaults = read_heads(tree.get("heads", []), tree.get(HEAD_DEFAULTS) or {}, tell)
+    return (dataclasses.replace(model, heads=heads) if model is not None else None), defaults
 
 
-def read_heads(value: Any, tell: Tell) -> tuple[Any, ...]:
-    """Head configurations from names and mappings: `[atss, {name: atss, num_convs: 0}]`."""
+def read_heads(value: Any, settings: Any, tell_section: Tell) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Head configurations from names and mappings: `[atss, {name: atss, num_convs: 0}]`.
+
+    `settings` maps a head's name to what a preset sets for it; what stands in the list itself wins. Returns the
+    configurations of the list, and those that `settings` alone give, by name.
+    """
+
+    def tell(location: Location, what: str) -> None:
+        tell_section(("heads", *location), what)
+
     if not isinstance(value, list):
         tell((), f"must be a list of heads such as [atss], or [] for none, got {show(value)}")
-        return ()
+        return (), {}
     if not value:
-        return ()  # the plain detector needs no torch
+        return (), {}  # the plain detector needs no torch
     from model.heads import HEADS
 
+    defaults = _head_defaults(settings, HEADS, tell_section)
     configs = []
     for index, entry in enumerate(value):
         options = dict(entry) if isinstance(entry, dict) else {"name": entry}
@@ -130,8 +145,38 @@ def read_heads(value: Any, tell: Tell) -> tuple[Any, ...]:
             tell((index, *location), what)
 
         kind: Any = HEADS[name]
-        configs.append(validate(kind.Config, options, tell_option))
-    return tuple(configs)
+        below = settings[name] if name in defaults else {}
+        configs.append(validate(kind.Config, _merged(below, options), tell_option))
+    return tuple(configs), defaults
+
+
+def _head_defaults(settings: Any, heads: Mapping[str, Any], tell_section: Tell) -> dict[str, Any]:
+    """A preset's `Config` by head; what has a mistake is left out."""
+    if not isinstance(settings, dict):
+        tell_section((HEAD_DEFAULTS,), f"must map a head's name to its settings, got {show(settings)}")
+        return {}
+    defaults = {}
+    for name, options in settings.items():
+        told: list[str] = []
+
+        def tell(location: Location, what: str, name: str = name, told: list[str] = told) -> None:
+            told.append(what)
+            tell_section((HEAD_DEFAULTS, name, *location), what)
+
+        if name not in heads:
+            tell((), f"unknown head '{name}'; known: {', '.join(heads)}")
+            continue
+        config = validate(heads[name].Config, options, tell)
+        if not told:
+            defaults[name] = config
+    return defaults
+
+
+def _merged(below: Any, above: Any) -> Any:
+    """Mappings joined key by key; anything else is replaced."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {key: _merged(below.get(key), value) for key, value in above.items()}
 
 
 def _check_branches(resolved: Resolved, tell: Callable[[str], None]) -> None:

@@ -222,3 +222,29 @@ axes: {train.weight_decay: [0.0625]}
     assert (train.epochs, train.batch_size, train.learning_rate, train.weight_decay) == (31, 64, 0.125, 0.0625)
     assert grid_of(text, "train.weight_decay=1").trials[0].config.train.weight_decay == 1
     assert grid_of(text, preset="digits_fast").trials[0].config.train.batch_size == 32
+
+
+def test_head_defaults_of_a_preset_reach_every_mention_of_the_head(grid_of):
+    text = """
+    base: {model.head_defaults: {atss: {top_k: 5, num_convs: 0}}}
+    rows: [{label: a, set: {model.heads: [atss, {name: atss, num_convs: 2}]}}]
+    """
+    trial = grid_of(text).trials[0]
+    first, second = trial.config.model.heads
+    assert (first.top_k, first.num_convs) == (5, 0)
+    assert (second.top_k, second.num_convs) == (5, 2)
+
+
+def test_labels_leave_a_presets_head_defaults_out(grid_of):
+    text = (
+        "base: {model.head_defaults: {atss: {top_k: 5}}}\naxes: {model.heads: [[], [atss], [{name: atss, top_k: 9}]]}"
+    )
+    assert [trial.label for trial in grid_of(text).trials] == ["heads=none", "heads=atss", "heads=atss(top_k=9)"]
+
+
+def test_mistakes_in_head_defaults_are_told_at_their_place(mistakes_of):
+    rows = "rows: [{label: a, set: {model.heads: [atss]}}]"
+    told = mistakes_of(f"base: {{model.head_defaults: {{atss: {{topk: 5}}, rcn: {{}}}}}}\n{rows}")
+    assert len(told) == 2
+    assert "model.head_defaults.atss.topk: unknown key; did you mean 'top_k'?" in told[0]
+    assert "model.head_defaults.rcn: unknown head 'rcn'; known: atss" in told[1]
