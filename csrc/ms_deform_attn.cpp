@@ -21,16 +21,15 @@ bool visited_often(const Problem<T>& p) {
 
 // The queries from `q` on that make a block, at one head; `level` gives the values of a level, `stride` apart.
 template <typename T, int D, typename Values>
-inline __attribute__((always_inline)) void forward_block(const Problem<T>& p, Block<T>& block, std::int64_t b,
-                                                         std::int64_t q, std::int64_t k, Values level,
-                                                         std::int64_t stride, T* output) {
+CODETR_FN void forward_block(const Problem<T>& p, Block<T>& block, std::int64_t b, std::int64_t q, std::int64_t k,
+                             Values level, std::int64_t stride, T* output) {
   const std::int64_t token = p.token(), width = D ? D : p.D;
   T* sums = output + (b * p.Q + q) * token + k * width;
   for (std::int64_t i = 0; i < p.queries() && q + i < p.Q; ++i) std::memset(sums + i * token, 0, width * sizeof(T));
   for_blocks(p, block, b, q, k, 0, p.L, [&](std::int64_t l) {
     for (int i = 0; i < block.queries; ++i)
-      Channels<T, D>::sample(
-          block, i * block.points, (i + 1) * block.points, level(l), stride, sums + i * token, int(width));
+      Channels<T, D>::sample(block, i * block.points, (i + 1) * block.points, level(l), stride, sums + i * token,
+                             int(width));
   });
 }
 
@@ -106,9 +105,8 @@ struct Slice {
 
 // Values from `from`, their gradients added to `to`; both begin with the slice's first level.
 template <typename T, int D>
-inline __attribute__((always_inline)) void backward_queries(const Problem<T>& p, const Gradients<T>& gradients,
-                                                            const Slice slice, const T* from, T* to,
-                                                            std::int64_t stride) {
+CODETR_FN void backward_queries(const Problem<T>& p, const Gradients<T>& gradients, const Slice slice, const T* from,
+                                T* to, std::int64_t stride) {
   Block<T> block;
   const std::int64_t width = D ? D : p.D;
   for (std::int64_t q = 0; q < p.Q; q += p.queries()) {
@@ -116,8 +114,8 @@ inline __attribute__((always_inline)) void backward_queries(const Problem<T>& p,
       const std::int64_t offset = (p.levels[l].start - p.levels[slice.level].start) * stride;
       for (int i = 0; i < block.queries; ++i) {
         const T* output = gradients.output + (slice.b * p.Q + q + i) * p.token() + slice.k * width;
-        Channels<T, D>::scatter(
-            block, i * block.points, (i + 1) * block.points, output, from + offset, to + offset, stride, int(width));
+        Channels<T, D>::scatter(block, i * block.points, (i + 1) * block.points, output, from + offset, to + offset,
+                                stride, int(width));
       }
       finish_block(block, p.levels[l], gradients);
     });
@@ -184,20 +182,28 @@ inline bool read_levels(const std::int64_t* sizes, std::int64_t count, Level* le
 template <typename T>
 bool run_forward(const Problem<T>& p, T* output, int threads) {
   switch (p.D) {
-    case 8: return forward<T, 8>(p, output, threads);
-    case 16: return forward<T, 16>(p, output, threads);
-    case 32: return forward<T, 32>(p, output, threads);
-    default: return forward<T, 0>(p, output, threads);
+    case 8:
+      return forward<T, 8>(p, output, threads);
+    case 16:
+      return forward<T, 16>(p, output, threads);
+    case 32:
+      return forward<T, 32>(p, output, threads);
+    default:
+      return forward<T, 0>(p, output, threads);
   }
 }
 
 template <typename T>
 bool run_backward(const Problem<T>& p, const Gradients<T>& gradients, int threads) {
   switch (p.D) {
-    case 8: return backward<T, 8>(p, gradients, threads);
-    case 16: return backward<T, 16>(p, gradients, threads);
-    case 32: return backward<T, 32>(p, gradients, threads);
-    default: return backward<T, 0>(p, gradients, threads);
+    case 8:
+      return backward<T, 8>(p, gradients, threads);
+    case 16:
+      return backward<T, 16>(p, gradients, threads);
+    case 32:
+      return backward<T, 32>(p, gradients, threads);
+    default:
+      return backward<T, 0>(p, gradients, threads);
   }
 }
 
@@ -207,24 +213,24 @@ bool run_backward(const Problem<T>& p, const Gradients<T>& gradients, int thread
 using namespace codetr;
 
 // `shape`: B, S, K, D, Q, L, P. `sizes`: height and width of each level. All return 0 when done.
-#define CODETR_MS_DEFORM_ATTN(T, suffix)                                                                             \
-  extern "C" int codetr_ms_deform_attn_##suffix(const T* value, const T* locations, const T* weights,                \
-                                                const std::int64_t* sizes, const std::int64_t* shape, T* output,     \
-                                                int threads) {                                                       \
-    Level levels[kMostLevels];                                                                                       \
-    if (!read_levels(sizes, shape[5], levels)) return 1;                                                             \
-    const Problem<T> p{value,    locations, weights,  levels,   shape[0], shape[1],                                  \
-                       shape[2], shape[3],  shape[4], shape[5], shape[6]};                                           \
-    return run_forward(p, output, threads) ? 0 : 2;                                                                  \
-  }                                                                                                                  \
-  extern "C" int codetr_ms_deform_attn_backward_##suffix(                                                            \
-      const T* gradient, const T* value, const T* locations, const T* weights, const std::int64_t* sizes,            \
-      const std::int64_t* shape, T* value_gradient, T* location_gradient, T* weight_gradient, int threads) {         \
-    Level levels[kMostLevels];                                                                                       \
-    if (!read_levels(sizes, shape[5], levels)) return 1;                                                             \
-    const Problem<T> p{value,    locations, weights,  levels,   shape[0], shape[1],                                  \
-                       shape[2], shape[3],  shape[4], shape[5], shape[6]};                                           \
-    return run_backward(p, {gradient, value_gradient, location_gradient, weight_gradient}, threads) ? 0 : 2;         \
+#define CODETR_MS_DEFORM_ATTN(T, suffix)                                                                         \
+  extern "C" int codetr_ms_deform_attn_##suffix(const T* value, const T* locations, const T* weights,            \
+                                                const std::int64_t* sizes, const std::int64_t* shape, T* output, \
+                                                int threads) {                                                   \
+    Level levels[kMostLevels];                                                                                   \
+    if (!read_levels(sizes, shape[5], levels)) return 1;                                                         \
+    const Problem<T> p{value,    locations, weights,  levels,   shape[0], shape[1],                              \
+                       shape[2], shape[3],  shape[4], shape[5], shape[6]};                                       \
+    return run_forward(p, output, threads) ? 0 : 2;                                                              \
+  }                                                                                                              \
+  extern "C" int codetr_ms_deform_attn_backward_##suffix(                                                        \
+      const T* gradient, const T* value, const T* locations, const T* weights, const std::int64_t* sizes,        \
+      const std::int64_t* shape, T* value_gradient, T* location_gradient, T* weight_gradient, int threads) {     \
+    Level levels[kMostLevels];                                                                                   \
+    if (!read_levels(sizes, shape[5], levels)) return 1;                                                         \
+    const Problem<T> p{value,    locations, weights,  levels,   shape[0], shape[1],                              \
+                       shape[2], shape[3],  shape[4], shape[5], shape[6]};                                       \
+    return run_backward(p, {gradient, value_gradient, location_gradient, weight_gradient}, threads) ? 0 : 2;     \
   }
 
 CODETR_MS_DEFORM_ATTN(float, f32)

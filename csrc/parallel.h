@@ -17,7 +17,16 @@ inline int omp_get_thread_num() { return 0; }
 
 namespace codetr {
 
-// W numbers that live in vector registers. Compilers split what is wider than the machine's own registers.
+// The machine's vector registers. Compilers accept wider vectors, and make very slow code of some.
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// W numbers in such a register.
 template <typename T, int W>
 struct Pack {
   typedef T type __attribute__((vector_size(W * sizeof(T))));
@@ -37,8 +46,9 @@ inline __attribute__((always_inline)) void store(T* to, const V& pack) {
 
 // Both packs consist of segments of `Segment` lanes. Adds the halves of each segment; the results of `a`, then of `b`.
 template <typename T, int W, int Segment, int... I>
-inline __attribute__((always_inline)) typename Pack<T, W>::type fold(
-    typename Pack<T, W>::type a, typename Pack<T, W>::type b, std::integer_sequence<int, I...>) {
+inline __attribute__((always_inline)) typename Pack<T, W>::type fold(typename Pack<T, W>::type a,
+                                                                     typename Pack<T, W>::type b,
+                                                                     std::integer_sequence<int, I...>) {
   constexpr auto kFrom = [](int i) constexpr {
     const int lane = i % (W / 2);
     return i / (W / 2) * W + lane / (Segment / 2) * Segment + lane % (Segment / 2);
@@ -52,25 +62,32 @@ inline __attribute__((always_inline)) typename Pack<T, W>::type fold(
 }
 
 template <typename T, int W, int Segment>
-inline __attribute__((always_inline)) typename Pack<T, W>::type fold(
-    typename Pack<T, W>::type a, typename Pack<T, W>::type b) {
+inline __attribute__((always_inline)) typename Pack<T, W>::type fold(typename Pack<T, W>::type a,
+                                                                     typename Pack<T, W>::type b) {
   return fold<T, W, Segment>(a, b, std::make_integer_sequence<int, W>());
 }
 
-// The sums of the lanes of four packs, W at least 4.
+// The sums of the lanes of four packs.
 template <typename T, int W>
 inline __attribute__((always_inline)) void sum_lanes(const typename Pack<T, W>::type (&packs)[4], T* sums) {
-  auto all = fold<T, W, W / 2>(fold<T, W, W>(packs[0], packs[1]), fold<T, W, W>(packs[2], packs[3]));
-  if constexpr (W >= 16) all = fold<T, W, 4>(all, all);
-  if constexpr (W >= 8) all = fold<T, W, 2>(all, all);
-  std::memcpy(sums, &all, 4 * sizeof(T));
+  const auto first = fold<T, W, W>(packs[0], packs[1]), second = fold<T, W, W>(packs[2], packs[3]);
+  if constexpr (W == 2) {
+    std::memcpy(sums, &first, sizeof(first));
+    std::memcpy(sums + 2, &second, sizeof(second));
+  } else {
+    auto all = fold<T, W, W / 2>(first, second);
+    if constexpr (W >= 16) all = fold<T, W, 4>(all, all);
+    if constexpr (W >= 8) all = fold<T, W, 2>(all, all);
+    std::memcpy(sums, &all, 4 * sizeof(T));
+  }
 }
 
 // Memory for intermediate results, aligned to cache lines; false where there is none.
 template <typename T>
 class Scratch {
  public:
-  explicit Scratch(std::int64_t count) : memory_(std::aligned_alloc(64, (std::size_t(count) * sizeof(T) / 64 + 1) * 64)) {}
+  explicit Scratch(std::int64_t count)
+      : memory_(std::aligned_alloc(64, (std::size_t(count) * sizeof(T) / 64 + 1) * 64)) {}
   ~Scratch() { std::free(memory_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

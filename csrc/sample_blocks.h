@@ -1,5 +1,5 @@
-// Samples in blocks, for ms_deform_attn.cpp: first the corners and weights of a whole block (vectors over samples), then
-// the channels of one sample after the other (vectors over channels).
+// Samples in blocks, for ms_deform_attn.cpp: first the corners and weights of a whole block (vectors over samples),
+// then the channels of one sample after the other (vectors over channels).
 #pragma once
 
 #include "geometry.h"
@@ -36,7 +36,8 @@ struct Block {
   int queries, points;
   alignas(64) T location[2 * kBlock];
   alignas(64) T weight[kBlock];
-  alignas(64) int at[4][kBlock];  // token of the level at each corner; row: low, low, high, high; column: low, high, ...
+  alignas(
+      64) int at[4][kBlock];  // token of the level at each corner; row: low, low, high, high; column: low, high, ...
   alignas(64) T factor[4][kBlock];
   alignas(64) T dot[4 * kBlock];  // backward: gradient times value at each corner
 };
@@ -84,8 +85,8 @@ void find_corners(Block<T>& block, const Level level) {
 
 // Calls `visit(block, level number)` for every block of the queries [q, q + queries) at one head and some levels.
 template <typename T, typename Visit>
-void for_blocks(const Problem<T>& p, Block<T>& block, std::int64_t b, std::int64_t q, std::int64_t k, std::int64_t level,
-                std::int64_t last_level, Visit visit) {
+void for_blocks(const Problem<T>& p, Block<T>& block, std::int64_t b, std::int64_t q, std::int64_t k,
+                std::int64_t level, std::int64_t last_level, Visit visit) {
   block.queries = int(p.Q - q < p.queries() ? p.Q - q : p.queries());
   block.stride = p.K * p.L * p.P;
   for (std::int64_t l = level; l < last_level; ++l) {
@@ -103,12 +104,13 @@ void for_blocks(const Problem<T>& p, Block<T>& block, std::int64_t b, std::int64
 
 template <typename T, int D>
 struct Channels {
-  static constexpr int W = D * int(sizeof(T)) > 64 ? 64 / int(sizeof(T)) : D;
+  static constexpr int W = D * int(sizeof(T)) > kVectorBytes ? kVectorBytes / int(sizeof(T)) : D;
   static constexpr int N = D / W;
   using V = typename Pack<T, W>::type;
 
   // sum += corners of the points [i, end)
-  static inline __attribute__((always_inline)) void sample(const Block<T>& block, int i, int end, const T* value, std::int64_t stride, T* sum, int) {
+  CODETR_FN static void sample(const Block<T>& block, int i, int end, const T* value, std::int64_t stride, T* sum,
+                               int) {
     V even[N], odd[N];
     for (int n = 0; n < N; ++n) even[n] = load<V>(sum + n * W), odd[n] = V{};
     for (; i < end; ++i) {
@@ -125,7 +127,8 @@ struct Channels {
   }
 
   // The reverse: products for the gradients of locations and weights, and the gradient of the value.
-  static inline __attribute__((always_inline)) void scatter(Block<T>& block, int i, int end, const T* gradient, const T* value, T* to, std::int64_t stride, int) {
+  CODETR_FN static void scatter(Block<T>& block, int i, int end, const T* gradient, const T* value, T* to,
+                                std::int64_t stride, int) {
     V g[N];
     for (int n = 0; n < N; ++n) g[n] = load<V>(gradient + n * W);
     for (; i < end; ++i) {
@@ -144,7 +147,8 @@ struct Channels {
 
 template <typename T>
 struct Channels<T, 0> {
-  static inline __attribute__((always_inline)) void sample(const Block<T>& block, int i, int end, const T* value, std::int64_t stride, T* sum, int width) {
+  CODETR_FN static void sample(const Block<T>& block, int i, int end, const T* value, std::int64_t stride, T* sum,
+                               int width) {
     for (; i < end; ++i) {
       const T *a = value + block.at[0][i] * stride, *b = value + block.at[1][i] * stride;
       const T *c = value + block.at[2][i] * stride, *d = value + block.at[3][i] * stride;
@@ -154,8 +158,8 @@ struct Channels<T, 0> {
     }
   }
 
-  static inline __attribute__((always_inline)) void scatter(Block<T>& block, int i, int end, const T* gradient, const T* value, T* to, std::int64_t stride,
-                      int width) {
+  CODETR_FN static void scatter(Block<T>& block, int i, int end, const T* gradient, const T* value, T* to,
+                                std::int64_t stride, int width) {
     for (; i < end; ++i) {
       for (int corner = 0; corner < 4; ++corner) {
         const T* from = value + block.at[corner][i] * stride;
