@@ -49,8 +49,8 @@ __device__ __forceinline__ void add(float* to, const float (&what)[N]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   if constexpr (N % 4 == 0) {
     for (int i = 0; i < N; i += 4)
-      asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to + i)), "f"(what[i]),
-                   "f"(what[i + 1]), "f"(what[i + 2]), "f"(what[i + 3])
+      asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to + i)),
+                   "f"(what[i]), "f"(what[i + 1]), "f"(what[i + 2]), "f"(what[i + 3])
                    : "memory");
     return;
   }

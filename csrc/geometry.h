@@ -39,9 +39,7 @@ CODETR_FN T smaller(T a, T b) {
   return a < b ? a : b;
 }
 
-CODETR_FN int clamp(int index, int last) {
-  return smaller(larger(index, 0), last);
-}
+CODETR_FN int clamp(int index, int last) { return smaller(larger(index, 0), last); }
 
 // `location` is normalised to [0, 1] over the map: `location * size - 0.5` is the index, rounded on the way just as
 // grid_sample rounds. Untrained offsets are whole pixels, and which neighbours a location exactly at a pixel's centre
@@ -76,8 +74,8 @@ struct SampleGradient {
 };
 
 template <typename T>
-CODETR_FN SampleGradient<T> sample_gradient(
-    const Axis<T>& x, const Axis<T>& y, T low_low, T low_high, T high_low, T high_high, T weight, int width, int height) {
+CODETR_FN SampleGradient<T> sample_gradient(const Axis<T>& x, const Axis<T>& y, T low_low, T low_high, T high_low,
+                                            T high_high, T weight, int width, int height) {
   const T low_row = x.low_weight * low_low + x.high_weight * low_high;
   const T high_row = x.low_weight * high_low + x.high_weight * high_high;
   const T low_row_dx = x.low_slope * low_low + x.high_slope * low_high;

@@ -13,10 +13,10 @@ __device__ constexpr int at_most(int limit, int n) { return n < limit ? n : limi
 __device__ constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
 __device__ constexpr int vector_length(int n) { return WIDTH % n == 0 ? n : vector_length(n / 2); }
 
-constexpr int kVector = vector_length(16 / sizeof(VALUE));                           // channels in a load
-constexpr int kLanes = at_most(32, power_of_two((WIDTH + kVector - 1) / kVector));   // for one query and head
-constexpr int kLoads = (WIDTH + kLanes * kVector - 1) / (kLanes * kVector);          // for one lane and corner
-constexpr bool kEven = kLoads * kLanes * kVector == WIDTH;                           // no lane idles
+constexpr int kVector = vector_length(16 / sizeof(VALUE));                          // channels in a load
+constexpr int kLanes = at_most(32, power_of_two((WIDTH + kVector - 1) / kVector));  // for one query and head
+constexpr int kLoads = (WIDTH + kLanes * kVector - 1) / (kLanes * kVector);         // for one lane and corner
+constexpr bool kEven = kLoads * kLanes * kVector == WIDTH;                          // no lane idles
 
 using Load = Vector<VALUE, kVector>;
 
@@ -71,7 +71,8 @@ extern "C" __global__ void ms_deform_attn(const VALUE* value, const SUM* locatio
   const Place place(queries);
   if (place.number >= count) return;
   SUM sum[kLoads][kVector] = {};
-  const SUM *location = locations + place.number * (LEVELS * POINTS * 2), *weight = weights + place.number * (LEVELS * POINTS);
+  const SUM *location = locations + place.number * (LEVELS * POINTS * 2),
+            *weight = weights + place.number * (LEVELS * POINTS);
 #pragma unroll
   for (int l = 0; l < LEVELS; ++l) {
     const VALUE* level = value + ((place.batch * tokens + levels.start[l]) * HEADS + place.head) * WIDTH;
@@ -135,8 +136,8 @@ extern "C" __global__ void ms_deform_attn_backward(const SUM* gradient, const VA
           if (factor != SUM(0)) add(value_gradient + at, part);
         }
       }
-      const SampleGradient<SUM> found = sample_gradient(
-          corners.x, corners.y, dot[0], dot[1], dot[2], dot[3], weight, levels.width[l], levels.height[l]);
+      const SampleGradient<SUM> found = sample_gradient(corners.x, corners.y, dot[0], dot[1], dot[2], dot[3], weight,
+                                                        levels.width[l], levels.height[l]);
       const SUM x = sum_lanes<kLanes>(found.x, place.members), y = sum_lanes<kLanes>(found.y, place.members);
       const SUM w = sum_lanes<kLanes>(found.weight, place.members);
       if (place.lane == 0) {

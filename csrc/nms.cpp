@@ -12,6 +12,8 @@
 namespace codetr {
 namespace {
 
+constexpr std::int64_t kPairsWorthThreads = 1 << 21;  // some tenths of a millisecond
+
 // Boxes as one array for each coordinate, which is what vectors want.
 template <typename T>
 struct Boxes {
@@ -61,7 +63,12 @@ void nms(const T* boxes_xyxy, const std::int64_t* labels, std::int64_t count, T 
   std::vector<std::int32_t> dropped(count, 0);
   for (std::int64_t i = 0; i < count; ++i) boxes.set(i, boxes_xyxy + 4 * groups.numbers[i]);
   const auto number_of_groups = std::int64_t(groups.begin.size()) - 1;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && count > 512)
+  std::int64_t pairs = 0;  // at most
+  for (std::int64_t g = 0; g < number_of_groups; ++g) {
+    const std::int64_t size = groups.begin[g + 1] - groups.begin[g];
+    pairs += size * size / 2;
+  }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && pairs > kPairsWorthThreads)
   for (std::int64_t g = 0; g < number_of_groups; ++g)
     suppress(boxes, groups.begin[g], groups.begin[g + 1], threshold, dropped.data());
   for (std::int64_t i = 0; i < count; ++i) keep[groups.numbers[i]] = !dropped[i];
@@ -94,19 +101,19 @@ std::int64_t soft_nms(const T* boxes_xyxy, const T* scores, const std::int64_t* 
 }  // namespace codetr
 
 // -1 where there is no memory; otherwise 0, and the number of boxes taken for soft suppression.
-#define CODETR_NMS(T, suffix)                                                                                         \
+#define CODETR_NMS(T, suffix)                                                                                          \
   extern "C" int codetr_nms_##suffix(const T* boxes, const std::int64_t* labels, std::int64_t count, double threshold, \
-                                     bool* keep, int threads) try {                                                   \
-    return codetr::nms(boxes, labels, count, T(threshold), keep, threads), 0;                                         \
-  } catch (...) {                                                                                                     \
-    return -1;                                                                                                        \
-  }                                                                                                                   \
-  extern "C" std::int64_t codetr_soft_nms_##suffix(const T* boxes, const T* scores, const std::int64_t* labels,       \
-                                                   std::int64_t count, double threshold, double min_score,            \
-                                                   std::int64_t* taken, T* taken_scores) try {                        \
-    return codetr::soft_nms(boxes, scores, labels, count, T(threshold), T(min_score), taken, taken_scores);           \
-  } catch (...) {                                                                                                     \
-    return -1;                                                                                                        \
+                                     bool* keep, int threads) try {                                                    \
+    return codetr::nms(boxes, labels, count, T(threshold), keep, threads), 0;                                          \
+  } catch (...) {                                                                                                      \
+    return -1;                                                                                                         \
+  }                                                                                                                    \
+  extern "C" std::int64_t codetr_soft_nms_##suffix(const T* boxes, const T* scores, const std::int64_t* labels,        \
+                                                   std::int64_t count, double threshold, double min_score,             \
+                                                   std::int64_t* taken, T* taken_scores) try {                         \
+    return codetr::soft_nms(boxes, scores, labels, count, T(threshold), T(min_score), taken, taken_scores);            \
+  } catch (...) {                                                                                                      \
+    return -1;                                                                                                         \
   }
 
 CODETR_NMS(float, f32)

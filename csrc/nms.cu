@@ -6,11 +6,12 @@
 using namespace codetr;
 using Bits = unsigned long long;
 
-constexpr int kTile = 64;        // boxes in a word
+constexpr int kTile = 64;         // boxes in a word
 constexpr int kMostWords = 4096;  // words of the list that fit into shared memory
 
 // overlaps[n, w]: bit i tells that box n suppresses box 64 * w + i. A grid of words x words blocks of 64 threads.
-extern "C" __global__ void nms_overlaps(const SUM* boxes, const Index* labels, Index count, SUM threshold, Bits* overlaps) {
+extern "C" __global__ void nms_overlaps(const SUM* boxes, const Index* labels, Index count, SUM threshold,
+                                        Bits* overlaps) {
   const Index words = (count + kTile - 1) / kTile, n = Index(blockIdx.y) * kTile + threadIdx.x;
   if (n >= count) return;
   Bits bits = 0;

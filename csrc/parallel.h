@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -15,7 +17,16 @@ inline int omp_get_thread_num() { return 0; }
 
 namespace codetr {
 
-// W numbers that live in vector registers. Compilers split what is wider than the machine's own registers.
+// The machine's vector registers. Compilers accept wider vectors, and make very slow code of some.
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// W numbers in such a register.
 template <typename T, int W>
 struct Pack {
   typedef T type __attribute__((vector_size(W * sizeof(T))));
@@ -33,20 +44,41 @@ inline __attribute__((always_inline)) void store(T* to, const V& pack) {
   std::memcpy(to, &pack, sizeof(V));
 }
 
+// Both packs consist of segments of `Segment` lanes. Adds the halves of each segment; the results of `a`, then of `b`.
+template <typename T, int W, int Segment, int... I>
+inline __attribute__((always_inline)) typename Pack<T, W>::type fold(typename Pack<T, W>::type a,
+                                                                     typename Pack<T, W>::type b,
+                                                                     std::integer_sequence<int, I...>) {
+  constexpr auto kFrom = [](int i) constexpr {
+    const int lane = i % (W / 2);
+    return i / (W / 2) * W + lane / (Segment / 2) * Segment + lane % (Segment / 2);
+  };
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, kFrom(I)...) + __builtin_shufflevector(a, b, (kFrom(I) + Segment / 2)...);
+#else
+  using Index = typename Pack<std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>, W>::type;
+  return __builtin_shuffle(a, b, Index{kFrom(I)...}) + __builtin_shuffle(a, b, Index{(kFrom(I) + Segment / 2)...});
+#endif
+}
+
+template <typename T, int W, int Segment>
+inline __attribute__((always_inline)) typename Pack<T, W>::type fold(typename Pack<T, W>::type a,
+                                                                     typename Pack<T, W>::type b) {
+  return fold<T, W, Segment>(a, b, std::make_integer_sequence<int, W>());
+}
+
 // The sums of the lanes of four packs.
 template <typename T, int W>
 inline __attribute__((always_inline)) void sum_lanes(const typename Pack<T, W>::type (&packs)[4], T* sums) {
-  if constexpr (W > 4) {
-    using Half = typename Pack<T, W / 2>::type;
-    Half halves[4];
-    for (int i = 0; i < 4; ++i) {
-      Half parts[2];
-      std::memcpy(parts, &packs[i], sizeof(parts));
-      halves[i] = parts[0] + parts[1];
-    }
-    sum_lanes<T, W / 2>(halves, sums);
+  const auto first = fold<T, W, W>(packs[0], packs[1]), second = fold<T, W, W>(packs[2], packs[3]);
+  if constexpr (W == 2) {
+    std::memcpy(sums, &first, sizeof(first));
+    std::memcpy(sums + 2, &second, sizeof(second));
   } else {
-    for (int i = 0; i < 4; ++i) sums[i] = (packs[i][0] + packs[i][1]) + (packs[i][2] + packs[i][3]);
+    auto all = fold<T, W, W / 2>(first, second);
+    if constexpr (W >= 16) all = fold<T, W, 4>(all, all);
+    if constexpr (W >= 8) all = fold<T, W, 2>(all, all);
+    std::memcpy(sums, &all, 4 * sizeof(T));
   }
 }
 
@@ -54,7 +86,8 @@ inline __attribute__((always_inline)) void sum_lanes(const typename Pack<T, W>::
 template <typename T>
 class Scratch {
  public:
-  explicit Scratch(std::int64_t count) : memory_(std::aligned_alloc(64, (std::size_t(count) * sizeof(T) / 64 + 1) * 64)) {}
+  explicit Scratch(std::int64_t count)
+      : memory_(std::aligned_alloc(64, (std::size_t(count) * sizeof(T) / 64 + 1) * 64)) {}
   ~Scratch() { std::free(memory_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

@@ -26,7 +26,9 @@ struct Cells {
     return bins * size + 2 * bins * std::int64_t(sizeof(std::int64_t) / sizeof(T) + 1);
   }
   Cells(T* memory, std::int64_t bins, std::int64_t size)
-      : size(size), first(reinterpret_cast<std::int64_t*>(memory)), last(first + bins),
+      : size(size),
+        first(reinterpret_cast<std::int64_t*>(memory)),
+        last(first + bins),
         weights(reinterpret_cast<T*>(last + bins)) {}
 
   void fill(const RoiAxis<T>& roi, int bins) {
@@ -63,8 +65,8 @@ struct Problem {
 
 // Calls `visit(bin, cell, weight)` for every cell of every bin.
 template <typename T, typename Visit>
-inline __attribute__((always_inline)) void for_cells(const Problem<T>& p, const Cells<T>& rows, const Cells<T>& columns,
-                                                     int i, int j, Visit visit) {
+CODETR_FN void for_cells(const Problem<T>& p, const Cells<T>& rows, const Cells<T>& columns, int i, int j,
+                         Visit visit) {
   for (std::int64_t y = rows.first[i]; y < rows.last[i]; ++y)
     for (std::int64_t x = columns.first[j]; x < columns.last[j]; ++x)
       visit((y * p.W + x) * p.C, rows.weights[i * p.H + y] * columns.weights[j * p.W + x]);
@@ -86,7 +88,8 @@ void sample(const Problem<T>& p, const Cells<T>& rows, const Cells<T>& columns, 
 }
 
 template <typename T, int Width>
-void scatter(const Problem<T>& p, const Cells<T>& rows, const Cells<T>& columns, T* gradient, const T* tile, int width) {
+void scatter(const Problem<T>& p, const Cells<T>& rows, const Cells<T>& columns, T* gradient, const T* tile,
+             int width) {
   for (int i = 0; i < p.bins; ++i)
     for (int j = 0; j < p.bins; ++j, tile += kChannels)
       for_cells(p, rows, columns, i, j, [&](std::int64_t cell, T weight) {
@@ -115,7 +118,8 @@ bool forward(const Problem<T>& p, const T* feature, T* output, int threads) {
         sample<T, 0>(p, rows, columns, from, tile, width);
       }
       for (int d = 0; d < width; ++d)
-        for (std::int64_t bin = 0; bin < area; ++bin) output[(n * p.C + c + d) * area + bin] = tile[bin * kChannels + d];
+        for (std::int64_t bin = 0; bin < area; ++bin)
+          output[(n * p.C + c + d) * area + bin] = tile[bin * kChannels + d];
     }
   }
   return true;
@@ -140,7 +144,8 @@ bool backward(const Problem<T>& p, const T* gradient, T* feature_gradient, int t
       if (p.batch(n) != b) continue;
       p.fill(n, rows, columns);
       for (int d = 0; d < width; ++d)
-        for (std::int64_t bin = 0; bin < area; ++bin) tile[bin * kChannels + d] = gradient[(n * p.C + c + d) * area + bin];
+        for (std::int64_t bin = 0; bin < area; ++bin)
+          tile[bin * kChannels + d] = gradient[(n * p.C + c + d) * area + bin];
       if (width == kChannels) {
         scatter<T, kChannels>(p, rows, columns, feature_gradient + b * image + c, tile, width);
       } else {
@@ -155,16 +160,16 @@ bool backward(const Problem<T>& p, const T* gradient, T* feature_gradient, int t
 }  // namespace codetr
 
 // `shape`: B, H, W, C, N. 0 when done, 1 where there is no memory. Batch indices are for the caller to check.
-#define CODETR_ROI_ALIGN(T, suffix)                                                                                   \
-  extern "C" int codetr_roi_align_##suffix(const T* feature, const T* regions, const std::int64_t* shape, int bins,    \
-                                           double scale, T* output, int threads) {                                    \
-    const codetr::Problem<T> p{regions, shape[0], shape[1], shape[2], shape[3], shape[4], bins, T(scale)};             \
-    return codetr::forward(p, feature, output, threads) ? 0 : 1;                                                      \
-  }                                                                                                                   \
-  extern "C" int codetr_roi_align_backward_##suffix(const T* gradient, const T* regions, const std::int64_t* shape,    \
-                                                    int bins, double scale, T* feature_gradient, int threads) {       \
-    const codetr::Problem<T> p{regions, shape[0], shape[1], shape[2], shape[3], shape[4], bins, T(scale)};             \
-    return codetr::backward(p, gradient, feature_gradient, threads) ? 0 : 1;                                          \
+#define CODETR_ROI_ALIGN(T, suffix)                                                                                 \
+  extern "C" int codetr_roi_align_##suffix(const T* feature, const T* regions, const std::int64_t* shape, int bins, \
+                                           double scale, T* output, int threads) {                                  \
+    const codetr::Problem<T> p{regions, shape[0], shape[1], shape[2], shape[3], shape[4], bins, T(scale)};          \
+    return codetr::forward(p, feature, output, threads) ? 0 : 1;                                                    \
+  }                                                                                                                 \
+  extern "C" int codetr_roi_align_backward_##suffix(const T* gradient, const T* regions, const std::int64_t* shape, \
+                                                    int bins, double scale, T* feature_gradient, int threads) {     \
+    const codetr::Problem<T> p{regions, shape[0], shape[1], shape[2], shape[3], shape[4], bins, T(scale)};          \
+    return codetr::backward(p, gradient, feature_gradient, threads) ? 0 : 1;                                        \
   }
 
 CODETR_ROI_ALIGN(float, f32)

@@ -91,6 +91,8 @@ def ms_deform_attn(value: Tensor, sizes: Sequence[int], locations: Tensor, weigh
     batch, _, heads, width, queries, levels, points = shape
     value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
     output = weights.new_empty(batch, queries, heads * width)
+    if not weights.numel() or not width:
+        return output.zero_()
     count = threads(weights.numel() * width)
     call("ms_deform_attn", value.dtype, value, locations, weights, tuple(sizes), shape, output, count)
     return output
@@ -112,6 +114,8 @@ def ms_deform_attn_backward(
     gradient, value = gradient.contiguous(), value.contiguous()
     locations, weights = locations.contiguous(), weights.contiguous()
     results = torch.empty_like(value), torch.empty_like(locations), torch.empty_like(weights)
+    if not weights.numel() or not value.numel():
+        return results[0].zero_(), results[1].zero_(), results[2].zero_()
     count = threads(weights.numel() * value.shape[-1])
     given = gradient, value, locations, weights, tuple(sizes), shape
     call("ms_deform_attn_backward", value.dtype, *given, *results, count)

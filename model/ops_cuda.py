@@ -111,6 +111,8 @@ def _ms_deform_attn(value: Tensor, sizes: Sequence[int], locations: Tensor, weig
     shape = check_ms_deform_attn(value, sizes, locations, weights)
     value, locations, weights = _aligned(value), locations.contiguous(), weights.contiguous()
     output = weights.new_empty(shape[0], shape[4], shape[2] * shape[3])
+    if not weights.numel() or not value.numel():
+        return output.zero_()
     _attend("ms_deform_attn", (value, locations, weights, output), value, sizes, shape)
     return output
 
@@ -122,7 +124,8 @@ def _ms_deform_attn_backward(
     gradient, value = gradient.contiguous(), _aligned(value)
     locations, weights = locations.contiguous(), weights.contiguous()
     results = torch.zeros_like(value, dtype=weights.dtype), torch.empty_like(locations), torch.empty_like(weights)
-    _attend("ms_deform_attn_backward", (gradient, value, locations, weights, *results), value, sizes, shape)
+    if weights.numel() and value.numel():
+        _attend("ms_deform_attn_backward", (gradient, value, locations, weights, *results), value, sizes, shape)
     return results[0].to(value.dtype), results[1], results[2]
 
 

@@ -96,12 +96,13 @@ def test_a_location_that_is_not_a_number_is_not_hidden():
     assert output[1, 2, :8].isnan().all() and output.isnan().sum() == 8
 
 
-@pytest.mark.parametrize(("batch", "queries"), [(0, 5), (2, 0)])
-def test_attention_of_nothing(batch, queries):
-    tensors = attention_inputs(batch=batch, queries=queries)
+@pytest.mark.parametrize("nothing", ["batch", "queries", "heads", "points", "width"])
+def test_attention_of_nothing(nothing):
+    tensors = attention_inputs(**{"batch": 2, "queries": 5, "heads": 3, "points": 2, "width": 8, nothing: 0})
     output, *gradients = with_gradients(compiled_attention, tensors, LEVELS)
-    assert output.shape == (batch, queries, 24)
-    assert [g.shape for g in gradients] == [t.shape for t in tensors] and not any(g.any() for g in gradients)
+    assert output.shape == (len(tensors[0]), tensors[1].shape[1], tensors[0].shape[2] * tensors[0].shape[3])
+    assert not output.any() and [g.shape for g in gradients] == [t.shape for t in tensors]
+    assert not any(gradient.any() for gradient in gradients)
 
 
 def test_attention_takes_tensors_as_they_lie_in_memory():

@@ -14,8 +14,8 @@ static Levels levels_of(const long long* sizes) {
 // Threads beyond `count` return at once; a whole number of blocks keeps all of a block's threads at the exchanges.
 extern "C" int lanes() { return kLanes; }
 
-extern "C" void forward(const VALUE* value, const SUM* locations, const SUM* weights, const long long* sizes, SUM* output,
-                        long long tokens, long long queries, long long count) {
+extern "C" void forward(const VALUE* value, const SUM* locations, const SUM* weights, const long long* sizes,
+                        SUM* output, long long tokens, long long queries, long long count) {
   const Levels levels = levels_of(sizes);
   const int threads = 32;
   run(int((count * kLanes + threads - 1) / threads), 1, threads,
