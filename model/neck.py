@@ -36,13 +36,13 @@ class MaskedGroupNorm(nn.GroupNorm):
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # sums of many squares, as autocast would have it
         batch, channels = x.shape[:2]
         keep = (~mask)[:, None].to(x.dtype)
-        grouped = (x * keep).view(batch, self.num_groups, -1)
+        grouped = (x * keep).reshape(batch, self.num_groups, -1)
         count = keep.flatten(1).sum(1) * (channels // self.num_groups)
         mean = grouped.sum(-1) / count[:, None]
-        centred = (x.view(batch, self.num_groups, -1) - mean[..., None]).view_as(x) * keep
-        variance = centred.view(batch, self.num_groups, -1).square().sum(-1) / count[:, None]
-        scaled = centred.view(batch, self.num_groups, -1) * (variance + self.eps).rsqrt()[..., None]
-        affine = scaled.view_as(x) * self.weight[:, None, None] + self.bias[:, None, None]
+        centred = (x.reshape(batch, self.num_groups, -1) - mean[..., None]).reshape(x.shape) * keep
+        variance = centred.reshape(batch, self.num_groups, -1).square().sum(-1) / count[:, None]
+        scaled = centred.reshape(batch, self.num_groups, -1) * (variance + self.eps).rsqrt()[..., None]
+        affine = scaled.reshape(x.shape) * self.weight[:, None, None] + self.bias[:, None, None]
         return affine * keep
 
 
