@@ -30,7 +30,7 @@ Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass
-class Session:
+class TrialState:
     """What a trial works with while it runs."""
 
     trial: Trial
@@ -85,7 +85,7 @@ def _forwarded(name: str, tell: Callable[[str, str], None]) -> Iterator[None]:
         logging.getLogger(name).removeHandler(handler)
 
 
-def build_session(trial: Trial, store: RunStore, report: Report, should_stop: Callable[[], bool]) -> Session:
+def build_trial(trial: Trial, store: RunStore, report: Report, should_stop: Callable[[], bool]) -> TrialState:
     """Data, detector and optimiser of a trial, at the point where it was left."""
     from harness.grid import config_to_dict
 
@@ -111,7 +111,7 @@ def build_session(trial: Trial, store: RunStore, report: Report, should_stop: Ca
         tell("warning", warning)
     workers = trial.runtime.num_workers
     divisor = detector.size_divisor
-    return Session(
+    return TrialState(
         trial,
         store,
         device,
