@@ -8,6 +8,7 @@ import torch
 from model.config import BackboneConfig
 from model.criterion import total_loss
 from model.detector import Detector
+from model.heads import HEADS
 from model.queries import QueryGroup
 from model.types import Batch, Targets
 from tests.tiny import NUM_CLASSES, PLAIN, REFINED, single, tiny_batch, tiny_config
@@ -83,10 +84,11 @@ def test_a_loss_without_a_weight_is_an_error_and_the_reverse():
 
 
 @pytest.mark.parametrize("variant", ["plain", "plus_plus"])
-def test_heads_change_nothing_at_inference(variant):
-    """Same seed, same detector with and without heads; and the heads' parameters are not even read."""
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_heads_change_nothing_at_inference(head, variant):
+    """Same seed, same detector with and without a head; and the head's parameters are not even read."""
     batch = tiny_batch(sizes=((96, 96), (70, 90)))
-    bare, full = build(**VARIANTS[variant]), build("atss", **VARIANTS[variant])
+    bare, full = build(**VARIANTS[variant]), build(head, **VARIANTS[variant])
     for plain, with_heads in zip(bare.eval().detect(batch), full.eval().detect(batch), strict=True):
         assert torch.equal(plain.boxes_xyxy, with_heads.boxes_xyxy)
         assert torch.equal(plain.scores, with_heads.scores)

@@ -21,6 +21,7 @@ from harness.train import (
     train_step,
 )
 from model.detector import Detector
+from model.heads import HEADS
 from tests.tiny import NUM_CLASSES, PLAIN, tiny_batch, tiny_config
 
 FLAT = TrainConfig(learning_rate=1e-3, batch_size=2, backbone_lr_factor=1.0, sampling_lr_factor=1.0, drop_epochs=())
@@ -55,17 +56,18 @@ def test_five_seeded_steps_equal_stored_losses(name, heads):
     assert steps(*build(*heads), 0, 5) == pytest.approx(FIVE_STEPS[name], rel=2e-4)
 
 
-def test_a_continued_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_a_continued_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path, head):
     """With dropout and random query filling, so that the random state must be carried over too."""
-    whole, optimizer = build("atss", dropout=0.1)
+    whole, optimizer = build(head, dropout=0.1)
     torch.manual_seed(7)
     expected = steps(whole, optimizer, 0, 5)
 
-    first, optimizer = build("atss", dropout=0.1)
+    first, optimizer = build(head, dropout=0.1)
     torch.manual_seed(7)
     totals = steps(first, optimizer, 0, 2)
     save_checkpoint(tmp_path, first, optimizer, Progress(step=2, loss_sums={"total": sum(totals)}))
-    second, optimizer = build("atss", seed=99, dropout=0.1)
+    second, optimizer = build(head, seed=99, dropout=0.1)
     progress, warnings = load_checkpoint(tmp_path, second, optimizer)
     assert warnings == [] and progress == Progress(step=2, loss_sums={"total": sum(totals)})
     assert totals + steps(second, optimizer, 2, 5) == expected
