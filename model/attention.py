@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.linear import Linear, linear
 from model.ops import ms_deform_attn
 
 
@@ -22,8 +23,8 @@ class GroupedSelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.in_proj = nn.Linear(channels, 3 * channels)
-        self.out_proj = nn.Linear(channels, channels)
+        self.in_proj = Linear(channels, 3 * channels)
+        self.out_proj = Linear(channels, channels)
         nn.init.xavier_uniform_(self.in_proj.weight)
         nn.init.zeros_(self.in_proj.bias)
         nn.init.zeros_(self.out_proj.bias)
@@ -32,8 +33,8 @@ class GroupedSelfAttention(nn.Module):
         """[B, Q, D] → [B, Q, D]; `groups` are the lengths of the consecutive groups, Q in all."""
         batch, _, channels = x.shape
         weight, bias = self.in_proj.weight, self.in_proj.bias
-        query_key = F.linear(x + position, weight[: 2 * channels], bias[: 2 * channels])
-        value = F.linear(x, weight[2 * channels :], bias[2 * channels :])
+        query_key = linear(x + position, weight[: 2 * channels], bias[: 2 * channels])
+        value = linear(x, weight[2 * channels :], bias[2 * channels :])
         projected = torch.cat([query_key, value], -1).view(batch, -1, 3, self.num_heads, channels // self.num_heads)
         dropout = self.dropout if self.training else 0.0
         attended = [
@@ -50,10 +51,10 @@ class DeformableAttention(nn.Module):
         super().__init__()
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         samples = num_heads * num_levels * num_points
-        self.sampling_offsets = nn.Linear(channels, samples * 2)
-        self.attention_weights = nn.Linear(channels, samples)
-        self.value_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
+        self.sampling_offsets = Linear(channels, samples * 2)
+        self.attention_weights = Linear(channels, samples)
+        self.value_proj = Linear(channels, channels)
+        self.output_proj = Linear(channels, channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -97,14 +98,18 @@ class DeformableAttention(nn.Module):
         projected = self.value_proj(value)
         if padding is not None:
             projected = projected.masked_fill(padding[..., None], 0.0)
-        offsets = self.sampling_offsets(query).view(*shape, 2)
         weights = self.attention_weights(query).view(*shape[:3], -1).softmax(-1).view(shape)
         pixel = query.new_tensor([[1 / w, 1 / h] for h, w in sizes], dtype=reference.dtype)  # [L, 2]
         unit = pixel.expand(batch, num_queries, -1, -1)
         if reference.shape[-1] == 4:
             box_unit = reference[..., 2:] * (0.5 / self.num_points)
             unit = box_unit if has_size is None else torch.where(has_size[:, None, None], box_unit, unit)
-        locations = reference[:, :, None, :, None, :2] + offsets * unit[:, :, None, :, None]
+        offsets = self.sampling_offsets(query).view(*shape[:3], -1)
+        locations = torch.addcmul(self._per_point(reference[..., :2]), offsets, self._per_point(unit)).view(*shape, 2)
         value_heads = projected.view(batch, -1, self.num_heads, projected.shape[-1] // self.num_heads)
         attended = ms_deform_attn(value_heads, sizes, locations, weights)
         return self.output_proj(attended.to(query.dtype))
+
+    def _per_point(self, values: Tensor) -> Tensor:
+        """[B, Q, L, 2] → [B, Q, 1, L * P * 2], side by side for each head as the offsets are: a long inner loop."""
+        return values[..., None, :].expand(-1, -1, -1, self.num_points, -1).flatten(2)[:, :, None]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import BackboneConfig
+from model.linear import Conv2d
 from model.neck import MaskedGroupNorm, num_norm_groups, zero_padding
 
 Norm = Callable[[int], nn.Module]
@@ -35,10 +37,14 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """[D] each."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, D, h, w] normalised; zero outside the mask."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
+        scale, shift = self.scale_and_shift()
         return zero_padding(x * scale[:, None, None] + shift[:, None, None], mask)
 
 
@@ -57,8 +63,16 @@ def _group_norm(channels: int) -> nn.Module:
 NORMS: dict[str, Norm] = {"frozen_batch": FrozenBatchNorm, "batch": BatchNorm, "group": _group_norm}
 
 
-def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> Conv2d:
+    return Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+
+
+def _normalised(conv: Conv2d, norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Convolution and norm; zero outside the mask. A fixed norm becomes part of the kernel, which saves two passes."""
+    if not isinstance(norm, FrozenBatchNorm):
+        return norm(conv(x), mask)
+    scale, shift = norm.scale_and_shift()
+    return zero_padding(conv.apply_kernel(x, conv.weight * scale[:, None, None, None], shift), mask)
 
 
 class Downsample(nn.Sequential):
@@ -66,7 +80,7 @@ class Downsample(nn.Sequential):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, D, h, w] → [B, D', h', w']; zero outside the mask."""
-        return self[1](self[0](x), mask)
+        return _normalised(cast(Conv2d, self[0]), self[1], x, mask)
 
 
 class BasicBlock(nn.Module):
@@ -84,8 +98,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """[B, D, h, w] → [B, D', h', w']; `mask` at the output's size."""
-        out = F.relu(self.bn1(self.conv1(x), mask))
-        out = self.bn2(self.conv2(out), mask)
+        out = F.relu(_normalised(self.conv1, self.bn1, x, mask))
+        out = _normalised(self.conv2, self.bn2, out, mask)
         return F.relu(out + (x if self.downsample is None else self.downsample(x, mask)))
 
 
@@ -107,9 +121,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, input_mask: Tensor | None = None) -> Tensor:
         """[B, D, h, w] → [B, D', h', w']; `mask` at the output's size, `input_mask` at the input's."""
-        out = F.relu(self.bn1(self.conv1(x), mask if self.stride == 1 else input_mask))
-        out = F.relu(self.bn2(self.conv2(out), mask))
-        out = self.bn3(self.conv3(out), mask)
+        out = F.relu(_normalised(self.conv1, self.bn1, x, mask if self.stride == 1 else input_mask))
+        out = F.relu(_normalised(self.conv2, self.bn2, out, mask))
+        out = _normalised(self.conv3, self.bn3, out, mask)
         return F.relu(out + (x if self.downsample is None else self.downsample(x, mask)))
 
 
@@ -167,7 +181,7 @@ class ResNet(nn.Module):
         """
         # Channels last: convolutions and pooling are a quarter faster on a CPU, and tokens come out without a copy.
         x = images.contiguous(memory_format=torch.channels_last)
-        x = F.relu(self.bn1(self.conv1(x), mask_at(2)))
+        x = F.relu(_normalised(self.conv1, self.bn1, x, mask_at(2)))
         x = F.max_pool2d(x, 3, 2, 1)  # inputs are not negative, so zeros at padding act as the border does
         x = zero_padding(x, mask_at(4))
         outputs = []

@@ -13,6 +13,7 @@ from model.attention import DeformableAttention, GroupedSelfAttention
 from model.boxes import inverse_sigmoid
 from model.config import DetectorConfig, TransformerConfig
 from model.encoder import FeedForward
+from model.linear import Linear
 from model.queries import QueryGroup
 
 
@@ -43,15 +44,15 @@ class BoxBranch(nn.Sequential):
     """Three linear layers to a box's offset from its reference, in logits."""
 
     def __init__(self, channels: int):
-        last = nn.Linear(channels, 4)
+        last = Linear(channels, 4)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        super().__init__(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(), last)
+        super().__init__(Linear(channels, channels), nn.ReLU(), Linear(channels, channels), nn.ReLU(), last)
 
 
-def class_branch(channels: int, num_classes: int) -> nn.Linear:
+def class_branch(channels: int, num_classes: int) -> Linear:
     """Linear layer to class logits, with a prior of 1 % (focal loss)."""
-    branch = nn.Linear(channels, num_classes)
+    branch = Linear(channels, num_classes)
     nn.init.constant_(branch.bias, -math.log(99))
     return branch
 
@@ -101,7 +102,7 @@ class Decoder(nn.Module):
         channels, num_branches = transformer.channels, num_layers if self.refine else 1
         box_branches = [BoxBranch(channels) for _ in range(num_branches)]
         if not config.two_stage:  # queries start as points: begin with boxes of 12 % of the image (official)
-            nn.init.constant_(cast(nn.Linear, box_branches[0][-1]).bias[2:], -2.0)
+            nn.init.constant_(cast(Linear, box_branches[0][-1]).bias[2:], -2.0)
         self.class_branches = nn.ModuleList(class_branch(channels, num_classes) for _ in range(num_branches))
         self.box_branches = nn.ModuleList(box_branches)
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from model.attention import DeformableAttention
 from model.config import TransformerConfig
+from model.linear import Linear
 
 
 class FeedForward(nn.Sequential):
@@ -13,10 +14,9 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, config: TransformerConfig):
         super().__init__(
-            nn.Linear(config.channels, config.feedforward_channels),
-            nn.ReLU(),
+            Linear(config.channels, config.feedforward_channels, relu=True),
             nn.Dropout(config.dropout),
-            nn.Linear(config.feedforward_channels, config.channels),
+            Linear(config.feedforward_channels, config.channels),
             nn.Dropout(config.dropout),
         )
 

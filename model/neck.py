@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.linear import Conv2d
 from model.types import padding_mask
 
 
@@ -51,7 +52,7 @@ class ConvNorm(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int | None = None):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+        self.conv = Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
         self.norm = MaskedGroupNorm(groups or num_norm_groups(out_channels), out_channels)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -93,7 +94,7 @@ class CoarserLevel(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, 2, padding=1)
+        self.conv = Conv2d(channels, channels, 3, 2, padding=1)
         self.norm = MaskedGroupNorm(num_norm_groups(channels), channels)
 
     def forward(self, coarsest: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -25,7 +25,7 @@ TABLE = [
     ("query_head.transformer.encoder.layers.{N}.norms.0.{rest}", "encoder.layers.{N}.attention_norm.{rest}"),
     ("query_head.transformer.encoder.layers.{N}.norms.1.{rest}", "encoder.layers.{N}.feed_forward_norm.{rest}"),
     ("query_head.transformer.{part}.layers.{N}.ffns.0.layers.0.0.{rest}", "{part}.layers.{N}.feed_forward.0.{rest}"),
-    ("query_head.transformer.{part}.layers.{N}.ffns.0.layers.1.{rest}", "{part}.layers.{N}.feed_forward.3.{rest}"),
+    ("query_head.transformer.{part}.layers.{N}.ffns.0.layers.1.{rest}", "{part}.layers.{N}.feed_forward.2.{rest}"),
     (
         "query_head.transformer.decoder.layers.{N}.attentions.0.attn.in_proj_{rest}",
         "decoder.layers.{N}.self_attention.in_proj.{rest}",

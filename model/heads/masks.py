@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from model.config import FORBID_UNKNOWN, require
 from model.heads.roi import RoIPooling, RoIs
+from model.linear import Conv2d
 from model.losses import binary_cross_entropy, weighted_mean
 from model.types import Detections, Targets
 
@@ -40,10 +41,10 @@ class MaskBranch(nn.Module):
         self.config = config
         width = channels if config.channels is None else config.channels
         widths = [channels] + [width] * config.num_convs
-        convs = [nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False)]
+        convs = [Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False)]
         self.convs = nn.ModuleList(convs)
         self.upsample = nn.ConvTranspose2d(widths[-1], width, 2, 2)
-        self.logits = nn.Conv2d(width, num_classes, 1)
+        self.logits = Conv2d(width, num_classes, 1)
         for layer in (*convs, self.upsample, self.logits):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             assert layer.bias is not None

@@ -16,6 +16,7 @@ from model.assign import assign_max_iou
 from model.boxes import decode_deltas
 from model.config import FORBID_UNKNOWN, require
 from model.heads.rpn import Proposals
+from model.linear import Linear
 from model.losses import giou_loss, softmax_cross_entropy, weighted_mean
 from model.ops import roi_align
 from model.sampling import sample
@@ -126,9 +127,9 @@ class BoxBranch(nn.Module):
         self.num_classes = num_classes
         width = 4 * channels if config.fc_channels is None else config.fc_channels
         widths = [channels * config.pooled_size**2] + [width] * config.num_fcs
-        fcs = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
-        self.classification = nn.Linear(width, num_classes + 1)
-        self.box = nn.Linear(width, 4 * num_classes)
+        fcs = [Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        self.classification = Linear(width, num_classes + 1)
+        self.box = Linear(width, 4 * num_classes)
         for layer in fcs:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -16,6 +16,7 @@ from model.assign import assign_max_iou
 from model.boxes import clip_boxes, decode_deltas, encode_deltas
 from model.config import FORBID_UNKNOWN, require
 from model.heads.dense import best_after_nms, flags_of, flatten_output, level_areas
+from model.linear import Conv2d
 from model.losses import binary_cross_entropy, l1_loss, weighted_mean
 from model.neck import zero_padding
 from model.sampling import choose
@@ -78,9 +79,9 @@ class RegionProposals(nn.Module):
         steps = range(config.scales_per_octave)
         self.scales = tuple(config.anchor_side * anchor_scale * 2 ** (i / config.scales_per_octave) for i in steps)
         self.per_location = len(self.scales) * len(config.ratios)
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.objectness = nn.Conv2d(channels, self.per_location, 1)
-        self.box = nn.Conv2d(channels, 4 * self.per_location, 1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
+        self.objectness = Conv2d(channels, self.per_location, 1)
+        self.box = Conv2d(channels, 4 * self.per_location, 1)
         for module in (self.conv, self.objectness, self.box):
             nn.init.normal_(module.weight, std=0.01)
             assert module.bias is not None

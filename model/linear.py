@@ -1,0 +1,114 @@
+"""Linear layers and 1x1 convolutions, by the fastest matrix product at hand.
+
+On a CPU torch computes both with MKL, which on processors that are not Intel's stays at half of what they can do. torch
+also brings oneDNN, the library behind its 3x3 convolutions, which does not; these layers call it where it pays. Names,
+shapes and initialisation are those of `nn.Linear` and `nn.Conv2d`, and so are the values, up to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model import kernels
+
+SMALLEST = 2_000_000  # multiplications below which the calls around the product cost more than it gains
+NARROWEST = 32  # columns of a weight's gradient, likewise
+
+
+def _one_dnn() -> Any:
+    """oneDNN's linear layer, or None where this torch has none."""
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+_LINEAR_POINTWISE = _one_dnn()
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    """rows [N, D] · weight [E, D]ᵀ + bias [E], and what is negative becomes 0 with `relu`."""
+    result: Tensor = _LINEAR_POINTWISE(rows, weight, bias, "relu" if relu else "none", [], "")
+    return result
+
+
+class _Linear(torch.autograd.Function):
+    """y = x Wᵀ + b for rows x [N, D], and max(y, 0) with `relu`."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+        result = _product(rows, weight, bias, relu)
+        ctx.save_for_backward(rows, weight, result if relu else None)
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, positive = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        if positive is not None:
+            gradient = torch.ops.aten.threshold_backward(gradient, positive, 0)
+        to_rows = _product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
+        to_weight = _weight_gradient(gradient, rows) if ctx.needs_input_grad[1] else None
+        return to_rows, to_weight, gradient.sum(0) if ctx.needs_input_grad[2] else None, None
+
+
+def _weight_gradient(gradient: Tensor, rows: Tensor) -> Tensor:
+    """gradientᵀ [E, N] · rows [N, D]; the wider operand is the one that oneDNN need not turn over first."""
+    outputs, inputs = gradient.shape[1], rows.shape[1]
+    if min(outputs, inputs) < NARROWEST:
+        return gradient.t() @ rows
+    if outputs <= inputs:
+        return _product(gradient.t(), rows.t())
+    return _product(rows.t(), gradient.t()).t()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """`F.linear`, and `F.relu` of it: x [..., D], weight [E, D], bias [E] → [..., E]. Has no second derivative."""
+    if x.numel() * len(weight) < SMALLEST or not _takes(x, weight):
+        result = F.linear(x, weight, bias)
+        return F.relu(result) if relu else result
+    rows = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, relu)
+    return rows.view(*x.shape[:-1], len(weight))
+
+
+def _takes(x: Tensor, weight: Tensor) -> bool:
+    return (
+        _LINEAR_POINTWISE is not None
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()  # which chooses by itself
+        and kernels.library() is not None  # CODETR_OPS=reference means torch's own
+    )
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` by `linear`; with `relu` what is negative becomes 0."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, relu: bool = False):
+        super().__init__(in_features, out_features, bias)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] → [..., E]."""
+        return linear(x, self.weight, self.bias, relu=self.relu)
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d`; 1x1 kernels by `linear`, over the positions of a map whose channels lie last in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D, h, w] → [B, E, h', w']."""
+        return self.apply_kernel(x, self.weight, self.bias)
+
+    def apply_kernel(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same with another kernel [E, D, kh, kw] and bias [E] in place of its own."""
+        plain = self.kernel_size == (1, 1) and self.padding == (0, 0) and self.groups == 1
+        if plain:
+            down, right = self.stride
+            positions = x[:, :, ::down, ::right].permute(0, 2, 3, 1)
+            if positions.numel() * self.out_channels >= SMALLEST and _takes(x, weight):
+                return linear(positions, weight.flatten(1), bias).permute(0, 3, 1, 2)
+        return self._conv_forward(x, weight, bias)

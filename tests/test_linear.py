@@ -1,0 +1,97 @@
+"""Linear layers and 1x1 convolutions by oneDNN: the values and gradients of torch's own, and torch's own elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from model import kernels
+from model import linear as room
+from model.backbone import FrozenBatchNorm, _normalised
+from model.linear import Conv2d, Linear, linear
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How many products oneDNN computed."""
+    if room._LINEAR_POINTWISE is None or kernels.library() is None:
+        pytest.skip("this torch has no oneDNN, or there is no compiler")
+    counted = []
+    product = room._product
+    monkeypatch.setattr(room, "_product", lambda *arguments: counted.append(1) or product(*arguments))
+    return counted
+
+
+def gradients(function, *inputs):
+    """Value and gradients of a weighted sum of it, all in float64."""
+    inputs = [value.detach().clone().requires_grad_() for value in inputs]
+    result = function(*inputs)
+    weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = torch.autograd.grad((result * weights.to(result)).sum(), inputs)
+    return [result.double(), *(value.double() for value in found)]
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(2100, 64, 64), (700, 48, 130), (700, 130, 48), (9000, 24, 40)]
+)
+def test_linear_equals_float64(calls, rows, inputs, outputs, relu):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, rows // 2, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
+
+    def reference(x, weight, bias):
+        result = F.linear(x, weight, bias)
+        return F.relu(result) if relu else result
+
+    ours = gradients(lambda *given: linear(*given, relu=relu), x, weight, bias)
+    exact = gradients(reference, x.double(), weight.double(), bias.double())
+    assert len(calls) == 3 - (min(inputs, outputs) < room.NARROWEST)
+    for mine, right in zip(ours, exact, strict=True):
+        assert mine.shape == right.shape
+        torch.testing.assert_close(mine, right, rtol=1e-5, atol=1e-5 * float(right.abs().max()))
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pointwise_convolution_equals_float64(calls, stride, layout):
+    torch.manual_seed(0)
+    x = torch.randn(2, 64, 47, 50).contiguous(memory_format=layout)
+    conv = Conv2d(64, 96, 1, stride)
+    exact = nn.Conv2d(64, 96, 1, stride).double()
+    exact.load_state_dict(conv.state_dict())
+    expected = gradients(exact, x.double())
+    for mine, right in zip(gradients(conv, x), expected, strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-5, atol=1e-4)
+    assert len(calls) == 3
+    out = conv(x)
+    out.sum().backward()
+    exact(x.double()).sum().backward()
+    torch.testing.assert_close(conv.weight.grad.double(), exact.weight.grad, rtol=1e-4, atol=1e-2)
+    assert out.is_contiguous(memory_format=torch.channels_last)  # what follows works channels last as well
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_fixed_norm_becomes_part_of_the_kernel(kernel):
+    torch.manual_seed(0)
+    conv, norm = Conv2d(32, 48, kernel, padding=kernel // 2, bias=False), FrozenBatchNorm(48)
+    for buffer in norm.buffers():
+        buffer.copy_(torch.rand(48) + 0.5)
+    x, mask = torch.randn(2, 32, 40, 44), torch.zeros(2, 40, 44, dtype=torch.bool)
+    mask[1, :, 30:] = True
+    torch.testing.assert_close(_normalised(conv, norm, x, mask), norm(conv(x), mask), rtol=1e-5, atol=1e-5)
+
+
+def test_torch_computes_what_onednn_is_not_for(calls, monkeypatch):
+    layer, x = Linear(64, 128), torch.randn(400, 64)
+    expected = layer(x)
+    assert len(calls) == 1
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert Linear(64, 128).double()(x.double()).dtype == torch.float64
+    layer(x[:4])  # too small to pay
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="eager")(x), expected)
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    torch.testing.assert_close(layer(x), expected)
+    assert len(calls) == 1
