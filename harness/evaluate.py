@@ -12,7 +12,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterable
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,15 @@ EVALUATORS = ("faster_coco_eval", "pycocotools")
 _DISTRIBUTIONS = {"faster_coco_eval": "faster-coco-eval", "pycocotools": "pycocotools"}
 
 
+class Evaluation(NamedTuple):
+    """What one pass over the validation images gives."""
+
+    metrics: dict[str, float | None]  # the decoder's under plain names; others as `atss/AP`, `mask_rcnn/segm_AP`
+    per_class: dict[str, float | None]  # AP of the decoder, or of the first branch where it is not evaluated
+    detections: list[dict[str, Any]]  # of that branch, in COCO's results format
+    matching: torch.Tensor  # [N, 2, Q] int32, ground truth and source of each query (see `Detector.detect_and_match`)
+
+
 def evaluator_version(name: str) -> str:
     """Name and version of an evaluator, for the record."""
     return f"{name} {metadata.version(_DISTRIBUTIONS[name])}"
@@ -47,7 +56,7 @@ def evaluate(
     device: torch.device | str,
     *,
     on_batch: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, float | None], dict[str, float | None], list[dict[str, Any]]]:
+) -> Evaluation:
     """Detect on every image once and score each branch of `config.branches`.
 
     Args:
@@ -57,13 +66,8 @@ def evaluate(
         config: branches and evaluator.
         device: where the detector is.
         on_batch: called with (batches done, batches in all).
-
-    Returns:
-        Metrics (the decoder's under plain names, another branch's as `atss/AP`, of its masks `mask_rcnn/segm_AP`),
-        AP per class of the first branch that is the decoder (else of the first branch), and that branch's detections
-        in COCO's results format.
     """
-    results = detect_all(detector, loader, dataset, config.branches, device, on_batch=on_batch)
+    results, matching = detect_all(detector, loader, dataset, config.branches, device, on_batch=on_batch)
     main = DECODER if DECODER in results else config.branches[0]
     metrics: dict[str, float | None] = {}
     per_class: dict[str, float | None] = {}
@@ -77,7 +81,7 @@ def evaluate(
             masks = evaluate_detections(dataset, detections, config.evaluator, "segm")
             scores |= {f"segm_{name}": score for name, score in masks.items() if name != "per_class"}
         metrics.update(scores if branch == DECODER else {f"{branch}/{name}": score for name, score in scores.items()})
-    return metrics, per_class, results[main]
+    return Evaluation(metrics, per_class, results[main], matching)
 
 
 def detect_all(
@@ -88,25 +92,30 @@ def detect_all(
     device: torch.device | str,
     *,
     on_batch: Callable[[int, int], None] | None = None,
-) -> dict[str, list[dict[str, Any]]]:
-    """Each branch's detections on every image of `loader`, in COCO's results format; one forward per batch."""
+) -> tuple[dict[str, list[dict[str, Any]]], torch.Tensor]:
+    """Each branch's detections on every image of `loader`, in COCO's results format; one forward per batch.
+
+    Also what the decoder's queries were matched with, [N, 2, Q].
+    """
     import torch
 
     names = tuple(dict.fromkeys(branches))
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    matchings = []
     was_training = detector.training
     detector.eval()
     try:
         with torch.no_grad():
             for done, batch in enumerate(loader.epoch(0), 1):
-                found = detector.detect_branches(batch.to(device), names, max_detections=MAX_DETECTIONS[-1])
+                found, matching = detector.detect_and_match(batch.to(device), names, MAX_DETECTIONS[-1])
+                matchings.append(matching.cpu())
                 for name in names:
                     results[name] += to_results(batch, found[name], dataset.category_ids)
                 if on_batch:
                     on_batch(done, len(loader))
     finally:
         detector.train(was_training)
-    return results
+    return results, torch.cat(matchings)
 
 
 def to_results(batch: Batch, detections: list[Detections], category_ids: tuple[int, ...]) -> list[dict[str, Any]]:

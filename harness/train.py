@@ -154,6 +154,8 @@ class Progress:
     eval_seconds: float = 0.0
     wall_seconds: float = 0.0
     peak_memory_mb: float = 0.0
+    # [N, 2, Q] of the last evaluation (see `harness.evaluate.Evaluation`); None before the first
+    matching: Tensor | None = field(default=None, compare=False)
 
 
 def save_checkpoint(folder: Path, detector: Detector, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
@@ -164,11 +166,14 @@ def save_checkpoint(folder: Path, detector: Detector, optimizer: torch.optim.Opt
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     tensors["random.cpu"] = torch.get_rng_state()
+    if progress.matching is not None:
+        tensors["matching"] = progress.matching
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{CHECKPOINT}.{os.getpid()}.tmp"
-    save_file(tensors, temporary, metadata={"progress": json.dumps(progress.__dict__)})
+    plain = {name: value for name, value in progress.__dict__.items() if name != "matching"}
+    save_file(tensors, temporary, metadata={"progress": json.dumps(plain)})
     _sync(temporary)
     if (folder / CHECKPOINT).exists():
         os.replace(folder / CHECKPOINT, folder / PREVIOUS)
@@ -201,8 +206,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Progress]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        return {name: file.get_tensor(name) for name in file.keys()}, Progress(**json.loads(metadata["progress"]))  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, Progress(**json.loads(file.metadata()["progress"]), matching=tensors.get("matching"))
 
 
 def _restore(tensors: dict[str, Tensor], detector: Detector, optimizer: torch.optim.Optimizer) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness.analyse.instability import instabilities
 from harness.build import Report, TrialState, build_trial, peak_memory_mb
 from harness.evaluate import evaluate, evaluator_version
 from harness.results import RunStore, provenance, write_atomic
@@ -151,7 +152,7 @@ def finish_epoch(state: TrialState) -> None:
     entry: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "loss": means.pop("total", None)}
     if progress.epoch % config.evaluate.every_epochs == 0 or progress.epoch == state.epochs:
         started = time.monotonic()
-        metrics, per_class, detections = evaluate(
+        found = evaluate(
             state.detector,
             state.val_loader,
             state.val_data,
@@ -160,9 +161,10 @@ def finish_epoch(state: TrialState) -> None:
             on_batch=_evaluation_reporter(state, entry["loss"] or 0.0),
         )
         progress.eval_seconds += time.monotonic() - started
-        entry |= metrics
-        write_atomic(state.folder / "detections.json", json.dumps(detections))
-        write_atomic(state.folder / "per_class.json", json.dumps(per_class))
+        entry |= found.metrics | instabilities(progress.matching, found.matching)
+        progress.matching = found.matching
+        write_atomic(state.folder / "detections.json", json.dumps(found.detections))
+        write_atomic(state.folder / "per_class.json", json.dumps(found.per_class))
     entry |= {"seconds": progress.train_seconds + progress.eval_seconds, "losses": means}
     progress.loss_sums = {}
     progress.history.append(entry)

@@ -207,7 +207,8 @@ class Detector(nn.Module):
     def detect(self, batch: Batch, max_detections: int = 100) -> list[Detections]:
         """The decoder's detections: best (query, class) pairs, no NMS. Heads take no part."""
         memory, _ = self.encode(batch)
-        return self._detect_decoder(memory, batch.valid_hw, max_detections)
+        group, _ = self.initial_queries(memory)
+        return self._best(self.decoder([group], memory), batch.valid_hw, max_detections)
 
     @torch.no_grad()
     def detect_branches(
@@ -218,22 +219,40 @@ class Detector(nn.Module):
         Raises:
             ValueError: a branch is neither; lists the known ones.
         """
+        return self.detect_and_match(batch, branches, max_detections)[0]
+
+    @torch.no_grad()
+    def detect_and_match(
+        self, batch: Batch, branches: tuple[str, ...], max_detections: int = 100
+    ) -> tuple[dict[str, list[Detections]], Tensor]:
+        """Detections of several branches, and what the decoder's last layer is matched with.
+
+        Returns:
+            detections by branch; [B, 2, Q] int32: the ground truth of each query or BACKGROUND, and its source (see
+            `model.queries.QueryGroup`).
+
+        Raises:
+            ValueError: a branch is neither `decoder` nor a head's name; lists the known ones.
+        """
         known = ("decoder", *(name for name, _ in self.named_heads()))
         strange = [branch for branch in branches if branch not in known]
         if strange:
             raise ValueError(f"evaluate.branches: no branch {strange[0]!r}; this detector has {', '.join(known)}")
         memory, masks = self.encode(batch)
+        group, _ = self.initial_queries(memory)
+        output = self.decoder([group], memory)
         found = {}
         if "decoder" in branches:
-            found["decoder"] = self._detect_decoder(memory, batch.valid_hw, max_detections)
+            found["decoder"] = self._best(output, batch.valid_hw, max_detections)
         if any(branch != "decoder" for branch in branches):
             pyramid = self.pyramid(memory, batch.valid_hw, masks)
             found |= {n: h.detect(pyramid, max_detections) for n, h in self.named_heads() if n in branches}
-        return found
+        last = output.logits[-1:], output.boxes_cxcywh[-1:]
+        gt_index = match(*last, batch.targets, batch.valid_hw, self.config.loss_weights)[0]
+        assert group.source is not None
+        return found, torch.stack([gt_index.int(), group.source], 1)
 
-    def _detect_decoder(self, memory: Memory, valid_hw: Tensor, max_detections: int) -> list[Detections]:
-        group, _ = self.initial_queries(memory)
-        output = self.decoder([group], memory)
+    def _best(self, output: DecoderOutput, valid_hw: Tensor, max_detections: int) -> list[Detections]:
         scores = output.logits[-1].sigmoid().flatten(1)  # [B, Q * C]
         count = min(max_detections, scores.shape[1])
         best, index = scores.topk(count, 1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.boxes import inverse_sigmoid, xyxy_to_cxcywh
+from model.linear import Linear
 from model.position import box_position_encoding
 from model.types import BACKGROUND, IGNORED, Positives, Pyramid
 
@@ -24,6 +25,8 @@ class QueryGroup:
     position: Tensor  # [B, Q, D]
     reference_cxcywh: Tensor  # [B, Q, 4] normalised; w = h = 0.5 (logit 0) where the reference is a point
     has_size: bool  # False: references are points
+    # [B, Q] int32, what stays the same from one epoch to the next: a slot, or a place on the encoder's maps
+    source: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class LearnedQueries(nn.Module):
     def __init__(self, num_queries: int, channels: int):
         super().__init__()
         self.embedding = nn.Embedding(num_queries, 2 * channels)
-        self.reference_points = nn.Linear(channels, 2)
+        self.reference_points = Linear(channels, 2)
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
 
@@ -60,7 +63,10 @@ class LearnedQueries(nn.Module):
         points = self.reference_points(position).float().sigmoid()
         reference = torch.cat([points, torch.full_like(points, 0.5)], -1)
         expand = (batch_size, -1, -1)
-        return QueryGroup(content.expand(expand), position.expand(expand), reference.expand(expand), has_size=False)
+        source = torch.arange(len(content), dtype=torch.int32, device=content.device)[None].expand(batch_size, -1)
+        return QueryGroup(
+            content.expand(expand), position.expand(expand), reference.expand(expand), has_size=False, source=source
+        )
 
 
 class ProposalQueries(nn.Module):
@@ -69,10 +75,10 @@ class ProposalQueries(nn.Module):
     def __init__(self, num_queries: int, channels: int, mixed_selection: bool, class_branch: nn.Module, box: nn.Module):
         super().__init__()
         self.num_queries = num_queries
-        self.token_proj = nn.Linear(channels, channels)
+        self.token_proj = Linear(channels, channels)
         self.token_norm = nn.LayerNorm(channels)
         self.class_branch, self.box_branch = class_branch, box
-        self.box_proj = nn.Linear(2 * channels, 2 * channels)
+        self.box_proj = Linear(2 * channels, 2 * channels)
         self.box_norm = nn.LayerNorm(2 * channels)
         self.content = nn.Embedding(num_queries, channels) if mixed_selection else None
 
@@ -101,7 +107,14 @@ class ProposalQueries(nn.Module):
         position, content = self.box_norm(self.box_proj(encoded)).chunk(2, -1)
         if self.content is not None:
             content = self.content.weight.expand(len(tokens), -1, -1)
-        return QueryGroup(content, position, reference, has_size=True), EncoderProposals(logits, boxes)
+        group = QueryGroup(content, position, reference, has_size=True, source=_places(memory).to(best.device)[best])
+        return group, EncoderProposals(logits, boxes)
+
+
+def _places(memory: Memory) -> Tensor:
+    """[S] int32: level, row and column of each token in one number, which does not depend on a batch's padding."""
+    grids = [torch.cartesian_prod(torch.arange(h), torch.arange(w)) for h, w in memory.sizes]
+    return torch.cat([(level << 26) + (grid[:, 0] << 13) + grid[:, 1] for level, grid in enumerate(grids)]).int()
 
 
 def encoder_anchors(memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,9 +144,9 @@ class PositiveQueries(nn.Module):
 
     def __init__(self, channels: int, scalar_embedding: bool = False):
         super().__init__()
-        self.box_proj = nn.Linear(2 * channels, 2 * channels)
+        self.box_proj = Linear(2 * channels, 2 * channels)
         self.box_norm = nn.LayerNorm(2 * channels)
-        self.feature_proj = nn.Linear(channels, channels)
+        self.feature_proj = Linear(channels, channels)
         self.feature_norm = nn.LayerNorm(channels)
         # Official: one number per head, added to all channels (their own comment calls it a mistake).
         self.head_embedding = nn.Parameter(torch.zeros(1 if scalar_embedding else channels))

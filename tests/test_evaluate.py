@@ -16,7 +16,7 @@ from harness.data import CocoDataset
 from harness.data.loader import Loader
 from harness.errors import UserError
 from harness.evaluate import EVALUATORS, evaluate, evaluate_detections, evaluator_version
-from model.types import Detections
+from model.types import BACKGROUND, Detections
 from tests.folders import real_data, tables
 
 METRICS = ["AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100"]
@@ -171,6 +171,12 @@ def test_version(name):
 # ---- from the detector to numbers ---------------------------------------------------------------------------------
 
 
+def no_matching(batch) -> torch.Tensor:
+    """Five queries, none matched; their source is the image."""
+    images = torch.tensor(batch.image_ids, dtype=torch.int32)[:, None].expand(-1, 5)
+    return torch.stack([torch.full_like(images, BACKGROUND), images], 1)
+
+
 class Oracle(nn.Module):
     """Detects the ground truth: the decoder all of it, the branch `atss` only label 0, `blind` nothing."""
 
@@ -178,7 +184,7 @@ class Oracle(nn.Module):
         super().__init__()
         self.calls: list[tuple[str, ...]] = []
 
-    def detect_branches(self, batch, branches, max_detections=100):
+    def detect_and_match(self, batch, branches, max_detections=100):
         assert not self.training and not torch.is_grad_enabled()
         self.calls.append(tuple(branches))
         keep = {
@@ -193,7 +199,7 @@ class Oracle(nn.Module):
                 Detections(boxes[mask], torch.linspace(0.9, 0.5, int(mask.sum())), labels[mask])
                 for boxes, labels, mask in zip(batch.targets.boxes_xyxy, batch.targets.labels, masks, strict=True)
             ]
-        return answer
+        return answer, no_matching(batch)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +211,7 @@ def batches(dataset):
 def test_every_branch_is_scored_from_one_pass(dataset, batches):
     detector, seen = Oracle().train(), []
     config = EvaluateConfig(branches=("decoder", "atss", "blind"))
-    metrics, per_class, results = evaluate(
+    metrics, per_class, results, matching = evaluate(
         detector, batches, dataset, config, "cpu", on_batch=lambda done, total: seen.append((done, total))
     )
     assert detector.calls == [("decoder", "atss", "blind")] * 3 and seen == [(1, 3), (2, 3), (3, 3)]
@@ -218,12 +224,13 @@ def test_every_branch_is_scored_from_one_pass(dataset, batches):
     assert set(metrics) == {*METRICS, *(f"{branch}/{name}" for branch in ("atss", "blind") for name in METRICS)}
     assert per_class == pytest.approx({"ant": 100, "bee": 100, "cow": 100})
     assert len(results) == dataset.num_boxes
+    assert matching.shape == (40, 2, 5) and matching[:, 1, 0].tolist() == list(dataset.image_ids)
     json.dumps(results)
 
 
 def test_without_the_decoder_the_first_branch_gives_classes_and_results(dataset, batches):
     config = EvaluateConfig(branches=("atss",), evaluator="pycocotools")
-    metrics, per_class, results = evaluate(Oracle(), batches, dataset, config, "cpu")
+    metrics, per_class, results, matching = evaluate(Oracle(), batches, dataset, config, "cpu")
     assert "AP" not in metrics and metrics["atss/AP"] == pytest.approx(100 / 3)
     assert per_class == pytest.approx({"ant": 100, "bee": 0, "cow": 0})
     assert {row["category_id"] for row in results} == {0}
@@ -231,9 +238,9 @@ def test_without_the_decoder_the_first_branch_gives_classes_and_results(dataset,
 
 def test_diverged_weights_are_said(dataset, batches):
     class Diverged(Oracle):
-        def detect_branches(self, batch, branches, max_detections=100):
+        def detect_and_match(self, batch, branches, max_detections=100):
             nan = Detections(torch.full((1, 4), torch.nan), torch.ones(1), torch.zeros(1, dtype=torch.int64))
-            return {branch: [nan] * len(batch.image_ids) for branch in branches}
+            return {branch: [nan] * len(batch.image_ids) for branch in branches}, no_matching(batch)
 
     detector = Diverged().train()
     with pytest.raises(FloatingPointError, match="image 10 are not finite"):
@@ -243,9 +250,9 @@ def test_diverged_weights_are_said(dataset, batches):
 
 def test_boxes_are_clipped_to_the_image(dataset, batches):
     class Generous(Oracle):
-        def detect_branches(self, batch, branches, max_detections=100):
+        def detect_and_match(self, batch, branches, max_detections=100):
             wide = Detections(torch.tensor([[-9.0, -9, 999, 999]]), torch.ones(1), torch.zeros(1, dtype=torch.int64))
-            return {branch: [wide] * len(batch.image_ids) for branch in branches}
+            return {branch: [wide] * len(batch.image_ids) for branch in branches}, no_matching(batch)
 
-    _, _, results = evaluate(Generous(), batches, dataset, EvaluateConfig(), "cpu")
+    _, _, results, _ = evaluate(Generous(), batches, dataset, EvaluateConfig(), "cpu")
     assert all(row["bbox"] == [0, 0, 160, 120] for row in results)

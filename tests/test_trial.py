@@ -69,6 +69,8 @@ def test_an_interrupted_trial_continues_to_the_very_same_numbers(tmp_path):
     record = run_trial(trial, pieces, report=silent)
     assert record["metrics"] == expected["metrics"]
     assert timeless(record["history"]) == timeless(expected["history"])
+    assert [entry["instability"] is None for entry in record["history"]] == [True, False]
+    assert record["metrics"]["instability"] >= record["metrics"]["instability_gt"] >= 0
     for name in ("detections.json", f"checkpoint/{WEIGHTS}"):
         read = [(store.dir(trial.trial_id) / name).read_bytes() for store in (whole, pieces)]
         assert read[0] == read[1], name
@@ -128,7 +130,7 @@ def test_eight_images_are_learnt_by_heart(row):
     for step in range(total):
         train_step(detector, [batch], optimizer, config.train, step=step, total_steps=total, steps_per_epoch=1)
     loader = Loader(dataset, config.data, training=False, **common)
-    metrics, _, results = evaluate(detector.eval(), loader, dataset, EvaluateConfig(), torch.device("cpu"))
+    metrics, _, results, _ = evaluate(detector.eval(), loader, dataset, EvaluateConfig(), torch.device("cpu"))
     assert metrics["AP50"] > 90, metrics
     assert json.loads(json.dumps(results)) == results
 
