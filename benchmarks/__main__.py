@@ -10,6 +10,7 @@ from importlib import import_module
 import torch
 
 from benchmarks.table import Row, as_json, show
+from harness.allocator import keep_freed_memory
 from model.ops import implementation
 
 SUITES = ("ops", "step", "heads")  # modules of this package that have `rows()`
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table, the table on stderr")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: its own choice)")
     args = parser.parse_args(argv)
+    keep_freed_memory()  # as a trial does; it helps both sides alike
     if args.threads:
         torch.set_num_threads(args.threads)
 

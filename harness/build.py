@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness.allocator import keep_freed_memory
 from harness.data import open_splits
 from harness.data.coco import CocoDataset
 from harness.data.loader import Loader
@@ -95,6 +96,7 @@ def build_trial(trial: Trial, store: RunStore, report: Report, should_stop: Call
     def tell(kind: str, message: str) -> None:
         report({"kind": kind, "trial_id": trial.trial_id, "label": trial.label, "message": message})
 
+    keep_freed_memory()
     device = choose_device(trial.runtime.device)
     reset_peak_memory(device)
     with _forwarded("codetr", tell):

@@ -17,7 +17,7 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 STORY = [
     *("__main__", "commands", "doctor", "schedule", "execute", "trial", "build", "train", "evaluate", "analyse"),
     *("report", "mirror", "tracking", "grid", "labels", "identity", "spec", "resolve", "data"),
-    *("progress", "results", "lease", "strict", "config", "errors"),
+    *("progress", "results", "lease", "strict", "allocator", "config", "errors"),
 ]
 
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}
