@@ -89,7 +89,7 @@ def _write_grid(grid: Grid, records: Sequence[Mapping[str, Any]], base: Path, fo
     figures: list[Path] = []
     endings = [ending for ending in FIGURES if ending in formats]
     if endings:
-        from harness.report.figures import curves, draw_curves, write_figure
+        from harness.figures.series import curves, draw_curves, write_figure
 
         lines = curves(grid, records, FIGURE_METRIC)
         if lines:
