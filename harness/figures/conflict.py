@@ -36,10 +36,11 @@ def draw_conflict_distances(tables: Iterable[tuple[str, Table]], published: Sequ
         ValueError: no table has a distance.
     """
     groups = {label: seeds for label, seeds in grouped(tables).items() if seeds[0].get("distance")}
-    if not groups:
-        raise ValueError("draw_conflict_distances: no table has a distance")
     groups = dict(sorted(groups.items(), key=lambda item: _num_auxiliary(item[1][0])))
-    heads = list(dict.fromkeys(head for seeds in groups.values() for head in seeds[0]["heads"]))
+    named = dict.fromkeys(head for seeds in groups.values() for head in seeds[0]["heads"])
+    heads = [head for head in named if any(_estimate(seeds, "distance", head) for seeds in groups.values())]
+    if not heads:
+        raise ValueError("draw_conflict_distances: no table has a distance")
     figure = new_figure(COLUMN, 2.3)
     axes = figure.add_subplot()
     handles: dict[str, Artist] = {}

@@ -150,7 +150,7 @@ def draw_detections(scenes: Sequence[Scene], categories: Mapping[int, str], scor
                 continue
             matches = match(row[number].annotations, row[number].detections, score)
             _draw_pair(left, right, row[number], matches, categories, colours)
-    lines = {
+    lines: dict[str, Any] = {
         "found object | detection that found it": "solid",
         "missed object (?) | detection without an object (×)": WRONG,
         "crowd region": CROWD,
@@ -167,9 +167,9 @@ def _draw_pair(
 ) -> None:
     for axes in (left, right):
         draw_image(axes, scene.image)
-    words = f"{len(matches.true_positives)} found, {len(matches.false_negatives)} missed, {len(matches.false_positives)} false"
+    counts = {"found": matches.true_positives, "missed": matches.false_negatives, "false": matches.false_positives}
     left.set_title(plain(scene.title), fontsize=7)
-    right.set_title(words, fontsize=7)
+    right.set_title(", ".join(f"{len(rows)} {word}" for word, rows in counts.items()), fontsize=7)
     found = {annotation for annotation, _ in matches.true_positives}
     for index, row in enumerate(scene.annotations):
         name = categories.get(row["category_id"], str(row["category_id"]))
@@ -188,9 +188,7 @@ def _draw_pair(
         _draw_box(right, row["bbox"], f"× {name}" if wrong else name, colour, WRONG if wrong else "solid", below=wrong)
 
 
-def _draw_box(
-    axes: Axes, bbox: Sequence[float], name: str, colour: str, dashes: str | tuple, *, below: bool = False
-) -> None:
+def _draw_box(axes: Axes, bbox: Sequence[float], name: str, colour: str, dashes: Any, *, below: bool = False) -> None:
     """A box with its name above it, or below it so that it stays readable where boxes coincide."""
     x, y, width, height = bbox
     box_outline(axes, (x, y, x + width, y + height), colour, 1.1, dashes)

@@ -59,7 +59,7 @@ def draw_discriminability(tables: Iterable[tuple[str, Table]]) -> Figure:
 
 
 def _has_curve(table: Table, key: str) -> bool:
-    return bool((table.get(key) or {}).get("iof"))
+    return (table.get(key) or {}).get("auc") is not None
 
 
 def _draw_random(axes: Axes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,7 +25,11 @@ def draw_image(axes: Axes, image: np.ndarray) -> None:
 
 
 def box_outline(
-    axes: Axes, box_xyxy: Sequence[float], colour: str = "white", linewidth: float = 0.8, dashes: str | tuple = "solid"
+    axes: Axes,
+    box_xyxy: Sequence[float] | np.ndarray,
+    colour: str = "white",
+    linewidth: float = 0.8,
+    dashes: Any = "solid",
 ) -> None:
     """Outline a box in the image's pixels, with a dark rim so that it is seen on any ground."""
     x0, y0, x1, y1 = box_xyxy

@@ -37,7 +37,9 @@ def draw_maps(
     width = min(PAGE, MAP_SIDE * (len(maps) + 1) + 0.55)
     side = (width - 0.55) / (len(maps) + 1)
     ratios = [image.shape[0] / image.shape[1] for image, _ in images]
-    figure = new_figure(width, side * sum(ratios) + 0.04 * len(images) + 0.2)
+    titles = [wrapped(title, int(side * 16)) for title in ("image", *(label for label, _ in maps))]
+    head = 0.08 + 0.13 * (1 + max(title.count("\n") for title in titles))
+    figure = new_figure(width, side * sum(ratios) + 0.04 * len(images) + head)
     grid = figure.subplots(len(images), len(maps) + 1, squeeze=False, gridspec_kw={"height_ratios": ratios})
     shown = None
     for row, (image, boxes) in enumerate(images):
@@ -53,11 +55,9 @@ def draw_maps(
                 continue
             extent = (0, image.shape[1], image.shape[0], 0)
             shown = axes.imshow(np.asarray(one, float), vmin=low, vmax=high or 1.0, extent=extent)
-    letters = int(side * 16)
-    grid[0][0].set_title("image", fontsize=7.5, loc="center")
-    for axes, (label, _) in zip(grid[0][1:], maps, strict=True):
-        axes.set_title(wrapped(label, letters), fontsize=7.5, loc="center")
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=7.5, loc="center")
     if shown is not None:
         bar = figure.colorbar(shown, ax=grid, label=scale, fraction=0.04, aspect=25 * len(images) ** 0.5, pad=0.01)
-        bar.outline.set_linewidth(0.5)  # type: ignore[operator]
+        bar.outline.set_linewidth(0.5)
     return figure

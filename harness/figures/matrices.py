@@ -139,6 +139,7 @@ def _draw_matrix(axes: Axes, panel: Panel) -> None:
     for i in range(size):
         for j in range(size):
             cell = panel.cells[i][j]
+            face: Any
             if i == j:
                 face, text, ink = MUTED, "0", MUTED_INK
             elif cell is None:

@@ -33,7 +33,7 @@ SIDES = {  # key of a distance -> words, index of its colour
     "to_positives": ("to original positive queries", 1),
     "to_negatives": ("to original negative queries", 5),
 }
-BAR = 0.36  # of the room of a head
+ROOM = 0.34  # inches of a pair of bars
 
 
 @styled()
@@ -72,7 +72,7 @@ def draw_query_positions(image: np.ndarray, example: Table) -> Figure:
 
 def _points(axes: Axes, points: Sequence[Sequence[float]], size: np.ndarray, **style: Any) -> Line2D:
     x, y = (np.asarray(points, float).reshape(-1, 2) * size).T
-    edge = {"markeredgecolor": "white", "markeredgewidth": 0.6, "linestyle": ""}
+    edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.6, "linestyle": ""}
     return axes.plot(x, y, **edge, **style, clip_on=False, zorder=4 if style["marker"] == "*" else 3)[0]
 
 
@@ -93,18 +93,20 @@ def draw_query_distances(tables: Iterable[tuple[str, Table]]) -> Figure:
     bars = [(label, head) for label, seeds in groups.items() for head in _heads(seeds)]
     if not bars:
         raise ValueError("draw_query_distances: no table has a distance")
-    figure = new_figure(COLUMN, 0.55 + 0.34 * len(bars))
+    names = [
+        head_name(head) if len(groups) == 1 else f"{wrapped(label, 26)}\n{head_name(head)}" for label, head in bars
+    ]
+    room = max(ROOM, 0.12 + 0.125 * (1 + max(name.count("\n") for name in names)))
+    height = 0.36 * ROOM / room  # of a bar, as a share of the room
+    figure = new_figure(COLUMN, 0.55 + room * len(bars))
     axes = figure.add_subplot()
     longest = 0.0
     for side, (key, (_, colour)) in enumerate(SIDES.items()):
         for place, (label, head) in enumerate(bars):
             one = estimate([((t.get("distances") or {}).get(head) or {}).get(key) for t in groups[label]])
-            longest = max(longest, _draw_bar(axes, place + BAR * (side - 0.5), one, colour_of(colour), HATCHES[side]))
-    names = [
-        plain(head_name(head)) if len(groups) == 1 else f"{wrapped(label, 26)}\n{head_name(head)}"
-        for label, head in bars
-    ]
-    axes.set_yticks(range(len(bars)), names)
+            y = place + height * (side - 0.5)
+            longest = max(longest, _draw_bar(axes, y, height, one, color=colour_of(colour), hatch=HATCHES[side]))
+    axes.set_yticks(range(len(bars)), [plain(name) for name in names])
     axes.set(xlim=(0, 1.18 * longest or 1.0), ylim=(len(bars) - 0.5, -0.5))
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
@@ -122,15 +124,16 @@ def _heads(seeds: Sequence[Table]) -> list[str]:
     return list(dict.fromkeys(head for table in seeds for head in table.get("distances") or {}))
 
 
-def _draw_bar(axes: Axes, y: float, one: Estimate | None, colour: str, hatch: str) -> float:
+def _draw_bar(axes: Axes, y: float, height: float, one: Estimate | None, **style: Any) -> float:
     """Draw a bar with its number; returns how far it reaches."""
+    at_its_end: dict[str, Any] = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 6.5}
     if one is None:
-        axes.annotate("–", (0, y), xytext=(3, 0), textcoords="offset points", va="center")
+        axes.annotate("–", (0, y), **at_its_end)
         return 0.0
-    axes.barh(y, one.mean, height=BAR, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5)
+    axes.barh(y, one.mean, height=height, edgecolor="white", linewidth=0.5, **style)
     end = one.mean
     if one.low is not None and one.high is not None:
         axes.plot([one.low, one.high], [y, y], color="black", linewidth=0.8)
         end = max(end, one.high)
-    axes.annotate(f"{one.mean:.3f}", (end, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=6.5)
+    axes.annotate(f"{one.mean:.3f}", (end, y), **at_its_end)
     return end

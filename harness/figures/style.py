@@ -18,6 +18,7 @@ from typing import Any
 import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -46,7 +47,7 @@ HEAD_NAMES = {  # as the paper writes them; any other head by its own name
 
 
 @lru_cache(maxsize=1)
-def _parameters() -> dict[str, Any]:
+def _parameters() -> dict[Any, Any]:
     parameters = matplotlib.rc_params_from_file(STYLE_FILE, use_default_template=True)
     return {key: value for key, value in parameters.items() if not key.startswith("backend")}
 
@@ -123,7 +124,9 @@ def wrapped(text: str, letters: int) -> str:
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches."""
-    return Figure(figsize=(width, height))
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)  # measures text, and needs no display
+    return figure
 
 
 def whole_epochs(axes: Axes) -> None:
@@ -141,7 +144,9 @@ def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str
         note: small print above the entries, such as what a band means.
     """
     width, height = figure.get_size_inches()
-    letters = int(width * 17)  # of one line of a legend in a single column
+    assert isinstance(figure.canvas, FigureCanvasAgg)
+    renderer = figure.canvas.get_renderer()
+    letters = int(width * 16)  # of one line of a legend in a single column
     texts = [wrapped(label, letters) for label in labels]
     for columns in range(min(LEGEND_COLUMNS, max(1, len(labels))), 0, -1):
         legend = figure.legend(
@@ -152,8 +157,7 @@ def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str
             title=wrapped(note, int(width * 20)) if note else "",
         )
         legend.get_title().set(color=NOTE_COLOUR, multialignment="center")
-        figure.draw_without_rendering()
-        box = legend.get_window_extent()
+        box = legend.get_window_extent(renderer)
         if box.width <= figure.bbox.width or columns == 1:
             break
         legend.remove()

@@ -1,0 +1,100 @@
+"""Which figures a grid has: its finished trials, row by row, given to the functions of `harness.figures`.
+
+The seeds of a row share its label and become a line with a band. A figure without data is left out. matplotlib is
+imported only when a figure is drawn: a table needs none of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from harness.report.published import PUBLISHED_CONFLICT, published_conflict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from harness.grid import Grid
+
+Record = Mapping[str, Any]
+HISTORY = {"ap": ("AP",), "instability": ("instability", "instability_gt")}  # figure -> what it needs per epoch
+TABLES = {  # figure -> the table of the analysis that it needs
+    "discriminability": "discriminability",
+    "conflict": "conflict",
+    "conflict_matrix": "conflict",
+    "queries": "queries",
+}
+
+
+def analysis_figures(grid: Grid, records: Iterable[Record]) -> dict[str, Figure]:
+    """Draw what `grid.figures` asks for, as far as the records hold it.
+
+    Args:
+        grid: rows, seeds, and the names of its figures (see `harness.spec.FIGURES`).
+        records: shaped like result.json, with the small tables of the analysis below `analysis` where it was asked
+            for; only finished trials count, for a mean over fewer seeds from some epoch on would show a step that
+            nobody trained.
+
+    Returns:
+        Figures by name, in the order asked for. `conflict_matrix` gives one a row with heads, beside the paper's
+        where it has the same heads; its name then ends in the row's label.
+    """
+    by_id = {record["trial_id"]: record for record in records if record["status"] == "finished"}
+    runs = [(row.label, by_id[key]) for row in grid.rows for key in row.trial_ids if key in by_id]
+    figures: dict[str, Figure] = {}
+    for name in grid.figures:
+        if name in HISTORY:
+            figures |= _over_epochs(name, grid.title, [(label, record.get("history") or ()) for label, record in runs])
+        else:
+            tables = [
+                (label, found) for label, record in runs if (found := (record.get("analysis") or {}).get(TABLES[name]))
+            ]
+            figures |= _of_tables(name, tables)
+    return figures
+
+
+def _over_epochs(name: str, title: str, runs: list[tuple[str, Any]]) -> dict[str, Figure]:
+    if not any(entry.get(key) is not None for _, history in runs for entry in history for key in HISTORY[name]):
+        return {}
+    from harness.figures.epochs import draw_curves, draw_instability
+
+    return {name: draw_curves(runs, "AP", title) if name == "ap" else draw_instability(runs)}
+
+
+def _of_tables(name: str, tables: list[tuple[str, Any]]) -> dict[str, Figure]:
+    """Figures of the analysis' tables; models without auxiliary heads have none of heads."""
+    if name == "discriminability":
+        tables = [(label, table) for label, table in tables if (table.get("encoder") or {}).get("auc") is not None]
+    elif name == "queries":
+        tables = [(label, table) for label, table in tables if table.get("distances")]
+    else:
+        tables = [(label, table) for label, table in tables if len(table["heads"]) > 1]
+    if not tables:
+        return {}
+    if name == "conflict_matrix":
+        return _matrices(name, tables)
+    if name == "conflict":
+        from harness.figures.conflict import draw_conflict_distances
+
+        known = [("paper (from its Figures 8 and 9)", table) for table in PUBLISHED_CONFLICT.values()]
+        return {name: draw_conflict_distances(tables, known)}
+    if name == "queries":
+        from harness.figures.queries import draw_query_distances
+
+        return {name: draw_query_distances(tables)}
+    from harness.figures.discriminability import draw_discriminability
+
+    return {name: draw_discriminability(tables)}
+
+
+def _matrices(name: str, tables: list[tuple[str, Any]]) -> dict[str, Figure]:
+    from harness.figures.matrices import draw_conflict_matrices
+
+    figures = {}
+    for label in dict.fromkeys(label for label, _ in tables):
+        own = [(label, table) for other, table in tables if other == label]
+        paper = published_conflict(own[0][1]["heads"])
+        ending = re.sub(r"[^\w.-]+", "_", label).strip("_")
+        figures[f"{name}_{ending}"] = draw_conflict_matrices([*own, *([paper] if paper else [])])
+    return figures
