@@ -28,6 +28,7 @@ from harness.figures.style import head_name, head_style, line_style, plain, save
 from harness.report import write_report
 from harness.report.figures import analysis_figures
 from harness.report.published import PUBLISHED_CONFLICT, published_conflict
+from harness.report.trial_figures import trial_figures
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # a child imports what this process imports
 LONG = "Co-Deformable-DETR++ with ATSS, Faster R-CNN and whatever else a person wants to tell (K = 6) for $5"
@@ -99,29 +100,32 @@ def written(figure: Figure) -> list[Text]:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_files_are_equal_whole_and_readable(name, tmp_path):
-    files = []
+def test_nothing_is_cut_off_or_too_small_to_read(name, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for attempt in ("first", "second") if " of " not in name else ("first",):
-            figure = FIGURES[name]()
-            files.append([path.read_bytes() for path in save_figure(figure, tmp_path / attempt)])
-    assert files[0] == files[-1]
-    _, pdf = files[0]
-    assert pdf.startswith(b"%PDF") and pdf.rstrip().endswith(b"%%EOF")
-    assert b"/FontFile2" in pdf and b"CreationDate" not in pdf  # letters are embedded, and no date
-    image = Image.open(tmp_path / "first.png")
-    assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1) and set(image.info) <= {"dpi"}
+        figure = FIGURES[name]()
+        (path,) = save_figure(figure, tmp_path / "figure", ["png"])
+    image = Image.open(path)
+    assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
     assert image.width <= 1401  # a page
     pixels = np.asarray(image.convert("L"))
     for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
         assert (edge == 255).all(), "something reaches over the edge"
-    figure.draw_without_rendering()  # places of the PNG: the PDF has other units
     for text in written(figure):
         box = Text.get_window_extent(text)
         inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1
         assert inside, f"{text.get_text()!r} is cut off"
         assert text.get_fontsize() >= 5.5
+
+
+@pytest.mark.parametrize("name", [name for name in FIGURES if " of " not in name])
+def test_files_are_whole_and_the_same_every_time(name, tmp_path):
+    paths = [save_figure(FIGURES[name](), tmp_path / attempt) for attempt in ("first", "second")]
+    (png, pdf), again = ([path.read_bytes() for path in attempt] for attempt in paths)
+    assert [png, pdf] == again
+    assert set(Image.open(paths[0][0]).info) == {"dpi"}  # neither date nor version
+    assert pdf.startswith(b"%PDF") and pdf.rstrip().endswith(b"%%EOF")
+    assert b"/FontFile2" in pdf and b"CreationDate" not in pdf  # letters are embedded
 
 
 def test_another_process_without_display_writes_the_same_bytes(tmp_path):
@@ -392,6 +396,39 @@ def test_a_table_needs_no_matplotlib():
     heavy = "{'matplotlib', 'mlflow', 'torch', 'pandas'}"
     code = f"import sys, harness.report, harness.report.figures; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT).returncode == 0
+
+
+def test_one_trial_has_all_figures_of_its_analysis():
+    tables = {
+        "conflict": made.conflict(2),
+        "discriminability": made.discriminability(2),
+        "queries": made.queries("atss"),
+    }
+    names = [f"{kind}_{image}" for kind in ("image", "attention", "cam_decoder", "cam_atss") for image in (1, 7)]
+    figures = trial_figures(
+        "mine",
+        tables,
+        history=made.history(9),
+        maps={name: np.eye(4, dtype=np.float16) for name in names},
+        examples={1: (made.image(), np.zeros((0, 4))), 7: (made.image(), np.ones((1, 4)))},
+        worst=scenes(1),
+        categories={1: "a", 2: "b"},
+    )
+    assert list(figures) == [
+        *(
+            "instability",
+            "discriminability",
+            "conflict",
+            "conflict_matrix",
+            "queries",
+            "queries_1",
+        ),
+        *("maps_encoder", "maps_attention", "maps_cam", "detections"),
+    ]
+    assert [axes.get_title() for axes in figures["maps_cam"].axes[:3]] == ["image", "DETR", "ATSS"]
+    assert len(figures["conflict_matrix"].axes) == 2
+    without_heads = {"conflict": made.conflict(0), "queries": {"distances": {}, "examples": []}}
+    assert trial_figures("K = 0", without_heads, history=made.history(9)[:1]) == {}
 
 
 @pytest.mark.parametrize(

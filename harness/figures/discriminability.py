@@ -78,7 +78,7 @@ def _draw_curve(axes: Axes, seeds: Sequence[Table], place: int) -> Line2D:
         axes.fill_between(iob, all_iof.min(0), all_iof.max(0), color=style["color"], alpha=BAND, linewidth=0)
         iof = all_iof.mean(0)
     # Marks at even distances along the curve, shifted so that those of different curves do not meet.
-    (line,) = axes.plot(iob, iof, **style, markevery=(0.05 + 0.03 * (place % 5), 0.22), zorder=3)
+    (line,) = axes.plot(iob, iof, **style, markevery=(0.05 + 0.03 * (place % 5), 0.22), clip_on=False, zorder=3)
     return line
 
 

@@ -35,7 +35,7 @@ def draw_maps(
     low = min((float(np.nanmin(one)) for one in known), default=0.0)
     high = max((float(np.nanmax(one)) for one in known), default=1.0)
     width = min(PAGE, MAP_SIDE * (len(maps) + 1) + 0.55)
-    side = (width - 0.55) / (len(maps) + 1)
+    side = (width - 0.55) / (len(maps) + 1) - 0.05
     ratios = [image.shape[0] / image.shape[1] for image, _ in images]
     titles = [wrapped(title, int(side * 16)) for title in ("image", *(label for label, _ in maps))]
     head = 0.08 + 0.13 * (1 + max(title.count("\n") for title in titles))

@@ -94,7 +94,8 @@ def draw_query_distances(tables: Iterable[tuple[str, Table]]) -> Figure:
     if not bars:
         raise ValueError("draw_query_distances: no table has a distance")
     names = [
-        head_name(head) if len(groups) == 1 else f"{wrapped(label, 26)}\n{head_name(head)}" for label, head in bars
+        head_name(head) if len(groups) == 1 or label == head_name(head) else f"{wrapped(label, 26)}\n{head_name(head)}"
+        for label, head in bars
     ]
     room = max(ROOM, 0.12 + 0.125 * (1 + max(name.count("\n") for name in names)))
     height = 0.36 * ROOM / room  # of a bar, as a share of the room

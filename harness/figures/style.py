@@ -118,7 +118,7 @@ def _letters() -> frozenset[int]:
 
 def wrapped(text: str, letters: int) -> str:
     """`text` in lines of at most so many letters; a longer word is broken, `K = 2` and no-break spaces are not."""
-    whole = re.sub(" ([=±]) ", rf"{NO_BREAK}\1{NO_BREAK}", plain(text))
+    whole = re.sub(" ([=±]) ", rf"{NO_BREAK}\1{NO_BREAK}", plain(text)).replace(" %", f"{NO_BREAK}%")
     return "\n".join(part for line in whole.split("\n") for part in textwrap.wrap(line, letters)) or " "
 
 

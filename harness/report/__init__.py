@@ -1,8 +1,8 @@
 """The last step of the story: tables and figures from the tracking store, the paper's numbers beside ours.
 
 `tables.py` gathers records into rows, `statistics.py` gives deviations and intervals, `notes.py` the small print,
-`formats.py` writes Markdown, LaTeX, CSV and plain text, `figures.py` gathers what is drawn, and `published.py` holds
-numbers of the paper that belong to no row.
+`formats.py` writes Markdown, LaTeX, CSV and plain text, `figures.py` and `trial_figures.py` gather what is drawn of
+a grid and of one trial, and `published.py` holds numbers of the paper that belong to no row.
 """
 
 from __future__ import annotations

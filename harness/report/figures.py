@@ -50,7 +50,7 @@ def analysis_figures(grid: Grid, records: Iterable[Record]) -> dict[str, Figure]
             tables = [
                 (label, found) for label, record in runs if (found := (record.get("analysis") or {}).get(TABLES[name]))
             ]
-            figures |= _of_tables(name, tables)
+            figures |= figures_of_tables(name, tables)
     return figures
 
 
@@ -62,8 +62,11 @@ def _over_epochs(name: str, title: str, runs: list[tuple[str, Any]]) -> dict[str
     return {name: draw_curves(runs, "AP", title) if name == "ap" else draw_instability(runs)}
 
 
-def _of_tables(name: str, tables: list[tuple[str, Any]]) -> dict[str, Figure]:
-    """Figures of the analysis' tables; models without auxiliary heads have none of heads."""
+def figures_of_tables(name: str, tables: list[tuple[str, Any]]) -> dict[str, Figure]:
+    """The figure `name` (a key of `TABLES`) of (label, table); none where no table has what it shows.
+
+    Models without auxiliary heads have no conflict and no customised queries, and are left out of those.
+    """
     if name == "discriminability":
         tables = [(label, table) for label, table in tables if (table.get("encoder") or {}).get("auc") is not None]
     elif name == "queries":
