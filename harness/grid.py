@@ -71,6 +71,7 @@ class Grid:
     baseline: str = ""  # label of the row that gains are measured from
     published_preset: str = ""  # the preset whose published numbers the rows hold; "" when they name none
     description: str = ""
+    figures: tuple[str, ...] = ("ap",)  # which figures its report draws
     notes: tuple[str, ...] = ()  # what a person should know before running
 
     def trial(self, trial_id: str) -> Trial:
@@ -164,6 +165,7 @@ def expand(
         baseline=baseline,
         published_preset=shown,
         description=spec.description,
+        figures=spec.figures,
         notes=tuple(dict.fromkeys(notes)),
     )
 

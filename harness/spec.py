@@ -22,6 +22,7 @@ COST_METRICS = (
     *("loss", "wall_seconds", "train_seconds", "eval_seconds", "seconds_per_step"),
     *("device_hours", "peak_memory_mb", "num_parameters"),
 )
+FIGURES = ("ap", "instability", "discriminability", "conflict", "conflict_matrix", "queries")
 SHIPPED = Path(__file__).resolve().parent.parent / "ablations"
 DEFAULT_PRESET = "digits"
 
@@ -73,6 +74,7 @@ class AblationSpec(BaseModel):
     axes: dict[str, tuple[Any, ...]] = {}
     seeds: tuple[int, ...] = (0,)
     metrics: tuple[str, ...] = ("AP", "AP50", "AP75")
+    figures: tuple[str, ...] = ("ap",)  # some of `FIGURES`
     baseline: str = ""  # label of the row that gains are measured from
     path: str = ""  # where the file lies; filled in by `read_spec`
 
@@ -89,6 +91,13 @@ class AblationSpec(BaseModel):
         for name in metrics:
             _metric(name)
         return metrics
+
+    @field_validator("figures")
+    @classmethod
+    def _figures(cls, figures: tuple[str, ...]) -> tuple[str, ...]:
+        for name in figures:
+            require(name in FIGURES, f"unknown figure '{name}'{suggest(name, FIGURES)}")
+        return tuple(dict.fromkeys(figures))
 
     @field_validator("axes")
     @classmethod

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -97,6 +98,7 @@ def connect(uri: str) -> MlflowClient:
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     for name in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"):
         os.environ.setdefault(name, "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):
@@ -190,7 +192,11 @@ def flat_metrics(entry: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_records(
-    trial_ids: Sequence[str], uri: str | None = None, *, history: Sequence[str] = ("loss", "AP")
+    trial_ids: Sequence[str],
+    uri: str | None = None,
+    *,
+    history: Sequence[str] = ("loss", "AP"),
+    analysis: bool = False,
 ) -> list[dict[str, Any]]:
     """Records of these trials from MLflow alone, in the given order; trials it does not know are left out.
 
@@ -198,6 +204,7 @@ def read_records(
         trial_ids: ids.
         uri: the tracking store; None takes `tracking_uri()`.
         history: metrics whose course over the epochs is read (a look-up each).
+        analysis: fetch each finished trial's record, for the tables that its analysis left there.
 
     Returns:
         dicts shaped like result.json: trial_id, label, status, metrics, history, cost, per_class, factors,
@@ -216,7 +223,11 @@ def read_records(
         if experiment is None:
             return []
         runs = _runs_of(client, str(experiment.experiment_id), trial_ids)
-        return [_record(client, runs[trial_id], history) for trial_id in trial_ids if trial_id in runs]
+        records = [_record(client, runs[trial_id], history) for trial_id in trial_ids if trial_id in runs]
+        if analysis:
+            for record in records:
+                record["analysis"] = _analysis(client, record["run_id"]) if record["status"] == "finished" else {}
+        return records
 
 
 def _runs_of(client: MlflowClient, experiment_id: str, trial_ids: Sequence[str]) -> dict[str, Run]:
@@ -261,6 +272,15 @@ def _record(client: MlflowClient, run: Run, history: Sequence[str]) -> dict[str,
         "started": tags.get("codetr.started"),
         "finished": tags.get("codetr.finished"),
     }
+
+
+def _analysis(client: MlflowClient, run_id: str) -> dict[str, Any]:
+    """The tables of the analysis by name, from the record that the run keeps; none where it has no record."""
+    if "result.json" not in {file.path for file in client.list_artifacts(run_id)}:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        record = json.loads(Path(client.download_artifacts(run_id, "result.json", folder)).read_text())
+    return record.get("analysis") or {}
 
 
 def _history(client: MlflowClient, run: Run, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,126 +1,449 @@
-"""Figures: what is drawn, that files are whole and the same bytes each time, and that names do not overlap."""
+"""Every figure: what it says, that nothing is cut off, no warning, and that its files are the same bytes each time."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 
+import analysis_tables as made
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 from report_grid import full_grid, full_records, make_grid, make_record
 
+from harness.figures.conflict import draw_conflict_distances
+from harness.figures.detections import Scene, draw_detections
+from harness.figures.discriminability import draw_discriminability
+from harness.figures.epochs import draw_curves, draw_instability
+from harness.figures.maps import draw_maps
+from harness.figures.matrices import decimals_for, draw_conflict_matrices
+from harness.figures.queries import draw_query_distances, draw_query_positions
+from harness.figures.series import epoch_curves
+from harness.figures.style import head_name, head_style, line_style, plain, save_figure, wrapped
 from harness.report import write_report
-from harness.report.figures import Curve, curves, draw_curves, spread, write_figure
+from harness.report.figures import analysis_figures
+from harness.report.published import PUBLISHED_CONFLICT, published_conflict
+from harness.report.trial_figures import trial_figures
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # a child imports what this process imports
+LONG = "Co-Deformable-DETR++ with ATSS, Faster R-CNN and whatever else a person wants to tell (K = 6) for $5"
+SEEDS = range(3)
 
 
-def test_curves_are_means_over_the_epochs_that_all_seeds_have():
-    grid = make_grid({"a": {}, "b": {}}, seeds=(0, 1))
-    short = make_record("0-1", 20.0)
-    short["history"] = [{"epoch": 2, "AP": 8.0}, {"epoch": 3, "AP": None}, {"epoch": 4, "AP": 20.0}]
-    found = curves(grid, [make_record("0-0", 10.0), short, make_record("1-0", 9.0, status="running")])
-    assert [curve.label for curve in found] == ["a"]  # nothing of b has finished
-    assert found[0].epochs == (2, 4)
-    assert found[0].means == pytest.approx([(10.0 * 2 / 3 * 1.25 + 8.0) / 2, 15.0])
-    assert found[0].num_seeds == 2
+def scenes(count: int) -> list[Scene]:
+    truth = [made.annotation(1, 5, 5, 20, 20), made.annotation(2, 30, 10, 20, 20)]
+    found = [made.detection(1, 0.9, 6, 5, 20, 20), made.detection(2, 0.8, 1, 25, 20, 12)]
+    return [Scene(f"image {number}", made.image(), truth, found) for number in range(count)]
 
 
-def test_a_line_a_band_and_a_name_for_each_row():
-    lines = [Curve("one", (1, 2), ((1.0,), (2.0,))), Curve("two $x_1", (1, 2), ((1.0, 3.0), (2.0, 6.0)))]
-    (axes,) = draw_curves("Title", lines).axes
-    assert [line.get_ydata().tolist() for line in axes.lines] == [[1.0, 2.0], [2.0, 4.0]]
-    assert len(axes.collections) == 1  # only the row with two seeds has a band
-    texts = [text.get_text() for text in axes.texts]
-    assert {"one", "two $x_1", "line: mean of 1 to 2 seeds; band: lowest to highest"} == set(texts)
-    assert axes.get_title(loc="left") == "Title"
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "ap": lambda: draw_curves([(label, made.history(9)) for label in ("one", LONG) for _ in SEEDS], "AP", LONG),
+    "ap of twelve": lambda: draw_curves([(f"row {n}", made.history(n)) for n in range(12) for _ in SEEDS]),
+    "ap of one epoch": lambda: draw_curves([("one", made.history(9)[:1])]),
+    "instability": lambda: draw_instability([(label, made.history(9 + s)) for label in ("a", LONG) for s in SEEDS]),
+    "instability of one": lambda: draw_instability([("one", made.history(9))]),
+    "discriminability": lambda: draw_discriminability(
+        [(label, made.discriminability(2 + s)) for label in ("a", LONG) for s in SEEDS]
+    ),
+    "discriminability of one": lambda: draw_discriminability([("one", made.discriminability(2, attention=False))]),
+    "distances": lambda: draw_conflict_distances(
+        [(f"K = {k}", made.conflict(k, 0.01 + k / 1000)) for k in (0, 1, 2, 3, 6) for _ in SEEDS],
+        [("paper", table) for table in PUBLISHED_CONFLICT.values()],
+    ),
+    "distances of pairs": lambda: draw_conflict_distances(
+        [("ATSS + Faster R-CNN", made.conflict(2)), ("two ATSS", made.conflict(2, heads=("decoder", "atss", "atss.2")))]
+    ),
+    "distances of one": lambda: draw_conflict_distances([("one", made.conflict(1))]),
+    "matrices": lambda: draw_conflict_matrices(
+        [*((LONG, made.conflict(6)) for _ in SEEDS), ("paper", made.conflict(6))]
+    ),
+    "matrix of one": lambda: draw_conflict_matrices([(LONG, made.conflict(1))]),
+    "matrix of K = 0": lambda: draw_conflict_matrices([("K = 0", made.conflict(0))]),
+    "positions": lambda: draw_query_positions(made.image(), made.queries("atss", "fcos")["examples"][0]),
+    "query distances": lambda: draw_query_distances([(LONG, made.queries("atss", "fcos", near=n)) for n in (0.1, 0.2)]),
+    "query distances of models": lambda: draw_query_distances(
+        [("a", made.queries("atss")), (LONG, made.queries("fcos"))]
+    ),
+    "maps": lambda: draw_maps(
+        [(made.image(), np.array([[1, 1, 20, 30]])), (made.image(60, 40), np.zeros((0, 4)))],
+        [(LONG, [np.eye(4), np.ones((8, 6)) / 2]), ("two", [None, np.eye(3, dtype=np.float16)])],
+    ),
+    "detections": lambda: draw_detections(scenes(3), {1: "a thing", 2: "another thing"}),
+    "detections of one": lambda: draw_detections(scenes(1), {1: "a", 2: "b"}),
+}
 
 
-def test_no_room_below_zero_for_what_cannot_be_negative():
-    (axes,) = draw_curves("All zero", [Curve("one", (1, 2), ((0.0,), (0.0,)))]).axes
-    assert axes.get_ylim() == (0.0, 0.5)
-    (axes,) = draw_curves("Negative", [Curve("one", (1, 2), ((-1.0,), (1.0,)))]).axes
-    assert axes.get_ylim() == pytest.approx((-1.1, 1.1))
+def legend_texts(figure: Figure) -> list[str]:
+    return [text.get_text().replace("\N{NO-BREAK SPACE}", " ") for text in figure.legends[0].get_texts()]
 
 
-def test_nothing_to_draw_is_refused():
-    with pytest.raises(ValueError, match="at least one curve"):
-        draw_curves("Title", [])
+def written(figure: Figure) -> list[Text]:
+    """All texts that the figure shows."""
+    ticks = [label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels()]
+    hidden = {label for label in ticks if not (label.axes and label.axes.get_visible())}
+    seen = {
+        tick.label1
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in axis._update_ticks()  # those within view
+    }
+    return [
+        text
+        for text in figure.findobj(Text)
+        if text.get_visible() and text.get_text().strip() and text not in hidden and (text not in ticks or text in seen)
+    ]
 
 
-def test_files_are_whole_not_blank_and_the_same_every_time(tmp_path):
-    lines = curves(full_grid(), full_records())
-    files = {}
-    for attempt in ("first", "second"):
-        paths = write_figure(draw_curves("Made", lines), tmp_path / attempt)
-        files[attempt] = [path.read_bytes() for path in paths]
-    assert [path.name for path in paths] == ["second.png", "second.pdf"]
-    assert files["first"] == files["second"]
-    assert files["first"][1].startswith(b"%PDF") and files["first"][1].rstrip().endswith(b"%%EOF")
-    image = np.asarray(Image.open(tmp_path / "first.png").convert("RGB")).reshape(-1, 3)
-    assert {(0, 0, 0), (0, 0x72, 0xB2), (0xD5, 0x5E, 0)} <= set(map(tuple, np.unique(image, axis=0).tolist()))
-    assert 0.8 < (image == 255).all(axis=1).mean() < 0.99
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_is_cut_off_or_too_small_to_read(name, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = FIGURES[name]()
+        (path,) = save_figure(figure, tmp_path / "figure", ["png"])
+    image = Image.open(path)
+    assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+    assert image.width <= 1401  # a page
+    pixels = np.asarray(image.convert("L"))
+    for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+        assert (edge == 255).all(), "something reaches over the edge"
+    for text in written(figure):
+        box = Text.get_window_extent(text)
+        inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1
+        assert inside, f"{text.get_text()!r} is cut off"
+        assert text.get_fontsize() >= 5.5
 
 
-def test_another_process_writes_the_same_bytes(tmp_path):
-    """Neither the time, nor hash seeds, nor what was drawn before may show."""
+@pytest.mark.parametrize("name", [name for name in FIGURES if " of " not in name])
+def test_files_are_whole_and_the_same_every_time(name, tmp_path):
+    paths = [save_figure(FIGURES[name](), tmp_path / attempt) for attempt in ("first", "second")]
+    (png, pdf), again = ([path.read_bytes() for path in attempt] for attempt in paths)
+    assert [png, pdf] == again
+    assert set(Image.open(paths[0][0]).info) == {"dpi"}  # neither date nor version
+    assert pdf.startswith(b"%PDF") and pdf.rstrip().endswith(b"%%EOF")
+    assert b"/FontFile2" in pdf and b"CreationDate" not in pdf  # letters are embedded
+
+
+def test_another_process_without_display_writes_the_same_bytes(tmp_path):
+    """Neither the time, nor hash seeds, nor a person's own settings, nor what was drawn before may show."""
     code = (
         "from pathlib import Path\n"
-        "from harness.report.figures import curves, draw_curves, write_figure\n"
-        "from report_grid import full_grid, full_records\n"
-        f"write_figure(draw_curves('Made', curves(full_grid(), full_records())), Path({str(tmp_path / 'there')!r}))\n"
+        "from harness.figures.style import save_figure\n"
+        "from test_figures import FIGURES\n"
+        f"save_figure(FIGURES['distances'](), Path({str(tmp_path / 'there')!r}))\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)
-    draw_curves("Something else", curves(full_grid(), full_records())[:1])
-    here = write_figure(draw_curves("Made", curves(full_grid(), full_records())), tmp_path / "here")
-    for path in here:
+    (tmp_path / "matplotlibrc").write_text("font.size: 20\naxes.facecolor: red\nlines.linewidth: 9\n")
+    environment = {key: value for key, value in ENVIRONMENT.items() if key != "DISPLAY"}
+    environment |= {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc"), "MPLBACKEND": "TkAgg"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    FIGURES["instability"]()
+    for path in save_figure(FIGURES["distances"](), tmp_path / "here"):
         assert path.read_bytes() == (tmp_path / f"there{path.suffix}").read_bytes()
 
 
-@pytest.mark.parametrize("count", [1, 5, 14])
-def test_names_stay_apart_and_inside(count):
-    """Ends of lines that nearly coincide; names of one, two and three lines."""
-    rng = np.random.default_rng(count)
-    names = ["name " * (1 + 6 * (k % 3)) for k in range(count)]
-    lines = [
-        Curve(name, (1, 2), ((0.0,), (40 + float(end),))) for name, end in zip(names, rng.random(count), strict=True)
+def test_drawing_leaves_the_callers_settings_alone():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    FIGURES["ap"]()
+    assert dict(matplotlib.rcParams) == before
+
+
+# ---- style
+
+
+def test_lines_differ_without_colour():
+    styles = [line_style(index) for index in range(8)]
+    assert len({(str(style["linestyle"]), style["marker"]) for style in styles}) == 8
+    assert len({style["color"] for style in styles}) == 8
+    assert line_style(8)["color"] == styles[0]["color"] and line_style(8)["linestyle"] != styles[0]["linestyle"]
+
+
+def test_a_head_looks_the_same_wherever_it_occurs():
+    assert head_style("gfl", 0) == head_style("gfl", 5)
+    assert head_style("atss.2")["color"] == head_style("atss")["color"]
+    assert head_style("atss.2")["marker"] != head_style("atss")["marker"]
+    assert [head_name(name) for name in ("decoder", "faster_rcnn", "atss.2", "mine")] == [
+        "DETR",
+        "Faster R-CNN",
+        "ATSS 2",
+        "mine",
     ]
-    figure = draw_curves("Title", lines)
-    figure.draw_without_rendering()
-    texts = [text for text in figure.axes[0].texts if text.get_text().startswith("name")]
-    boxes = [Text.get_window_extent(text) for text in texts]  # without the stroke that leads to it
-    boxes.sort(key=lambda box: box.y0)
-    assert len(boxes) == count
-    assert all(below.y1 <= above.y0 for below, above in zip(boxes, boxes[1:], strict=False))
-    assert all(box.y0 >= 0 and box.y1 <= figure.bbox.height and box.x1 <= figure.bbox.width + 1 for box in boxes)
 
 
-def test_spread_moves_no_more_than_needed():
-    assert spread([1.0, 5.0], [1.0, 1.0], 0.0, 10.0) == [1.0, 5.0]
-    assert spread([5.0, 5.0], [2.0, 2.0], 0.0, 10.0) == [6.0, 4.0]
-    assert spread([9.9, 9.8], [2.0, 2.0], 0.0, 10.0) == [9.0, 7.0]
-    assert spread([0.0], [2.0], 0.0, 10.0) == [1.0]
-    assert spread([], [], 0.0, 1.0) == []
+def test_letters_that_the_font_lacks_become_question_marks():
+    assert plain("λ₁ ≥ ½ 红细胞") == "λ₁ ≥ ½ ???"
+    assert wrapped("the heads (K = 2)", 13).split("\n") == ["the heads", "(K\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}2)"]
+
+
+# ---- over epochs
+
+
+def test_curves_are_means_over_the_epochs_that_all_seeds_have():
+    short = [{"epoch": 2, "AP": 8.0}, {"epoch": 3, "AP": None}, {"epoch": 4, "AP": 20.0}]
+    (found,) = epoch_curves([("a", made.history(9)), ("a", short), ("b", [{"epoch": 1, "AP": None}])], "AP")
+    assert (found.label, found.epochs, found.means, found.num_seeds) == ("a", (2, 4), [14.0, 30.0], 2)
+
+
+def test_a_line_a_band_and_a_legend_entry_for_each_row():
+    rows = [("one", made.history(9)), ("two $x_1$", made.history(9)), ("two $x_1$", made.history(9))]
+    figure = draw_curves(rows, "AP", "Title")
+    (axes,) = figure.axes
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[10.0, 20.0, 30.0, 40.0]] * 2
+    assert len(axes.collections) == 1  # only the row with two seeds has a band
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title(loc="left")) == ("epoch", "AP (%)", "Title")
+    assert legend_texts(figure) == ["one", "two $x_1$"]
+    assert figure.legends[0].get_title().get_text() == "line: mean of 1 to 2 seeds; band: lowest to highest"
+
+
+def test_no_room_below_zero_for_what_cannot_be_negative():
+    def limits(*values: float) -> tuple[float, float]:
+        return (
+            draw_curves([("one", [{"epoch": e, "loss": v} for e, v in enumerate(values)])], "loss").axes[0].get_ylim()
+        )
+
+    assert limits(0.0, 0.0) == (0.0, 0.5)
+    assert limits(-1.0, 1.0) == pytest.approx((-1.1, 1.1))
+
+
+def test_instability_has_a_panel_for_each_way_to_count():
+    both = draw_instability([("a", made.history(9)), ("a", made.history(11)), ("b", made.history(5))])
+    assert [axes.get_title(loc="left") for axes in both.axes] == ["by query slot", "by ground truth"]
+    assert both.axes[0].lines[0].get_xdata().tolist() == [2, 3, 4]  # undefined at the first epoch
+    assert both.axes[0].lines[0].get_ydata().tolist() == [10.0, 9.0, 8.0]
+    assert both.axes[1].lines[1].get_ydata().tolist() == [2.5, 2.0, 1.5]
+    assert "changed matches per image" in both.axes[0].get_ylabel()
+    assert legend_texts(both) == ["a", "b"]
+    slots = draw_instability([("a", [{**entry, "instability_gt": None} for entry in made.history(9)])])
+    assert len(slots.axes) == 1
+
+
+# ---- discriminability
+
+
+def test_iof_iob_curves_and_their_areas():
+    figure = draw_discriminability(
+        [("a", made.discriminability(1)), ("a", made.discriminability(4)), ("b", made.discriminability(3))]
+    )
+    encoder, attention = figure.axes
+    assert (
+        encoder.get_title(loc="left") == "encoder features"
+        and attention.get_title(loc="left") == "decoder cross-attention"
+    )
+    assert encoder.get_xlabel().startswith("IoB") and encoder.get_ylabel().startswith("IoF")
+    diagonal, mean, single = encoder.lines
+    assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
+    at_half = np.interp(0.5, mean.get_xdata(), mean.get_ydata())
+    assert at_half == pytest.approx((0.5 + 0.5**0.25) / 2, abs=2e-3)  # seeds are averaged at equal IoB
+    assert len(single.get_xdata()) == 101 and len(encoder.collections) == 1
+    assert legend_texts(figure) == [
+        "a:\n0.650 ± 0.212 | 0.650 ± 0.212".replace("\n", " "),
+        "b: 0.750 [0.740, 0.770] | 0.750 [0.740, 0.770]",
+    ]
+
+
+def test_a_model_without_a_curve_gets_no_line():
+    empty = {"encoder": {"iof": [None] * 101, "iob": [None] * 101, "auc": None, "interval": None}, "attention": None}
+    figure = draw_discriminability([("none", empty), ("one", made.discriminability(1, attention=False))])
+    assert len(figure.axes) == 1 and legend_texts(figure) == ["one: 0.500 [0.490, 0.520]"]
+
+
+def test_maps_share_one_scale():
+    figure = FIGURES["maps"]()
+    images, bar = [image for axes in figure.axes for image in axes.images], figure.axes[-1]
+    assert {image.get_clim() for image in images if image.get_array().ndim == 2} == {(0.0, 1.0)}
+    assert bar.get_ylabel() == "D(F)"
+    assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["no map"]
+    with pytest.raises(ValueError, match="one map"):
+        draw_maps([(made.image(), np.zeros((0, 4)))], [("a", [])])
+
+
+# ---- conflict
+
+
+def test_matrix_prints_its_numbers():
+    table = made.conflict(2)
+    table["matrix"][1][2] = None
+    figure = draw_conflict_matrices([("ours", table), ("paper, Figure 8", PUBLISHED_CONFLICT["paper, Figure 8"])])
+    ours, paper = ([text.get_text() for text in axes.texts] for axes in figure.axes)
+    assert ours == ["0", "0.0110", "0.0120", "0.0120", "0", "–", "0.0140", "0.0150", "0"]
+    assert paper == ["0", "0.0078", "0.0085", "0.0073", "0", "0.0062", "0.0079", "0.0059", "0"]
+    (axes, _) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("head j", "head i")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["DETR", "ATSS", "Faster R-CNN"]
+
+
+def test_matrix_of_seeds_prints_mean_and_deviation():
+    (axes,) = draw_conflict_matrices([("a", made.conflict(1, level)) for level in (0.01, 0.02, 0.03)]).axes
+    assert [text.get_text() for text in axes.texts] == ["0", "0.0220\n±0.0110", "0.0240\n±0.0120", "0"]
+    with pytest.raises(ValueError, match="different heads"):
+        draw_conflict_matrices([("a", made.conflict(1)), ("a", made.conflict(2))])
+
+
+@pytest.mark.parametrize(
+    ("largest", "decimals"), [(5.71, 2), (0.0143, 4), (0.5, 3), (0.00021, 5), (0.0, 2), (123.0, 2)]
+)
+def test_decimals_keep_what_matters(largest, decimals):
+    assert decimals_for(largest) == decimals
+
+
+def test_distances_stand_over_k_with_anchors_and_the_papers_numbers():
+    runs = [(f"K = {k}", made.conflict(k, level)) for k in (6, 0, 1) for level in (0.01, 0.03)]
+    figure = draw_conflict_distances(runs, [("paper", table) for table in PUBLISHED_CONFLICT.values()])
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "6"]  # without heads there is no distance
+    assert axes.get_xlabel() == "number K of auxiliary heads" and "nats" in axes.get_ylabel()
+    names = [head_name(head) for head in made.HEADS]
+    assert legend_texts(figure) == [*names, "ceiling: images shuffled", "floor: same head, another seed", "paper"]
+    decoder = figure.legends[0].legend_handles[0].get_color()
+    lines = [
+        line
+        for line in axes.lines
+        if line.get_color() == decoder and len(line.get_xdata()) == 2 and line.get_marker() == "o"
+    ]
+    expected = [
+        np.mean([made.conflict(k, level)["distance"]["decoder"]["value"] for level in (0.01, 0.03)]) for k in (1, 6)
+    ]
+    assert lines[0].get_ydata() == pytest.approx(expected)
+    paper = [line for line in axes.lines if line.get_fillstyle() == "none"]
+    assert len(paper) == 7  # K = 2 of the paper has no place here
+    assert paper[0].get_ydata() == pytest.approx([np.mean([62, 90, 129, 79, 69, 83, 66, 83, 116, 73, 75, 78]) / 1e4])
+
+
+def test_models_of_one_k_stand_under_their_names():
+    (axes,) = FIGURES["distances of pairs"]().axes
+    assert [label.get_text().replace("\n", " ") for label in axes.get_xticklabels()] == [
+        "ATSS + Faster R-CNN",
+        "two ATSS",
+    ]
+    with pytest.raises(ValueError, match="no table has a distance"):
+        draw_conflict_distances([("K = 0", made.conflict(0))])
+
+
+def test_published_matrix_follows_the_order_of_our_heads():
+    name, table = published_conflict(["decoder", "faster_rcnn", "atss"])
+    assert name == "paper, Figure 8"
+    assert table["matrix"] == [[0, 0.0085, 0.0078], [0.0079, 0, 0.0059], [0.0073, 0.0062, 0]]
+    assert table["distance"]["decoder"]["value"] == pytest.approx((78 + 85 + 73 + 79) / 4 / 1e4)
+    assert published_conflict(["decoder", "atss"]) is None
+    assert published_conflict(["decoder", "atss", "atss.2"]) is None
+
+
+# ---- queries
+
+
+def test_query_positions_are_in_pixels():
+    figure = draw_query_positions(made.image(40, 60), made.queries("atss")["examples"][0])
+    (axes,) = figure.axes
+    assert legend_texts(figure) == ["DETR, matched", "ATSS, customised"]
+    points = {line.get_marker(): line.get_xydata() for line in axes.lines}
+    assert points["*"] == pytest.approx(np.array([[18, 16], [42, 24]]))
+    assert axes.get_xlim() == (0, 60) and axes.get_ylim() == (40, 0)
+
+
+def test_query_distances_are_bars_with_numbers():
+    table = made.queries("atss", "fcos")
+    table["distances"]["fcos"]["to_negatives"] = None
+    (axes,) = draw_query_distances([("a", table), ("K = 0", {"distances": {}})]).axes
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([0.1, 0.1, 0.4])
+    assert [text.get_text() for text in axes.texts] == ["0.100", "0.100", "0.400", "–"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ATSS", "FCOS"]
+    assert "diagonal" in axes.get_xlabel()
+
+
+# ---- which figures a grid has
+
+
+def test_analysis_figures_group_the_seeds_of_a_row():
+    names = ("ap", "instability", "discriminability", "conflict", "conflict_matrix", "queries")
+    grid = make_grid({"K = 0": {}, "K = 2: a/b": {}}, seeds=(0, 1), figures=names)
+    records = []
+    for trial_id, count in (("0-0", 0), ("0-1", 0), ("1-0", 2), ("1-1", 2)):
+        tables = {"conflict": made.conflict(count), "discriminability": made.discriminability(2)}
+        tables["queries"] = made.queries(*made.HEADS[1 : count + 1])
+        records.append(make_record(trial_id, 10.0, history=made.history(9), analysis=tables))
+    figures = analysis_figures(grid, records)
+    assert list(figures) == [*names[:4], "conflict_matrix_K_2_a_b", "queries"]
+    assert legend_texts(figures["discriminability"])[0] == "K = 0: 0.667 ± 0.000 | 0.667 ± 0.000"
+    assert legend_texts(figures["ap"]) == ["K = 0", "K = 2: a/b"]
+    assert len(figures["conflict_matrix_K_2_a_b"].axes) == 2  # the paper has these heads, too
+    records[3]["status"] = "running"
+    assert "± " not in legend_texts(analysis_figures(grid, records)["discriminability"])[1]
+
+
+def test_a_figure_without_data_is_left_out(tmp_path):
+    names = ("ap", "instability", "discriminability", "conflict", "conflict_matrix", "queries")
+    grid = make_grid({"a": {}}, seeds=(0,), figures=names)
+    assert analysis_figures(grid, []) == {}
+    assert list(analysis_figures(grid, [make_record("0-0", 10.0)])) == ["ap"]
+    write_report([full_grid()], tmp_path, records=[])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["table_09.csv", "table_09.md", "table_09.tex"]
+    assert "![" not in (tmp_path / "table_09.md").read_text()
 
 
 def test_write_report_shows_the_figure_in_the_markdown(tmp_path):
     report = write_report([full_grid()], tmp_path, records=full_records())
     assert [path.suffix for path in report.paths] == [".md", ".tex", ".csv", ".png", ".pdf"]
     assert all(path.stat().st_size > 200 for path in report.paths)
-    assert "![Components & more_of it](table_09_AP.png)" in (tmp_path / "table_09.md").read_text()
-
-
-def test_no_figure_before_a_trial_has_finished(tmp_path):
-    report = write_report([full_grid()], tmp_path, records=[])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["table_09.csv", "table_09.md", "table_09.tex"]
-    assert "no trial has finished" in report.text
-    assert "![" not in (tmp_path / "table_09.md").read_text()
+    assert "![Components & more_of it](table_09_ap.png)" in (tmp_path / "table_09.md").read_text()
 
 
 def test_a_table_needs_no_matplotlib():
     heavy = "{'matplotlib', 'mlflow', 'torch', 'pandas'}"
-    code = f"import sys, harness.report; sys.exit(bool({heavy} & set(sys.modules)))"
+    code = f"import sys, harness.report, harness.report.figures; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT).returncode == 0
+
+
+def test_one_trial_has_all_figures_of_its_analysis():
+    tables = {
+        "conflict": made.conflict(2),
+        "discriminability": made.discriminability(2),
+        "queries": made.queries("atss"),
+    }
+    names = [f"{kind}_{image}" for kind in ("image", "attention", "cam_decoder", "cam_atss") for image in (1, 7)]
+    figures = trial_figures(
+        "mine",
+        tables,
+        history=made.history(9),
+        maps={name: np.eye(4, dtype=np.float16) for name in names},
+        examples={1: (made.image(), np.zeros((0, 4))), 7: (made.image(), np.ones((1, 4)))},
+        worst=scenes(1),
+        categories={1: "a", 2: "b"},
+    )
+    assert list(figures) == [
+        *(
+            "instability",
+            "discriminability",
+            "conflict",
+            "conflict_matrix",
+            "queries",
+            "queries_1",
+        ),
+        *("maps_encoder", "maps_attention", "maps_cam", "detections"),
+    ]
+    assert [axes.get_title() for axes in figures["maps_cam"].axes[:3]] == ["image", "DETR", "ATSS"]
+    assert len(figures["conflict_matrix"].axes) == 2
+    without_heads = {"conflict": made.conflict(0), "queries": {"distances": {}, "examples": []}}
+    assert trial_figures("K = 0", without_heads, history=made.history(9)[:1]) == {}
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        draw_curves,
+        draw_instability,
+        draw_discriminability,
+        draw_conflict_distances,
+        draw_conflict_matrices,
+        draw_query_distances,
+    ],
+)
+def test_nothing_to_draw_is_refused(draw):
+    with pytest.raises(ValueError, match=f"^{draw.__name__}"):
+        draw([])
+    with pytest.raises(ValueError, match="at least one image"):
+        draw_detections([], {})

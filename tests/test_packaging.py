@@ -75,6 +75,20 @@ def test_every_import_is_a_declared_dependency():
                 assert distributions & declared, f"{path.relative_to(ROOT)} imports {top}: not in pyproject.toml"
 
 
+def test_every_data_file_of_a_package_is_installed():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    installed = {
+        path
+        for package, names in patterns.items()
+        for n in names
+        for path in (ROOT / package.replace(".", "/")).glob(n)
+    }
+    for package in ("harness", "model", "ablations", "csrc"):
+        for path in (ROOT / package).rglob("*.*"):
+            if path.suffix not in (".py", ".pyc"):
+                assert path in installed, f"pyproject.toml's package-data lacks {path.relative_to(ROOT)}"
+
+
 def readme_commands() -> list[list[str]]:
     """Lines of the README's console blocks that start with `$ `, as words."""
     blocks = re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)

@@ -28,7 +28,29 @@ def test_the_tracking_store_alone_gives_the_same_table(tmp_path: Path, tracking_
     for part in ("30.5 ± 0.7", "1 of 2 [b]", "seed 1: failed: ValueError: told to fail", "+5.2", "not run yet"):
         assert part in report.text
     assert "[a] APL is undefined: the validation split has no large objects" in report.text
-    assert {path.name for path in report.paths} == {"made.md", "made.tex", "made.csv", "made_AP.png", "made_AP.pdf"}
+    assert {path.name for path in report.paths} == {"made.md", "made.tex", "made.csv", "made_ap.png", "made_ap.pdf"}
+
+
+def test_analysis_and_instability_come_back_from_the_tracking_store(
+    tmp_path: Path, tracking_store: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = RunStore(tmp_path / "store")
+    grid = make_grid({"a": {}, "b": {}}, seeds=(0,), figures=("instability", "conflict_matrix"))
+    trial = grid.trials[0]
+    for epoch, instability in ((1, None), (2, 3.5), (3, 2.5)):
+        store.append_metrics(
+            trial.trial_id, {"epoch": epoch, "step": epoch, "instability": instability, "instability_gt": instability}
+        )
+    matrix = {"heads": ["decoder", "atss"], "matrix": [[0, 0.01], [0.02, 0]], "distance": {}}
+    record(store, trial, "finished", analysis={"conflict": matrix})
+    record(store, grid.trials[1], "failed", error="ValueError: told to fail")
+    sync(store, grid)
+    capfd.readouterr()
+    report = write_report([grid], tmp_path / "out", ["md", "png"], uri=tracking_store)
+    assert capfd.readouterr() == ("", "")  # MLflow would draw a bar for each record
+    names = ["made.md", "made_instability.png", "made_conflict_matrix_a.png"]
+    assert [path.name for path in report.paths] == names
+    assert all(f"]({name})" in (tmp_path / "out" / "made.md").read_text() for name in names[1:])
 
 
 def test_no_tracking_store_is_said_in_one_line(tmp_path: Path) -> None:

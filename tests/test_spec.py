@@ -121,6 +121,7 @@ def test_heads_by_name_and_by_mapping(grid_of):
         ("seeds: []", "seeds: seeds are empty, so the grid is empty; write seeds: [0]"),
         ("seeds: [1, 1]", "seeds: seeds must differ, got [1, 1]"),
         ("metrics: [AP, AP80]", "metrics: unknown metric 'AP80'; did you mean 'AP50'?"),
+        ("figures: [ap, conflicts]", "figures: unknown figure 'conflicts'; did you mean 'conflict'?"),
         ("baseline: plan", "baseline: 'plan' is not the label of a row; did you mean 'plain'?"),
         ("presets: {digit: {}}", "presets.digit: unknown preset; did you mean 'digits'?"),
         ("axes: {train.epochs: []}", "axes: 'train.epochs' has no values, so the grid is empty; list at least one"),

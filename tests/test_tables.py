@@ -16,7 +16,7 @@ from harness.report.formats import escape_latex, escape_markdown, to_csv, to_lat
 from harness.report.tables import make_table, metric_of
 
 EXPECTED = Path(__file__).parent / "expected"
-WRITERS = {"md": lambda t: to_markdown(t, "table 09_AP.png"), "tex": to_latex, "csv": to_csv, "txt": to_text}
+WRITERS = {"md": lambda t: to_markdown(t, ["table 09_ap.png"]), "tex": to_latex, "csv": to_csv, "txt": to_text}
 
 
 @pytest.mark.parametrize("ending", WRITERS)

@@ -1,7 +1,8 @@
 """The last step of the story: tables and figures from the tracking store, the paper's numbers beside ours.
 
 `tables.py` gathers records into rows, `statistics.py` gives deviations and intervals, `notes.py` the small print,
-`formats.py` writes Markdown, LaTeX, CSV and plain text, `figures.py` draws.
+`formats.py` writes Markdown, LaTeX, CSV and plain text, `figures.py` and `trial_figures.py` gather what is drawn of
+a grid and of one trial, and `published.py` holds numbers of the paper that belong to no row.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ __all__ = ["FORMATS", "Report", "grid_text", "write_report"]
 TABLES = ("md", "tex", "csv")
 FIGURES = ("png", "pdf")
 FORMATS = (*TABLES, *FIGURES)
-FIGURE_METRIC = "AP"
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ def write_report(
     *,
     records: Iterable[Mapping[str, Any]] | None = None,
 ) -> Report:
-    """Write each grid's table and its figure of AP against epochs into `out_dir`.
+    """Write each grid's table and the figures that it asks for into `out_dir`.
 
     Args:
         grids: their names become the files' names.
         out_dir: made if absent; files of the same name are replaced.
-        formats: any of `FORMATS`; a figure is left out while no trial of its grid has finished.
+        formats: any of `FORMATS`; a figure is left out while no finished trial has what it shows.
         uri: the tracking store; None takes the usual one.
         records: records to use instead of asking the tracking store.
 
@@ -69,11 +69,13 @@ def write_report(
     if twice:
         raise UserError(f"report: two ablation files are named '{twice[0]}' and would write the same files; rename one")
     if records is None:
+        from harness.report.figures import HISTORY, TABLES
         from harness.tracking import read_records
 
-        records = read_records(
-            list(dict.fromkeys(key for grid in grids for row in grid.rows for key in row.trial_ids)), uri
-        )
+        ids = list(dict.fromkeys(key for grid in grids for row in grid.rows for key in row.trial_ids))
+        asked = {name for grid in grids for name in grid.figures} if set(formats) & set(FIGURES) else set()
+        history = ("loss", *(metric for name in HISTORY if name in asked for metric in HISTORY[name]))
+        records = read_records(ids, uri, history=history, analysis=bool(asked & set(TABLES)))
     known = list(records)
     paths: list[Path] = []
     texts = []
@@ -86,19 +88,17 @@ def write_report(
 def _write_grid(grid: Grid, records: Sequence[Mapping[str, Any]], base: Path, formats: Sequence[str]) -> list[Path]:
     """Write the files of one grid beside `base`, figures first, for the Markdown shows one."""
     table = make_table(grid, records)
-    figures: list[Path] = []
+    paths: list[Path] = []
     endings = [ending for ending in FIGURES if ending in formats]
     if endings:
-        from harness.report.figures import curves, draw_curves, write_figure
+        from harness.figures.style import save_figure
+        from harness.report.figures import analysis_figures
 
-        lines = curves(grid, records, FIGURE_METRIC)
-        if lines:
-            name = base.with_name(f"{base.name}_{FIGURE_METRIC}")
-            figures = write_figure(draw_curves(grid.title, lines, FIGURE_METRIC), name, endings)
-    picture = next((path.name for path in figures if path.suffix == ".png"), None)
-    texts = {"md": to_markdown(table, picture), "tex": to_latex(table), "csv": to_csv(table)}
-    paths = []
-    for ending in (ending for ending in TABLES if ending in formats):
-        paths.append(base.with_name(f"{base.name}.{ending}"))
-        write_atomic(paths[-1], texts[ending])
-    return paths + figures
+        for name, figure in analysis_figures(grid, records).items():
+            paths += save_figure(figure, base.with_name(f"{base.name}_{name}"), endings)
+    pictures = [path.name for path in paths if path.suffix == ".png"]
+    texts = {"md": to_markdown(table, pictures), "tex": to_latex(table), "csv": to_csv(table)}
+    tables = [base.with_name(f"{base.name}.{ending}") for ending in TABLES if ending in formats]
+    for path in tables:
+        write_atomic(path, texts[path.suffix[1:]])
+    return tables + paths

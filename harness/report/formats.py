@@ -154,8 +154,8 @@ MARKDOWN = Style(
 )
 
 
-def to_markdown(table: Table, picture: str | None = None) -> str:
-    """Return the table as GitHub Markdown, with its footnotes and notes, and below it a picture given by its path."""
+def to_markdown(table: Table, pictures: Sequence[str] = ()) -> str:
+    """Return the table as GitHub Markdown, with its footnotes and notes, and below it pictures given by their paths."""
     columns = layout(table, MARKDOWN)
     lines = [f"### {escape_markdown(table.title or table.name)}", ""]
     lines.append("| " + " | ".join(column.heading for column in columns) + " |")
@@ -166,7 +166,7 @@ def to_markdown(table: Table, picture: str | None = None) -> str:
     small = [f"<sup>{letter}</sup> {escape_markdown(reason)}" for letter, reason in table.footnotes]
     small += [escape_markdown(note) for note in table.notes]
     lines += [f"- {text}" for text in small]
-    if picture:
+    for picture in pictures:
         lines += ["", f"![{escape_markdown(table.title or table.name)}]({quote(picture)})"]
     return "\n".join(lines) + "\n"
 

@@ -1,0 +1,140 @@
+"""How far the maps of the heads lie apart: average distance against the number of heads (paper Figure 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from harness.figures.series import Estimate, estimate, grouped, seed_note
+from harness.figures.style import COLUMN, head_name, head_style, legend_below, new_figure, styled, wrapped
+
+Table = Mapping[str, Any]
+REFERENCES = {  # key of a table -> colour, words
+    "ceiling": ("#d9d9d9", "ceiling: images shuffled"),
+    "floor": ("#a6a6a6", "floor: same head, another seed"),
+}
+
+
+@styled()
+def draw_conflict_distances(tables: Iterable[tuple[str, Table]], published: Sequence[tuple[str, Table]] = ()) -> Figure:
+    """Average distance of every head to the others against the number K of auxiliary heads (paper Figure 6).
+
+    Points stand at the mean over seeds with a bar from the lowest to the highest; of one seed the bar is the table's
+    95 % interval over images. Grey bands are the ceiling and the floor of the same model, where it has them.
+
+    Args:
+        tables: (label, table of kind `conflict`); models without auxiliary heads are left out. Where several labels
+            have the same K, the labels stand at the axis as well.
+        published: such tables of others, drawn as open marks at the same K; those of one label share a legend entry.
+
+    Raises:
+        ValueError: no table has a distance.
+    """
+    groups = {label: seeds for label, seeds in grouped(tables).items() if seeds[0].get("distance")}
+    groups = dict(sorted(groups.items(), key=lambda item: _num_auxiliary(item[1][0])))
+    named = dict.fromkeys(head for seeds in groups.values() for head in seeds[0]["heads"])
+    heads = [head for head in named if any(_estimate(seeds, "distance", head) for seeds in groups.values())]
+    if not heads:
+        raise ValueError("draw_conflict_distances: no table has a distance")
+    figure = new_figure(COLUMN, 2.3)
+    axes = figure.add_subplot()
+    handles: dict[str, Artist] = {}
+    for place, seeds in enumerate(groups.values()):
+        handles |= _draw_references(axes, seeds, place)
+    handles = {head_name(head): _draw_head(axes, list(groups.values()), head, heads) for head in heads} | handles
+    counts = [_num_auxiliary(seeds[0]) for seeds in groups.values()]
+    for name, table in published:
+        if _num_auxiliary(table) in counts:
+            _draw_published(axes, table, counts.index(_num_auxiliary(table)), heads)
+            handles[name] = Line2D([], [], linestyle="", marker="D", markersize=3.8, color="black", fillstyle="none")
+    _distance_axes(axes, list(groups), counts)
+    seeds_text = seed_note([len(seeds) for seeds in groups.values()], "point", "bar")
+    one = "bar: 95 % interval over images" if min(map(len, groups.values())) == 1 else ""
+    note = seeds_text + (f" (of one seed: {one.removeprefix('bar: ')})" if seeds_text and one else one)
+    legend_below(figure, list(handles.values()), list(handles), note)
+    return figure
+
+
+def _num_auxiliary(table: Table) -> int:
+    return len(table["heads"]) - 1
+
+
+def _estimate(seeds: Sequence[Table], *keys: str) -> Estimate | None:
+    """The `value` found below `keys` in each seed's table, with the interval that stands beside it."""
+    entries: list[Mapping[str, Any]] = []
+    for table in seeds:
+        entry: Any = table
+        for key in keys:
+            entry = (entry or {}).get(key)
+        entries.append(entry or {})
+    return estimate([entry.get("value") for entry in entries], [(e.get("low"), e.get("high")) for e in entries])
+
+
+def _draw_head(axes: Axes, groups: Sequence[Sequence[Table]], head: str, heads: Sequence[str]) -> Line2D:
+    """A head's distance at every place, the heads side by side so that equal numbers do not hide each other."""
+    style = head_style(head, heads.index(head))
+    found = [
+        (place + _shift(head, seeds[0]), one)
+        for place, seeds in enumerate(groups)
+        if (one := _estimate(seeds, "distance", head))
+    ]
+    if len({_num_auxiliary(seeds[0]) for seeds in groups}) < len(groups):
+        style["linestyle"] = ""  # a line along an axis of names would mean nothing
+    for x, one in found:
+        if one.low is not None and one.high is not None:
+            axes.plot([x, x], [one.low, one.high], color=style["color"], linewidth=0.9, zorder=2)
+    (line,) = axes.plot(
+        [x for x, _ in found], [one.mean for _, one in found], **{**style, "linewidth": 0.8}, clip_on=False, zorder=3
+    )
+    return line
+
+
+def _draw_references(axes: Axes, seeds: Sequence[Table], place: int) -> dict[str, Artist]:
+    """Ceiling and floor of one model: a band over its place, with a line at the mean."""
+    handles: dict[str, Artist] = {}
+    for key, (colour, words) in REFERENCES.items():
+        one = _estimate(seeds, key)
+        if one is None:
+            continue
+        left, right = place - 0.42, place + 0.42
+        if one.low is not None and one.high is not None:
+            axes.fill_between([left, right], one.low, one.high, color=colour, alpha=0.6, linewidth=0, zorder=0)
+        dashes = "solid" if key == "ceiling" else (0, (2, 1))
+        (handles[words],) = axes.plot(
+            [left, right], [one.mean] * 2, color="#6e6e6e", linewidth=0.9, linestyle=dashes, zorder=1
+        )
+    return handles
+
+
+def _shift(head: str, table: Table) -> float:
+    """Where the head stands beside the middle of its place."""
+    heads = table["heads"]
+    return min(0.12, 0.7 / len(heads)) * (heads.index(head) - (len(heads) - 1) / 2)
+
+
+def _draw_published(axes: Axes, table: Table, place: int, heads: Sequence[str]) -> None:
+    for head in table["heads"]:
+        value = (table["distance"].get(head) or {}).get("value")
+        if value is not None and head in heads:
+            colour = head_style(head, heads.index(head))["color"]
+            axes.plot(
+                place + _shift(head, table), value, marker="D", color=colour, fillstyle="none", markersize=3.8, zorder=2
+            )
+
+
+def _distance_axes(axes: Axes, labels: Sequence[str], counts: Sequence[int]) -> None:
+    alone = len(set(counts)) == len(counts)
+    letters = max(6, int(52 / len(labels)))
+    texts = [str(k) if alone else wrapped(label, letters) for k, label in zip(counts, labels, strict=True)]
+    axes.set_xticks(range(len(labels)), texts)
+    margin = 0.5 if len(labels) > 1 else 1.0
+    axes.set_xlim(-margin, len(labels) - 1 + margin)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if axes.get_ylim()[0] < -1e-3 else 0.0)
+    axes.grid(False, axis="x")
+    axes.set_xlabel("number K of auxiliary heads" if alone else "auxiliary heads")
+    axes.set_ylabel("average distance (KL, nats)")

@@ -1,0 +1,91 @@
+"""The figures of one trial or checkpoint: all that its analysis left, for its folder and its run's artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.report.figures import TABLES, figures_of_tables
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from harness.figures.detections import Scene
+
+Examples = Mapping[int, "tuple[np.ndarray, np.ndarray]"]
+
+
+def trial_figures(
+    label: str,
+    tables: Mapping[str, Mapping[str, Any]],
+    *,
+    history: Sequence[Mapping[str, Any]] = (),
+    maps: Mapping[str, np.ndarray] | None = None,
+    examples: Examples | None = None,
+    worst: Sequence[Scene] = (),
+    categories: Mapping[int, str] | None = None,
+) -> dict[str, Figure]:
+    """Draw whatever one trial has; what it lacks is left out.
+
+    Args:
+        label: the trial's name in legends and titles.
+        tables: of the analysis, by name: `discriminability`, `conflict`, `queries`.
+        history: of its record, for the instability.
+        maps: `image_<id>` (discriminability), `attention_<id>` and `cam_<head>_<id>`, each [h, w].
+        examples: by image id (image [H, W, 3] uint8, boxes [G, 4] xyxy in its pixels), of the images to show.
+        worst: images for the sheet of detections (see `harness.figures.detections.worst_images`).
+        categories: names by category id, for that sheet.
+
+    Returns:
+        Figures by name: `instability`, `discriminability`, `conflict`, `conflict_matrix`, `queries`,
+        `queries_<id>` (positions on that image), `maps_encoder`, `maps_attention`, `maps_cam`, `detections`.
+    """
+    figures: dict[str, Figure] = {}
+    if any(entry.get("instability") is not None for entry in history):
+        from harness.figures.epochs import draw_instability
+
+        figures["instability"] = draw_instability([(label, history)])
+    for name, kind in TABLES.items():
+        if kind in tables:
+            for figure in figures_of_tables(name, [(label, tables[kind])]).values():
+                figures[name] = figure  # one trial has one matrix, whose name needs no label
+    shown = examples or {}
+    figures |= _positions(tables.get("queries") or {}, shown)
+    figures |= _maps(maps or {}, list((tables.get("conflict") or {}).get("heads") or ()), shown)
+    if worst:
+        from harness.figures.detections import draw_detections
+
+        figures["detections"] = draw_detections(worst, categories or {})
+    return figures
+
+
+def _positions(table: Mapping[str, Any], examples: Examples) -> dict[str, Figure]:
+    """Where queries lie, on each example image that has objects."""
+    from harness.figures.queries import draw_query_positions
+
+    return {
+        f"queries_{example['image_id']}": draw_query_positions(examples[example["image_id"]][0], example)
+        for example in table.get("examples") or ()
+        if example["image_id"] in examples
+    }
+
+
+def _maps(maps: Mapping[str, np.ndarray], heads: Sequence[str], examples: Examples) -> dict[str, Figure]:
+    """The examples beside their maps: of features and attention, and of what each head looks at."""
+    from harness.figures.maps import draw_maps
+    from harness.figures.style import head_name
+
+    sheets = {
+        "maps_encoder": ("D(F)", {"encoder features": "image"}),
+        "maps_attention": ("D(attention)", {"decoder cross-attention": "attention"}),
+        "maps_cam": ("Grad-CAM", {head_name(head): f"cam_{head}" for head in heads}),
+    }
+    figures = {}
+    for name, (scale, columns) in sheets.items():
+        shown = [image for image in examples if any(f"{key}_{image}" in maps for key in columns.values())]
+        found = {title: [maps.get(f"{key}_{image}") for image in shown] for title, key in columns.items()}
+        found = {title: own for title, own in found.items() if any(one is not None for one in own)}
+        if found:
+            figures[name] = draw_maps([examples[image] for image in shown], list(found.items()), scale)
+    return figures
