@@ -127,6 +127,8 @@ def make_table(grid: Grid, records: Iterable[Record]) -> Table:
     by_id = {record["trial_id"]: record for record in records}
     metrics = tuple(metric_of(name) for name in grid.metrics)
     groups = [_group(row, grid.seeds, by_id) for row in grid.rows]
+    if grid.search is not None:
+        groups = _ranked(groups, by_id, metrics[0], grid.search.spec.mode)
     baseline = next((group for group in groups if group.row.label == grid.baseline), None)
     footnotes = Footnotes()
     rows = []
@@ -155,6 +157,19 @@ def make_table(grid: Grid, records: Iterable[Record]) -> Table:
         footnotes=tuple((letter, reason) for reason, letter in footnotes.letters.items()),
         notes=describe(grid, rows, list(used.values())),
     )
+
+
+def _ranked(groups: list[Group], by_id: Mapping[str, Record], metric: Metric, mode: str) -> list[Group]:
+    """The trials of a search: the best first, then those that were pruned, the farthest first, then the others."""
+
+    def rank(group: Group) -> tuple[int, float]:
+        values = list(group.values(metric).values())
+        if values:
+            return 0, values[0] if mode == "min" else -values[0]
+        record = by_id.get(group.row.trial_ids[0]) or {}
+        return (1, -len(record.get("history") or ())) if record.get("status") == "pruned" else (2, 0.0)
+
+    return sorted(groups, key=rank)
 
 
 def _group(row: Row, seeds: Sequence[int], by_id: Mapping[str, Record]) -> Group:
