@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from harness.results import RunStore, write_atomic
 from harness.suggestions import note_suggestion
@@ -161,6 +160,8 @@ class Suggestions(Searcher):
         self._running: dict[str, tuple[str, str | None]] = {}  # Tune's id -> trial id, Optuna's key if it suggested it
         # A seed of its own for each continuation: the same one would suggest the same again.
         seed = spec.seed + len(grid.trials)
+        from ray.tune.search.optuna import OptunaSearch
+
         logging.getLogger("optuna").setLevel(logging.WARNING)
         self._optuna = OptunaSearch(_optuna_space(spec), metric=VALUE, mode=spec.mode, seed=seed)
         self._random = random.Random(seed)
@@ -258,6 +259,8 @@ class Suggestions(Searcher):
 
 def _optuna_space(spec: SearchSpec) -> dict[str, Any]:
     """The space in Optuna's terms; a choice is the number of its value, which may be anything."""
+    from ray.tune.search.optuna import OptunaSearch
+
     kinds = {
         "uniform": tune.uniform,
         "log_uniform": tune.loguniform,
