@@ -132,6 +132,14 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def submit(args: argparse.Namespace) -> int:
+    """Run on a Ray cluster what `codetr run` would run here."""
+    _grids(args.asked, require_data=False)
+    from harness.submit import hand_over
+
+    return hand_over(args.run, args.asked.files, args.address, wait=not args.no_wait)
+
+
 def status(args: argparse.Namespace) -> int:
     """Show the trials of the store, or of some ablation files: state, progress, result, reason of failure."""
     store = RunStore()

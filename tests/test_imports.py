@@ -15,34 +15,10 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 
 # The story, read from the commands down to the leaves: a room imports only rooms that stand below it.
 STORY = [
-    *(
-        "__main__",
-        "commands",
-        "doctor",
-        "schedule",
-        "tuner",
-        "execute",
-        "trial",
-        "build",
-        "train",
-        "evaluate",
-        "analyse",
-    ),
-    *(
-        "report",
-        "mirror",
-        "tracking",
-        "suggestions",
-        "grid",
-        "search",
-        "labels",
-        "identity",
-        "spec",
-        "space",
-        "resolve",
-        "data",
-    ),
-    *("progress", "results", "lease", "strict", "config", "errors"),
+    *("__main__", "commands", "doctor", "submit", "schedule", "tuner", "execute"),
+    *("trial", "build", "train", "evaluate", "analyse"),
+    *("report", "mirror", "tracking", "suggestions", "grid", "search", "labels", "identity", "spec", "space"),
+    *("resolve", "data", "progress", "results", "lease", "strict", "config", "errors"),
 ]
 
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}
