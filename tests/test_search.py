@@ -354,6 +354,15 @@ def test_a_pruned_trial_fills_no_cell_and_is_ranked_after_the_finished(search_of
     assert "train it with other seeds before you report it" in " ".join(text.split())
 
 
+def test_a_search_for_the_lowest_loss_is_ranked_by_it(search_of, store):
+    grid = search_of(", metric: loss, mode: min")
+    for trial, epochs in zip(grid.trials, (3, 9, 6), strict=False):  # the fakes' loss is 10 / epoch
+        end(store, trial, epochs, "finished")
+    text = grid_text(grid, [store.read(trial.trial_id) for trial in grid.trials[:3]])
+    rows = [line.split() for line in text.splitlines() if line.startswith("learning_rate=")]
+    assert [row[3] for row in rows[:3]] == ["1.11", "1.67", "3.33"]
+
+
 def test_a_grid_trains_a_pruned_trial_to_its_end(search_of, store, monkeypatch, tmp_path):
     monkeypatch.setattr(tracking, "available", lambda: False)
     trial = search_of().trials[0]

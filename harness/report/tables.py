@@ -166,8 +166,10 @@ def _ranked(groups: list[Group], by_id: Mapping[str, Record], metric: Metric, mo
         values = list(group.values(metric).values())
         if values:
             return 0, values[0] if mode == "min" else -values[0]
+        if group.finished:
+            return 1, 0.0
         record = by_id.get(group.row.trial_ids[0]) or {}
-        return (1, -len(record.get("history") or ())) if record.get("status") == "pruned" else (2, 0.0)
+        return (2, -len(record.get("history") or ())) if record.get("status") == "pruned" else (3, 0.0)
 
     return sorted(groups, key=rank)
 
@@ -210,9 +212,9 @@ def _cell(group: Group, baseline: Group | None, metric: Metric, footnotes: Footn
 
 
 def recorded(record: Record, name: str) -> float | None:
-    """Return the number `name` of a record, from its metrics or its cost; None where absent or undefined."""
-    for place in ("metrics", "cost"):
-        value = (record.get(place) or {}).get(name)
+    """Return the number `name` of a record, from its metrics, its cost or its last epoch; None where absent."""
+    for place in (record.get("metrics"), record.get("cost"), (record.get("history") or [None])[-1]):
+        value = (place or {}).get(name)
         if value is not None and math.isfinite(value):
             return float(value)
     return None
