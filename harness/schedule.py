@@ -19,7 +19,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -338,9 +337,12 @@ def _tune(
         runtime = (by_id.get(config["trial"]) or grid.trials[0]).runtime
         return tune.PlacementGroupFactory([{"CPU": runtime.cpus_per_trial, "GPU": runtime.gpus_per_trial}])
 
-    order: dict[str, Any] = {"search_alg": None, "scheduler": None, "num_samples": 1}
+    order: dict[str, Any] = {}
     if grid.search is not None:
-        run_trial, order = _search_order(grid, trials, more, store, launch, run_trial, joined)
+        from harness.tuner import search_order
+
+        folder = store.root / "launches" / launch
+        run_trial, order = search_order(grid, trials, more, store, folder, run_trial, joined)
     work = tune.with_parameters(
         _work,
         trials=by_id,
@@ -356,7 +358,7 @@ def _tune(
 
     tuner = tune.Tuner(
         tune.with_resources(work, resources),
-        param_space={} if order["search_alg"] else {"trial": tune.grid_search(list(by_id))},
+        param_space={} if "search_alg" in order else {"trial": tune.grid_search(list(by_id))},
         tune_config=tune.TuneConfig(
             **order,
             max_concurrent_trials=concurrent,
@@ -374,30 +376,6 @@ def _tune(
     results = tuner.fit()
     ended = [results[index] for index in range(len(results))]
     return {Path(result.path).name: _reason(result.error) for result in ended if result.error is not None}
-
-
-def _search_order(
-    grid: Grid,
-    trials: Sequence[Trial],
-    more: int,
-    store: RunStore,
-    launch: str,
-    run_trial: RunTrial | None,
-    joined: Callable[[Grid], None],
-) -> tuple[RunTrial | None, dict[str, Any]]:
-    """What a search changes for Tune: how a trial is run, and who suggests and stops trials."""
-    from harness import tuner
-
-    assert grid.search is not None
-    spec, folder = grid.search.spec, store.root / "launches" / launch
-    order: dict[str, Any] = {"search_alg": None, "scheduler": None, "num_samples": 1}
-    if spec.scheduler == "asha":
-        order["scheduler"] = tuner.Pruning(grid, store, folder)
-        run_trial = partial(tuner.run_until_pruned, work=run_trial, folder=folder, metric=spec.metric)
-    if spec.algorithm == "optuna":
-        order["search_alg"] = tuner.Suggestions(grid, trials, more, store, joined)
-        order["num_samples"] = len(trials) + more
-    return run_trial, order
 
 
 def _reason(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -32,6 +33,38 @@ LONGEST = 100_000  # epochs; rungs that no trial reaches change nothing
 TRIES = 20  # suggestions in a row that were made before, until a space counts as exhausted
 
 Joined = Callable[["Grid"], None]  # takes the grid after a search has suggested one more trial
+
+
+def search_order(
+    grid: Grid,
+    trials: Sequence[Trial],
+    more: int,
+    store: RunStore,
+    folder: Path,
+    run_trial: RunTrial | None,
+    joined: Joined,
+) -> tuple[RunTrial | None, dict[str, Any]]:
+    """What a search changes for Tune: how a trial is run, and options of `TuneConfig`.
+
+    Args:
+        grid: the search, with what was suggested so far.
+        trials: those to run first.
+        more: how many may be suggested after them.
+        store: the records.
+        folder: of this launch.
+        run_trial: what runs a trial; None: `harness.trial.run_trial`.
+        joined: told of the grid after each suggestion.
+    """
+    assert grid.search is not None
+    spec = grid.search.spec
+    options: dict[str, Any] = {}
+    if spec.scheduler == "asha":
+        options["scheduler"] = Pruning(grid, store, folder)
+        run_trial = partial(run_until_pruned, work=run_trial, folder=folder, metric=spec.metric)
+    if spec.algorithm == "optuna":
+        options["search_alg"] = Suggestions(grid, trials, more, store, joined)
+        options["num_samples"] = len(trials) + more
+    return run_trial, options
 
 
 def course(store: RunStore, trial_id: str, metric: str) -> list[tuple[int, float]]:
