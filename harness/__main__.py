@@ -20,6 +20,7 @@ examples:
   codetr run    ablations/quickstart.yaml --preset digits_fast  the same in seconds, to see it work
   codetr run    ablations/quickstart.yaml --data my_coco_folder --set train.epochs=20 --seeds 0,1,2
   codetr status                                                 every trial in the store
+  codetr submit --store /shared/codetr ablations/quickstart.yaml   the same on a Ray cluster
   codetr report ablations/*.yaml --out reports                  tables and figures from the tracking store
   codetr ui                                                     the MLflow pages
   codetr doctor                                                 are the fast operators at work here?
@@ -76,6 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial; fractions allowed")
     run.add_argument("--limit", metavar="N", type=_at_least_one, help="run at most N trials now")
 
+    submit = commands.add_parser("submit", parents=[store], help="run on a Ray cluster, by `ray job submit`")
+    submit.add_argument("--address", metavar="URL", help="the cluster's dashboard (default: as Ray finds it)")
+    submit.add_argument("--no-wait", action="store_true", help="do not follow the job's output")
+    submit.add_argument("run", nargs=argparse.REMAINDER, metavar="FILE ...", help="files, then options of run")
+
     status = commands.add_parser("status", parents=[grid, store], help="what is running, done, failed, and why")
     status.add_argument("files", nargs="*", metavar="FILE", help="only the trials of these ablation files")
 
@@ -108,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 2
+    if args.command == "submit":
+        args.asked = parser.parse_args(["run", *args.run])  # mistakes are told here, not on the cluster
     if getattr(args, "store", None):
         os.environ["CODETR_STORE"] = str(Path(args.store).expanduser().absolute())  # for workers as well
     from harness import commands

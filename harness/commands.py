@@ -16,7 +16,9 @@ from typing import Any
 from harness.grid import Grid, Trial, open_grid
 from harness.progress import duration
 from harness.results import RunStore
+from harness.space import describe
 from harness.spec import DEFAULT_PRESET
+from harness.suggestions import suggested
 
 
 def _grids(args: argparse.Namespace, *, require_data: bool = True) -> list[Grid]:
@@ -30,7 +32,7 @@ def _grids(args: argparse.Namespace, *, require_data: bool = True) -> list[Grid]
         grid = open_grid(file, preset, overrides, data=args.data, seeds=args.seeds, require_data=require_data)
         for note in grid.notes:
             print(f"note: {note}", file=sys.stderr)
-        grids.append(grid)
+        grids.append(suggested(grid, RunStore()))
     return grids
 
 
@@ -74,6 +76,8 @@ def plan(args: argparse.Namespace) -> int:
             f"{grid.title} (preset {grid.preset})", {"trial": False, "row": True, "label": True, "status": False}, rows
         )
         print(_totals(grid, states, store))
+        if grid.search is not None:
+            print(f"search: {describe(grid.search.spec)}")
     return 0
 
 
@@ -86,7 +90,10 @@ def _totals(grid: Grid, states: dict[str, str], store: RunStore) -> str:
     asked = len(grid.rows) * len(grid.seeds)
     if asked > len(grid.trials):
         text += f" ({asked} cells share them)"
-    left = [trial for trial in grid.trials if states[trial.trial_id] not in ("finished", "running")]
+    if grid.num_unknown:
+        text += f", {grid.num_unknown} to be suggested"
+    settled = ("finished", "running", "pruned") if grid.search else ("finished", "running")
+    left = [trial for trial in grid.trials if states[trial.trial_id] not in settled]
     seconds = [
         cost["wall_seconds"]
         for trial in grid.trials
@@ -103,7 +110,7 @@ def _count(states: Iterable[str]) -> str:
     """`3 trials: 2 finished, 1 pending`."""
     counts = Counter(states)
     number = sum(counts.values())
-    ordered = sorted(counts, key=("finished", "running", "interrupted", "failed", "pending").index)
+    ordered = sorted(counts, key=("finished", "running", "interrupted", "failed", "pruned", "pending").index)
     return f"{number} trial{'s'[: number != 1]}: " + ", ".join(f"{counts[state]} {state}" for state in ordered)
 
 
@@ -119,9 +126,18 @@ def run(args: argparse.Namespace) -> int:
         summary = run_grid(grid, store, executor=args.executor, concurrent=args.concurrent, limit=args.limit)
         left = summary.interrupted if args.limit is None else ()
         failed |= bool(summary.failed or left)
+        grid = suggested(grid, store)
         records = [record for trial in grid.trials if (record := store.read(trial.trial_id))]
         print(f"\n{grid_text(grid, records)}")
     return 1 if failed else 0
+
+
+def submit(args: argparse.Namespace) -> int:
+    """Run on a Ray cluster what `codetr run` would run here."""
+    _grids(args.asked, require_data=False)
+    from harness.submit import hand_over
+
+    return hand_over(args.run, args.asked.files, args.address, wait=not args.no_wait)
 
 
 def status(args: argparse.Namespace) -> int:
@@ -170,8 +186,14 @@ def _outcome(state: str, record: dict[str, Any]) -> str:
 def report(args: argparse.Namespace) -> int:
     """Write the tables and figures of the grids from the tracking store, and print the tables."""
     from harness.report import FORMATS, write_report
+    from harness.tracking import read_suggestions
 
-    made = write_report(_grids(args), args.out, args.formats or FORMATS)
+    grids = _grids(args)
+    for index, grid in enumerate(grids):
+        if grid.search is not None and grid.num_unknown:  # the store of records may be elsewhere
+            for values in read_suggestions(grid.search.key):
+                grids[index] = grids[index].suggest(values)
+    made = write_report(grids, args.out, args.formats or FORMATS)
     print(made.text)
     for path in made.paths:
         print(f"wrote {path}")

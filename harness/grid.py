@@ -18,6 +18,8 @@ from harness.errors import UserError
 from harness.identity import canonical_model, config_from_dict, config_to_dict, trial_id
 from harness.labels import Factor, factor_of, settings_of, short_names, show_value
 from harness.resolve import Resolved, Setting, leaves, resolve
+from harness.search import Search, open_search
+from harness.space import Values, drawn
 from harness.spec import (
     DEFAULT_PRESET,
     AblationSpec,
@@ -73,6 +75,22 @@ class Grid:
     description: str = ""
     figures: tuple[str, ...] = ("ap",)  # which figures its report draws
     notes: tuple[str, ...] = ()  # what a person should know before running
+    search: Search | None = None  # None: all trials are listed
+
+    @property
+    def num_unknown(self) -> int:
+        """Trials that a search has still to suggest, from what becomes of those before them."""
+        grows = self.search is not None and self.search.spec.algorithm == "optuna"
+        return max(0, self.search.spec.num_trials - len(self.trials)) if self.search and grows else 0
+
+    def suggest(self, values: Values) -> Grid:
+        """This grid with one more suggestion of its search; itself where the trial is there already."""
+        assert self.search is not None
+        trial, row = self.search.make(values)
+        if trial.trial_id in self.search.values:
+            return self
+        search = replace(self.search, values={**self.search.values, trial.trial_id: values})
+        return replace(self, trials=(*self.trials, trial), rows=(*self.rows, row), search=search)
 
     def trial(self, trial_id: str) -> Trial:
         """The trial with this id.
@@ -140,6 +158,8 @@ def expand(
     except ValueError as error:
         mistakes.add("--seeds", str(error))
 
+    if spec.search is not None:
+        return _expand_search(spec, preset, below, above, chosen, require_data, mistakes)
     notes: list[str] = []
     combinations = [(_overridden(row, own, above, notes), own) for row, own in _combinations(spec, mistakes)]
     resolved = [resolve([*below, *own, *above], spec.path, mistakes) for _, own in combinations]
@@ -148,7 +168,7 @@ def expand(
     drafts = [(row, _canonical(r)) for (row, _), r in zip(combinations, resolved, strict=True) if r is not None]
     fingerprints = _fingerprints([draft.data for _, draft in drafts], require_data, notes)
     trials, rows = _assemble(drafts, chosen, fingerprints)
-    preset_name = Path(preset).stem if preset.endswith((".yaml", ".yml")) else preset
+    preset_name = _preset_name(preset)
     shown = _published_preset(spec, preset_name)
     return Grid(
         name=spec.name,
@@ -168,6 +188,43 @@ def expand(
         figures=spec.figures,
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _preset_name(preset: str) -> str:
+    return Path(preset).stem if preset.endswith((".yaml", ".yml")) else preset
+
+
+def _expand_search(
+    spec: AblationSpec,
+    preset: str,
+    below: list[Setting],
+    above: list[Setting],
+    seeds: tuple[int, ...],
+    require_data: bool,
+    mistakes: Mistakes,
+) -> Grid:
+    """The grid of a search, with the trials that are known before anything ran."""
+    notes: list[str] = []
+
+    def assemble(row: RowSpec, resolved: Resolved, factors: dict[str, Factor]) -> tuple[Trial, Row]:
+        draft = _canonical(resolved)
+        fingerprint = _fingerprints([draft.data], require_data, notes)[draft.data]
+        config = draft.trial(seeds[0])
+        key = trial_id(config, fingerprint)
+        full = {**factors, "seed": seeds[0]}
+        trial = Trial(key, config, draft.runtime, row.label, row.label, full, fingerprint)
+        return trial, Row(row.label, factors, (key,), {})
+
+    search = open_search(spec, below, above, seeds, assemble, mistakes)
+    metrics = tuple(dict.fromkeys((search.spec.metric, *spec.metrics)))
+    title, name = spec.title or spec.name, _preset_name(preset)
+    grid = Grid(spec.name, title, spec.paper, name, (), metrics, (), seeds, description=spec.description, search=search)
+    for values in (first := drawn(search.spec)):
+        grid = grid.suggest(values)
+    wanted = search.spec.num_trials if search.spec.algorithm == "random" else len(first)
+    if len(grid.trials) < wanted:
+        notes.append(f"{spec.path}: search.space holds only {len(grid.trials)} trials that differ")
+    return replace(grid, notes=tuple(dict.fromkeys(notes)))
 
 
 def _combinations(spec: AblationSpec, mistakes: Mistakes) -> Iterator[tuple[RowSpec, list[Setting]]]:

@@ -18,6 +18,7 @@ from harness import tracking
 from harness.errors import UserError
 from harness.lease import file_lock, is_alive
 from harness.results import RunStore, to_json
+from harness.space import values_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -145,7 +146,10 @@ class Mirror:
             found = self._find(f"tags.trial_id = '{trial.trial_id}'")
             tags = {"trial_id": trial.trial_id, "mlflow.parentRunId": self._parent}
             run = found[0] if found else tracking.create_run(self._mlflow, self._experiment, trial.label, tags)
-        tracking.set_tags(self._mlflow, run, {f"grid.{self.grid.name}": trial.label})
+        tags = {f"grid.{self.grid.name}": trial.label}
+        if self.grid.search is not None:
+            tags[f"search.{self.grid.search.key}"] = values_text(self.grid.search.values[trial.trial_id])
+        tracking.set_tags(self._mlflow, run, tags)
         tracking.set_params(self._mlflow, run, trial.factors)
         return run
 
@@ -202,7 +206,8 @@ class Mirror:
                 self._mlflow.log_artifact(run.info.run_id, str(self.store.dir(trial_id) / name))
         provenance = record.get("provenance") or {}
         tags = {key: str(record.get(key) or "") for key in ("error", "started", "finished", "fingerprint")}
-        tags = {f"codetr.{key}": value for key, value in {**tags, "provenance": to_json(provenance)}.items()}
+        tags |= {"status": status, "provenance": to_json(provenance)}
+        tags = {f"codetr.{key}": value for key, value in tags.items()}
         if provenance.get("commit"):
             tags["mlflow.source.git.commit"] = str(provenance["commit"])
         # The digest last: when something before it fails, all of it is repeated.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 BEAT_SECONDS = 10.0  # nobody waits longer for a line
 POLL_SECONDS = 1.0
-ENDED = ("finished", "failed", "interrupted")
+ENDED = ("finished", "failed", "interrupted", "pruned")
 
 
 def print_line(line: str) -> None:
@@ -131,6 +131,13 @@ class Progress:
                         watched.epochs.add((entry["epoch"], entry.get("time")))
                         watched.last_ap = entry.get("AP", watched.last_ap)
 
+    def join(self, grid: Grid) -> None:
+        """Follow the trials that a search has added to the grid."""
+        with self._lock:
+            new = list(enumerate(grid.trials, 1))[len(self.grid.trials) :]
+            self._watched += [Watched(trial, number) for number, trial in new]
+            self.grid = grid
+
     def __enter__(self) -> Progress:
         self._thread.start()
         return self
@@ -215,7 +222,7 @@ class Progress:
 
     def _line(self, watched: Watched, text: str) -> None:
         with self._lock:
-            head = f"{self.grid.name} {watched.number}/{len(self.grid.trials)}"
+            head = f"{self.grid.name} {watched.number}/{len(self.grid.trials) + self.grid.num_unknown}"
             label = watched.trial.label or watched.trial.row
             self._out("  ".join(part for part in (head, label, watched.trial.trial_id, text) if part))
             self._spoke = time.monotonic()
@@ -243,6 +250,8 @@ class Progress:
             text += f"  in {duration(cost['wall_seconds'])}" if cost.get("wall_seconds") else ""
         elif watched.status == "failed":
             text += f"  {record.get('error') or 'no message was recorded'}"
+        elif watched.status == "pruned":
+            text += f"  after epoch {len(record.get('history') or ())}"
         self._line(watched, text + self._grid_eta())
 
     def _grid_eta(self) -> str:

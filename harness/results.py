@@ -22,7 +22,7 @@ from typing import Any
 from harness import lease
 from harness.errors import UserError
 
-STATUSES = ("pending", "running", "finished", "failed", "interrupted")
+STATUSES = ("pending", "running", "finished", "failed", "interrupted", "pruned")
 PACKAGE = "codetr-harness"  # the name of the distribution
 
 

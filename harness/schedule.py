@@ -1,4 +1,4 @@
-"""Runs what is missing of a grid. The only room that imports ray.
+"""Runs what is missing of a grid. With harness/tuner.py, which does so for a search, the only room that imports ray.
 
 The store is the truth and Ray Tune only executes: plan, leave out what is finished, hand the rest to one `Tuner`
 under a name of its own, and afterwards ask the store what became of it. Every trial takes its lease and continues from
@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,10 +29,12 @@ from harness.execute import RunTrial, available_cpus, execute, known, on_signals
 from harness.mirror import Mirror
 from harness.progress import Progress, print_line
 from harness.results import RunStore, cache_dir, code_version, write_atomic
+from harness.suggestions import suggested
 
 if TYPE_CHECKING:
     from harness.config import DataConfig
     from harness.grid import Grid, Trial
+    from harness.search import Search
 
 STOP_POLL_SECONDS = 0.5  # between two looks for the request to stop
 LOST = ("ActorDiedError", "ActorUnavailableError", "NodeDiedError", "OutOfMemoryError", "WorkerCrashedError")
@@ -43,6 +46,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
@@ -56,6 +60,7 @@ class Summary:
     interrupted: tuple[str, ...]  # stopped, or never begun
     skipped: tuple[str, ...]  # were finished before
     elsewhere: tuple[str, ...]  # another process is at them
+    pruned: tuple[str, ...] = ()  # given up by a search, before or now
 
 
 def run_grid(
@@ -88,10 +93,14 @@ def run_grid(
         UserError: store, tracking store or data cannot be used; nothing was started.
         KeyboardInterrupt: on SIGINT or SIGTERM, after the trials were stopped and their statuses told.
     """
+    _check_search(grid, executor)
     store.prepare()
+    grid = suggested(grid, store)
     code_version()  # now, before anybody commits what does not run
     skipped = tuple(trial.trial_id for trial in grid.trials if store.status(trial.trial_id) == "finished")
-    pending = [trial for trial in grid.trials if trial.trial_id not in skipped][:limit]
+    given_up = summarise(grid, store).pruned if grid.search and grid.search.spec.scheduler == "asha" else ()
+    pending = [trial for trial in grid.trials if trial.trial_id not in (*skipped, *given_up)][:limit]
+    more = grid.num_unknown if limit is None else min(grid.num_unknown, limit - len(pending))
     try:
         with ExitStack() as stack:
             stack.enter_context(on_signals(stop_now))
@@ -101,19 +110,22 @@ def run_grid(
             mirror = _open_mirror(grid, store, progress)
             if mirror is not None:
                 stack.callback(mirror.close)
-            if pending:
-                progress.say(f"{len(pending)} of {len(grid.trials)} trials to run")
+            if pending or more:
+                suggestions = f", {more} to be suggested" if more else ""
+                progress.say(f"{len(pending)} of {len(grid.trials)} trials to run{suggestions}")
                 progress.phase("checking the data")
-                (check_data or check_datasets)(pending, progress.say)
+                (check_data or check_datasets)(pending or grid.trials[:1], progress.say)
                 progress.watch(pending)
                 stack.enter_context(mirror.repeated() if mirror is not None else nullcontext())
                 if executor == "local":
                     run_local(pending, store, run_trial, concurrent, progress)
                 else:
-                    _run_ray(pending, store, run_trial, concurrent, max_failures, progress)
+                    _run_ray(pending, more, store, run_trial, concurrent, max_failures, progress, mirror)
     except KeyboardInterrupt:
+        grid = suggested(grid, store)
         out(f"{grid.name}  stopped: {_conclusion(grid, store, summarise(grid, store, skipped))}")
         raise
+    grid = suggested(grid, store)
     summary = summarise(grid, store, skipped)
     out(f"{grid.name}  {_conclusion(grid, store, summary)}")
     return summary
@@ -126,7 +138,8 @@ def summarise(grid: Grid, store: RunStore, skipped: tuple[str, ...] = ()) -> Sum
     def ids(*statuses: str) -> tuple[str, ...]:
         return tuple(key for key, status in found.items() if status in statuses)
 
-    return Summary(ids("finished"), ids("failed"), ids("interrupted", "pending"), skipped, ids("running"))
+    left = ids("interrupted", "pending")
+    return Summary(ids("finished"), ids("failed"), left, skipped, ids("running"), ids("pruned"))
 
 
 def _conclusion(grid: Grid, store: RunStore, summary: Summary) -> str:
@@ -138,13 +151,27 @@ def _conclusion(grid: Grid, store: RunStore, summary: Summary) -> str:
         "not finished": summary.interrupted,
         "run by another process": summary.elsewhere,
         "finished before": summary.skipped,
+        "pruned": summary.pruned,
     }
     text = ", ".join(f"{len(ids)} {name}" for name, ids in names.items() if ids)
+    text += f", {grid.num_unknown} not suggested" if grid.num_unknown else ""
     for key in summary.failed:
         log = store.dir(key) / "log.txt"
         text += f"\n{grid.name}  failed: {key}  {(store.read(key) or {}).get('error')}"
         text += f"  (log: {log})" if log.exists() else ""
     return text
+
+
+def _check_search(grid: Grid, executor: str) -> None:
+    """Raise `UserError` where a search needs what is not there."""
+    if grid.search is None:
+        return
+    spec = grid.search.spec
+    if executor == "local" and (spec.scheduler == "asha" or spec.algorithm == "optuna"):
+        what = "scheduler: asha" if spec.scheduler == "asha" else "algorithm: optuna"
+        raise UserError(f"{grid.name}: search with {what} needs Ray; leave --executor local out")
+    if spec.algorithm == "optuna" and find_spec("optuna") is None:
+        raise UserError(f"{grid.name}: algorithm: optuna needs optuna; pip install -c constraints.txt -e '.[search]'")
 
 
 def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
@@ -189,27 +216,39 @@ def _open_mirror(grid: Grid, store: RunStore, progress: Progress) -> Mirror | No
 
 def _run_ray(
     trials: Sequence[Trial],
+    more: int,
     store: RunStore,
     run_trial: RunTrial | None,
     concurrent: int | None,
     max_failures: int,
     progress: Progress,
+    mirror: Mirror | None,
 ) -> None:
+    """Run `trials`, and `more` that the grid's search is to suggest meanwhile."""
+
+    def joined(grid: Grid) -> None:
+        progress.join(grid)
+        if mirror is not None:
+            mirror.grid = grid
+
     launch = f"{progress.grid.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
     folder = store.root / "launches" / launch
 
-    ray = _start_ray(trials, concurrent, progress)
+    ray = _start_ray(trials or progress.grid.trials[:1], concurrent, progress)
     with on_signals(stop_now):  # again: Ray has put its own handler
         try:
             progress.phase("waiting for workers")
-            errors = _tune(trials, store, launch, run_trial, concurrent, max_failures)
+            errors = _tune(
+                trials, store, launch, run_trial, concurrent, max_failures, grid=progress.grid, more=more, joined=joined
+            )
             progress.phase("closing", quiet=True)
-            _mark_lost(trials, store, errors)
+            _mark_lost(progress.grid.trials, store, errors)
         except KeyboardInterrupt:
             progress.say("stopping the trials")
             write_atomic(folder / "stop", "")
             deadline = time.monotonic() + STOP_GRACE_SECONDS
-            while time.monotonic() < deadline and "running" in {store.status(t.trial_id) for t in trials}:
+            begun = progress.grid.trials
+            while time.monotonic() < deadline and "running" in {store.status(t.trial_id) for t in begun}:
                 time.sleep(0.05)
             raise
         finally:
@@ -282,6 +321,10 @@ def _tune(
     run_trial: RunTrial | None,
     concurrent: int | None,
     max_failures: int,
+    *,
+    grid: Grid,
+    more: int,
+    joined: Callable[[Grid], None],
 ) -> dict[str, str]:
     """Let Ray Tune run the trials; returns its errors by trial id. Only the store knows what succeeded."""
     from ray import tune
@@ -291,11 +334,23 @@ def _tune(
     by_id = {trial.trial_id: trial for trial in trials}
 
     def resources(config: dict[str, Any]) -> Any:
-        runtime = by_id[config["trial"]].runtime
+        runtime = (by_id.get(config["trial"]) or grid.trials[0]).runtime
         return tune.PlacementGroupFactory([{"CPU": runtime.cpus_per_trial, "GPU": runtime.gpus_per_trial}])
 
+    order: dict[str, Any] = {}
+    if grid.search is not None:
+        from harness.tuner import search_order
+
+        folder = store.root / "launches" / launch
+        run_trial, order = search_order(grid, trials, more, store, folder, run_trial, joined)
     work = tune.with_parameters(
-        _work, trials=by_id, root=str(store.root), launch=launch, run_trial=run_trial, environment=_environment(store)
+        _work,
+        trials=by_id,
+        search=grid.search,
+        root=str(store.root),
+        launch=launch,
+        run_trial=run_trial,
+        environment=_environment(store),
     )
 
     def name_of(ray_trial: Any) -> str:
@@ -303,8 +358,9 @@ def _tune(
 
     tuner = tune.Tuner(
         tune.with_resources(work, resources),
-        param_space={"trial": tune.grid_search(list(by_id))},
+        param_space={} if "search_alg" in order else {"trial": tune.grid_search(list(by_id))},
         tune_config=tune.TuneConfig(
+            **order,
             max_concurrent_trials=concurrent,
             reuse_actors=False,  # a fresh process for each trial: nothing leaks from one to the next
             trial_name_creator=name_of,
@@ -340,6 +396,7 @@ def _environment(store: RunStore) -> dict[str, str]:
 def _work(
     config: dict[str, Any],
     trials: dict[str, Trial],
+    search: Search | None,
     root: str,
     launch: str,
     run_trial: RunTrial | None,
@@ -347,7 +404,9 @@ def _work(
 ) -> dict[str, Any]:
     """What a worker does. It raises only when it is killed: then, and only then, Tune starts the trial again."""
     os.environ.update(environment)
-    runtime = trials[config["trial"]].runtime
+    trial = trials.get(config["trial"]) or (search.make(config["values"])[0] if search else None)
+    assert trial is not None, config
+    runtime = trial.runtime
     if runtime.gpus_per_trial == 0 and runtime.device != "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU that was not asked for belongs to others
     store = RunStore(root)
@@ -359,7 +418,7 @@ def _work(
             looked[:] = [time.monotonic(), marker.exists()]
         return bool(looked[1])
 
-    return {"outcome": execute(trials[config["trial"]], store, launch, run_trial, should_stop)}
+    return {"outcome": execute(trial, store, launch, run_trial, should_stop)}
 
 
 def _mark_lost(trials: Sequence[Trial], store: RunStore, errors: dict[str, str]) -> None:

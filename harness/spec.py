@@ -1,8 +1,9 @@
 """What an ablation file may say, and where presets and overrides come from.
 
 An ablation file is one paper table: `base` settings on top of a preset, `rows` and/or `axes` that vary
-them, and `seeds`. This room reads and checks the file itself; the settings in it are checked when
-`harness.resolve` layers them. The format is described in ablations/README.md.
+them (or a `search` that draws them, harness/space.py), and `seeds`. This room reads and checks the file
+itself; the settings in it are checked when `harness.resolve` layers them. The format is described in
+ablations/README.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from harness.resolve import Setting, leaves
+from harness.space import SearchSpec
 from harness.strict import Mistakes, dotted, read_yaml, read_yaml_file, show, suggest, validate
 from model.config import require
 
@@ -72,6 +74,7 @@ class AblationSpec(BaseModel):
     presets: dict[str, dict[str, Any]] = {}  # settings that apply under one preset only
     rows: tuple[RowSpec, ...] = ()
     axes: dict[str, tuple[Any, ...]] = {}
+    search: SearchSpec | None = None  # instead of rows and axes
     seeds: tuple[int, ...] = (0,)
     metrics: tuple[str, ...] = ("AP", "AP50", "AP75")
     figures: tuple[str, ...] = ("ap",)  # some of `FIGURES`
@@ -146,7 +149,9 @@ def read_spec(path: str | Path, mistakes: Mistakes | None = None) -> AblationSpe
 
 def _check_whole(spec: AblationSpec, tree: dict[str, Any], tell: Callable[[str, str], None]) -> None:
     """What concerns several parts of the file at once; `tree` is what was written, mistaken parts included."""
-    if not tree.get("rows") and not tree.get("axes"):
+    if tree.get("search"):
+        _check_search(spec, tree, tell)
+    elif not tree.get("rows") and not tree.get("axes"):
         tell("rows", "the grid is empty; add rows or axes")
     labels = [row.label for row in spec.rows]
     twice = sorted({label for label in labels if labels.count(label) > 1})
@@ -154,6 +159,21 @@ def _check_whole(spec: AblationSpec, tree: dict[str, Any], tell: Callable[[str, 
         tell("rows", f"each row needs a label of its own; used twice: {', '.join(twice)}")
     if spec.axes and any(row.published for row in spec.rows):
         tell("axes", "cannot cross rows that have published numbers; write each combination as a row")
+
+
+def _check_search(spec: AblationSpec, tree: dict[str, Any], tell: Callable[[str, str], None]) -> None:
+    for part in ("rows", "axes", "baseline"):
+        if tree.get(part):
+            tell(part, f"cannot stand beside search, whose table is a ranking; remove {part}, or search")
+    if spec.search is None:
+        return
+    metric, mode = spec.search.metric, spec.search.mode
+    name = metric.rpartition("/")[2].removeprefix("segm_")
+    if name not in COCO_METRICS and metric != "loss":
+        tell("search.metric", f"unknown metric '{metric}'{suggest(metric, (*COCO_METRICS, 'loss'))}")
+    elif mode != ("min" if metric == "loss" else "max"):
+        better = "lower" if metric == "loss" else "higher"
+        tell("search.mode", f"a {better} {metric} is better; write mode: {'min' if metric == 'loss' else 'max'}")
 
 
 def preset_files(spec_path: str) -> dict[str, Path]:

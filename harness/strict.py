@@ -167,6 +167,8 @@ def _kind_at(kind: type, location: Iterable[str | int]) -> type | None:
             here = next(iter(get_args(here)), None)
         elif isinstance(here, type) and name in field_names(here):
             here = get_type_hints(here).get(name)
+            optional = [part for part in get_args(here) if part is not type(None)]
+            here = optional[0] if len(optional) == 1 and type(None) in get_args(here) else here
         else:
             return None
     return here if isinstance(here, type) and field_names(here) else None

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "codetr"
 MLFLOW_STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 STATUS = {mlflow_status: status for status, mlflow_status in MLFLOW_STATUS.items()}
+MLFLOW_STATUS["pruned"] = "KILLED"  # MLflow has no word for it: the tag `codetr.status` tells
 GROUPS = ("losses", "cost", "per_class")  # parts of a record that become metrics `<group>/<name>`
 MAX_BATCH = 1000  # metrics per call; MLflow's own limit
 MAX_TAG = 5000  # characters
@@ -230,6 +231,22 @@ def read_records(
         return records
 
 
+def read_suggestions(key: str, uri: str | None = None) -> list[dict[str, Any]]:
+    """What the search of this key has suggested, as its trials' tags tell, oldest first.
+
+    Raises:
+        UserError: the tracking store cannot be reached.
+    """
+    uri = uri or tracking_uri()
+    with reaching(uri):
+        client = connect(uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return []
+        runs = find_runs(client, str(experiment.experiment_id), f"tags.`search.{key}` LIKE '%'")
+        return [json.loads(run.data.tags[f"search.{key}"]) for run in reversed(runs)]
+
+
 def _runs_of(client: MlflowClient, experiment_id: str, trial_ids: Sequence[str]) -> dict[str, Run]:
     if len(trial_ids) > FEW:
         found = find_runs(client, experiment_id, "tags.trial_id LIKE '%'")
@@ -259,7 +276,7 @@ def _record(client: MlflowClient, run: Run, history: Sequence[str]) -> dict[str,
         "trial_id": tags["trial_id"],
         "run_id": run.info.run_id,
         "label": run.info.run_name,
-        "status": STATUS.get(run.info.status, "running"),
+        "status": _status(run),
         "metrics": metrics,
         "history": _history(client, run, history),
         "cost": groups["cost"],
@@ -281,6 +298,12 @@ def _analysis(client: MlflowClient, run_id: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         record = json.loads(Path(client.download_artifacts(run_id, "result.json", folder)).read_text())
     return record.get("analysis") or {}
+
+
+def _status(run: Run) -> str:
+    if run.info.status == "KILLED" and run.data.tags.get("codetr.status") == "pruned":
+        return "pruned"
+    return STATUS.get(run.info.status, "running")
 
 
 def _history(client: MlflowClient, run: Run, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,6 +17,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Set before anything is imported, so that processes which a test starts inherit it."""
     places = config.stash[OWN_PLACES] = Path(tempfile.mkdtemp(prefix="codetr-tests-"))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Ray reads its token once, when it is first imported, and some tests import it without starting it.
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     os.environ["CODETR_CACHE"] = str(places / "cache")
     os.environ["CODETR_STORE"] = str(places / "store")
     os.environ.pop("MLFLOW_TRACKING_URI", None)

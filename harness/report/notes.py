@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from harness.report.statistics import smallest_p_value
+from harness.space import describe as describe_search
 
 if TYPE_CHECKING:
     from harness.config import DataConfig, TrialConfig
@@ -38,6 +39,8 @@ def missing_reason(record: Record | None) -> str:
     after = f"after {done} {plural('epoch', done)}" if done else "before the end of the first epoch"
     if status == "running":
         return f"still running, {after}"
+    if status == "pruned":
+        return f"pruned {after}: a search gave it up; run it in a grid to finish it"
     return f"{status} {after}; run it again to resume"
 
 
@@ -71,7 +74,10 @@ def _reading(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
     most = max(row.num_finished for row in rows)
     pairs = [cell.gain.n for row in rows for cell in row.cells.values() if cell.gain]
     notes = []
-    if most == 1:
+    if grid.search is not None:
+        notes.append(f"best first; search: {describe_search(grid.search.spec)}")
+        notes.append("the best of many trials looks better than it is: train it with other seeds before you report it")
+    elif most == 1:
         notes.append("one seed a row: no deviation, interval or p-value can be given, and small gains may be noise")
     else:
         notes.append(f"mean ± sample standard deviation over seeds {listed(grid.seeds)}")

@@ -127,6 +127,8 @@ def make_table(grid: Grid, records: Iterable[Record]) -> Table:
     by_id = {record["trial_id"]: record for record in records}
     metrics = tuple(metric_of(name) for name in grid.metrics)
     groups = [_group(row, grid.seeds, by_id) for row in grid.rows]
+    if grid.search is not None:
+        groups = _ranked(groups, by_id, metrics[0], grid.search.spec.mode)
     baseline = next((group for group in groups if group.row.label == grid.baseline), None)
     footnotes = Footnotes()
     rows = []
@@ -155,6 +157,21 @@ def make_table(grid: Grid, records: Iterable[Record]) -> Table:
         footnotes=tuple((letter, reason) for reason, letter in footnotes.letters.items()),
         notes=describe(grid, rows, list(used.values())),
     )
+
+
+def _ranked(groups: list[Group], by_id: Mapping[str, Record], metric: Metric, mode: str) -> list[Group]:
+    """The trials of a search: the best first, then those that were pruned, the farthest first, then the others."""
+
+    def rank(group: Group) -> tuple[int, float]:
+        values = list(group.values(metric).values())
+        if values:
+            return 0, values[0] if mode == "min" else -values[0]
+        if group.finished:
+            return 1, 0.0
+        record = by_id.get(group.row.trial_ids[0]) or {}
+        return (2, -len(record.get("history") or ())) if record.get("status") == "pruned" else (3, 0.0)
+
+    return sorted(groups, key=rank)
 
 
 def _group(row: Row, seeds: Sequence[int], by_id: Mapping[str, Record]) -> Group:
@@ -195,9 +212,9 @@ def _cell(group: Group, baseline: Group | None, metric: Metric, footnotes: Footn
 
 
 def recorded(record: Record, name: str) -> float | None:
-    """Return the number `name` of a record, from its metrics or its cost; None where absent or undefined."""
-    for place in ("metrics", "cost"):
-        value = (record.get(place) or {}).get(name)
+    """Return the number `name` of a record, from its metrics, its cost or its last epoch; None where absent."""
+    for place in (record.get("metrics"), record.get("cost"), (record.get("history") or [None])[-1]):
+        value = (place or {}).get(name)
         if value is not None and math.isfinite(value):
             return float(value)
     return None
