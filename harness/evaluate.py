@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from harness.config import EvaluateConfig
     from harness.data.coco import CocoDataset
     from harness.data.loader import Loader
+    from harness.ranks import Ranks
     from model.detector import Detector
     from model.types import Batch, Detections
 
@@ -47,6 +48,7 @@ def evaluate(
     device: torch.device | str,
     *,
     on_batch: Callable[[int, int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> tuple[dict[str, float | None], dict[str, float | None], list[dict[str, Any]]]:
     """Detect on every image once and score each branch of `config.branches`.
 
@@ -57,6 +59,8 @@ def evaluate(
         config: branches and evaluator.
         device: where the detector is.
         on_batch: called with (batches done, batches in all).
+        ranks: that share the images; `loader` gives this one its part. The first scores what all have found, the
+            others return nothing.
 
     Returns:
         Metrics (the decoder's under plain names, another branch's as `atss/AP`, of its masks `mask_rcnn/segm_AP`),
@@ -64,6 +68,10 @@ def evaluate(
         in COCO's results format.
     """
     results = detect_all(detector, loader, dataset, config.branches, device, on_batch=on_batch)
+    if ranks is not None and ranks.size > 1:
+        results = _in_order(ranks.gather(results))
+        if not ranks.is_first:
+            return {}, {}, []
     main = DECODER if DECODER in results else config.branches[0]
     metrics: dict[str, float | None] = {}
     per_class: dict[str, float | None] = {}
@@ -107,6 +115,14 @@ def detect_all(
     finally:
         detector.train(was_training)
     return results
+
+
+def _in_order(parts: list[dict[str, list[dict[str, Any]]]]) -> dict[str, list[dict[str, Any]]]:
+    """One process's results from those of several: by ascending image, and an image's as they are."""
+    names = parts[0] if parts else ()
+    return {
+        name: sorted((row for part in parts for row in part[name]), key=lambda row: row["image_id"]) for name in names
+    }
 
 
 def to_results(batch: Batch, detections: list[Detections], category_ids: tuple[int, ...]) -> list[dict[str, Any]]:
