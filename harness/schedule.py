@@ -30,11 +30,12 @@ from harness.progress import Progress, print_line
 from harness.results import RunStore, cache_dir, code_version, write_atomic
 
 if TYPE_CHECKING:
-    from harness.config import DataConfig
+    from harness.config import DataConfig, RuntimeConfig
     from harness.grid import Grid, Trial
 
 STOP_POLL_SECONDS = 0.5  # between two looks for the request to stop
 LOST = ("ActorDiedError", "ActorUnavailableError", "NodeDiedError", "OutOfMemoryError", "WorkerCrashedError")
+ACCELERATOR = "accelerator_type:"  # and a kind of GPU: a resource of every node that has it
 STOP_GRACE_SECONDS = 1.5  # for trials to leave a checkpoint; a stopped Ray job is killed after 3 s
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -259,9 +260,25 @@ def _start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progre
             ray.shutdown()
             raise UserError(f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, this machine has {found}")
         progress.say(f"note: a trial asks for {cpus:g} CPUs and {gpus:g} GPUs; the cluster has {found} now")
+    for kind in sorted({trial.runtime.accelerator_type or "" for trial in trials} - {""}):
+        if ACCELERATOR + kind in there:
+            continue
+        known = ", ".join(sorted(name.removeprefix(ACCELERATOR) for name in there if name.startswith(ACCELERATOR)))
+        if not given:
+            ray.shutdown()
+            raise UserError(f"a trial asks for a GPU of type {kind}, this machine has {known or 'none'}")
+        progress.say(f"note: a trial asks for a GPU of type {kind}; the cluster has {known or 'none'} now")
     if there.get("GPU") and not gpus:
         progress.say("note: there are GPUs, but no trial asks for one; see --gpus-per-trial")
     return ray
+
+
+def _bundle(runtime: RuntimeConfig) -> dict[str, float]:
+    """What a trial asks of the one node that it runs on, for all its ranks."""
+    asked = {"CPU": runtime.cpus_per_trial, "GPU": runtime.gpus_per_trial}
+    if runtime.accelerator_type is not None:
+        asked[ACCELERATOR + runtime.accelerator_type] = 0.001
+    return asked
 
 
 def _check_answers(address: str) -> None:
@@ -292,7 +309,7 @@ def _tune(
 
     def resources(config: dict[str, Any]) -> Any:
         runtime = by_id[config["trial"]].runtime
-        return tune.PlacementGroupFactory([{"CPU": runtime.cpus_per_trial, "GPU": runtime.gpus_per_trial}])
+        return tune.PlacementGroupFactory([_bundle(runtime)])
 
     work = tune.with_parameters(
         _work, trials=by_id, root=str(store.root), launch=launch, run_trial=run_trial, environment=_environment(store)
@@ -323,6 +340,10 @@ def _tune(
 
 
 def _reason(error: BaseException) -> str:
+    if type(error).__name__ == "OutOfMemoryError":  # Ray's memory monitor ended the worker
+        return "out of memory on its node, again and again: try fewer trials at a time (--concurrent, --cpus-per-trial)"
+    if "RankLost" in type(error).__name__:
+        return str(error).rpartition("RankLost: ")[2].splitlines()[0]
     if type(error).__name__ in LOST:
         return f"its worker was lost again and again ({type(error).__name__}): killed, or out of memory?"
     return f"its worker could not run it: {str(error).strip().splitlines()[-1]}"
