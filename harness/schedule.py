@@ -27,15 +27,15 @@ from harness.errors import UserError
 from harness.execute import RunTrial, available_cpus, execute, known, on_signals, run_local, stop_now
 from harness.mirror import Mirror
 from harness.progress import Progress, print_line
+from harness.resources import bundle, resource_notes
 from harness.results import RunStore, cache_dir, code_version, write_atomic
 
 if TYPE_CHECKING:
-    from harness.config import DataConfig, RuntimeConfig
+    from harness.config import DataConfig
     from harness.grid import Grid, Trial
 
 STOP_POLL_SECONDS = 0.5  # between two looks for the request to stop
 LOST = ("ActorDiedError", "ActorUnavailableError", "NodeDiedError", "OutOfMemoryError", "WorkerCrashedError")
-ACCELERATOR = "accelerator_type:"  # and a kind of GPU: a resource of every node that has it
 STOP_GRACE_SECONDS = 1.5  # for trials to leave a checkpoint; a stopped Ray job is killed after 3 s
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -239,7 +239,6 @@ def _start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progre
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     cpus = max(trial.runtime.cpus_per_trial for trial in trials)
-    gpus = max(trial.runtime.gpus_per_trial for trial in trials)
     if given:
         options["address"] = address
     else:
@@ -253,32 +252,13 @@ def _start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progre
         raise UserError(
             f"Ray cluster {where}: {tracking.one_line(error)}; check RAY_ADDRESS and RAY_AUTH_MODE"
         ) from error
-    there = ray.cluster_resources()
-    if cpus > there.get("CPU", 0) or gpus > there.get("GPU", 0):
-        found = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
-        if not given:
-            ray.shutdown()
-            raise UserError(f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, this machine has {found}")
-        progress.say(f"note: a trial asks for {cpus:g} CPUs and {gpus:g} GPUs; the cluster has {found} now")
-    for kind in sorted({trial.runtime.accelerator_type or "" for trial in trials} - {""}):
-        if ACCELERATOR + kind in there:
-            continue
-        known = ", ".join(sorted(name.removeprefix(ACCELERATOR) for name in there if name.startswith(ACCELERATOR)))
-        if not given:
-            ray.shutdown()
-            raise UserError(f"a trial asks for a GPU of type {kind}, this machine has {known or 'none'}")
-        progress.say(f"note: a trial asks for a GPU of type {kind}; the cluster has {known or 'none'} now")
-    if there.get("GPU") and not gpus:
-        progress.say("note: there are GPUs, but no trial asks for one; see --gpus-per-trial")
+    try:
+        for note in resource_notes([trial.runtime for trial in trials], ray.cluster_resources(), may_grow=given):
+            progress.say(f"note: {note}")
+    except UserError:
+        ray.shutdown()
+        raise
     return ray
-
-
-def _bundle(runtime: RuntimeConfig) -> dict[str, float]:
-    """What a trial asks of the one node that it runs on, for all its ranks."""
-    asked = {"CPU": runtime.cpus_per_trial, "GPU": runtime.gpus_per_trial}
-    if runtime.accelerator_type is not None:
-        asked[ACCELERATOR + runtime.accelerator_type] = 0.001
-    return asked
 
 
 def _check_answers(address: str) -> None:
@@ -309,7 +289,7 @@ def _tune(
 
     def resources(config: dict[str, Any]) -> Any:
         runtime = by_id[config["trial"]].runtime
-        return tune.PlacementGroupFactory([_bundle(runtime)])
+        return tune.PlacementGroupFactory([bundle(runtime)])
 
     work = tune.with_parameters(
         _work, trials=by_id, root=str(store.root), launch=launch, run_trial=run_trial, environment=_environment(store)
