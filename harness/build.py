@@ -95,13 +95,12 @@ def build_trial(
     """Data, detector and optimiser of a trial, at the point where it was left.
 
     Raises:
-        UserError: the data cannot be used, or the detector cannot be trained by several ranks.
+        UserError: the data cannot be used.
         OutOfMemory: less GPU memory is free than the trial demands.
     """
     from harness.grid import config_to_dict
 
     config = trial.config
-    _check_ranks(trial, ranks)
     clock = time.monotonic()
 
     def tell(kind: str, message: str) -> None:
@@ -165,8 +164,9 @@ def build_trial(
     )
 
 
-def _check_ranks(trial: Trial, ranks: Ranks) -> None:
-    if ranks.size > 1 and trial.config.model.backbone.norm == "batch":
+def check_ranks(trial: Trial) -> None:
+    """Raise `UserError` where several ranks would not train the detector that one process trains."""
+    if trial.runtime.ranks > 1 and trial.config.model.backbone.norm == "batch":
         raise UserError(
             "runtime.ranks: model.backbone.norm: batch takes its statistics from the images of one process, so several "
             "ranks would train another detector; use norm: group or frozen_batch, or runtime.ranks: 1"

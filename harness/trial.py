@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.build import Report, TrialState, build_trial, choose_device, peak_memory_mb
+from harness.build import Report, TrialState, build_trial, check_ranks, choose_device, peak_memory_mb
 from harness.errors import OutOfMemory, RankLost
 from harness.evaluate import evaluate, evaluator_version
 from harness.launch import run_ranks
@@ -62,6 +62,7 @@ def run_trial(
     try:
         if trial.runtime.ranks == 1:
             return _work(trial, store, report, should_stop)
+        check_ranks(trial)
         job = trial, str(store.root)
         return run_ranks(trial.runtime.ranks, _work_as_rank, job, report=report, should_stop=should_stop)
     except (Interrupted, KeyboardInterrupt):
