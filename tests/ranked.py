@@ -121,6 +121,7 @@ def misbehave(rank: int, size: int, meeting_file: str, how: str, *, report: Repo
     """The last rank ends in a certain way while the others wait for it; `how` "wait" waits for the request to stop."""
     ranks = join(rank, size, meeting_file, CPU)
     report({"rank": rank, "pid": os.getpid()})
+    ranks.wait()  # so that it has been told
     if rank == size - 1 and how != "wait":
         if how == "raise":
             raise KeyError("told to")
