@@ -69,7 +69,8 @@ def evaluate(
     """
     results = detect_all(detector, loader, dataset, config.branches, device, on_batch=on_batch)
     if ranks is not None and ranks.size > 1:
-        results = _in_order(ranks.gather(results))
+        parts = ranks.gather(results)
+        results = {name: [row for part in parts for row in part[name]] for name in results}
         if not ranks.is_first:
             return {}, {}, []
     main = DECODER if DECODER in results else config.branches[0]
@@ -115,14 +116,6 @@ def detect_all(
     finally:
         detector.train(was_training)
     return results
-
-
-def _in_order(parts: list[dict[str, list[dict[str, Any]]]]) -> dict[str, list[dict[str, Any]]]:
-    """One process's results from those of several: by ascending image, and an image's as they are."""
-    names = parts[0] if parts else ()
-    return {
-        name: sorted((row for part in parts for row in part[name]), key=lambda row: row["image_id"]) for name in names
-    }
 
 
 def to_results(batch: Batch, detections: list[Detections], category_ids: tuple[int, ...]) -> list[dict[str, Any]]:

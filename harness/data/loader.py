@@ -3,7 +3,7 @@
 A loader keeps no state: the order of an epoch is a permutation drawn from (seed, epoch), the augmentation of an
 image from (seed, epoch, image id). So a resumed trial continues at any batch of any epoch with the very same
 numbers, and worker processes change nothing but the speed. Of several ranks each has its share of every training batch,
-padded as the whole batch would be, and every so-manieth batch of an evaluation.
+padded as the whole batch would be, and its part of an evaluation's batches.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class Loader:
         num_workers: processes that prepare batches; 0 prepares them in this one.
         drop_last: leave out the last, smaller batch of an epoch.
         rank: of `num_ranks` that share the work. In training each has a share of every batch; with fewer images than
-            ranks some borrow one (see `model.share`). In evaluation each has every `num_ranks`-th batch.
+            ranks some borrow one (see `model.share`). In evaluation the first has the first batches, and so on.
         num_ranks: 1 has all.
     """
 
@@ -224,7 +224,9 @@ class Loader:
         """Numbers of these batches."""
         whole, rest = divmod(len(self.dataset), self.batch_size)
         count = whole if self._drop_last or rest == 0 else whole + 1
-        return range(count) if self.training else range(self._rank, count, self._num_ranks)
+        if self.training:
+            return range(count)
+        return range(count * self._rank // self._num_ranks, count * (self._rank + 1) // self._num_ranks)
 
     def order(self, epoch: int) -> list[int]:
         """Indices into the data set in the order of `epoch`."""
