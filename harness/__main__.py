@@ -75,6 +75,10 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--concurrent", metavar="N", type=_at_least_one, help="trials at a time (default: what fits)")
     run.add_argument("--cpus-per-trial", metavar="N", help="CPU cores of a trial; fractions allowed")
     run.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial; fractions allowed")
+    run.add_argument("--accelerator-type", metavar="NAME", help="kind of GPU on a mixed cluster, such as H100")
+    run.add_argument(
+        "--ranks", metavar="N", type=_at_least_one, help="processes that share a trial's batches, CPUs and GPUs"
+    )
     run.add_argument("--limit", metavar="N", type=_at_least_one, help="run at most N trials now")
 
     submit = commands.add_parser("submit", parents=[store], help="run on a Ray cluster, by `ray job submit`")

@@ -23,7 +23,7 @@ from harness.suggestions import suggested
 
 def _grids(args: argparse.Namespace, *, require_data: bool = True) -> list[Grid]:
     overrides = list(args.overrides)
-    for option in ("cpus_per_trial", "gpus_per_trial"):
+    for option in ("cpus_per_trial", "gpus_per_trial", "accelerator_type", "ranks"):
         if getattr(args, option, None) is not None:
             overrides.append(f"runtime.{option}={getattr(args, option)}")
     grids = []

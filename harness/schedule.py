@@ -28,6 +28,7 @@ from harness.errors import UserError
 from harness.execute import RunTrial, available_cpus, execute, known, on_signals, run_local, stop_now
 from harness.mirror import Mirror
 from harness.progress import Progress, print_line
+from harness.resources import bundle, resource_notes
 from harness.results import RunStore, cache_dir, code_version, write_atomic
 from harness.suggestions import suggested
 
@@ -277,7 +278,6 @@ def _start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progre
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     cpus = max(trial.runtime.cpus_per_trial for trial in trials)
-    gpus = max(trial.runtime.gpus_per_trial for trial in trials)
     if given:
         options["address"] = address
     else:
@@ -291,15 +291,12 @@ def _start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progre
         raise UserError(
             f"Ray cluster {where}: {tracking.one_line(error)}; check RAY_ADDRESS and RAY_AUTH_MODE"
         ) from error
-    there = ray.cluster_resources()
-    if cpus > there.get("CPU", 0) or gpus > there.get("GPU", 0):
-        found = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
-        if not given:
-            ray.shutdown()
-            raise UserError(f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, this machine has {found}")
-        progress.say(f"note: a trial asks for {cpus:g} CPUs and {gpus:g} GPUs; the cluster has {found} now")
-    if there.get("GPU") and not gpus:
-        progress.say("note: there are GPUs, but no trial asks for one; see --gpus-per-trial")
+    try:
+        for note in resource_notes([trial.runtime for trial in trials], ray.cluster_resources(), may_grow=given):
+            progress.say(f"note: {note}")
+    except UserError:
+        ray.shutdown()
+        raise
     return ray
 
 
@@ -335,7 +332,7 @@ def _tune(
 
     def resources(config: dict[str, Any]) -> Any:
         runtime = (by_id.get(config["trial"]) or grid.trials[0]).runtime
-        return tune.PlacementGroupFactory([{"CPU": runtime.cpus_per_trial, "GPU": runtime.gpus_per_trial}])
+        return tune.PlacementGroupFactory([bundle(runtime)])
 
     order: dict[str, Any] = {}
     if grid.search is not None:
@@ -379,6 +376,10 @@ def _tune(
 
 
 def _reason(error: BaseException) -> str:
+    if type(error).__name__ == "OutOfMemoryError":  # Ray's memory monitor ended the worker
+        return "out of memory on its node, again and again: try fewer trials at a time (--concurrent, --cpus-per-trial)"
+    if "RankLost" in type(error).__name__:
+        return str(error).rpartition("RankLost: ")[2].splitlines()[0]
     if type(error).__name__ in LOST:
         return f"its worker was lost again and again ({type(error).__name__}): killed, or out of memory?"
     return f"its worker could not run it: {str(error).strip().splitlines()[-1]}"

@@ -15,9 +15,9 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 
 # The story, read from the commands down to the leaves: a room imports only rooms that stand below it.
 STORY = [
-    *("__main__", "commands", "doctor", "submit", "schedule", "tuner", "execute"),
-    *("trial", "build", "train", "evaluate", "analyse", "report", "figures", "mirror", "tracking", "suggestions"),
-    *("grid", "search", "labels", "identity", "spec", "space", "resolve", "data"),
+    *("__main__", "commands", "doctor", "submit", "schedule", "tuner", "resources", "execute", "trial", "launch"),
+    *("build", "memory", "train", "evaluate", "analyse", "ranks", "report", "figures", "mirror", "tracking"),
+    *("suggestions", "grid", "search", "labels", "identity", "spec", "space", "resolve", "data"),
     *("progress", "results", "lease", "strict", "allocator", "config", "errors"),
 ]
 
