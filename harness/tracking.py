@@ -17,7 +17,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +79,34 @@ def reaching(uri: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        check_database(uri)
         raise UserError(
             f"tracking store {uri} cannot be reached: {one_line(error)}; start it, or set MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def check_database(uri: str) -> None:
+    """Look into a sqlite store; nothing happens for any other, or when there is none yet.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    import sqlite3
+
+    file = database_file(uri)
+    if file is None or not file.exists():
+        return
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=20)) as database:
+            names = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            for name in {"experiments", "runs", "tags", "params", "latest_metrics"} & names:
+                database.execute(f"SELECT count(*) FROM {name}").fetchone()
+    except sqlite3.OperationalError:
+        return  # locked, or not to be opened: that is another trouble
+    except sqlite3.DatabaseError as error:
+        raise UserError(
+            f"tracking store {file} is damaged ({error}); move it away, and `codetr sync FILES` makes it again from "
+            "the records"
         ) from error
 
 
@@ -142,6 +168,47 @@ def create_run(client: MlflowClient, experiment_id: str, name: str, tags: Mappin
     with suppress(Exception):  # a container may have no user name
         tags["mlflow.user"] = getpass.getuser()
     return client.create_run(experiment_id, run_name=name, tags=tags)
+
+
+def delete_runs(trial_ids: Sequence[str], uri: str) -> int:
+    """Delete the runs of these trials (MLflow can restore them for a while); returns how many there were.
+
+    Raises:
+        UserError: the tracking store cannot be reached.
+    """
+    database = database_file(uri)
+    if database is not None and not database.exists():
+        return 0
+    with reaching(uri):
+        client = connect(uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return 0
+        key = str(experiment.experiment_id)
+        found = [run for name in trial_ids for run in find_runs(client, key, f"tags.trial_id = '{name}'")]
+        for run in found:
+            client.delete_run(run.info.run_id)
+        return len(found)
+
+
+def trial_of_run(run_id: str, uri: str | None = None) -> str:
+    """The trial that a run mirrors.
+
+    Raises:
+        UserError: there is no such run, it is no trial's, or the tracking store cannot be reached.
+    """
+    uri = uri or tracking_uri()
+    with reaching(uri):
+        client = connect(uri)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = client.get_run(run_id).data.tags.get("trial_id")
+        except MlflowException as error:
+            raise UserError(f"run {run_id}: {one_line(error)}") from error
+    if found is None:
+        raise UserError(f"run {run_id} is not the run of a trial")
+    return str(found)
 
 
 def set_status(client: MlflowClient, run_id: str, status: str) -> None:
@@ -288,6 +355,7 @@ def ui_command(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000
     database = database_file(uri)
     if database is not None and not database.exists():
         raise UserError(f"tracking store {uri}: there is no such file; run a grid first, or set MLFLOW_TRACKING_URI")
+    check_database(uri)
     folder = database.parent if database else store_dir()
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     return [*command, "--artifacts-destination", str(folder / "mlartifacts"), "--host", host, "--port", str(port)]

@@ -15,9 +15,10 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 
 # The story, read from the commands down to the leaves: a room imports only rooms that stand below it.
 STORY = [
-    *("__main__", "commands", "doctor", "schedule", "execute", "trial", "build", "train", "evaluate", "analyse"),
-    *("report", "mirror", "tracking", "grid", "labels", "identity", "spec", "resolve", "data"),
-    *("progress", "results", "lease", "strict", "config", "errors"),
+    *("__main__", "store_commands", "commands", "doctor", "schedule", "failfast", "execute", "trial", "build", "train"),
+    *("evaluate", "analyse", "report", "mirror", "tracking", "cost", "choose", "compare", "grid", "labels", "identity"),
+    *("spec", "resolve", "data", "ledger", "housekeeping", "console", "progress", "results", "lease", "strict"),
+    *("config", "errors"),
 ]
 
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}
