@@ -77,28 +77,30 @@ def _state(store: RunStore, trial: Trial) -> str:
 
 def _costs(store: RunStore, trials: Sequence[Trial], states: dict[str, str]) -> list[str]:
     """A cell for each trial, then lines for below the table: what is left in all, and what it is judged by."""
-    from harness.cost import estimate, measured_trials
+    from harness.cost import Costs
 
-    measured = measured_trials(store)
+    costs = Costs(store)
     cells: list[str] = []
     seconds, known, unknown = 0.0, 0, 0
-    basis: dict[tuple[str, ...], dict[str, None]] = {}
+    basis: dict[tuple[str, ...], str] = {}
     for trial in trials:
         if states[trial.trial_id] == "finished":
             cells.append("")
-        elif (found := estimate(trial, store, measured)) is None:
+        elif (found := costs.left(trial)) is None:
             unknown += 1
             cells.append("unknown")
         else:
             seconds, known = seconds + found.seconds, known + 1
             cells.append(duration(found.seconds))
-            basis.setdefault(found.basis, {})[found.how] = None
+            basis.setdefault(found.basis, found.how)
     lines = []
     if known:
-        lines.append(f"{count(['left'] * known).partition(':')[0]} left: {duration(seconds)} of trial time, judged by")
-    for ids, hows in basis.items():
+        lines.append(f"left: {duration(seconds)} of trial time for {known} of them, judged by")
+    for ids, how in list(basis.items())[:5]:
         named = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
-        lines.append(f"  {named} ({'; '.join(hows)})")
+        lines.append(f"  {named} ({how})")
+    if len(basis) > 5:
+        lines.append(f"  and {len(basis) - 5} more such groups")
     if unknown:
         lines.append(f"unknown for {unknown}: nothing like it was measured yet")
     return cells + lines
@@ -123,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
             only=ids,
             fail_fast=args.fail_fast,
         )
-        left = [key for key in summary.interrupted if key in ids] if args.limit is None else ()
+        left = [key for key in summary.interrupted if not args.only or key in ids] if args.limit is None else []
         failed |= bool(summary.failed or left)
         records = [record for trial in grid.trials if (record := store.read(trial.trial_id))]
         print(f"\n{grid_text(grid, records)}")

@@ -16,16 +16,16 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tup
     Settings first (`model.num_queries`), then the data's fingerprint, provenance, metrics and costs.
     """
     flat = [dict(_flat(record)) for record in (first, second)]
-    keys = dict.fromkeys([*flat[0], *flat[1]])
+    heads = [{key for key in side if key.endswith(".")} for side in flat]
+    unmatched = tuple(heads[0] ^ heads[1])  # of a head that one has alone, `model.heads` tells
     found = []
-    for key in sorted(keys, key=_place):
-        one, other = (side.get(key, _MISSING) for side in flat)
-        if one != other:
+    for key in sorted(dict.fromkeys([*flat[0], *flat[1]]), key=_place):
+        one, other = (side.get(key) for side in flat)
+        if one != other and not key.startswith(unmatched):
             found.append((key, _shown(one), _shown(other)))
     return found
 
 
-_MISSING = object()
 _SECTIONS = ("config", "fingerprint", "status", "error", "provenance", "metrics", "cost")
 
 
@@ -60,11 +60,12 @@ def _heads(heads: list[Any]) -> Iterator[tuple[str, Any]]:
     for index, (name, head) in enumerate(zip(names, heads, strict=True)):
         number = names[:index].count(name) + 1
         if isinstance(head, dict):
-            own = {key: value for key, value in head.items() if key != "name"}
-            yield from _leaves(own, f"model.heads.{name}{f'.{number}' if number > 1 else ''}.")
+            path = f"model.heads.{name}{f'.{number}' if number > 1 else ''}."
+            yield path, True
+            yield from _leaves({key: value for key, value in head.items() if key != "name"}, path)
 
 
 def _shown(value: Any) -> str:
-    if value is _MISSING:
+    if value is None:
         return ABSENT
     return f"{value:.6g}" if isinstance(value, float) else show_value(value)

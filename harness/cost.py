@@ -45,11 +45,6 @@ class Estimate:
     how: str
 
 
-def measured_trials(store: RunStore) -> list[Measured]:
-    """All finished trials of the store whose record tells what they took."""
-    return list(_measured(store))
-
-
 def _measured(store: RunStore) -> Iterator[Measured]:
     for trial_id in store.trials():
         record = store.read(trial_id) or {}
@@ -101,33 +96,49 @@ def _differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, int]:
     return found
 
 
-def estimate(trial: Trial, store: RunStore, measured: Sequence[Measured]) -> Estimate | None:
-    """What is left of a trial; None when nothing like it was measured, or its number of steps is not known."""
-    runtime, config = trial.runtime, trial.config
-    on_gpu = runtime.gpus_per_trial > 0 or runtime.device == "cuda"
-    same_kind = [found for found in measured if found.on_gpu == on_gpu]
-    same_data = [found for found in same_kind if trial.fingerprint and found.fingerprint == trial.fingerprint]
-    basis = same_data or same_kind
-    per_epoch = _steps_per_epoch(trial, same_data)
-    if not basis or per_epoch is None:
-        return None
-    own = _traits(config_to_dict(config), max(1, math.floor(runtime.cpus_per_trial)))
+class Costs:
+    """What trials of a store will take, judged by its finished ones."""
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        self._measured = list(_measured(store))
+        self._found: dict[tuple[str, ...], tuple[list[str], list[Measured]]] = {}  # one search for all seeds
+
+    def left(self, trial: Trial) -> Estimate | None:
+        """What is left of a trial; None when nothing like it was measured, or its number of steps is not known."""
+        runtime, config = trial.runtime, trial.config
+        on_gpu = runtime.gpus_per_trial > 0 or runtime.device == "cuda"
+        same_kind = [found for found in self._measured if found.on_gpu == on_gpu]
+        same_data = [found for found in same_kind if trial.fingerprint and found.fingerprint == trial.fingerprint]
+        per_epoch = _steps_per_epoch(trial, same_data)
+        if not same_kind or per_epoch is None:
+            return None
+        own = _traits(config_to_dict(config), max(1, math.floor(runtime.cpus_per_trial)))
+        key = (trial.fingerprint, str(on_gpu), repr(own))
+        if key not in self._found:
+            self._found[key] = _nearest(own, same_data or same_kind)
+        differing, alike = self._found[key]
+        epochs = max(config.train.epochs, -(-config.train.min_steps // per_epoch))
+        done_steps, done_epochs = _done(self._store, trial.trial_id)
+        seconds = max(epochs * per_epoch - done_steps, 0) * _mean([found.seconds_per_step for found in alike])
+        if same_data:
+            evaluations = math.ceil(max(epochs - done_epochs, 0) / config.evaluate.every_epochs)
+            seconds += evaluations * _mean([found.seconds_per_evaluation for found in alike])
+        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+        how = f"differs in {', '.join(differing[:4])}{more}" if differing else "alike"
+        how = how if same_data else f"other data, training only, {how}"
+        return Estimate(seconds, tuple(found.trial_id for found in alike), how)
+
+
+def _nearest(own: dict[str, Any], basis: Sequence[Measured]) -> tuple[list[str], list[Measured]]:
+    """Settings that differ, and the measured trials that differ least."""
+    exact = [found for found in basis if found.traits == own]
+    if exact:
+        return [], exact
     apart = [(_differing(own, found.traits), found) for found in basis]
     least = min(sum(differing.values()) for differing, _ in apart)
     nearest = [(differing, found) for differing, found in apart if sum(differing.values()) == least]
-    alike = [found for _, found in nearest]
-    epochs = max(config.train.epochs, -(-config.train.min_steps // per_epoch))
-    done_steps, done_epochs = _done(store, trial.trial_id)
-    seconds = max(epochs * per_epoch - done_steps, 0) * _mean([found.seconds_per_step for found in alike])
-    if same_data:
-        evaluations = max(epochs - done_epochs, 0) / config.evaluate.every_epochs
-        seconds += math.ceil(evaluations) * _mean([found.seconds_per_evaluation for found in alike])
-    keys = sorted(nearest[0][0])
-    told = (
-        f"differs in {', '.join(keys[:4])}{f' and {len(keys) - 4} more' if len(keys) > 4 else ''}" if keys else "alike"
-    )
-    how = told if same_data else f"other data, training only, {told}"
-    return Estimate(seconds, tuple(found.trial_id for found in alike), how)
+    return sorted(nearest[0][0]), [found for _, found in nearest]
 
 
 def _steps_per_epoch(trial: Trial, same_data: Sequence[Measured]) -> int | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.lease import STALE_AFTER, file_lock, is_alive, read_holder
-from harness.results import RunStore, cache_dir, record_flaw, write_atomic
+from harness.results import RunStore, beat_flaw, cache_dir, record_flaw, write_atomic
 
 RESUME_FILES = ("state.safetensors", "previous.safetensors")  # of a checkpoint: only a continuation needs them
 WEIGHTS = "model.safetensors"
@@ -62,8 +62,8 @@ def _flaw_of(path: Path) -> str:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         return str(error).splitlines()[0]
-    if path.name == "result.json":
-        return record_flaw(found)
+    if path.name in ("result.json", "heartbeat.json"):
+        return record_flaw(found) if path.name == "result.json" else beat_flaw(found)
     return "" if isinstance(found, dict) else "not a JSON object"
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 from harness.results import RunStore, to_json, write_atomic
-from harness.strict import suggest
 
 if TYPE_CHECKING:
     from harness.grid import Grid
@@ -32,7 +31,7 @@ class KnownGrid:
 
 
 def remember(store: RunStore, grid: Grid) -> None:
-    """Leave the grid's trials in the store. Trials of an earlier form of the grid stay known while they have a record."""
+    """Leave the grid's trials in the store. Those of an earlier form of it stay known while they have a record."""
     path = store.grid_dir(grid.name) / f"grid.{grid.preset}.json"
     asked = {trial.trial_id: trial.label or trial.row for trial in grid.trials}
     try:
@@ -70,7 +69,7 @@ def _read(path: Path) -> KnownGrid:
     whole = isinstance(labels, dict) and all(isinstance(text, str) for text in (*texts, *labels, *labels.values()))
     if not whole:
         raise ValueError("names or trials are missing")
-    return KnownGrid(*texts, labels)
+    return KnownGrid(found["name"], found["preset"], found["title"], found["command"], found["trials"])
 
 
 def find_trial(store: RunStore, text: str, among: Iterable[str] | None = None) -> str:
@@ -95,15 +94,18 @@ def find_trial(store: RunStore, text: str, among: Iterable[str] | None = None) -
         raise UserError(f"trial '{text}': {len(found)} ids begin so: {shown}; give more of it")
     if not ids:
         raise UserError(f"trial '{text}': there are no trials in {store.root}")
-    hint = suggest(text, ids) if len(ids) <= 5 else _nearest(text, ids)
-    raise UserError(f"trial '{text}': no such trial in {store.root}{hint}; `codetr status --all` lists them")
+    raise UserError(
+        f"trial '{text}': no such trial in {store.root}{_nearest(text, ids)}; `codetr status --all` lists them"
+    )
 
 
 def _nearest(text: str, ids: list[str]) -> str:
     import difflib
 
-    near = difflib.get_close_matches(text, ids, 3, 0.3) or difflib.get_close_matches(
-        text, [i[: len(text)] for i in ids]
-    )
-    near = [next(i for i in ids if i.startswith(word)) for word in near]
-    return f"; nearest: {', '.join(dict.fromkeys(near))}" if near else ""
+    begins: dict[str, list[str]] = {}  # a beginning is compared with beginnings
+    for trial_id in ids:
+        begins.setdefault(trial_id[: len(text)], []).append(trial_id)
+    near = [trial_id for word in difflib.get_close_matches(text, begins, 3, 0.5) for trial_id in begins[word]]
+    if near:
+        return f"; nearest: {', '.join(near[:3])}"
+    return f"; known: {', '.join(ids)}" if len(ids) <= 5 else ""

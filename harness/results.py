@@ -94,6 +94,17 @@ def record_flaw(record: Any) -> str:
     return f"{wrong[0]} is no {'text' if wrong[0] in ('error', 'label') else 'table'}" if wrong else ""
 
 
+def beat_flaw(beat: Any) -> str:
+    """Why this cannot be a heartbeat; empty when it can."""
+    if not isinstance(beat, dict):
+        return "not a JSON object"
+    numbers = ("epoch", "epochs", "step", "total_steps", "loss", "seconds_per_step", "eta_seconds", "time", "evaluated")
+    wrong = [name for name in numbers if not isinstance(beat.get(name), (int, float, type(None)))]
+    if not isinstance(beat.get("warnings", []), list):
+        wrong.append("warnings")
+    return f"{wrong[0]} is of another type" if wrong else ""
+
+
 class RunStore:
     """The records of all trials under one folder.
 
@@ -195,8 +206,9 @@ class RunStore:
         write_atomic(self.dir(trial_id) / "heartbeat.json", to_json(beat), durable=False)
 
     def read_heartbeat(self, trial_id: str) -> dict[str, Any] | None:
-        """The last sign of life, however old, or None."""
-        return lease.read_holder(self.dir(trial_id) / "heartbeat.json")
+        """The last sign of life, however old; None when there is none, or it cannot be understood."""
+        beat = lease.read_holder(self.dir(trial_id) / "heartbeat.json")
+        return None if beat is None or beat_flaw(beat) else beat
 
     def status(self, trial_id: str) -> str:
         """One of `STATUSES`. A trial is running only while the process that works on it lives."""

@@ -7,6 +7,7 @@ them, and `seeds`. This room reads and checks the file itself; the settings in i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,13 @@ class AblationSpec(BaseModel):
     metrics: tuple[str, ...] = ("AP", "AP50", "AP75")
     baseline: str = ""  # label of the row that gains are measured from
     path: str = ""  # where the file lies; filled in by `read_spec`
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str) -> str:
+        good = re.fullmatch(r"[\w+-][\w .+-]{0,99}", name) or not name
+        require(bool(good), f"must be up to 100 letters, digits and _ - + . since it names a folder, got {name!r}")
+        return name
 
     @field_validator("seeds")
     @classmethod

@@ -47,7 +47,7 @@ def status(args: argparse.Namespace) -> int:
         print(f"{heading}  {count(shown)}")
         if rows:
             table("", {"trial": False, "label": True, "status": False, "progress": False, "result": True}, rows)
-            print()
+
     print(f"{store.root}  {count(states.values())}")
     return 0
 
@@ -140,8 +140,8 @@ def _print_new(store: RunStore, trial_id: str, seen: set[tuple[Any, ...]], last_
             print(f"{_clock(entry.get('time'))}  {describe(entry)}", flush=True)
     beat = store.read_heartbeat(trial_id) or {}
     for index, warning in enumerate(beat.get("warnings", [])):
-        if (key := ("warning", index)) not in seen:
-            seen.add(key)
+        if ("warning", index) not in seen:
+            seen.add(("warning", index))
             print(f"warning: {warning}", flush=True)
     at = beat.get("time")
     if not isinstance(at, int | float) or at <= last_beat or store.status(trial_id) == "finished":
@@ -215,7 +215,7 @@ def retry(args: argparse.Namespace) -> int:
         print("no trial of these has failed" if args.what else f"no trial in {store.root} has failed")
         return 0
     commands = [grid.command for grid in known if grid.command and not grid.labels.keys().isdisjoint(again)]
-    print(f"set back: {count(['pending'] * len(again))}; the earlier records are kept in attempts/")
+    print(f"{count(['pending'] * len(again))}; the failed records are kept in attempts/")
     for command in dict.fromkeys(commands):
         print(f"run next: {command}")
     return 0
