@@ -85,8 +85,12 @@ def reaching(uri: str) -> Iterator[None]:
         ) from error
 
 
-def check_database(uri: str) -> None:
+def check_database(uri: str, patience: float = 20.0) -> None:
     """Look into a sqlite store; nothing happens for any other, or when there is none yet.
+
+    Args:
+        uri: the tracking store.
+        patience: seconds to wait while somebody else writes.
 
     Raises:
         UserError: the file is damaged.
@@ -97,7 +101,7 @@ def check_database(uri: str) -> None:
     if file is None or not file.exists():
         return
     try:
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=20)) as database:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=patience)) as database:
             names = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             for name in {"experiments", "runs", "tags", "params", "latest_metrics"} & names:
                 database.execute(f"SELECT count(*) FROM {name}").fetchone()
@@ -205,6 +209,7 @@ def trial_of_run(run_id: str, uri: str | None = None) -> str:
         try:
             found = client.get_run(run_id).data.tags.get("trial_id")
         except MlflowException as error:
+            check_database(uri)
             raise UserError(f"run {run_id}: {one_line(error)}") from error
     if found is None:
         raise UserError(f"run {run_id} is not the run of a trial")
