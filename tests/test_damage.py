@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from fakes import EPOCHS, entry, finish, make_grid, make_trial, record, run_fake, starts
+from fakes import entry, finish, make_grid, make_trial, record, run_fake, starts
 
 from harness import housekeeping, ledger, tracking
 from harness.__main__ import main
@@ -211,7 +212,7 @@ def recorded(store, grid, tracking_store):
 
 @pytest.mark.parametrize("spoil", [spoil_header, spoil_pages, cut])
 def test_a_damaged_database_is_one_line_and_is_made_again_from_the_records(
-    spoil, store, grid, recorded, said, tmp_path
+    spoil, store, grid, recorded, said, tmp_path, template_store, monkeypatch
 ):
     records = {trial.trial_id: store.read(trial.trial_id) for trial in grid.trials}
     spoil(recorded)
@@ -228,11 +229,13 @@ def test_a_damaged_database_is_one_line_and_is_made_again_from_the_records(
     assert said("status")[0] == 0
     code, out, err = said("rm", "--yes", grid.trials[2].trial_id)
     assert code == 0 and "removed" in out and "are still there" in err
-    recorded.rename(recorded.with_name("moved-away.db"))
+    # this process has connections to the old file, so the new one gets another name
+    shutil.copy(template_store, tmp_path / "new.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'new.db'}")
     assert said("sync", QUICKSTART, *FAST)[0] == 0
     made = tracking.read_records([trial.trial_id for trial in grid.trials])
     assert [(r["trial_id"], r["status"], len(r["history"])) for r in made] == [
-        (trial.trial_id, "finished", EPOCHS) for trial in grid.trials[:2]
+        (trial.trial_id, "finished", trial.config.train.epochs) for trial in grid.trials[:2]
     ]
     assert all(store.read(trial.trial_id) == records[trial.trial_id] for trial in grid.trials[:2])
 

@@ -125,9 +125,11 @@ def check_annotations(content: dict[str, Any], problems: Problems) -> None:
 
 def check_segmentations(content: dict[str, Any], problems: Problems) -> None:
     """Has every annotation a mask? Lists of numbers have been made arrays (see `coco.py`)."""
-    sizes = {row.get("id"): (row.get("height"), row.get("width")) for row in content["images"]}
+    sizes = {row["id"]: (row.get("height"), row.get("width")) for row in content["images"] if _is_whole(row.get("id"))}
     for row in content["annotations"]:
-        trouble = _mask_trouble(row.get("segmentation"), list(sizes.get(row.get("image_id"), ())))
+        if not _is_whole(row.get("image_id")):
+            continue  # reported as of an unknown image
+        trouble = _mask_trouble(row.get("segmentation"), list(sizes.get(row["image_id"], ())))
         if trouble:
             problems.add("mask", f"annotation {row.get('id')} (image {row.get('image_id')}) {trouble}")
 
