@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from harness.resolve import Setting, leaves
-from harness.strict import Mistakes, dotted, read_yaml, read_yaml_file, show, suggest, validate
+from harness.strict import Mistakes, dotted, non_finite, read_yaml, read_yaml_file, show, suggest, validate
 from model.config import require
 
 COCO_METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100")
@@ -38,7 +38,7 @@ def _published(value: Any) -> dict[str, Published]:
         require(isinstance(numbers, dict), f"must be metrics, or metrics for each preset, got {show(value)}")
         for metric, number in numbers.items():
             _metric(metric)
-            is_number = isinstance(number, int | float) and not isinstance(number, bool)
+            is_number = isinstance(number, int | float) and not isinstance(number, bool) and not non_finite(number)
             require(is_number, f"{metric} must be a number, got {show(number)}")
     return {str(name): {m: float(n) for m, n in numbers.items()} for name, numbers in settings.items() if numbers}
 
@@ -112,6 +112,7 @@ def check_seeds(seeds: Iterable[int]) -> None:
     require(len(listed) > 0, "seeds are empty, so the grid is empty; write seeds: [0]")
     require(len(set(listed)) == len(listed), f"seeds must differ, got {listed}")
     require(min(listed) >= 0, f"seeds must not be negative, got {listed}")
+    require(max(listed) < 2**63, f"seeds must be below 2^63, got {listed}")
 
 
 def read_spec(path: str | Path, mistakes: Mistakes | None = None) -> AblationSpec:

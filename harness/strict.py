@@ -82,13 +82,26 @@ for _tag, _pattern, _first in (
     ("merge", r"<<", "<"),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
+
+
+def _text(node: Any) -> str:
+    """What is written at a node that must be one plain value."""
+    if not isinstance(node, yaml.ScalarNode):
+        raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag} needs a plain value", node.start_mark)
+    return str(node.value)
+
+
+def _refuse(_: Any, node: Any) -> Any:
+    raise yaml.constructor.ConstructorError(None, None, f"values of {node.tag} have no use here", node.start_mark)
+
+
 for _tag in ("binary", "omap", "pairs", "set", "timestamp"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", yaml.SafeLoader.construct_undefined)
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _refuse)
 # the inherited constructors know YAML 1.1: an octal 010 and a sexagesimal 1:30 would become other numbers
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(_text(node)))
 _Loader.add_constructor(
     "tag:yaml.org,2002:float",
-    lambda loader, node: float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    lambda _, node: float(_text(node).lower().replace(".inf", "inf").replace(".nan", "nan")),
 )
 
 
@@ -96,20 +109,20 @@ def read_yaml(text: str, where: str, mistakes: Mistakes) -> Any:
     """The value of a YAML text; None after a mistake that leaves nothing to read."""
     try:
         loader = _Loader(text)
+        try:
+            value = loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        mistakes.add(f"{where}:{line}", f"not valid YAML: the character {text[error.position]!r} is not allowed")
+        place = f"{where}:{text.count(chr(10), 0, error.position) + 1}"
+        mistakes.add(place, f"not valid YAML: the character {text[error.position]!r} is not allowed")
         return None
-    try:
-        value = loader.get_single_data()
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # the last two: a tag that does not fit
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be read"
         mistakes.add(f"{where}{line}", f"not valid YAML: {problem}")
         return None
-    finally:
-        loader.dispose()
     for line_number, what in loader.key_mistakes:
         mistakes.add(f"{where}:{line_number}", what)
     return value
