@@ -17,13 +17,14 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 from harness.lease import file_lock
 from harness.results import store_dir
+from harness.sqlite import check_database, database_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,11 +56,6 @@ def is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
-def database_file(uri: str) -> Path | None:
-    """The file of a sqlite store; None for any other."""
-    return Path(uri.removeprefix("sqlite:///").split("?")[0]).absolute() if uri.startswith("sqlite:///") else None
-
-
 def one_line(error: BaseException) -> str:
     """The first line of an error's text; of a broken connection, what the system says of it."""
     root = error
@@ -82,35 +78,6 @@ def reaching(uri: str) -> Iterator[None]:
         check_database(uri)
         raise UserError(
             f"tracking store {uri} cannot be reached: {one_line(error)}; start it, or set MLFLOW_TRACKING_URI"
-        ) from error
-
-
-def check_database(uri: str, patience: float = 20.0) -> None:
-    """Look into a sqlite store; nothing happens for any other, or when there is none yet.
-
-    Args:
-        uri: the tracking store.
-        patience: seconds to wait while somebody else writes.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    import sqlite3
-
-    file = database_file(uri)
-    if file is None or not file.exists():
-        return
-    try:
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=patience)) as database:
-            names = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            for name in {"experiments", "runs", "tags", "params", "latest_metrics"} & names:
-                database.execute(f"SELECT count(*) FROM {name}").fetchone()
-    except sqlite3.OperationalError:
-        return  # locked, or not to be opened: that is another trouble
-    except sqlite3.DatabaseError as error:
-        raise UserError(
-            f"tracking store {file} is damaged ({error}); move it away, and `codetr sync FILES` makes it again from "
-            "the records"
         ) from error
 
 

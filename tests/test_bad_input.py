@@ -434,7 +434,7 @@ def check_annotations(content: bytes, folder: Path, masks: bool) -> None:
     assert {row["id"]: row["name"] for row in made["categories"]} == {r["id"]: r["name"] for r in told["categories"]}
     for row in told["annotations"]:
         if row.get("area") is not None:
-            assert any(row["area"] == other["area"] for other in made["annotations"])
+            assert any(float(row["area"]) == other["area"] for other in made["annotations"])
     json.dumps(made, allow_nan=False)
 
 

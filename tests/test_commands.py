@@ -395,6 +395,13 @@ def test_fail_fast_starts_nothing_after_a_failure(store, without_mlflow, monkeyp
     assert summary.failed and any("stopping" in line and "--fail-fast" in line for line in lines)
 
 
+def second_waits_for_first(trial, store, **options):
+    """For workers: the second trial begins when the first is at work, however long its process took to start."""
+    while trial.config.seed == 2 and store.status(make_trial(1).trial_id) != "running":
+        time.sleep(0.05)
+    return run_fake(trial, store, **options)
+
+
 @pytest.mark.ray
 def test_fail_fast_on_ray_interrupts_the_others_with_their_checkpoints(store, without_mlflow, monkeypatch):
     """The second trial fails in its second epoch while the first hangs in its own, and stops when asked."""
@@ -402,7 +409,9 @@ def test_fail_fast_on_ray_interrupts_the_others_with_their_checkpoints(store, wi
     monkeypatch.setenv("FAKE_HANG", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), str(ROOT)]))
     trials = [make_trial(n, runtime=replace(make_trial(n).runtime, cpus_per_trial=0.5)) for n in (1, 2, 3)]
-    summary, _ = run_local(make_grid(*trials), store, executor="ray", concurrent=2, fail_fast=True)
+    summary, _ = run_local(
+        make_grid(*trials), store, executor="ray", concurrent=2, fail_fast=True, run_trial=second_waits_for_first
+    )
     assert [store.status(trial.trial_id) for trial in trials] == ["interrupted", "failed", "pending"]
     assert len(summary.failed) == 1 and starts(store, trials[2]) == 0
     assert not list((store.root / "launches").iterdir())

@@ -225,7 +225,7 @@ def test_a_damaged_database_is_one_line_and_is_made_again_from_the_records(
     ):
         code, _, err = said(*argv)
         assert code == 2 and err.count("\n") == 1 and err.startswith("error: "), (argv, err)
-        assert f"tracking store {recorded} is damaged" in err and "codetr sync" in err
+        assert f"tracking store sqlite:///{recorded} is damaged" in err and "codetr sync" in err
     assert said("status")[0] == 0
     code, out, err = said("rm", "--yes", grid.trials[2].trial_id)
     assert code == 0 and "removed" in out and "are still there" in err

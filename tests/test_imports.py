@@ -16,7 +16,20 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 # The story, read from the commands down to the leaves: a room imports only rooms that stand below it.
 STORY = [
     *("__main__", "store_commands", "commands", "doctor", "schedule", "failfast", "execute", "trial", "build", "train"),
-    *("evaluate", "analyse", "report", "mirror", "tracking", "cost", "choose", "compare", "grid", "labels", "identity"),
+    *(
+        "evaluate",
+        "analyse",
+        "report",
+        "mirror",
+        "tracking",
+        "sqlite",
+        "cost",
+        "choose",
+        "compare",
+        "grid",
+        "labels",
+        "identity",
+    ),
     *("spec", "resolve", "data", "ledger", "housekeeping", "console", "progress", "results", "lease", "strict"),
     *("config", "errors"),
 ]
