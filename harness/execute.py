@@ -117,7 +117,12 @@ def available_cpus() -> int:
 
 
 def run_local(
-    trials: Sequence[Trial], store: RunStore, run_trial: RunTrial | None, concurrent: int | None, progress: Progress
+    trials: Sequence[Trial],
+    store: RunStore,
+    run_trial: RunTrial | None,
+    concurrent: int | None,
+    progress: Progress,
+    fail_fast: bool = False,
 ) -> None:
     """Run trials one after the other in this process; a signal lets the current one leave a checkpoint.
 
@@ -142,12 +147,16 @@ def run_local(
     with on_signals(on_signal):
         for trial in trials:
             try:
-                execute(trial, store, launch, run_trial, stop.is_set)
+                outcome = execute(trial, store, launch, run_trial, stop.is_set)
             except RankLost as error:
                 store.mark(trial.trial_id, "failed", error=str(error), **known(trial))
+                outcome = "failed"
             _free_memory()
             if stop.is_set():
                 raise KeyboardInterrupt
+            if fail_fast and outcome == "failed":
+                progress.say(f"stopping: {trial.trial_id} has failed (--fail-fast)")
+                return
 
 
 def _free_memory() -> None:
@@ -163,12 +172,14 @@ def stop_now(*_: object) -> NoReturn:
 
 
 @contextmanager
-def on_signals(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM; outside the main thread nothing changes."""
+def on_signals(
+    handler: Callable[[int, FrameType | None], Any], numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM)
+) -> Iterator[None]:
+    """Handle SIGINT and SIGTERM (or others); outside the main thread nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    kept = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

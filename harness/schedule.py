@@ -16,7 +16,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,6 +26,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness import tracking
 from harness.errors import UserError
 from harness.execute import RunTrial, available_cpus, execute, known, on_signals, run_local, stop_now
+from harness.failfast import StoppedByFailure, failure_stops
+from harness.housekeeping import take_up
+from harness.ledger import remember
 from harness.mirror import Mirror
 from harness.progress import Progress, print_line
 from harness.resources import bundle, resource_notes
@@ -71,6 +74,8 @@ def run_grid(
     executor: Literal["ray", "local"] = "ray",
     concurrent: int | None = None,
     limit: int | None = None,
+    only: Collection[str] | None = None,
+    fail_fast: bool = False,
     max_failures: int = 3,
     run_trial: RunTrial | None = None,
     check_data: Callable[[Sequence[Trial], Callable[[str], None]], None] | None = None,
@@ -84,6 +89,8 @@ def run_grid(
         executor: "local" runs one trial after the other in this process and needs neither ray nor mlflow.
         concurrent: trials at a time; None: as many as the resources allow.
         limit: run at most this many now.
+        only: ids of the trials that may run; None: all.
+        fail_fast: after the first failure start nothing more and let what runs leave its checkpoint.
         max_failures: how often a trial whose worker or node was lost is started again. A trial that fails by itself
             is not.
         run_trial: instead of `harness.trial.run_trial`.
@@ -100,8 +107,11 @@ def run_grid(
     code_version()  # now, before anybody commits what does not run
     skipped = tuple(trial.trial_id for trial in grid.trials if store.status(trial.trial_id) == "finished")
     given_up = summarise(grid, store).pruned if grid.search and grid.search.spec.scheduler == "asha" else ()
-    pending = [trial for trial in grid.trials if trial.trial_id not in (*skipped, *given_up)][:limit]
+    wanted = [trial for trial in grid.trials if only is None or trial.trial_id in only]
+    pending = [trial for trial in wanted if trial.trial_id not in (*skipped, *given_up)][:limit]
     more = grid.num_unknown if limit is None else min(grid.num_unknown, limit - len(pending))
+    more = more if only is None else 0
+    remember(store, grid)
     try:
         with ExitStack() as stack:
             stack.enter_context(on_signals(stop_now))
@@ -116,12 +126,14 @@ def run_grid(
                 progress.say(f"{len(pending)} of {len(grid.trials)} trials to run{suggestions}")
                 progress.phase("checking the data")
                 (check_data or check_datasets)(pending or grid.trials[:1], progress.say)
+                for line in take_up(store, [trial.trial_id for trial in pending]):
+                    progress.say(line)
                 progress.watch(pending)
                 stack.enter_context(mirror.repeated() if mirror is not None else nullcontext())
                 if executor == "local":
-                    run_local(pending, store, run_trial, concurrent, progress)
+                    run_local(pending, store, run_trial, concurrent, progress, fail_fast)
                 else:
-                    _run_ray(pending, more, store, run_trial, concurrent, max_failures, progress, mirror)
+                    _run_ray(pending, more, store, run_trial, concurrent, max_failures, progress, mirror, fail_fast)
     except KeyboardInterrupt:
         grid = suggested(grid, store)
         out(f"{grid.name}  stopped: {_conclusion(grid, store, summarise(grid, store, skipped))}")
@@ -224,6 +236,7 @@ def _run_ray(
     max_failures: int,
     progress: Progress,
     mirror: Mirror | None,
+    fail_fast: bool = False,
 ) -> None:
     """Run `trials`, and `more` that the grid's search is to suggest meanwhile."""
 
@@ -239,11 +252,22 @@ def _run_ray(
     with on_signals(stop_now):  # again: Ray has put its own handler
         try:
             progress.phase("waiting for workers")
-            errors = _tune(
-                trials, store, launch, run_trial, concurrent, max_failures, grid=progress.grid, more=more, joined=joined
-            )
+            with failure_stops(trials, store, folder / "stop", progress) if fail_fast else nullcontext():
+                errors = _tune(
+                    trials,
+                    store,
+                    launch,
+                    run_trial,
+                    concurrent,
+                    max_failures,
+                    grid=progress.grid,
+                    more=more,
+                    joined=joined,
+                )
             progress.phase("closing", quiet=True)
             _mark_lost(progress.grid.trials, store, errors)
+        except StoppedByFailure:
+            pass  # the trials have stopped, and the store tells the rest
         except KeyboardInterrupt:
             progress.say("stopping the trials")
             write_atomic(folder / "stop", "")
@@ -419,6 +443,8 @@ def _work(
             looked[:] = [time.monotonic(), marker.exists()]
         return bool(looked[1])
 
+    if marker.exists():  # the grid stops: do not even begin
+        return {"outcome": "pending"}
     return {"outcome": execute(trial, store, launch, run_trial, should_stop)}
 
 
