@@ -7,6 +7,7 @@ them, and `seeds`. This room reads and checks the file itself; the settings in i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ COCO_METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100
 COST_METRICS = (
     *("loss", "wall_seconds", "train_seconds", "eval_seconds", "seconds_per_step"),
     *("device_hours", "peak_memory_mb", "num_parameters"),
+)
+# a number of harness/analyse: of a head (conflict/atss), of two (conflict/atss-gfl), of another variant than cam-v1
+ANALYSIS_METRIC = re.compile(
+    r"conflict(\.[\w-]+)?/[\w.-]+|discriminability/(encoder|attention)_auc|instability(_gt)?"
+    r"|queries/[\w.]+/(positives_per_gt|distance_to_(positives|negatives))"
 )
 SHIPPED = Path(__file__).resolve().parent.parent / "ablations"
 DEFAULT_PRESET = "digits"
@@ -43,6 +49,8 @@ def _published(value: Any) -> dict[str, Published]:
 
 
 def _metric(name: str) -> None:
+    if ANALYSIS_METRIC.fullmatch(name):
+        return
     known = (*COCO_METRICS, *COST_METRICS)
     require(name.rpartition("/")[2].removeprefix("segm_") in known, f"unknown metric '{name}'{suggest(name, known)}")
 
@@ -139,6 +147,9 @@ def _check_whole(spec: AblationSpec, tree: dict[str, Any], tell: Callable[[str, 
     """What concerns several parts of the file at once; `tree` is what was written, mistaken parts included."""
     if not tree.get("rows") and not tree.get("axes"):
         tell("rows", "the grid is empty; add rows or axes")
+    for where, keys in {f"rows.{i}.set": row.set for i, row in enumerate(spec.rows)} | {"axes": spec.axes}.items():
+        if any(str(key).split(".")[0] == "analyse" for key in keys):
+            tell(where, "analyse cannot differ between rows, which may share trials; set it in base")
     labels = [row.label for row in spec.rows]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:

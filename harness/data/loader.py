@@ -149,6 +149,7 @@ class Loader:
         size_divisor: a batch's height and width are multiples of it (zeros to the right and below).
         num_workers: processes that prepare batches; 0 prepares them in this one.
         drop_last: leave out the last, smaller batch of an epoch.
+        limit: use only so many images, the first in order of id; None: all.
     """
 
     def __init__(
@@ -162,12 +163,14 @@ class Loader:
         size_divisor: int,
         num_workers: int = 0,
         drop_last: bool = False,
+        limit: int | None = None,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.training = training
         self._seed = seed
         self._drop_last = drop_last
+        self.num_images = len(dataset) if limit is None else min(limit, len(dataset))
         self._plan = _BatchPlan()
         self._batches = DataLoader(
             _Samples(dataset, config, training, seed, num_workers),
@@ -181,14 +184,14 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        whole, rest = divmod(len(self.dataset), self.batch_size)
+        whole, rest = divmod(self.num_images, self.batch_size)
         return whole if self._drop_last or rest == 0 else whole + 1
 
     def order(self, epoch: int) -> list[int]:
         """Indices into the data set in the order of `epoch`."""
         if not self.training:
-            return list(range(len(self.dataset)))
-        return np.random.default_rng([_ORDER, self._seed, epoch]).permutation(len(self.dataset)).tolist()
+            return list(range(self.num_images))
+        return np.random.default_rng([_ORDER, self._seed, epoch]).permutation(self.num_images).tolist()
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from number `start_batch` on; the same ones however often and whenever asked.
