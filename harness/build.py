@@ -7,7 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ class TrialState:
     clock: float  # when `progress.wall_seconds` was last brought up to date
     report: Report
     should_stop: Callable[[], bool]
+    analysis: dict[str, Any] = field(default_factory=dict)  # of the record: what was analysed when; empty: nothing
 
     @property
     def folder(self) -> Path:

@@ -8,7 +8,7 @@ them, and `seeds`. This room reads and checks the file itself; the settings in i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +147,9 @@ def _check_whole(spec: AblationSpec, tree: dict[str, Any], tell: Callable[[str, 
     """What concerns several parts of the file at once; `tree` is what was written, mistaken parts included."""
     if not tree.get("rows") and not tree.get("axes"):
         tell("rows", "the grid is empty; add rows or axes")
-    for where, keys in {f"rows.{i}.set": row.set for i, row in enumerate(spec.rows)} | {"axes": spec.axes}.items():
-        if any(str(key).split(".")[0] == "analyse" for key in keys):
+    varied: dict[str, Mapping[str, Any]] = {f"rows.{index}.set": row.set for index, row in enumerate(spec.rows)}
+    for where, settings in {**varied, "axes": spec.axes}.items():
+        if any(key.split(".")[0] == "analyse" for key in settings):
             tell(where, "analyse cannot differ between rows, which may share trials; set it in base")
     labels = [row.label for row in spec.rows]
     twice = sorted({label for label in labels if labels.count(label) > 1})

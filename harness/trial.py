@@ -1,4 +1,4 @@
-"""One trial: build → train → evaluate → record, in that order.
+"""One trial: build → train → evaluate → analyse → record, in that order.
 
 `run_trial` continues from the trial's own checkpoint if there is one, writes the record after every epoch, and leaves
 a true status behind whatever happens: finished, failed with the reason, or interrupted.
@@ -10,13 +10,15 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.build import Report, TrialState, build_trial, peak_memory_mb
+from harness.analyse import Analysed, analyse, write_tables
+from harness.build import Report, TrialState, build_trial, peak_memory_mb, reset_peak_memory
 from harness.evaluate import evaluate, evaluator_version
 from harness.results import RunStore, provenance, write_atomic
 from harness.train import drop_checkpoints, save_checkpoint, save_weights, train_step
@@ -58,6 +60,7 @@ def run_trial(
         while state.progress.epoch < state.epochs:
             train_epoch(state)
             finish_epoch(state)
+        analyse_trial(state)
         return finish(state)
     except (Interrupted, KeyboardInterrupt):
         _mark(trial, store, "interrupted")
@@ -163,6 +166,10 @@ def finish_epoch(state: TrialState) -> None:
         entry |= metrics
         write_atomic(state.folder / "detections.json", json.dumps(detections))
         write_atomic(state.folder / "per_class.json", json.dumps(per_class))
+    every = state.trial.analyse.every_epochs
+    if every and progress.epoch % every == 0 and progress.epoch < state.epochs:
+        found = run_analysis(state)
+        entry |= found.scalars if found else {}
     entry |= {"seconds": progress.train_seconds + progress.eval_seconds, "losses": means}
     progress.loss_sums = {}
     progress.history.append(entry)
@@ -188,6 +195,74 @@ def _evaluation_reporter(state: TrialState, loss: float) -> Callable[[int, int],
             state.report({**event, "kind": "evaluate", "epoch": state.progress.epoch, "evaluated": done / count})
 
     return on_batch
+
+
+# ---- analyse ------------------------------------------------------------------------------------------------------
+
+
+def analyse_trial(state: TrialState) -> None:
+    """What the trial was asked to find out about its detector: tables in `analysis/`, numbers with the last epoch's.
+
+    The last checkpoint is already written, so a trial that is stopped here only analyses again.
+    """
+    found = run_analysis(state, state.should_stop)
+    if found is None:
+        return
+    write_tables(found, state.folder / "analysis")
+    state.progress.history[-1] |= found.scalars
+    state.analysis |= {"seconds": found.seconds}
+    line = state.store.metrics(state.trial.trial_id)[-1]  # with its time
+    state.store.append_metrics(state.trial.trial_id, line | found.scalars)
+
+
+def run_analysis(state: TrialState, should_stop: Callable[[], bool] = lambda: False) -> Analysed | None:
+    """Analyse the detector as it is; None where nothing is asked for, or where it fails.
+
+    A training is worth more than its analysis: what goes wrong becomes a warning and a note in the record, and
+    `codetr analyse` can be tried later. Neither the training nor its costs notice.
+    """
+    trial, progress, settings = state.trial, state.progress, state.trial.analyse
+    if not settings.metrics:
+        return None
+    state.analysis = {**asdict(settings), "epoch": progress.epoch, "error": None}
+    _update_clock(state)
+    reported = time.monotonic()
+
+    def on_batch(done: int, count: int) -> None:
+        nonlocal reported
+        if should_stop():
+            raise Interrupted("stopped while analysing; the training is done")
+        if time.monotonic() - reported >= REPORT_SECONDS:
+            reported = time.monotonic()
+            event = _step_event(state, 0.0, progress.train_seconds / max(progress.step, 1))
+            del event["loss"]
+            state.report({**event, "kind": "analyse", "epoch": progress.epoch, "analysed": done / count})
+
+    try:
+        return analyse(
+            state.detector,
+            state.val_data,
+            trial.config.data,
+            settings,
+            state.device,
+            batch_size=2 * state.val_loader.batch_size,  # without the backbone's and the encoder's graph
+            num_workers=trial.runtime.num_workers,
+            epoch=progress.epoch,
+            on_batch=on_batch,
+        )
+    except Interrupted:
+        raise
+    except Exception as error:
+        state.analysis["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        write_atomic(state.folder / "analysis" / "error.txt", traceback.format_exc())
+        message = f"the analysis failed: {state.analysis['error']}; see analysis/error.txt"
+        state.report({"kind": "warning", "trial_id": trial.trial_id, "label": trial.label, "message": message})
+        return None
+    finally:
+        reset_peak_memory(state.device)
+
+
+# ---- record -------------------------------------------------------------------------------------------------------
 
 
 def finish(state: TrialState) -> dict[str, Any]:
@@ -256,6 +331,7 @@ def _write_record(state: TrialState, status: str) -> dict[str, Any]:
             "area_bounds": list(state.val_data.area_bounds),
             "threads": torch.get_num_threads(),
         },
+        "analysis": state.analysis,
         "error": None,
         "started": state.started,
         "finished": datetime.now(UTC).isoformat(timespec="seconds") if status == "finished" else None,

@@ -133,8 +133,8 @@ class Conflict:
             pairs = []
             for maps, partner in zip(grids, partners, strict=True):
                 valid = torch.ones_like(maps, dtype=torch.bool)
-                logs = [conflict.log_distribution(m, valid, way)[None] for m in (maps, fit(partner, maps))]
-                pairs.append(conflict.divergences(*logs, valid[:1].flatten(1))[0])
+                first, second = (conflict.log_distribution(m, valid, way)[None] for m in (maps, fit(partner, maps)))
+                pairs.append(conflict.divergences(first, second, valid[:1].flatten(1))[0])
             values.append(float(torch.stack(pairs).mean(0)[apart].mean()))
         return np.array(values)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.analyse import conflict
 from harness.analyse.discriminability import attention_strength
 from harness.analyse.grids import valid_cells
-from model.decoder import DecoderOutput, Memory
+from model.decoder import DecoderLayer, DecoderOutput, Memory
 from model.detector import Detector
 from model.heads.dense import mean_positive_logit
 from model.matcher import match
@@ -82,7 +82,8 @@ def encode(detector: Detector, batch: Batch) -> Root:
 def decode(detector: Detector, root: Root, batch: Batch) -> Decoded:
     """The original group through the decoder, its matching, and where the matched queries look."""
     group, _ = detector.initial_queries(root.memory)
-    with _inputs_of(detector.decoder.layers[-1].cross_attention) as seen:
+    looking = cast(DecoderLayer, detector.decoder.layers[-1]).cross_attention
+    with _inputs_of(looking) as seen:
         output = detector.decoder([group], root.memory)
     last = slice(-1, None)
     gt_index = match(
@@ -94,8 +95,8 @@ def decode(detector: Detector, root: Root, batch: Batch) -> Decoded:
     )[0]
     query, reference, has_size, _, sizes, _ = seen
     with torch.no_grad():
-        attention = detector.decoder.layers[-1].cross_attention.sampling(query, reference, has_size, sizes)
-    return Decoded(group, output, gt_index, attention_strength(*attention, sizes, gt_index >= 0))
+        locations, weights = looking.sampling(query, reference, has_size, sizes)
+    return Decoded(group, output, gt_index, attention_strength(locations, weights, sizes, gt_index >= 0))
 
 
 @contextmanager
