@@ -136,6 +136,26 @@ def find_runs(client: MlflowClient, experiment_id: str, condition: str) -> list[
             return found
 
 
+def trial_of_run(run_id: str, uri: str | None = None) -> str | None:
+    """The trial that a run is of; None where there is no such run, or no tracking store.
+
+    Raises:
+        UserError: the tracking store cannot be reached.
+    """
+    uri = uri or tracking_uri()
+    database = database_file(uri)
+    if database is not None and not database.exists():
+        return None
+    with reaching(uri):
+        from mlflow.exceptions import MlflowException
+
+        try:
+            tags = connect(uri).get_run(run_id).data.tags
+        except MlflowException:
+            return None
+    return tags.get("trial_id")
+
+
 def create_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
     """A new run of this user, RUNNING."""
     tags = {"mlflow.source.name": EXPERIMENT, **tags}

@@ -160,7 +160,7 @@ def finish_epoch(state: TrialState) -> None:
             state.val_data,
             config.evaluate,
             state.device,
-            on_batch=_evaluation_reporter(state, entry["loss"] or 0.0),
+            on_batch=_share_reporter(state, "evaluate", entry["loss"]),
         )
         progress.eval_seconds += time.monotonic() - started
         entry |= metrics
@@ -168,7 +168,7 @@ def finish_epoch(state: TrialState) -> None:
         write_atomic(state.folder / "per_class.json", json.dumps(per_class))
     every = state.trial.analyse.every_epochs
     if every and progress.epoch % every == 0 and progress.epoch < state.epochs:
-        found = run_analysis(state)
+        found = run_analysis(state, entry["loss"])
         entry |= found.scalars if found else {}
     entry |= {"seconds": progress.train_seconds + progress.eval_seconds, "losses": means}
     progress.loss_sums = {}
@@ -182,8 +182,8 @@ def finish_epoch(state: TrialState) -> None:
         raise Interrupted(f"stopped after epoch {progress.epoch}")
 
 
-def _evaluation_reporter(state: TrialState, loss: float) -> Callable[[int, int], None]:
-    """Signs of life during a long evaluation."""
+def _share_reporter(state: TrialState, kind: str, loss: float | None = None) -> Callable[[int, int], None]:
+    """Signs of life during a long evaluation or analysis: events with the share that is `evaluated` or `analysed`."""
     seconds_per_step = state.progress.train_seconds / max(state.progress.step, 1)
     reported = time.monotonic()
 
@@ -191,8 +191,8 @@ def _evaluation_reporter(state: TrialState, loss: float) -> Callable[[int, int],
         nonlocal reported
         if time.monotonic() - reported >= REPORT_SECONDS:
             reported = time.monotonic()
-            event = _step_event(state, loss, seconds_per_step)
-            state.report({**event, "kind": "evaluate", "epoch": state.progress.epoch, "evaluated": done / count})
+            event = _step_event(state, loss or 0.0, seconds_per_step)
+            state.report({**event, "kind": kind, "epoch": state.progress.epoch, f"{kind}d": done / count})
 
     return on_batch
 
@@ -205,17 +205,20 @@ def analyse_trial(state: TrialState) -> None:
 
     The last checkpoint is already written, so a trial that is stopped here only analyses again.
     """
-    found = run_analysis(state, state.should_stop)
+    last = state.progress.history[-1]
+    found = run_analysis(state, last["loss"], state.should_stop)
     if found is None:
         return
     write_tables(found, state.folder / "analysis")
-    state.progress.history[-1] |= found.scalars
+    last |= found.scalars
     state.analysis |= {"seconds": found.seconds}
     line = state.store.metrics(state.trial.trial_id)[-1]  # with its time
     state.store.append_metrics(state.trial.trial_id, line | found.scalars)
 
 
-def run_analysis(state: TrialState, should_stop: Callable[[], bool] = lambda: False) -> Analysed | None:
+def run_analysis(
+    state: TrialState, loss: float | None, should_stop: Callable[[], bool] = lambda: False
+) -> Analysed | None:
     """Analyse the detector as it is; None where nothing is asked for, or where it fails.
 
     A training is worth more than its analysis: what goes wrong becomes a warning and a note in the record, and
@@ -226,17 +229,12 @@ def run_analysis(state: TrialState, should_stop: Callable[[], bool] = lambda: Fa
         return None
     state.analysis = {**asdict(settings), "epoch": progress.epoch, "error": None}
     _update_clock(state)
-    reported = time.monotonic()
+    tell = _share_reporter(state, "analyse", loss)
 
     def on_batch(done: int, count: int) -> None:
-        nonlocal reported
         if should_stop():
             raise Interrupted("stopped while analysing; the training is done")
-        if time.monotonic() - reported >= REPORT_SECONDS:
-            reported = time.monotonic()
-            event = _step_event(state, 0.0, progress.train_seconds / max(progress.step, 1))
-            del event["loss"]
-            state.report({**event, "kind": "analyse", "epoch": progress.epoch, "analysed": done / count})
+        tell(done, count)
 
     try:
         return analyse(

@@ -185,4 +185,5 @@ def write_tables(found: Analysed, folder: Path) -> list[Path]:
         np.savez_compressed(buffer, allow_pickle=False, **found.maps)
         paths.append(folder / "maps.npz")
         write_atomic(paths[-1], buffer.getvalue())
+    (folder / "error.txt").unlink(missing_ok=True)  # of an analysis that failed before
     return paths
