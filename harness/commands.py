@@ -187,8 +187,9 @@ def analyse(args: argparse.Namespace) -> int:
     for found, request in jobs:
         analysed = revisit.analyse_found(found, request, store, print)
         paths = revisit.keep(found, analysed, request, store)
+        print(f"{found.where}: {analysed.num_images} images in {duration(analysed.seconds)}")
         _table(
-            f"{found.where}, {request.settings.num_images} images at most, {duration(analysed.seconds)}",
+            "",
             {"metric": False, "value": False},
             [[name, "-" if value is None else f"{value:.4f}"] for name, value in analysed.scalars.items()],
         )

@@ -48,6 +48,7 @@ class Analysed:
     tables: dict[str, dict[str, Any]]  # by file name without its ending
     scalars: dict[str, float | None]  # by metric name; None: undefined, as a distance without objects
     maps: dict[str, np.ndarray]  # [h, w] float16 of the first images with objects, for figures
+    num_images: int
     seconds: float
 
 
@@ -101,10 +102,10 @@ def analyse(
     if "queries" in metrics:
         collectors["queries"] = Queries(heads)
     _gather(detector, dataset, loader, collectors, torch.device(device), on_batch)
-    common = {"schema": SCHEMA, "num_images": min(settings.num_images, len(dataset)), "epoch": epoch}
+    common = {"schema": SCHEMA, "num_images": loader.num_images, "epoch": epoch}
     tables, scalars = _tables(collectors, common, floor[0] if floor else None)
     maps = {name: values for own in collectors.values() for name, values in getattr(own, "maps", {}).items()}
-    return Analysed(tables, scalars, maps, time.monotonic() - started)
+    return Analysed(tables, scalars, maps, loader.num_images, time.monotonic() - started)
 
 
 def _gather(

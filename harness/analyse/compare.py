@@ -202,6 +202,7 @@ def conflict_scalars(table: dict[str, Any]) -> dict[str, float | None]:
     for anchor in ("ceiling", "floor"):
         if table[anchor] is not None:
             found[anchor] = table[anchor]["value"]
-    found["left_out_share"] = table["left_out_share"]
+    if found:
+        found["left_out_share"] = table["left_out_share"]
     prefix = "conflict" if variant == "cam-v1" else f"conflict.{variant}"
     return {f"{prefix}/{name}": value for name, value in found.items()}
