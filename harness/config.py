@@ -6,7 +6,7 @@ Everything here except `AnalyseConfig`, `RuntimeConfig` and paths decides a tria
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from model.config import FORBID_UNKNOWN, DetectorConfig, require
 
@@ -129,6 +129,10 @@ class AnalyseConfig:
         require(self.every_epochs >= 0, f"every_epochs must not be negative, got {self.every_epochs}")
         require(self.num_images >= 1, f"num_images must be at least 1, got {self.num_images}")
         require(len(self.variants) > 0, "variants must name at least one, such as [cam-v1]")
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON types, for the record."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self.__dict__.items()}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -76,8 +76,7 @@ def _request(args: argparse.Namespace, settings: AnalyseConfig) -> Request:
     variants = list(get_args(ConflictVariant)) if args.variant == ["all"] else args.variant
     given = {"metrics": args.metrics, "num_images": args.images, "variants": variants}
     options = {"metrics": "--metrics", "num_images": "--images", "variants": "--variant"}
-    tree = {**asdict(settings), **{name: value for name, value in given.items() if value is not None}}
-    tree = {name: list(value) if isinstance(value, tuple) else value for name, value in tree.items()}
+    tree = {**settings.as_dict(), **{name: value for name, value in given.items() if value is not None}}
     tree["metrics"] = tree["metrics"] or list(get_args(Analysis))
     made = validate(AnalyseConfig, tree, lambda where, what: mistakes.add(options.get(str(where[0]), "--"), what))
     mistakes.check()
@@ -179,7 +178,7 @@ def keep(found: Found, analysed: Analysed, request: Request, store: RunStore) ->
             record["history"][-1] |= analysed.scalars
         done = [*(record.get("analysis") or {}).get("metrics", ()), *request.settings.metrics]
         record["analysis"] = {
-            **asdict(request.settings),
+            **request.settings.as_dict(),
             "metrics": list(dict.fromkeys(done)),
             "epoch": found.epoch,
             "error": None,

@@ -10,7 +10,6 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -227,7 +226,7 @@ def run_analysis(
     trial, progress, settings = state.trial, state.progress, state.trial.analyse
     if not settings.metrics:
         return None
-    state.analysis = {**asdict(settings), "epoch": progress.epoch, "error": None}
+    state.analysis = {**settings.as_dict(), "epoch": progress.epoch, "error": None}
     _update_clock(state)
     tell = _share_reporter(state, "analyse", loss)
 
