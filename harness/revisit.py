@@ -10,7 +10,6 @@ import argparse
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -176,15 +175,10 @@ def keep(found: Found, analysed: Analysed, request: Request, store: RunStore) ->
         record["metrics"] = (record.get("metrics") or {}) | analysed.scalars
         if record.get("history"):
             record["history"][-1] |= analysed.scalars
-        done = [*(record.get("analysis") or {}).get("metrics", ()), *request.settings.metrics]
-        record["analysis"] = {
-            **request.settings.as_dict(),
-            "metrics": list(dict.fromkeys(done)),
-            "epoch": found.epoch,
-            "error": None,
-            "seconds": analysed.seconds,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        before = record.get("analysis") or {}
+        done = [*before.get("metrics", ()), *request.settings.metrics]
+        own = analysed.for_record(request.settings)
+        record["analysis"] = {**before, **own, "metrics": list(dict.fromkeys(done))}
         store.write_result(found.name, record)
     return paths
 

@@ -210,7 +210,7 @@ def analyse_trial(state: TrialState) -> None:
         return
     write_tables(found, state.folder / "analysis")
     last |= found.scalars
-    state.analysis |= {"seconds": found.seconds}
+    state.analysis = found.for_record(state.trial.analyse)
     line = state.store.metrics(state.trial.trial_id)[-1]  # with its time
     state.store.append_metrics(state.trial.trial_id, line | found.scalars)
 

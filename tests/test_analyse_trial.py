@@ -97,7 +97,11 @@ def test_an_analysed_training_is_the_very_same_training(plain: tuple[RunStore, T
     assert record["metrics"]["discriminability/encoder_auc"] == found["discriminability"]["encoder"]["auc"]
     assert record["metrics"]["queries/decoder/positives_per_gt"] == 1.0
     assert store.metrics(trial.trial_id)[-1]["conflict/atss"] == distance["value"]
-    assert record["analysis"]["metrics"] == ["conflict", "discriminability", "queries"]
+    kept = record["analysis"]
+    assert kept["metrics"] == ["conflict", "discriminability", "queries"] and kept["error"] is None
+    assert kept["conflict"] == conflict and kept["discriminability"] == found["discriminability"]
+    assert kept["queries"] == {key: value for key, value in found["queries"].items() if key != "examples"}
+    assert record == store.read(trial.trial_id)
     with np.load(folder / "maps.npz") as maps:
         example = found["queries"]["examples"][0]
         assert maps[f"image_{example['image_id']}"].shape == (example["height"], example["width"])
@@ -307,13 +311,20 @@ def test_nothing_but_empty_images(tmp_path: Path) -> None:
 
 
 def test_blood_cells_with_every_analysis() -> None:
-    """Real photographs of several sizes, untrained detector: nothing fails, everything is finite."""
+    """Real photographs of several sizes, more objects than queries: all of these are matched, none is a negative."""
     dataset = CocoDataset(real_data("bccd"), "val")
     data = DataConfig(eval_short_side=96, max_long_side=160)
     settings = AnalyseConfig(metrics=("conflict", "discriminability", "queries"), num_images=6)
     found = analyse(build("atss", "faster_rcnn", "fcos"), dataset, data, settings, "cpu")
-    assert all(value is not None and np.isfinite(value) for value in found.scalars.values())
-    assert len(found.tables["queries"]["examples"]) == 6
+    undefined = {name for name, value in found.scalars.items() if value is None or not np.isfinite(value)}
+    assert undefined == {f"queries/{head}/distance_to_negatives" for head in ("atss", "faster_rcnn", "fcos")}
+    assert found.tables["conflict"]["num_images_used"] == 6 and found.tables["conflict"]["left_out_share"] > 0
+    positions = found.tables["queries"]["examples"]
+    assert [example["image_id"] for example in positions] == list(found.examples) == list(dataset.image_ids[:6])
+    for example in positions:
+        image, boxes = found.examples[example["image_id"]]
+        assert image.shape == (example["height"], example["width"], 3) and image.dtype == np.uint8
+        assert len(boxes) == len(example["objects"])
 
 
 # ---- what an ablation file may say

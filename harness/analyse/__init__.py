@@ -11,6 +11,7 @@ import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from harness.analyse.compare import Conflict, conflict_scalars
 from harness.config import AnalyseConfig, DataConfig
 from harness.data.coco import CocoDataset
 from harness.data.loader import Loader
-from harness.data.transforms import scale_boxes
+from harness.data.transforms import resize, scale_boxes
 from harness.results import to_json, write_atomic
 from model.detector import Detector
 from model.types import Batch
@@ -48,8 +49,20 @@ class Analysed:
     tables: dict[str, dict[str, Any]]  # by file name without its ending
     scalars: dict[str, float | None]  # by metric name; None: undefined, as a distance without objects
     maps: dict[str, np.ndarray]  # [h, w] float16 of the first images with objects, for figures
+    # by image id: [H, W, 3] uint8 at the network's size and boxes [G, 4] xyxy in its pixels, of the images in `maps`
+    examples: dict[int, tuple[np.ndarray, np.ndarray]]
     num_images: int
+    epoch: int | None
     seconds: float
+
+    def for_record(self, settings: AnalyseConfig) -> dict[str, Any]:
+        """What the record of a trial keeps: the settings, and the tables without the examples' positions."""
+        small = {
+            name: {key: value for key, value in table.items() if key != "examples"}
+            for name, table in self.tables.items()
+        }
+        made = {"epoch": self.epoch, "error": None, "seconds": self.seconds}
+        return {**settings.as_dict(), **made, "finished": datetime.now(UTC).isoformat(timespec="seconds"), **small}
 
 
 def analyse(
@@ -101,11 +114,11 @@ def analyse(
         collectors["conflict"] = Conflict(heads, tuple(dict.fromkeys(settings.variants)), floor[1] if floor else None)
     if "queries" in metrics:
         collectors["queries"] = Queries(heads)
-    _gather(detector, dataset, loader, collectors, torch.device(device), on_batch)
+    examples = _gather(detector, dataset, loader, collectors, torch.device(device), on_batch)
     common = {"schema": SCHEMA, "num_images": loader.num_images, "epoch": epoch}
     tables, scalars = _tables(collectors, common, floor[0] if floor else None)
     maps = {name: values for own in collectors.values() for name, values in getattr(own, "maps", {}).items()}
-    return Analysed(tables, scalars, maps, loader.num_images, time.monotonic() - started)
+    return Analysed(tables, scalars, maps, examples, loader.num_images, epoch, time.monotonic() - started)
 
 
 def _gather(
@@ -115,11 +128,11 @@ def _gather(
     collectors: dict[str, Any],
     device: torch.device,
     on_batch: Callable[[int, int], None] | None,
-) -> None:
-    """Show every batch to every collector."""
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Show every batch to every collector; returns the images that figures show."""
     place = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
     compare = collectors.get("conflict")
-    examples_left = NUM_EXAMPLES
+    examples: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     was_training = detector.training
     cuda = [device.index or 0] if device.type == "cuda" else []
     detector.eval()
@@ -128,8 +141,9 @@ def _gather(
             torch.manual_seed(0)
             for done, cpu_batch in enumerate(loader.epoch(0), 1):
                 batch = cpu_batch.to(device)
-                rows = [row for row, count in enumerate(batch.targets.num_boxes.tolist()) if count][:examples_left]
-                examples_left -= len(rows)
+                with_objects = [row for row, count in enumerate(batch.targets.num_boxes.tolist()) if count]
+                rows = with_objects[: NUM_EXAMPLES - len(examples)]
+                examples |= {batch.image_ids[row]: _example(dataset, place, cpu_batch, row) for row in rows}
                 root = feed.encode(detector, batch)
                 decoded = feed.decode(detector, root, batch)
                 seen = Observed(batch, root, decoded, _crowd(dataset, place, batch), rows)
@@ -139,6 +153,14 @@ def _gather(
                     on_batch(done, len(loader))
     finally:
         detector.train(was_training)
+    return examples
+
+
+def _example(dataset: CocoDataset, place: dict[int, int], batch: Batch, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image as the network sees it, before normalisation, and its boxes."""
+    height, width = batch.valid_hw[row].tolist()
+    image = resize(dataset.load_image(place[batch.image_ids[row]]), height, width)
+    return image, batch.targets.boxes_xyxy[row][batch.targets.valid[row]].numpy()
 
 
 def _crowd(dataset: CocoDataset, place: dict[int, int], batch: Batch) -> Tensor:

@@ -105,19 +105,19 @@ class Conflict:
         pairs = np.array(self.divergence.get(variant, [])).reshape(-1, count, count) * (1 - np.eye(count))
         rms = np.array(self.rms.get(variant, [])).reshape(-1, count, count)
         uniform = self.uniform.get(variant, np.zeros(count, int))
-        some = len(pairs) > 0
-        empty = np.full((count, count), np.nan)
-        low, high = mean_interval(pairs) if some else (empty, empty)
+        undefined = [[None] * count for _ in range(count)]
+        matrices = {"matrix": undefined, "low": undefined, "high": undefined, "rms": undefined}
+        if len(pairs):
+            low, high = mean_interval(pairs)
+            found = {"matrix": pairs.mean(0), "low": low, "high": high, "rms": rms.mean(0)}
+            matrices = {name: values.tolist() for name, values in found.items()}
         return {
             "variant": variant,
             "heads": list(self.heads),
-            "matrix": (pairs.mean(0) if some else empty).tolist(),
-            "low": low.tolist(),
-            "high": high.tolist(),
+            **matrices,
             "distance": _distances(self.heads, pairs),
             "ceiling": summary(self._ceiling(variant)) if count > 1 else None,
             "floor": summary(np.array(self.floor.get(variant, []))) if self.floor_detector is not None else None,
-            "rms": (rms.mean(0) if some else empty).tolist(),
             "num_images_used": len(pairs),
             "left_out_share": 1 - self.num_usable / self.num_gts if self.num_gts else None,
             "uniform_maps": dict(zip(self.heads, uniform.tolist(), strict=True)),
@@ -194,8 +194,8 @@ def conflict_scalars(table: dict[str, Any]) -> dict[str, float | None]:
     found: dict[str, float | None] = {head: own["value"] for head, own in table["distance"].items()}
     for i, first in enumerate(heads):
         for j in range(i + 1, len(heads)):
-            both = (matrix[i][j] + matrix[j][i]) / 2
-            found[f"{first}-{heads[j]}"] = both if np.isfinite(both) else None
+            defined = matrix[i][j] is not None
+            found[f"{first}-{heads[j]}"] = (matrix[i][j] + matrix[j][i]) / 2 if defined else None
     if found:
         known = [own["value"] for own in table["distance"].values() if own["value"] is not None]
         found["mean"] = float(np.mean(known)) if known else None
