@@ -29,6 +29,7 @@ from harness.train import WEIGHTS
 from harness.trial import Interrupted, run_trial
 from tests.folders import real_data, tables, write_split
 from tests.test_analyse_feed import build
+from tests.tiny import PLAIN
 
 REGIONS = "{name: faster_rcnn, rpn: {num_proposals: 16, train_candidates: 32}, roi: {num_samples: 16, fc_channels: 16}}"
 ALL = "analyse=[conflict, discriminability, queries]"
@@ -298,6 +299,20 @@ def test_crowds_empty_images_and_no_heads(tmp_path: Path) -> None:
     assert detector.training
     assert without["discriminability"]["attention"]["iof"] == curves["attention"]["iof"]
     assert without["discriminability"]["attention"]["iob"] != curves["attention"]["iob"]
+
+
+@pytest.mark.parametrize("changes", [PLAIN, {"compatibility": "official"}, {"positive_queries": False}], ids=str)
+def test_the_batch_size_changes_nothing(changes: dict, tmp_path: Path) -> None:
+    """Images of four sizes, one-stage and two-stage, also where the official way lets padding through."""
+    write_split(tmp_path, "val", tables(1))
+    detector = build("atss", "faster_rcnn", **changes)
+    data = DataConfig(eval_short_side=64, max_long_side=128)
+    settings = AnalyseConfig(metrics=("conflict", "discriminability", "queries"))
+    dataset = CocoDataset(tmp_path, "val")
+    together, alone = (analyse(detector, dataset, data, settings, "cpu", batch_size=size) for size in (4, 1))
+    assert together.scalars.keys() == alone.scalars.keys() and together.scalars["conflict/mean"]
+    for name, value in together.scalars.items():
+        assert value == pytest.approx(alone.scalars[name], rel=2e-3, abs=1e-6), name
 
 
 def test_nothing_but_empty_images(tmp_path: Path) -> None:
