@@ -37,6 +37,7 @@ class Found:
     weights: Path
     epoch: int | None
     where: str  # for messages
+    remedy: str = "give the configuration they were trained with (--preset, --set)"  # when the weights do not fit
 
 
 def find_trial(store: RunStore, name: str) -> str:
@@ -78,7 +79,9 @@ def read_trial(store: RunStore, trial_id: str) -> Found:
         raise UserError(f"trial {trial_id}: its weights are gone ({weights}); train it again")
     history = record.get("history") or [{}]
     config = config_from_dict(record.get("config") or {})
-    return Found(trial_id, config, weights, history[-1].get("epoch"), f"trial {trial_id}")
+    commit = str((record.get("provenance") or {}).get("commit") or "unknown")[:10]
+    remedy = f"another version of this code trained them (commit {commit}): analyse them with that one, or train again"
+    return Found(trial_id, config, weights, history[-1].get("epoch"), f"trial {trial_id}", remedy)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -121,10 +124,7 @@ def build(found: Found, device: torch.device) -> Detector:
     for what, names in (("lack", missing), ("have besides", strange), ("have in another shape", shapes)):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise UserError(
-                f"{found.where}: the weights {what} {', '.join(names[:3])}{more}; give the configuration they were "
-                "trained with (--preset, --set)"
-            )
+            raise UserError(f"{found.where}: the weights {what} {', '.join(names[:3])}{more}; {found.remedy}")
     detector.load_state_dict(weights)
     return detector.to(device).eval()
 

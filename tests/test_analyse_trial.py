@@ -222,6 +222,15 @@ def test_mistakes_are_told_in_one_line(
     assert told in error and "Traceback" not in error
 
 
+def test_weights_of_another_version_are_told_apart(own: tuple[RunStore, Trial]) -> None:
+    found = trained.read_trial(own[0], own[1].trial_id)
+    weights = load_file(found.weights)
+    weights["former.name"] = weights.pop("level_embedding")
+    save_file(weights, found.weights)
+    with pytest.raises(UserError, match="the weights lack level_embedding; another version of this code trained them"):
+        trained.build(found, torch.device("cpu"))
+
+
 def test_only_finished_trials_have_weights(own: tuple[RunStore, Trial]) -> None:
     own[0].write_result("abcdefabcdef", {"trial_id": "abcdefabcdef", "status": "failed", "config": {}})
     with pytest.raises(UserError, match="trial abcdefabcdef is failed"):
