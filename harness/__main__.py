@@ -28,6 +28,7 @@ examples:
   codetr diff   a1b2 c3d4                                       what differs between two trials
   codetr retry                                                  failed trials are pending again
   codetr report ablations/*.yaml --out reports                  tables and figures from the tracking store
+  codetr analyse a1b2c3                                         conflict, discriminability and queries of a trial
   codetr ui                                                     the MLflow pages
   codetr doctor                                                 are the fast operators at work here?
 
@@ -49,7 +50,7 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
-def _formats(text: str) -> list[str]:
+def _words(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -114,7 +115,21 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", parents=[grid, store], help="tables and figures from the tracking store")
     report.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
     report.add_argument("--out", metavar="DIR", default="reports", help="folder for the files (default: reports)")
-    report.add_argument("--format", metavar="LIST", type=_formats, dest="formats", help="of md,tex,csv,png,pdf (all)")
+    report.add_argument("--format", metavar="LIST", type=_words, dest="formats", help="of md,tex,csv,png,pdf (all)")
+
+    analyse = commands.add_parser("analyse", parents=[grid, store], help="what the heads of a trained detector look at")
+    analyse.add_argument(
+        "names",
+        nargs="+",
+        metavar="RUN",
+        help="trial (the beginning of its id will do), MLflow run, file of weights, or ablation file",
+    )
+    analyse.add_argument("--metrics", metavar="LIST", type=_words, help="of conflict,discriminability,queries (all)")
+    analyse.add_argument("--images", metavar="N", type=_at_least_one, help="of the validation split (default: 200)")
+    analyse.add_argument("--variant", metavar="LIST", type=_words, help="of the conflict (default: cam-v1; or: all)")
+    analyse.add_argument("--floor", metavar="RUN", help="a trial with the same heads and another seed, as an anchor")
+    analyse.add_argument("--out", metavar="DIR", help="folder for the files (default: the trial's own)")
+    analyse.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
     sync = commands.add_parser("sync", parents=[grid, store], help="replay in the tracking store what it missed")
     sync.add_argument("files", nargs="+", metavar="FILE", help="ablation file")

@@ -7,7 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,7 @@ class TrialState:
     report: Report
     should_stop: Callable[[], bool]  # tells all ranks the same, so all must ask at the same points
     ranks: Ranks = ALONE
+    analysis: dict[str, Any] = field(default_factory=dict)  # of the record: what was analysed when; empty: nothing
 
     @property
     def folder(self) -> Path:

@@ -166,6 +166,30 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
+def analyse(args: argparse.Namespace) -> int:
+    """Look at trained detectors: trials of the store, all of an ablation file that lack it, or files of weights."""
+    from harness import revisit
+
+    store = RunStore()
+    jobs = revisit.jobs(args, store)  # mistakes are told before anything is computed
+    for found, request in jobs:
+        analysed = revisit.analyse_found(found, request, store, print)
+        paths = revisit.keep(found, analysed, request, store)
+        print(f"{found.where}: {analysed.num_images} images in {duration(analysed.seconds)}")
+        table(
+            "",
+            {"metric": False, "value": False},
+            [[name, "-" if value is None else f"{value:.4f}"] for name, value in analysed.scalars.items()],
+        )
+        print(f"wrote {paths[0].parent}: {', '.join(path.name for path in paths)}")
+    if not jobs:
+        print("nothing to do: every finished trial has its analysis")
+    revisit.mirror_trials(
+        store, [found.name for found, request in jobs if revisit.is_own(found, request, store)], print
+    )
+    return 0
+
+
 def sync(args: argparse.Namespace) -> int:
     """Replay in the tracking store what it lacks of the grids' records."""
     from harness import mirror

@@ -1,12 +1,12 @@
 """What a trial is: frozen dataclasses for data, training and evaluation, readable without torch.
 
-Everything here except `RuntimeConfig` and paths decides a trial's identity (see `harness.grid`).
+Everything here except `AnalyseConfig`, `RuntimeConfig` and paths decides a trial's identity (see `harness.grid`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from model.config import FORBID_UNKNOWN, DetectorConfig, require
 
@@ -100,6 +100,39 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         require(self.every_epochs >= 1, f"every_epochs must be at least 1, got {self.every_epochs}")
         require(len(self.branches) > 0, "branches must name at least 'decoder'")
+
+
+Analysis = Literal["conflict", "discriminability", "queries"]
+ConflictVariant = Literal[
+    "cam-v1",
+    "cam-v1-positions",
+    "cam-v1-signed",
+    "cam-v1-l1",
+    "cam-v1-joint-levels",
+    "cam-v1-finest-level",
+    "cam-v1-each-level",
+    "cam-v1-encoder-levels",
+]
+
+
+@dataclass(frozen=True)
+class AnalyseConfig:
+    """What is found out about a trained detector, and when (docs/metrics.md). Nothing here changes what a trial is."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    metrics: tuple[Analysis, ...] = ()  # at the end of a trial; `analyse: [conflict]` is short for this key
+    every_epochs: int = 0  # also after every so many epochs, for curves over the training; 0: at the end only
+    num_images: int = 200  # of the validation split, the first by id; all if there are fewer
+    variants: tuple[ConflictVariant, ...] = ("cam-v1",)  # ways to measure the conflict, each under its own name
+
+    def __post_init__(self) -> None:
+        require(self.every_epochs >= 0, f"every_epochs must not be negative, got {self.every_epochs}")
+        require(self.num_images >= 1, f"num_images must be at least 1, got {self.num_images}")
+        require(len(self.variants) > 0, "variants must name at least one, such as [cam-v1]")
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON types, for the record."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self.__dict__.items()}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.config import DataConfig, RuntimeConfig, TrialConfig
+from harness.config import AnalyseConfig, DataConfig, RuntimeConfig, TrialConfig
 from harness.errors import UserError
 from harness.identity import canonical_model, config_from_dict, config_to_dict, trial_id
 from harness.labels import Factor, factor_of, settings_of, short_names, show_value
@@ -46,6 +46,7 @@ class Trial:
     row: str  # label of the (first) row it belongs to
     factors: dict[str, Factor]  # varied dotted keys and their values, and the seed
     fingerprint: str  # of the data set's content; "" when the data set is not there
+    analyse: AnalyseConfig = AnalyseConfig()  # no part of the identity either
 
 
 @dataclass(frozen=True)
@@ -323,7 +324,8 @@ def _assemble(
             shown = {**factors, "seed": seed} if len(seeds) > 1 else factors
             label = " ".join(f"{short[name]}={show_value(value)}" for name, value in shown.items())
             full = {**factors, "seed": seed}
-            made = Trial(key, config, resolved.runtime, label or row.label, row.label, full, fingerprint)
+            named = label or row.label
+            made = Trial(key, config, resolved.runtime, named, row.label, full, fingerprint, resolved.analyse)
             trials.setdefault(key, made)
         rows.append(Row(row.label, factors, tuple(ids), {}, row.note))
     return tuple(trials.values()), tuple(rows)

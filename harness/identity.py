@@ -1,7 +1,7 @@
 """A trial is its resolved configuration: as a dictionary, and as the id that follows from it.
 
-The id hashes all settings that can change a result and the data set's content. Where the data lies and the
-`runtime` settings take no part. A changed default changes the id of what it affects.
+The id hashes all settings that can change a result and the data set's content. Where the data lies, the `runtime`
+settings and what is analysed afterwards take no part. A changed default changes the id of what it affects.
 """
 
 from __future__ import annotations

@@ -186,9 +186,13 @@ class Mirror:
         """Log the epochs that the run lacks and, for a trial that has ended, the rest of its record."""
         status = self.store.status(trial_id)
         entries = self.store.metrics(trial_id)
+        known = run.data.metrics
         for entry in entries:
-            if entry["epoch"] > run.data.metrics.get("epoch", 0):
-                self._log(run, tracking.flat_metrics(entry), entry)
+            metrics = tracking.flat_metrics(entry)
+            if entry["epoch"] == known.get("epoch"):  # analysed since
+                metrics = {name: value for name, value in metrics.items() if known.get(name) != value}
+            if entry["epoch"] >= known.get("epoch", 0):
+                self._log(run, metrics, entry)
         if status not in ("running", "pending"):
             self._replay_end(run, trial_id, status, entries[-1] if entries else {})
         if run.info.status != tracking.MLFLOW_STATUS.get(status):
@@ -206,6 +210,8 @@ class Mirror:
         for name in (*ARTIFACTS, "log.txt") if status == "failed" else ARTIFACTS:
             if (self.store.dir(trial_id) / name).exists():
                 self._mlflow.log_artifact(run.info.run_id, str(self.store.dir(trial_id) / name))
+        for path in sorted((self.store.dir(trial_id) / "analysis").glob("[!.]*")):
+            self._mlflow.log_artifact(run.info.run_id, str(path), "analysis")
         provenance = record.get("provenance") or {}
         tags = {key: str(record.get(key) or "") for key in ("error", "started", "finished", "fingerprint")}
         tags |= {"status": status, "provenance": to_json(provenance)}
@@ -219,6 +225,25 @@ class Mirror:
         step = int(entry.get("step") or entry.get("epoch") or 0)
         if metrics:
             tracking.log_metrics(self._mlflow, run.info.run_id, metrics, step, entry.get("time") or time.time())
+
+
+def sync_trials(store: RunStore, trial_ids: Iterable[str], uri: str | None = None) -> int:
+    """Bring the runs that these trials already have in the tracking store up to date; returns how many there are.
+
+    Raises:
+        UserError: the tracking store cannot be reached.
+    """
+    from harness.grid import Grid
+
+    mirror = Mirror(store, Grid("", "", "", "", (), (), ()), uri)
+    mirror._experiment = tracking.ensure_store(mirror.uri)
+    count = 0
+    with tracking.reaching(mirror.uri):
+        for trial_id in trial_ids:
+            for run in mirror._find(f"tags.trial_id = '{trial_id}'")[:1]:
+                mirror._replay(run, trial_id)
+                count += 1
+    return count
 
 
 def sync(store: RunStore, grid: Grid, uri: str | None = None) -> None:

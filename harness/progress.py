@@ -51,6 +51,8 @@ def describe(state: dict[str, Any]) -> str:
             parts.append(form.format(state[name]))
     if state.get("kind") == "evaluate":
         parts.append(f"evaluated {state['evaluated']:.0%}")
+    if state.get("kind") == "analyse":
+        parts.append(f"analysed {state['analysed']:.0%}")
     return "  ".join(parts)
 
 

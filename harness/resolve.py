@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, get_type_hints
 
-from harness.config import DataConfig, EvaluateConfig, RuntimeConfig, TrainConfig, TrialConfig
+from harness.config import AnalyseConfig, DataConfig, EvaluateConfig, RuntimeConfig, TrainConfig, TrialConfig
 from harness.strict import Location, Mistakes, dotted, field_names, non_finite, show, suggest, validate
 from model.config import DetectorConfig
 
@@ -20,6 +20,7 @@ SECTIONS: dict[str, type] = {
     "data": DataConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "analyse": AnalyseConfig,
     "runtime": RuntimeConfig,
 }
 
@@ -59,6 +60,7 @@ class Resolved:
     data: DataConfig
     train: TrainConfig
     evaluate: EvaluateConfig
+    analyse: AnalyseConfig
     runtime: RuntimeConfig
     head_defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # a preset's `Config` by head
 
@@ -75,6 +77,8 @@ def resolve(settings: Iterable[Setting], where: str, mistakes: Mistakes) -> Reso
     tree: dict[str, Any] = {}
     origins: dict[tuple[str, ...], str] = {}
     for path, value, origin in settings:
+        if path == ("analyse",) and isinstance(value, list):
+            path = ("analyse", "metrics")  # the short form
         if path[0] not in SECTIONS:
             hint = "; seeds are given by the file's `seeds` or --seeds" if path[0] in ("seed", "seeds") else ""
             mistakes.add(origin, f"unknown key{hint or suggest_key(path) or suggest(path[0], SECTIONS)}")

@@ -9,7 +9,7 @@ ablations/README.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,11 @@ COST_METRICS = (
     *("device_hours", "peak_memory_mb", "num_parameters"),
 )
 FIGURES = ("ap", "instability", "discriminability", "conflict", "conflict_matrix", "queries")
+# a number of harness/analyse: of a head (conflict/atss), of two (conflict/atss-gfl), of another variant than cam-v1
+ANALYSIS_METRIC = re.compile(
+    r"conflict(\.[\w-]+)?/[\w.-]+|discriminability/(encoder|attention)_auc|instability(_gt)?"
+    r"|queries/[\w.]+/(positives_per_gt|distance_to_(positives|negatives))"
+)
 SHIPPED = Path(__file__).resolve().parent.parent / "ablations"
 DEFAULT_PRESET = "digits"
 
@@ -47,6 +52,8 @@ def _published(value: Any) -> dict[str, Published]:
 
 
 def _metric(name: str) -> None:
+    if ANALYSIS_METRIC.fullmatch(name):
+        return
     known = (*COCO_METRICS, *COST_METRICS)
     require(name.rpartition("/")[2].removeprefix("segm_") in known, f"unknown metric '{name}'{suggest(name, known)}")
 
@@ -162,6 +169,10 @@ def _check_whole(spec: AblationSpec, tree: dict[str, Any], tell: Callable[[str, 
         _check_search(spec, tree, tell)
     elif not tree.get("rows") and not tree.get("axes"):
         tell("rows", "the grid is empty; add rows or axes")
+    varied: dict[str, Mapping[str, Any]] = {f"rows.{index}.set": row.set for index, row in enumerate(spec.rows)}
+    for where, settings in {**varied, "axes": spec.axes}.items():
+        if any(key.split(".")[0] == "analyse" for key in settings):
+            tell(where, "analyse cannot differ between rows, which may share trials; set it in base")
     labels = [row.label for row in spec.rows]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:

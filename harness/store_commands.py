@@ -182,7 +182,10 @@ def _trial_or_run(store: RunStore, text: str) -> str:
     if len(text) == 32 and not any(trial_id.startswith(text) for trial_id in store.trials()):
         from harness.tracking import trial_of_run
 
-        return ledger.find_trial(store, trial_of_run(text))
+        found = trial_of_run(text)
+        if found is None:
+            raise UserError(f"run {text}: the tracking store has no such run of a trial")
+        return ledger.find_trial(store, found)
     return ledger.find_trial(store, text)
 
 

@@ -136,6 +136,28 @@ def find_runs(client: MlflowClient, experiment_id: str, condition: str) -> list[
             return found
 
 
+def trial_of_run(run_id: str, uri: str | None = None) -> str | None:
+    """The trial that a run is of; None where there is no such run, or no tracking store.
+
+    Raises:
+        UserError: the tracking store cannot be reached.
+    """
+    uri = uri or tracking_uri()
+    database = database_file(uri)
+    if database is not None and not database.exists():
+        return None
+    with reaching(uri):
+        client = connect(uri)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            tags = client.get_run(run_id).data.tags
+        except MlflowException:
+            check_database(uri)
+            return None
+    return tags.get("trial_id")
+
+
 def create_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
     """A new run of this user, RUNNING."""
     tags = {"mlflow.source.name": EXPERIMENT, **tags}
@@ -163,27 +185,6 @@ def delete_runs(trial_ids: Sequence[str], uri: str) -> int:
         for run in found:
             client.delete_run(run.info.run_id)
         return len(found)
-
-
-def trial_of_run(run_id: str, uri: str | None = None) -> str:
-    """The trial that a run mirrors.
-
-    Raises:
-        UserError: there is no such run, it is no trial's, or the tracking store cannot be reached.
-    """
-    uri = uri or tracking_uri()
-    with reaching(uri):
-        client = connect(uri)
-        from mlflow.exceptions import MlflowException
-
-        try:
-            found = client.get_run(run_id).data.tags.get("trial_id")
-        except MlflowException as error:
-            check_database(uri)
-            raise UserError(f"run {run_id}: {one_line(error)}") from error
-    if found is None:
-        raise UserError(f"run {run_id} is not the run of a trial")
-    return str(found)
 
 
 def set_status(client: MlflowClient, run_id: str, status: str) -> None:

@@ -1,4 +1,4 @@
-"""One trial: build → train → evaluate → record, in that order.
+"""One trial: build → train → evaluate → analyse → record, in that order.
 
 `run_trial` continues from the trial's own checkpoint if there is one, writes the record after every epoch, and leaves
 a true status behind whatever happens: finished, failed with the reason, or interrupted.
@@ -17,8 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness.analyse import Analysed, analyse, write_tables
 from harness.analyse.instability import instabilities
-from harness.build import Report, TrialState, build_trial, check_ranks, choose_device, peak_memory_mb
+from harness.build import (
+    Report,
+    TrialState,
+    build_trial,
+    check_ranks,
+    choose_device,
+    peak_memory_mb,
+    reset_peak_memory,
+)
 from harness.errors import OutOfMemory, RankLost
 from harness.evaluate import evaluate, evaluator_version
 from harness.launch import run_ranks
@@ -91,6 +100,7 @@ def _work(
         while state.progress.epoch < state.epochs:
             train_epoch(state)
             finish_epoch(state)
+        analyse_trial(state)
         return finish(state)
     except (RuntimeError, MemoryError) as error:
         explanation = explain_out_of_memory(error, trial, None if state is None else state.progress.step)
@@ -207,7 +217,7 @@ def finish_epoch(state: TrialState) -> None:
             state.val_data,
             config.evaluate,
             state.device,
-            on_batch=_evaluation_reporter(state, entry["loss"] or 0.0),
+            on_batch=_share_reporter(state, "evaluate", entry["loss"]),
             ranks=state.ranks,
         )
         progress.eval_seconds += time.monotonic() - started
@@ -217,6 +227,10 @@ def finish_epoch(state: TrialState) -> None:
             progress.matching = found.matching
             write_atomic(state.folder / "detections.json", json.dumps(found.detections))
             write_atomic(state.folder / "per_class.json", json.dumps(found.per_class))
+    every = state.trial.analyse.every_epochs
+    if state.ranks.is_first and every and progress.epoch % every == 0 and progress.epoch < state.epochs:
+        analysed = run_analysis(state, entry["loss"])
+        entry |= analysed.scalars if analysed else {}
     entry |= {"seconds": progress.train_seconds + progress.eval_seconds, "losses": means}
     progress.loss_sums = {}
     progress.history.append(entry)
@@ -231,8 +245,8 @@ def finish_epoch(state: TrialState) -> None:
         raise Interrupted(f"stopped after epoch {progress.epoch}")
 
 
-def _evaluation_reporter(state: TrialState, loss: float) -> Callable[[int, int], None]:
-    """Signs of life during a long evaluation."""
+def _share_reporter(state: TrialState, kind: str, loss: float | None = None) -> Callable[[int, int], None]:
+    """Signs of life during a long evaluation or analysis: events with the share that is `evaluated` or `analysed`."""
     seconds_per_step = state.progress.train_seconds / max(state.progress.step, 1)
     reported = time.monotonic()
 
@@ -240,10 +254,102 @@ def _evaluation_reporter(state: TrialState, loss: float) -> Callable[[int, int],
         nonlocal reported
         if time.monotonic() - reported >= REPORT_SECONDS:
             reported = time.monotonic()
-            event = _step_event(state, loss, seconds_per_step)
-            state.report({**event, "kind": "evaluate", "epoch": state.progress.epoch, "evaluated": done / count})
+            event = _step_event(state, loss or 0.0, seconds_per_step)
+            state.report({**event, "kind": kind, "epoch": state.progress.epoch, f"{kind}d": done / count})
 
     return on_batch
+
+
+# ---- analyse ------------------------------------------------------------------------------------------------------
+
+
+def analyse_trial(state: TrialState) -> None:
+    """What the trial was asked to find out about its detector: tables in `analysis/`, numbers with the last epoch's.
+
+    The last checkpoint is already written, so a trial that is stopped here only analyses again.
+    """
+    if not state.ranks.is_first:
+        return
+    last = state.progress.history[-1]
+    alone = state.ranks.size == 1  # the others do not ask whether to stop meanwhile
+    found = run_analysis(state, last["loss"], state.should_stop if alone else lambda: False)
+    if found is None:
+        return
+    write_tables(found, state.folder / "analysis")
+    _draw(state, found)
+    last |= found.scalars
+    state.analysis = found.for_record(state.trial.analyse)
+    line = state.store.metrics(state.trial.trial_id)[-1]  # with its time
+    state.store.append_metrics(state.trial.trial_id, line | found.scalars)
+
+
+def _draw(state: TrialState, found: Analysed) -> None:
+    """The figures beside the tables. A figure that fails is drawn later by `codetr analyse`."""
+    from harness.report.trial_figures import save_trial_figures
+
+    detections = json.loads((state.folder / "detections.json").read_text())
+    try:
+        save_trial_figures(
+            state.folder / "analysis",
+            state.trial.label,
+            found.tables,
+            maps=found.maps,
+            examples=found.examples,
+            history=state.progress.history,
+            dataset=state.val_data,
+            detections=detections,
+        )
+    except Exception as error:  # noqa: BLE001 - as in run_analysis
+        message = f"figures of the analysis failed: {type(error).__name__}: {error}"
+        trial = state.trial
+        state.report({"kind": "warning", "trial_id": trial.trial_id, "label": trial.label, "message": message})
+
+
+def run_analysis(
+    state: TrialState, loss: float | None, should_stop: Callable[[], bool] = lambda: False
+) -> Analysed | None:
+    """Analyse the detector as it is; None where nothing is asked for, or where it fails.
+
+    A training is worth more than its analysis: what goes wrong becomes a warning and a note in the record, and
+    `codetr analyse` can be tried later. Neither the training nor its costs notice.
+    """
+    trial, progress, settings = state.trial, state.progress, state.trial.analyse
+    if not settings.metrics:
+        return None
+    state.analysis = {**settings.as_dict(), "epoch": progress.epoch, "error": None}
+    _update_clock(state)
+    tell = _share_reporter(state, "analyse", loss)
+
+    def on_batch(done: int, count: int) -> None:
+        if should_stop():
+            raise Interrupted("stopped while analysing; the training is done")
+        tell(done, count)
+
+    try:
+        return analyse(
+            state.detector,
+            state.val_data,
+            trial.config.data,
+            settings,
+            state.device,
+            batch_size=2 * state.val_loader.batch_size,  # without the backbone's and the encoder's graph
+            num_workers=trial.runtime.num_workers,
+            epoch=progress.epoch,
+            on_batch=on_batch,
+        )
+    except Interrupted:
+        raise
+    except Exception as error:
+        state.analysis["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        write_atomic(state.folder / "analysis" / "error.txt", traceback.format_exc())
+        message = f"the analysis failed: {state.analysis['error']}; see analysis/error.txt"
+        state.report({"kind": "warning", "trial_id": trial.trial_id, "label": trial.label, "message": message})
+        return None
+    finally:
+        reset_peak_memory(state.device)
+
+
+# ---- record -------------------------------------------------------------------------------------------------------
 
 
 def finish(state: TrialState) -> dict[str, Any]:
@@ -320,6 +426,7 @@ def _write_record(state: TrialState, status: str) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "ranks": state.ranks.size,
         },
+        "analysis": state.analysis,
         "error": None,
         "started": state.started,
         "finished": datetime.now(UTC).isoformat(timespec="seconds") if status == "finished" else None,

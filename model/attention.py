@@ -93,11 +93,25 @@ class DeformableAttention(nn.Module):
             sizes: (h, w) of the L levels.
             padding: [B, S] bool, True where `value` counts as zero; None: nowhere.
         """
-        batch, num_queries, _ = query.shape
-        shape = (batch, num_queries, self.num_heads, self.num_levels, self.num_points)
         projected = self.value_proj(value)
         if padding is not None:
             projected = projected.masked_fill(padding[..., None], 0.0)
+        locations, weights = self.sampling(query, reference, has_size, sizes)
+        value_heads = projected.view(len(query), -1, self.num_heads, projected.shape[-1] // self.num_heads)
+        attended = ms_deform_attn(value_heads, sizes, locations, weights)
+        return self.output_proj(attended.to(query.dtype))
+
+    def sampling(
+        self, query: Tensor, reference: Tensor, has_size: Tensor | None, sizes: tuple[tuple[int, int], ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Where each query looks, and how much that counts; see `forward` for the arguments.
+
+        Returns:
+            locations [B, Q, K, L, P, 2] (x, y) normalised to each whole map, and weights [B, Q, K, L, P] that sum to 1
+            over levels and points; K attention heads, P points.
+        """
+        batch, num_queries, _ = query.shape
+        shape = (batch, num_queries, self.num_heads, self.num_levels, self.num_points)
         weights = self.attention_weights(query).view(*shape[:3], -1).softmax(-1).view(shape)
         pixel = query.new_tensor([[1 / w, 1 / h] for h, w in sizes], dtype=reference.dtype)  # [L, 2]
         unit = pixel.expand(batch, num_queries, -1, -1)
@@ -105,10 +119,8 @@ class DeformableAttention(nn.Module):
             box_unit = reference[..., 2:] * (0.5 / self.num_points)
             unit = box_unit if has_size is None else torch.where(has_size[:, None, None], box_unit, unit)
         offsets = self.sampling_offsets(query).view(*shape[:3], -1)
-        locations = torch.addcmul(self._per_point(reference[..., :2]), offsets, self._per_point(unit)).view(*shape, 2)
-        value_heads = projected.view(batch, -1, self.num_heads, projected.shape[-1] // self.num_heads)
-        attended = ms_deform_attn(value_heads, sizes, locations, weights)
-        return self.output_proj(attended.to(query.dtype))
+        locations = torch.addcmul(self._per_point(reference[..., :2]), offsets, self._per_point(unit))
+        return locations.view(*shape, 2), weights
 
     def _per_point(self, values: Tensor) -> Tensor:
         """[B, Q, L, 2] → [B, Q, 1, L * P * 2], side by side for each head as the offsets are: a long inner loop."""

@@ -268,9 +268,26 @@ def test_detections_lie_in_the_image_best_first(name: str) -> None:
 
 
 @EVERY_HEAD
+def test_positives_are_left_to_no_chance(name: str) -> None:
+    """Twice the same, the random state untouched, and none fewer than a training step may draw."""
+    few = RoIConfig(fc_channels=16, num_samples=4)
+    head = build(name, **({"roi": few} if "roi" in TINY[name] else {}))
+    pyramid, targets = pyramid_of(2), targets_of(5, 2)
+    state = torch.get_rng_state()
+    positives, again = (head.positives(pyramid, targets) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(positives.gt_index, again.gt_index) and torch.equal(positives.boxes_xyxy, again.boxes_xyxy)
+    assert positives.boxes_xyxy.shape == (*positives.gt_index.shape, 4)
+    _, drawn = head.train_step(pyramid, targets, with_losses=False)
+    for image in range(2):
+        for gt in range(5):
+            assert (positives.gt_index[image] == gt).sum() >= (drawn.gt_index[image] == gt).sum()
+
+
+@EVERY_HEAD
 def test_score_of_positives(name: str) -> None:
     head, pyramid, targets = build(name), pyramid_of(2), targets_of(5, 2)
-    _, positives = head.train_step(pyramid, targets, with_losses=False)
+    positives = head.positives(pyramid, targets)
     scores = head.score_positives(pyramid, targets)
     assert scores.shape == targets.labels.shape
     for image in range(2):

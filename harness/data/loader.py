@@ -179,6 +179,7 @@ class Loader:
         size_divisor: a batch's height and width are multiples of it (zeros to the right and below).
         num_workers: processes that prepare batches; 0 prepares them in this one.
         drop_last: leave out the last, smaller batch of an epoch.
+        limit: use only so many images, the first in order of id; None: all.
         rank: of `num_ranks` that share the work. In training each has a share of every batch; with fewer images than
             ranks some borrow one (see `model.share`). In evaluation the first has the first batches, and so on.
         num_ranks: 1 has all.
@@ -197,6 +198,7 @@ class Loader:
         drop_last: bool = False,
         rank: int = 0,
         num_ranks: int = 1,
+        limit: int | None = None,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
@@ -204,6 +206,7 @@ class Loader:
         self._seed = seed
         self._drop_last = drop_last
         self._rank, self._num_ranks = rank, num_ranks
+        self.num_images = len(dataset) if limit is None else min(limit, len(dataset))
         self._plan = _BatchPlan(self._keys)
         self._samples = _Samples(dataset, config, training, seed, max(1, num_workers) * num_ranks)
         self._batches = DataLoader(
@@ -222,7 +225,7 @@ class Loader:
 
     def _numbers(self) -> range:
         """Numbers of these batches."""
-        whole, rest = divmod(len(self.dataset), self.batch_size)
+        whole, rest = divmod(self.num_images, self.batch_size)
         count = whole if self._drop_last or rest == 0 else whole + 1
         if self.training:
             return range(count)
@@ -231,8 +234,8 @@ class Loader:
     def order(self, epoch: int) -> list[int]:
         """Indices into the data set in the order of `epoch`."""
         if not self.training:
-            return list(range(len(self.dataset)))
-        return np.random.default_rng([_ORDER, self._seed, epoch]).permutation(len(self.dataset)).tolist()
+            return list(range(self.num_images))
+        return np.random.default_rng([_ORDER, self._seed, epoch]).permutation(self.num_images).tolist()
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from number `start_batch` on; the same ones however often and whenever asked.

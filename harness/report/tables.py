@@ -52,6 +52,12 @@ def metric_of(name: str) -> Metric:
     if own.removeprefix("segm_") in DETECTION:
         own = own.replace("segm_", "mask ")
         return Metric(name, f"{branch} {own}".strip(), "higher", 1)
+    if name.startswith("discriminability/"):
+        return Metric(name, f"IoF-IoB area ({own.removesuffix('_auc')})", "higher", 3)
+    if name.startswith("conflict"):
+        return Metric(name, name.replace("/", " "), "", 4)
+    if name.startswith("queries/"):
+        return Metric(name, f"{branch.removeprefix('queries/')} {own.replace('_', ' ')}", "", 2)
     return KNOWN.get(name, Metric(name, name))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.report.figures import TABLES, figures_of_tables
@@ -11,7 +12,11 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
+    from harness.data.coco import CocoDataset
     from harness.figures.detections import Scene
+
+NUM_EXAMPLES = 4  # images whose maps and queries are shown
+NUM_WORST = 6  # images on the sheet of detections
 
 Examples = Mapping[int, "tuple[np.ndarray, np.ndarray]"]
 
@@ -89,3 +94,55 @@ def _maps(maps: Mapping[str, np.ndarray], heads: Sequence[str], examples: Exampl
         if found:
             figures[name] = draw_maps([examples[image] for image in shown], list(found.items()), scale)
     return figures
+
+
+def save_trial_figures(
+    folder: Path,
+    label: str,
+    tables: Mapping[str, Mapping[str, Any]],
+    *,
+    maps: Mapping[str, np.ndarray],
+    examples: Examples,
+    history: Sequence[Mapping[str, Any]] = (),
+    dataset: CocoDataset | None = None,
+    detections: Sequence[Mapping[str, Any]] | None = None,
+) -> list[Path]:
+    """Draw whatever one trial has (see `trial_figures`) and write it as PNG and PDF; returns the files.
+
+    Args:
+        folder: for the files.
+        label: as in `trial_figures`, like `tables`, `maps` and `history`.
+        tables: of the analysis.
+        maps: of the analysis.
+        examples: of the analysis; the first `NUM_EXAMPLES` are shown.
+        history: of the trial's record.
+        dataset: what was evaluated, with `detections`: for the sheet of the worst images.
+        detections: in COCO's results format; None: there is no sheet.
+    """
+    from harness.figures.style import save_figure
+
+    shown = dict(list(examples.items())[:NUM_EXAMPLES])
+    worst: list[Scene] = []
+    categories: dict[int, str] = {}
+    if dataset is not None and detections is not None:
+        worst = _worst_scenes(dataset, detections)
+        categories = dict(zip(dataset.category_ids, dataset.category_names, strict=True))
+    figures = trial_figures(
+        label, tables, history=history, maps=maps, examples=shown, worst=worst, categories=categories
+    )
+    return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
+
+
+def _worst_scenes(dataset: CocoDataset, detections: Sequence[Mapping[str, Any]]) -> list[Scene]:
+    from harness.figures.detections import Scene, worst_images
+
+    truth: dict[int, list[Any]] = {image_id: [] for image_id in dataset.image_ids}
+    found: dict[int, list[Any]] = {image_id: [] for image_id in dataset.image_ids}
+    for rows, by_image in ((dataset.ground_truth["annotations"], truth), (detections, found)):
+        for row in rows:
+            by_image[row["image_id"]].append(row)
+    index = {image_id: number for number, image_id in enumerate(dataset.image_ids)}
+    return [
+        Scene(f"image {image_id}", dataset.load_image(index[image_id]), truth[image_id], found[image_id])
+        for image_id in worst_images(truth, found, NUM_WORST)
+    ]

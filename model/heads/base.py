@@ -56,9 +56,17 @@ class AuxiliaryHead(nn.Module, ABC):
     def detect(self, pyramid: Pyramid, max_detections: int = 100) -> list[Detections]:
         """Detections of each image after NMS, best first, clipped to the valid area (paper Table 11)."""
 
+    def positives(self, pyramid: Pyramid, targets: Targets) -> Positives:
+        """Every candidate with its ground truth, none left out by chance: what the analyses count and score.
+
+        A head whose `train_step` draws a sample says here what it draws from.
+        """
+        return self.train_step(pyramid, targets, with_losses=False)[1]
+
     @abstractmethod
     def score_positives(self, pyramid: Pyramid, targets: Targets) -> Tensor:
-        """[B, G] mean pre-sigmoid logit of a ground truth's class over the head's own positives of it.
+        """[B, G] mean pre-sigmoid logit of a ground truth's class over the head's own `positives` of it.
 
-        Not-a-number for a ground truth without a positive and in padding rows. Differentiable in the pyramid.
+        Not-a-number for a ground truth without a positive and in padding rows. Differentiable in the pyramid;
+        proposals and assignments count as constants. A softmax head gives log-odds against the background.
         """

@@ -73,6 +73,10 @@ class FasterRCNNHead(AuxiliaryHead):
         """Score = softmax probability of the class; class-wise NMS."""
         return self.stages.detect(pyramid, max_detections)[0]
 
+    def positives(self, pyramid: Pyramid, targets: Targets) -> Positives:
+        """Ground truths and all proposals, sampled or not."""
+        return self.stages.positives(pyramid, targets)
+
     def score_positives(self, pyramid: Pyramid, targets: Targets) -> Tensor:
         """[B, G] mean log-odds of the class against the background; see the contract."""
         return self.stages.score_positives(pyramid, targets)

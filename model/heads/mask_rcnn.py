@@ -85,6 +85,10 @@ class MaskRCNNHead(AuxiliaryHead):
         detections, levels = self.stages.detect(pyramid, max_detections)
         return self.masks.add_masks(levels, self.stages.pooling, detections)
 
+    def positives(self, pyramid: Pyramid, targets: Targets) -> Positives:
+        """Ground truths and all proposals, sampled or not."""
+        return self.stages.positives(pyramid, targets)
+
     def score_positives(self, pyramid: Pyramid, targets: Targets) -> Tensor:
         """[B, G] mean log-odds of the class against the background; see the contract."""
         return self.stages.score_positives(pyramid, targets)

@@ -102,12 +102,16 @@ class TwoStage(nn.Module):
             detections.append(Detections(found[0][keep], found[1][keep], found[2][keep]))
         return detections, levels
 
+    @torch.no_grad()
+    def positives(self, pyramid: Pyramid, targets: Targets) -> Positives:
+        """Ground truths and all proposals, sampled or not; they carry no features."""
+        proposals = self.proposals.propose(self.proposals(pyramid), pyramid, self.proposals.config.train_candidates)
+        rois = candidates(proposals, targets, self.roi_config.positive_iou)
+        return Positives(rois.boxes_xyxy, rois.gt_index)
+
     def score_positives(self, pyramid: Pyramid, targets: Targets) -> Tensor:
         """[B, G] mean log-odds of the class against the background, over all positives, sampled or not."""
-        with torch.no_grad():
-            outputs = self.proposals(pyramid)
-        proposals = self.proposals.propose(outputs, pyramid, self.proposals.config.train_candidates)
-        rois = candidates(proposals, targets, self.roi_config.positive_iou)
+        rois = self.positives(pyramid, targets)
         image, row = (rois.gt_index >= 0).nonzero(as_tuple=True)
         owner = rois.gt_index[image, row]
         logits, _ = self.boxes(self._pool(self.pooling.levels(pyramid), image, rois.boxes_xyxy[image, row]))

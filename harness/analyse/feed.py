@@ -1,0 +1,141 @@
+"""From a detector and a batch to what the analyses compare: one forward pass, one backward pass per head.
+
+The backbone and the encoder run once without a graph. Their output, cut off there, is the root that the decoder and
+every head read: features for the discriminability, and what the conflict differentiates towards. The detector must be
+in evaluation mode; nothing here changes it, its gradients or the random state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from harness.analyse import conflict
+from harness.analyse.discriminability import attention_strength
+from harness.analyse.grids import valid_cells
+from model.decoder import DecoderLayer, DecoderOutput, Memory
+from model.detector import Detector
+from model.heads.dense import mean_positive_logit
+from model.matcher import match
+from model.queries import QueryGroup
+from model.types import Batch, Positives, Pyramid
+
+DECODER = "decoder"
+
+
+@dataclass(frozen=True)
+class Root:
+    """The encoder's output as leaves of a graph: what each head reads."""
+
+    pyramid: Pyramid  # the encoder's levels, and with auxiliary heads the adapter's coarser one
+    memory: Memory  # the encoder's levels as the decoder's tokens, made of the same leaves
+    num_encoder_levels: int
+
+    @property
+    def cells(self) -> list[Tensor]:
+        """[B, 2] valid rows and columns of each level of the pyramid."""
+        return [valid_cells(self.pyramid.valid_hw, stride) for stride in self.pyramid.strides]
+
+    @property
+    def features(self) -> tuple[Tensor, ...]:
+        """The encoder's own levels [B, D, h, w]."""
+        return self.pyramid.levels[: self.num_encoder_levels]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The original queries, and what became of them in the last decoder layer."""
+
+    group: QueryGroup
+    output: DecoderOutput
+    gt_index: Tensor  # [B, Q], by the Hungarian matching of the last layer
+    attention: list[Tensor]  # L maps [B, h, w] of the last layer, of matched queries
+
+
+def heads_of(detector: Detector) -> tuple[str, ...]:
+    """All that is compared: the decoder first, then the auxiliary heads in the configuration's order."""
+    return (DECODER, *(name for name, _ in detector.named_heads()))
+
+
+@torch.no_grad()
+def encode(detector: Detector, batch: Batch) -> Root:
+    """The root of a batch."""
+    memory, masks = detector.encode(batch)
+    count = len(memory.sizes)
+    if len(detector.heads):
+        pyramid = detector.pyramid(memory, batch.valid_hw, masks)
+    else:
+        tokens = memory.tokens.transpose(1, 2).split([h * w for h, w in memory.sizes], 2)
+        levels = tuple(level.unflatten(2, size) for level, size in zip(tokens, memory.sizes, strict=True))
+        pyramid = Pyramid(levels, detector.strides, batch.valid_hw, masks[:count])
+    leaves = tuple(level.detach().float().contiguous().requires_grad_() for level in pyramid.levels)
+    with torch.enable_grad():
+        tokens = torch.cat([leaf.flatten(2).transpose(1, 2) for leaf in leaves[:count]], 1)
+    return Root(replace(pyramid, levels=leaves), replace(memory, tokens=tokens), count)
+
+
+def decode(detector: Detector, root: Root, batch: Batch) -> Decoded:
+    """The original group through the decoder, its matching, and where the matched queries look."""
+    group, _ = detector.initial_queries(root.memory)
+    looking = cast(DecoderLayer, detector.decoder.layers[-1]).cross_attention
+    with _inputs_of(looking) as seen:
+        output = detector.decoder([group], root.memory)
+    last = slice(-1, None)
+    gt_index = match(
+        output.logits[last].detach(),
+        output.boxes_cxcywh[last].detach(),
+        batch.targets,
+        batch.valid_hw,
+        detector.config.loss_weights,
+    )[0]
+    query, reference, has_size, _, sizes, _ = seen
+    with torch.no_grad():
+        locations, weights = looking.sampling(query, reference, has_size, sizes)
+    return Decoded(group, output, gt_index, attention_strength(locations, weights, sizes, gt_index >= 0))
+
+
+@contextmanager
+def _inputs_of(module: torch.nn.Module) -> Iterator[list[Any]]:
+    """The arguments of a module's last call."""
+    seen: list[Any] = []
+
+    def remember(_: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        seen[:] = arguments
+
+    handle = module.register_forward_pre_hook(remember)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def scores(detector: Detector, root: Root, decoded: Decoded, batch: Batch) -> dict[str, Tensor]:
+    """[B, G] of every head: the mean logit of each ground truth's class over its own positives; nan without any.
+
+    The decoder's positives are the queries that its last layer matches.
+    """
+    found = {DECODER: mean_positive_logit(decoded.output.logits[-1], decoded.gt_index, batch.targets)}
+    for name, head in detector.named_heads():
+        found[name] = head.score_positives(root.pyramid, batch.targets)
+    return found
+
+
+def gradients(root: Root, score: Tensor, usable: Tensor) -> tuple[Tensor, ...]:
+    """Gradient [B, D, h, w] of a head's scalar towards every level of the pyramid; zero where it does not look."""
+    leaves = root.pyramid.levels
+    total = conflict.scalar(score, usable)
+    if not total.requires_grad:  # no ground truth in the batch
+        return tuple(torch.zeros_like(leaf) for leaf in leaves)
+    found = torch.autograd.grad(total, leaves, allow_unused=True)
+    return tuple(torch.zeros_like(leaf) if own is None else own for own, leaf in zip(found, leaves, strict=True))
+
+
+@torch.no_grad()
+def positives(detector: Detector, root: Root, batch: Batch) -> dict[str, Positives]:
+    """All positives of every auxiliary head."""
+    return {name: head.positives(root.pyramid, batch.targets) for name, head in detector.named_heads()}
