@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -168,14 +169,34 @@ def _outcome(state: str, record: dict[str, Any]) -> str:
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write the tables and figures of the grids from the tracking store, and print the tables."""
-    from harness.report import FORMATS, write_report
+    """Write the page, tables and figures of the grids, and print the tables."""
+    from harness.report import FORMATS, How, write_report
 
-    made = write_report(_grids(args), args.out, args.formats or FORMATS)
+    grids = _grids(args)
+    shared = _options(args)
+    how = How(
+        {
+            grid.name: (shlex.join(["codetr", "run", file, *shared]),)
+            for grid, file in zip(grids, args.files, strict=True)
+        },
+        shlex.join(["codetr", "report", *args.files, *shared, *(["--allow-mixed"] if args.allow_mixed else [])]),
+    )
+    made = write_report(
+        grids, args.out, args.formats or FORMATS, source=args.source, allow_mixed=args.allow_mixed, how=how
+    )
     print(made.text)
     for path in made.paths:
         print(f"wrote {path}")
     return 0
+
+
+def _options(args: argparse.Namespace) -> list[str]:
+    """The options that decide which trials a grid has, as they were given."""
+    options = ["--preset", args.preset] if args.preset else []
+    for setting in args.overrides:
+        options += ["--set", setting]
+    options += ["--data", args.data] if args.data else []
+    return options + (["--seeds", ",".join(map(str, args.seeds))] if args.seeds is not None else [])
 
 
 def sync(args: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from harness.claims import ClaimSpec
 from harness.resolve import Setting, leaves
 from harness.strict import Mistakes, dotted, read_yaml, read_yaml_file, show, suggest, validate
 from model.config import require
@@ -74,6 +75,7 @@ class AblationSpec(BaseModel):
     seeds: tuple[int, ...] = (0,)
     metrics: tuple[str, ...] = ("AP", "AP50", "AP75")
     baseline: str = ""  # label of the row that gains are measured from
+    claims: tuple[ClaimSpec, ...] = ()  # what the rows are said to show
     path: str = ""  # where the file lies; filled in by `read_spec`
 
     @field_validator("seeds")

@@ -1,7 +1,8 @@
 """A table as Markdown, LaTeX (booktabs), CSV, and plain text for a terminal or a job log.
 
 All but CSV share one layout: per metric ours, for the first metric also the gain and its p-value, and the paper's
-number and gain beside them where the paper has any. CSV holds every number of every metric, unrounded.
+number and gain beside them where the paper has any; below it stands what became of the file's claims. CSV holds every
+number of every metric, unrounded.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from harness.report.statistics import Difference
 from harness.report.tables import Cell, Metric, Table, TableRow
+from harness.report.verdicts import Verdict, rules_of
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,7 @@ def _gain(row: TableRow, cell: Cell, metric: Metric, style: Style) -> str:
         return "baseline"
     if cell.gain is None:
         return style.dash + (style.mark(cell.marks) if cell.summary and cell.marks else "")
-    text = written(cell.gain.mean, metric, signed=True)
-    if cell.gain.low is None or cell.gain.high is None:
-        return style.number(text)
-    low, high = (written(bound, metric, signed=True) for bound in (cell.gain.low, cell.gain.high))
-    return f"{style.number(text)} {style.number(f'[{low}, {high}]')}"
+    return interval_words(cell.gain, metric, style)
 
 
 def _p_value(cell: Cell, style: Style) -> str:
@@ -105,6 +104,37 @@ def written(value: float, metric: Metric, signed: bool = False) -> str:
     """Return `value` scaled and rounded as the metric wants it; zero has no sign."""
     text = f"{value * metric.scale:{'+' if signed else ''}.{metric.decimals}f}"
     return text.lstrip("+-") if not any(digit in text for digit in "123456789") else text
+
+
+def verdict_words(verdict: Verdict, style: Style) -> str:
+    """Return what became of a claim, and the numbers that decide it: of several rows the one that says least for it."""
+    claim, metric, found = verdict.claim, verdict.metric, verdict.deciding
+    parts = []
+    if found.difference is None:
+        parts.append(style.escape(f"no finished seed shared by '{found.row}' and '{claim.reference}'"))
+    else:
+        parts.append(f"{style.escape(metric.heading)} {difference_words(found.difference, metric, style)}")
+        if claim.within is not None:
+            parts[-1] += f", margin {style.number(written(claim.within, metric))}"
+    if found.published is not None:
+        parts.append(f"paper {style.number(written(found.published, metric, signed=True))}")
+    if len(claim.rows) > 1:
+        parts.insert(0, style.escape(f"of {len(claim.rows)} rows '{found.row}' decides"))
+    return f"{style.escape(claim.text)}: {verdict.verdict} ({'; '.join(parts)})"
+
+
+def difference_words(difference: Difference, metric: Metric, style: Style) -> str:
+    """Return `+8.1 [+7.2, +9.0], n = 3`; on one pair `+3.3, n = 1`."""
+    return f"{interval_words(difference, metric, style)}, n = {difference.n}"
+
+
+def interval_words(difference: Difference, metric: Metric, style: Style) -> str:
+    """Return `+8.1 [+7.2, +9.0]`; on one pair `+3.3`."""
+    text = style.number(written(difference.mean, metric, signed=True))
+    if difference.low is None or difference.high is None:
+        return text
+    low, high = (written(bound, metric, signed=True) for bound in (difference.low, difference.high))
+    return f"{text} {style.number(f'[{low}, {high}]')}"
 
 
 PLAIN = Style(
@@ -132,7 +162,8 @@ def to_text(table: Table) -> str:
     lines += [line([column.cells[index] for column in columns]) for index in range(len(table.rows))]
     lines.append(rule)
     small = [f"[{letter}] {PLAIN.escape(reason)}" for letter, reason in table.footnotes]
-    for text in (*small, *table.notes):
+    claims = [f"claim: {verdict_words(verdict, PLAIN)}" for verdict in table.verdicts]
+    for text in (*small, *table.notes, *claims, *rules_of(table.verdicts)):
         lines += textwrap.wrap(text, max(len(rule), 80), subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines) + "\n"
 
@@ -166,6 +197,10 @@ def to_markdown(table: Table, picture: str | None = None) -> str:
     small = [f"<sup>{letter}</sup> {escape_markdown(reason)}" for letter, reason in table.footnotes]
     small += [escape_markdown(note) for note in table.notes]
     lines += [f"- {text}" for text in small]
+    if table.verdicts:
+        lines += ["", "Claims:", ""]
+        lines += [f"- {verdict_words(verdict, MARKDOWN)}" for verdict in table.verdicts]
+        lines += [f"- {escape_markdown(rule)}" for rule in rules_of(table.verdicts)]
     if picture:
         lines += ["", f"![{escape_markdown(table.title or table.name)}]({quote(picture)})"]
     return "\n".join(lines) + "\n"
@@ -217,6 +252,8 @@ def to_latex(table: Table) -> str:
     lines += [r"\bottomrule", r"\end{tabular}"]
     small = [rf"\textsuperscript{{{letter}}} {escape_latex(reason)}" for letter, reason in table.footnotes]
     small += [escape_latex(note) for note in table.notes]
+    small += [f"Claim: {verdict_words(verdict, LATEX)}" for verdict in table.verdicts]
+    small += [escape_latex(rule) for rule in rules_of(table.verdicts)]
     # Each note is a paragraph of its own, below the table and in small type.
     lines += [r"\par\smallskip", r"{\footnotesize\raggedright", *(rf"{text}\par" for text in small), "}"]
     return "\n".join([*lines, rf"\end{{{float_name}}}"]) + "\n"
