@@ -170,9 +170,11 @@ def _outcome(state: str, record: dict[str, Any]) -> str:
 
 def report(args: argparse.Namespace) -> int:
     """Write the page, tables and figures of the grids, and print the tables."""
-    from harness.report import FORMATS, How, write_report
+    from harness.report import FORMATS, How, identified, write_report
 
-    grids = _grids(args)
+    grids = [identified(grid) for grid in _grids(args, require_data=False)]
+    if any(not any(trial.fingerprint for trial in grid.trials) for grid in grids):
+        grids = _grids(args)  # neither the data nor a record of it is here: say so
     shared = _options(args)
     how = How(
         {

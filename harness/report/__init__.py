@@ -2,7 +2,8 @@
 
 `reading.py` fetches records, `ground.py` refuses those that do not compare, `tables.py` gathers them into rows,
 `statistics.py` gives deviations and intervals, `verdicts.py` says which claims held, `notes.py` the small print,
-`formats.py` writes Markdown, LaTeX, CSV and plain text, `figures.py` draws, and `page.py` puts all of it on one page.
+`cells.py` and `formats.py` write Markdown, LaTeX, CSV and plain text, `figures.py` draws, and
+`page.py` puts all of it on one page.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import UserError
 from harness.report.formats import to_csv, to_latex, to_markdown, to_text
 from harness.report.ground import check_ground
-from harness.report.reading import AUTO, SOURCES, links_from, making_notes, read_trials, trial_ids
+from harness.report.reading import AUTO, SOURCES, identified, links_from, making_notes, read_trials, trial_ids
 from harness.report.tables import make_table
 from harness.results import write_atomic
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from harness.grid import Grid
     from harness.report.page import Picture, Section
 
-__all__ = ["FORMATS", "SOURCES", "How", "Report", "grid_text", "write_report"]
+__all__ = ["FORMATS", "SOURCES", "How", "Report", "grid_text", "identified", "write_report"]
 
 TABLES = ("md", "tex", "csv")
 FIGURES = ("png", "pdf")
@@ -145,10 +146,14 @@ def _figures(
     paths: list[Path] = []
     pictures = []
     for name, figure in drawn.items():
-        files = write_figure(figure, base.with_name(f"{base.name}_{name}"), endings)
+        with tempfile.TemporaryDirectory() as folder:  # PNG first, whatever is wanted: a second drawing lays out anew
+            (first,) = write_figure(figure, Path(folder) / name, ["png"])
+            png = first.read_bytes()
+        target = base.with_name(f"{base.name}_{name}")
+        files = [target.with_name(f"{target.name}.png")] if "png" in endings else []
+        for file in files:
+            write_atomic(file, png)
+        files += write_figure(figure, target, [ending for ending in endings if ending != "png"])
         paths += files
-        if PAGE in formats:
-            with tempfile.TemporaryDirectory() as folder:
-                (png,) = write_figure(figure, Path(folder) / name, ["png"])
-                pictures.append(Picture(caption(grid, name), png.read_bytes(), tuple(path.name for path in files)))
+        pictures.append(Picture(caption(grid, name), png, tuple(path.name for path in files)))
     return paths, tuple(pictures)

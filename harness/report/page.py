@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from harness.report.formats import Style, interval_words, layout, written
+from harness.report.bars import gain_bars
+from harness.report.cells import PLAIN, Style, interval_words, layout, written
 from harness.report.notes import PAPER, WARNING, paper_place, plural
-from harness.report.tables import Table, TableRow, metric_of, recorded
-from harness.report.verdicts import VERDICTS, Verdict, rules_of
+from harness.report.tables import Table, metric_of, recorded
+from harness.report.verdicts import VERDICTS, Comparison, Verdict, rules_of
 
 if TYPE_CHECKING:
     from harness.grid import Grid
@@ -109,7 +111,8 @@ def _lead(sections: Sequence[Section]) -> str:
     trials = {key: section for section in sections for row in section.grid.rows for key in row.trial_ids}
     states = [_status(section.records.get(key)) for key, section in trials.items()]
     presets = sorted({section.grid.preset for section in sections})
-    text = f"{len(sections)} {plural('table', len(sections))} ask for {cells} {plural('training', cells)}"
+    tables = "1 table asks" if len(sections) == 1 else f"{len(sections)} tables ask"
+    text = f"{tables} for {cells} {plural('training', cells)}"
     if len(trials) < cells:
         text += f", {len(trials)} of them different: what tables share is trained once"
     return f"{text}. {states.count('finished')} have finished. Preset {' and '.join(presets)}."
@@ -125,24 +128,45 @@ def _status(record: Record | None) -> str:
 def _tally(verdicts: Sequence[Verdict]) -> str:
     counts = Counter(verdict.verdict for verdict in verdicts)
     told = [f"{counts[name]} {name}" for name in reversed(VERDICTS) if counts[name]]
-    return f"{len(verdicts)} {plural('claim', len(verdicts))} of the paper: {', '.join(told)}."
+    return f"{len(verdicts)} {plural('claim', len(verdicts))}: {', '.join(told)}."
 
 
 def _claim(section: Section, verdict: Verdict) -> dict[str, Any]:
-    claim, metric, found = verdict.claim, verdict.metric, verdict.deciding
-    difference = found.difference
-    many = f", least of {len(claim.rows)}" if len(claim.rows) > 1 else ""
+    """A claim's line in the list of all: the comparison that decides it."""
+    claim = verdict.claim
     return {
+        **_comparison(verdict, verdict.deciding),
+        **_verdict(verdict.verdict),
         "text": claim.text,
-        "anchor": section.grid.name,
+        "anchor": _anchor(section.grid),
         "table": paper_place(section.grid.paper) or section.table.title,
-        "verdict": verdict.verdict,
-        "style": verdict.verdict.replace(" ", "-"),
-        "sign": SIGNS[verdict.verdict],
-        "decided_by": f"{found.row} − {claim.reference} ({metric.heading}{many})",
+        "reference": claim.reference,
+        "others": len(claim.rows) if len(claim.rows) > 1 else 0,
+        "metric": verdict.metric.heading,
+        "margin": "" if claim.within is None else f"±{written(claim.within, verdict.metric)}",
+    }
+
+
+def _claim_rows(verdict: Verdict) -> dict[str, Any]:
+    """A claim below its own table: every comparison."""
+    claim, heading = verdict.claim, verdict.metric.heading
+    kind = f"better {heading} than {claim.reference}"
+    if claim.within is not None:
+        kind = f"{heading} within {written(claim.within, verdict.metric)} of {claim.reference}"
+    rows = [{**_comparison(verdict, found), **_verdict(found.verdict)} for found in verdict.comparisons]
+    return {**_verdict(verdict.verdict), "text": claim.text, "kind": kind, "comparisons": rows}
+
+
+def _verdict(words: str) -> dict[str, str]:
+    return {"verdict": words, "style": words.replace(" ", "-"), "sign": SIGNS[words]}
+
+
+def _comparison(verdict: Verdict, found: Comparison) -> dict[str, str]:
+    difference, metric = found.difference, verdict.metric
+    return {
+        "row": found.row,
         "difference": "no shared seed" if difference is None else _minus(interval_words(difference, metric, PLAIN)),
         "n": "0" if difference is None else str(difference.n),
-        "margin": "" if claim.within is None else f"±{written(claim.within, metric)}",
         "paper": "" if found.published is None else _minus(written(found.published, metric, signed=True)),
     }
 
@@ -150,12 +174,16 @@ def _claim(section: Section, verdict: Verdict) -> dict[str, Any]:
 # ---- sections
 
 
+def _anchor(grid: Grid) -> str:
+    return re.sub(r"[^\w.-]+", "_", grid.name)
+
+
 def _section(section: Section, links: Callable[[Record], list[tuple[str, str]]]) -> dict[str, Any]:
     grid, table = section.grid, section.table
     warnings = [note.removeprefix(WARNING) for note in table.notes if note.startswith(WARNING)]
-    columns, rows = _cells(table, grid.name)
+    columns, rows = _cells(table, _anchor(grid))
     return {
-        "anchor": grid.name,
+        "anchor": _anchor(grid),
         "title": table.title or grid.name,
         "place": f"Paper, {paper_place(grid.paper)}" if grid.paper else "",
         "description": grid.description,
@@ -164,6 +192,7 @@ def _section(section: Section, links: Callable[[Record], list[tuple[str, str]]])
         "rows": rows,
         "footnotes": table.footnotes,
         "notes": [note for note in table.notes if not note.startswith(WARNING)],
+        "claims": [_claim_rows(verdict) for verdict in table.verdicts],
         "figures": [_figure(picture) for picture in section.pictures],
         "files": [_file(name) for name in section.files],
         "commands": section.commands,
@@ -174,9 +203,7 @@ def _section(section: Section, links: Callable[[Record], list[tuple[str, str]]])
 
 
 def _cells(table: Table, anchor: str) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
-    """Columns and rows of the table, with a drawn interval beside each gain."""
-    from markupsafe import Markup
-
+    """Columns and rows of the table in HTML (escaped here), with a drawn interval beside each gain."""
     columns = layout(table, _style(anchor))
     kinds = {"variant": "text", "gain": "text"}
     shown = []
@@ -187,13 +214,12 @@ def _cells(table: Table, anchor: str) -> tuple[list[dict[str, str]], list[dict[s
         kind = kinds.get(column.heading, "paper" if paper else "ours" if ours else "")
         shown.append({"heading": column.heading, "kind": kind})
         cells.append(column.cells)
-        bars = _bars(table) if column.heading == "gain" else []
+        bars = gain_bars(table) if column.heading == "gain" else []
         if bars:
             shown.append({"heading": "", "kind": "text"})
             cells.append(bars)
-    headings = [{**column, "heading": Markup(column["heading"])} for column in shown]
-    return headings, [
-        {"is_baseline": row.is_baseline, "cells": [Markup(column[index]) for column in cells]}
+    return shown, [
+        {"is_baseline": row.is_baseline, "cells": [column[index] for column in cells]}
         for index, row in enumerate(table.rows)
     ]
 
@@ -209,60 +235,6 @@ def _style(anchor: str) -> Style:
         return f"<sup>{' '.join(parts)}</sup>"
 
     return replace(PLAIN, escape=html.escape, number=lambda text: _minus(html.escape(text)), mark=mark)
-
-
-PLAIN = Style(
-    escape=str,
-    number=str,
-    plus_minus=" ± ",
-    dash="–",
-    arrows={"higher": "↑", "lower": "↓", "": ""},
-    mark=str,
-)
-
-BAR_WIDTH, BAR_HEIGHT = 144, 20  # units of the drawing
-
-
-def _bars(table: Table) -> list[str]:
-    """Each row's gain as a dot with its interval, the paper's as a diamond, all on one axis; none without intervals."""
-    name = table.metrics[0].name
-    gains = [row.cells[name].gain for row in table.rows]
-    if not any(gain and gain.low is not None for gain in gains):
-        return []
-    ends = [0.0]
-    for gain, row in zip(gains, table.rows, strict=True):
-        ends += [value for value in (gain and gain.low, gain and gain.high, gain and gain.mean) if value is not None]
-        ends += [value for value in (row.cells[name].published_gain,) if value is not None]
-    low, high = min(ends), max(ends)
-    span = (high - low) or 1.0
-
-    def place(value: float) -> str:
-        return f"{6 + (value - low) / span * (BAR_WIDTH - 12):.1f}"
-
-    return [_bar(row, name, place) for row in table.rows]
-
-
-def _bar(row: TableRow, name: str, place: Callable[[float], str]) -> str:
-    gain, paper = row.cells[name].gain, row.cells[name].published_gain
-    middle = BAR_HEIGHT / 2
-    zero = place(0.0)
-    parts = [f'<line x1="{zero}" x2="{zero}" y1="0" y2="{BAR_HEIGHT}" stroke="var(--line)" stroke-width="1.5"/>']
-    words = []
-    if gain is not None:
-        if gain.low is not None and gain.high is not None:
-            parts.append(
-                f'<line x1="{place(gain.low)}" x2="{place(gain.high)}" y1="{middle:g}" y2="{middle:g}" '
-                'stroke="var(--bar)" stroke-width="2"/>'
-            )
-        parts.append(f'<circle cx="{place(gain.mean)}" cy="{middle:g}" r="3.5" fill="var(--bar)"/>')
-        words.append("dot and line: our gain and its 95 % interval")
-    if paper is not None:
-        x = float(place(paper))
-        corners = f"{x - 4:.1f},{middle:g} {x:.1f},{middle - 4:g} {x + 4:.1f},{middle:g} {x:.1f},{middle + 4:g}"
-        parts.append(f'<polygon points="{corners}" fill="none" stroke="var(--paper)" stroke-width="1.5"/>')
-        words.append("diamond: the paper's gain")
-    title = f"<title>{'; '.join(words)}</title>" if words else ""
-    return f'<svg class="bar" viewBox="0 0 {BAR_WIDTH} {BAR_HEIGHT}" role="img">{title}{"".join(parts)}</svg>'
 
 
 def _figure(picture: Picture) -> dict[str, Any]:

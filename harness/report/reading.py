@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from harness.errors import UserError
 from harness.results import RunStore
 
 if TYPE_CHECKING:
@@ -63,6 +65,44 @@ def read_trials(
 
         return read_records(ids, uri, **wanted)
     return _from_records(ids, store or RunStore())
+
+
+def identified(grid: Grid, store: RunStore | None = None) -> Grid:
+    """The grid of a data set that is not here, with the ids of those records that were made with the same settings.
+
+    A trial's id holds its data's content, which nobody can know without the data; records from elsewhere do.
+
+    Raises:
+        UserError: records of several data sets fit.
+    """
+    from harness.grid import config_from_dict, trial_id
+
+    unknown = {trial.trial_id for trial in grid.trials if not trial.fingerprint}  # ids without a data set
+    place = store or RunStore()
+    known: dict[str, tuple[str, str]] = {}
+    for key in place.trials() if unknown else ():
+        record = place.read(key) or {}
+        fingerprint = str(record.get("fingerprint") or "")
+        try:
+            own = trial_id(config_from_dict(record["config"]), "")
+        except (KeyError, TypeError, ValueError):  # no configuration, or one of another version
+            continue
+        fits = own in unknown and bool(fingerprint)
+        if fits and known.setdefault(own, (key, fingerprint))[1] != fingerprint:
+            raise UserError(f"{grid.name}: records of several data sets fit it; name the data set with --data")
+    if not known:
+        return grid
+    trials = [
+        replace(trial, trial_id=known[trial.trial_id][0], fingerprint=known[trial.trial_id][1])
+        if trial.trial_id in known
+        else trial
+        for trial in grid.trials
+    ]
+    rows = [
+        replace(row, trial_ids=tuple(known[key][0] if key in known else key for key in row.trial_ids))
+        for row in grid.rows
+    ]
+    return replace(grid, trials=tuple(trials), rows=tuple(rows))
 
 
 def _from_records(ids: Sequence[str], store: RunStore) -> list[dict[str, Any]]:
