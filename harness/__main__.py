@@ -98,6 +98,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--allow-mixed", action="store_true", help="tables of trials from different code, data or operators, too"
     )
 
+    report.add_argument(
+        "--images",
+        action="store_true",
+        help="gains on one seed get an interval over images (needs detections and data)",
+    )
+
     sync = commands.add_parser("sync", parents=[grid, store], help="replay in the tracking store what it missed")
     sync.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
 

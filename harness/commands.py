@@ -176,15 +176,22 @@ def report(args: argparse.Namespace) -> int:
     if any(not any(trial.fingerprint for trial in grid.trials) for grid in grids):
         grids = _grids(args)  # neither the data nor a record of it is here: say so
     shared = _options(args)
+    flags = [flag for flag, given in {"--allow-mixed": args.allow_mixed, "--images": args.images}.items() if given]
     how = How(
         {
             grid.name: (shlex.join(["codetr", "run", file, *shared]),)
             for grid, file in zip(grids, args.files, strict=True)
         },
-        shlex.join(["codetr", "report", *args.files, *shared, *(["--allow-mixed"] if args.allow_mixed else [])]),
+        shlex.join(["codetr", "report", *args.files, *shared, *flags]),
     )
     made = write_report(
-        grids, args.out, args.formats or FORMATS, source=args.source, allow_mixed=args.allow_mixed, how=how
+        grids,
+        args.out,
+        args.formats or FORMATS,
+        source=args.source,
+        allow_mixed=args.allow_mixed,
+        images=args.images,
+        how=how,
     )
     print(made.text)
     for path in made.paths:

@@ -16,7 +16,7 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 # The story, read from the commands down to the leaves: a room imports only rooms that stand below it.
 STORY = [
     *("__main__", "commands", "doctor", "schedule", "execute", "trial", "build", "train", "evaluate", "analyse"),
-    *("report", "mirror", "tracking", "grid", "labels", "identity", "spec", "claims", "resolve", "data"),
+    *("report", "resample", "mirror", "tracking", "grid", "labels", "identity", "spec", "claims", "resolve", "data"),
     *("progress", "results", "source", "lease", "strict", "allocator", "config", "errors"),
 ]
 
@@ -25,7 +25,7 @@ MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}
 ROOMS = {  # foreign service: the only files that know it
     "ray": ("harness/schedule.py",),
     "mlflow": ("harness/tracking.py",),
-    "pycocotools": ("harness/evaluate.py", "harness/data/masks.py"),
+    "pycocotools": ("harness/evaluate.py", "harness/resample.py", "harness/data/masks.py"),
     "faster_coco_eval": ("harness/evaluate.py",),
     "matplotlib": ("harness/report/figures.py",),
 }

@@ -19,7 +19,7 @@ from harness.errors import UserError
 from harness.report.formats import to_csv, to_latex, to_markdown, to_text
 from harness.report.ground import check_ground
 from harness.report.reading import AUTO, SOURCES, identified, links_from, making_notes, read_trials, trial_ids
-from harness.report.tables import make_table
+from harness.report.tables import Table, make_table
 from harness.results import write_atomic
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def write_report(
     source: str = AUTO,
     records: Iterable[Mapping[str, Any]] | None = None,
     allow_mixed: bool = False,
+    images: bool = False,
     how: How | None = None,
 ) -> Report:
     """Write each grid's table and its figure of AP against epochs into `out_dir`, and one page with all of them.
@@ -78,6 +79,7 @@ def write_report(
         source: one of `SOURCES`: where records are read from.
         records: records to use instead of reading any.
         allow_mixed: write tables whose trials come from different code, data or operators, with a warning.
+        images: give gains on one seed an interval over the validation images (see `images.py`).
         how: commands for the page.
 
     Raises:
@@ -95,11 +97,16 @@ def write_report(
     known = list(records)
     if not allow_mixed:
         check_ground(grids, known)
+    tables = [make_table(grid, known) for grid in grids]
+    if images:
+        from harness.report.images import over_images
+
+        tables = [over_images(table, grid) for table, grid in zip(tables, grids, strict=True)]
     how = how or How()
     sections: list[Section] = []
     paths: list[Path] = []
-    for grid, stem in zip(grids, stems, strict=True):
-        written, section = _write_grid(grid, known, Path(out_dir) / stem, formats, how)
+    for grid, table, stem in zip(grids, tables, stems, strict=True):
+        written, section = _write_grid(grid, table, known, Path(out_dir) / stem, formats, how)
         paths += written
         sections.append(section)
     if PAGE in formats:
@@ -112,12 +119,11 @@ def write_report(
 
 
 def _write_grid(
-    grid: Grid, records: Sequence[Mapping[str, Any]], base: Path, formats: Sequence[str], how: How
+    grid: Grid, table: Table, records: Sequence[Mapping[str, Any]], base: Path, formats: Sequence[str], how: How
 ) -> tuple[list[Path], Section]:
     """Write the files of one grid beside `base`, and return its part of the page."""
     from harness.report.page import Section
 
-    table = make_table(grid, records)
     figures, pictures = _figures(grid, records, base, formats)
     picture = next((path.name for path in figures if path.suffix == ".png"), None)
     texts = {"md": to_markdown(table, picture), "tex": to_latex(table), "csv": to_csv(table)}
