@@ -84,13 +84,18 @@ def small_page() -> str:
     return to_page([section], "codetr report heads.yaml", ["by hand"], lambda record: [("runs/a b.json", "record")])
 
 
+def body(page: str) -> str:
+    return page[page.index("<body>") :]
+
+
 TINY_PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
 
 
 def test_the_page_is_as_stored():
-    assert small_page() == (EXPECTED / "page.html").read_text()
+    """Without its head, whose style may change; `test_nothing_is_loaded_from_anywhere` reads that."""
+    assert body(small_page()) == (EXPECTED / "page.html").read_text()
 
 
 def test_it_says_what_the_table_says():
