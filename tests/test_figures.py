@@ -108,14 +108,19 @@ def test_spread_moves_no_more_than_needed():
 
 def test_write_report_shows_the_figure_in_the_markdown(tmp_path):
     report = write_report([full_grid()], tmp_path, records=full_records())
-    assert [path.suffix for path in report.paths] == [".md", ".tex", ".csv", ".png", ".pdf"]
+    assert [path.suffix for path in report.paths] == [".html", ".md", ".tex", ".csv", ".png", ".pdf"]
     assert all(path.stat().st_size > 200 for path in report.paths)
     assert "![Components & more_of it](table_09_AP.png)" in (tmp_path / "table_09.md").read_text()
 
 
 def test_no_figure_before_a_trial_has_finished(tmp_path):
     report = write_report([full_grid()], tmp_path, records=[])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["table_09.csv", "table_09.md", "table_09.tex"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "report.html",
+        "table_09.csv",
+        "table_09.md",
+        "table_09.tex",
+    ]
     assert "no trial has finished" in report.text
     assert "![" not in (tmp_path / "table_09.md").read_text()
 
