@@ -21,7 +21,7 @@ examples:
   codetr run    ablations/quickstart.yaml --data my_coco_folder --set train.epochs=20 --seeds 0,1,2
   codetr status                                                 every trial in the store
   codetr submit --store /shared/codetr ablations/quickstart.yaml   the same on a Ray cluster
-  codetr report ablations/*.yaml --out reports                  tables and figures from the tracking store
+  codetr report ablations/*.yaml --out reports                  one page, tables and figures
   codetr ui                                                     the MLflow pages
   codetr doctor                                                 are the fast operators at work here?
 
@@ -85,10 +85,30 @@ def build_parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", parents=[grid, store], help="what is running, done, failed, and why")
     status.add_argument("files", nargs="*", metavar="FILE", help="only the trials of these ablation files")
 
-    report = commands.add_parser("report", parents=[grid, store], help="tables and figures from the tracking store")
+    report = commands.add_parser(
+        "report", parents=[grid, store], help="one page, tables and figures, ours beside the paper"
+    )
     report.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
     report.add_argument("--out", metavar="DIR", default="reports", help="folder for the files (default: reports)")
-    report.add_argument("--format", metavar="LIST", type=_formats, dest="formats", help="of md,tex,csv,png,pdf (all)")
+    report.add_argument(
+        "--format", metavar="LIST", type=_formats, dest="formats", help="of html,md,tex,csv,png,pdf (all)"
+    )
+    report.add_argument(
+        "--from",
+        choices=("auto", "tracking", "records"),
+        default="auto",
+        dest="source",
+        help="where numbers come from (auto: the tracking store, or the records where there is none)",
+    )
+    report.add_argument(
+        "--allow-mixed", action="store_true", help="tables of trials from different code, data or operators, too"
+    )
+
+    report.add_argument(
+        "--images",
+        action="store_true",
+        help="gains on one seed get an interval over images (needs detections and data)",
+    )
 
     sync = commands.add_parser("sync", parents=[grid, store], help="replay in the tracking store what it missed")
     sync.add_argument("files", nargs="+", metavar="FILE", help="ablation file")

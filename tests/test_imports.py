@@ -16,9 +16,9 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 # The story, read from the commands down to the leaves: a room imports only rooms that stand below it.
 STORY = [
     *("__main__", "commands", "doctor", "submit", "schedule", "tuner", "execute"),
-    *("trial", "build", "train", "evaluate", "analyse", "report", "figures", "mirror", "tracking", "suggestions"),
-    *("grid", "search", "labels", "identity", "spec", "space", "resolve", "data"),
-    *("progress", "results", "lease", "strict", "allocator", "config", "errors"),
+    *("trial", "build", "train", "evaluate", "analyse", "report", "resample", "figures", "mirror"),
+    *("tracking", "suggestions", "grid", "search", "labels", "identity", "spec", "space", "claims", "resolve", "data"),
+    *("progress", "results", "source", "lease", "strict", "allocator", "config", "errors"),
 ]
 
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}
@@ -26,7 +26,7 @@ MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}
 ROOMS = {  # foreign service: the only files that know it
     "ray": ("harness/schedule.py", "harness/tuner.py"),
     "mlflow": ("harness/tracking.py",),
-    "pycocotools": ("harness/evaluate.py", "harness/data/masks.py"),
+    "pycocotools": ("harness/evaluate.py", "harness/resample.py", "harness/data/masks.py"),
     "faster_coco_eval": ("harness/evaluate.py",),
     "matplotlib": tuple(path.relative_to(ROOT).as_posix() for path in (ROOT / "harness/figures").glob("*.py")),
 }
