@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 DESCRIPTION = "Ablations of Co-DETR: one YAML file per paper table, trained with Ray, compared in MLflow."
 EXAMPLES = """\
@@ -19,8 +20,13 @@ examples:
   codetr run    ablations/quickstart.yaml                       run what is missing, print the table
   codetr run    ablations/quickstart.yaml --preset digits_fast  the same in seconds, to see it work
   codetr run    ablations/quickstart.yaml --data my_coco_folder --set train.epochs=20 --seeds 0,1,2
-  codetr status                                                 every trial in the store
   codetr submit --store /shared/codetr ablations/quickstart.yaml   the same on a Ray cluster
+  codetr plan   ablations/quickstart.yaml --cost                what is left will take, from what was measured
+  codetr run    ablations/quickstart.yaml --only heads=atss     some of its trials
+  codetr status                                                 each grid: done, running, failed and why
+  codetr logs   a1b2                                            one trial, by the beginning of its id
+  codetr diff   a1b2 c3d4                                       what differs between two trials
+  codetr retry                                                  failed trials are pending again
   codetr report ablations/*.yaml --out reports                  one page, tables and figures
   codetr ui                                                     the MLflow pages
   codetr doctor                                                 are the fast operators at work here?
@@ -66,16 +72,35 @@ def build_parser() -> argparse.ArgumentParser:
     grid.add_argument("--data", metavar="PATH", help="a data set folder in COCO layout, instead of the preset's")
     grid.add_argument("--seeds", metavar="0,1,2", type=_numbers, help="instead of the file's seeds")
 
-    plan = commands.add_parser("plan", parents=[grid, store], help="show every trial: id, what differs, done or not")
-    plan.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
+    only = argparse.ArgumentParser(add_help=False)
+    only.add_argument(
+        "--only",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="trials with this factor, seed or row alone (heads=atss, seed=0, row='no head'); repeatable",
+    )
 
-    run = commands.add_parser("run", parents=[grid, store], help="run what is missing; resumes, never repeats")
+    plan = commands.add_parser(
+        "plan", parents=[grid, only, store], help="show every trial: id, what differs, done or not"
+    )
+    plan.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
+    plan.add_argument("--cost", action="store_true", help="what is left of each, from measured seconds per step")
+
+    run = commands.add_parser(
+        "run", parents=[grid, only, store], help="run what is missing; resumes, never repeats; failed ones once more"
+    )
     run.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
     run.add_argument("--executor", choices=("ray", "local"), default="ray", help="local: in this process, one by one")
     run.add_argument("--concurrent", metavar="N", type=_at_least_one, help="trials at a time (default: what fits)")
     run.add_argument("--cpus-per-trial", metavar="N", help="CPU cores of a trial; fractions allowed")
     run.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial; fractions allowed")
+    run.add_argument("--accelerator-type", metavar="NAME", help="kind of GPU on a mixed cluster, such as H100")
+    run.add_argument(
+        "--ranks", metavar="N", type=_at_least_one, help="processes that share a trial's batches, CPUs and GPUs"
+    )
     run.add_argument("--limit", metavar="N", type=_at_least_one, help="run at most N trials now")
+    run.add_argument("--fail-fast", action="store_true", help="stop at the first failure; the others leave checkpoints")
 
     submit = commands.add_parser("submit", parents=[store], help="run on a Ray cluster, by `ray job submit`")
     submit.add_argument("--address", metavar="URL", help="the cluster's dashboard (default: as Ray finds it)")
@@ -84,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", parents=[grid, store], help="what is running, done, failed, and why")
     status.add_argument("files", nargs="*", metavar="FILE", help="only the trials of these ablation files")
+    status.add_argument("--all", action="store_true", help="list finished and pending trials too")
 
     report = commands.add_parser(
         "report", parents=[grid, store], help="one page, tables and figures, ours beside the paper"
@@ -117,8 +143,32 @@ def build_parser() -> argparse.ArgumentParser:
     ui.add_argument("--host", metavar="NAME", default="127.0.0.1", help="address to serve on")
     ui.add_argument("--port", metavar="N", type=_at_least_one, default=5000)
 
+    _add_store_commands(commands, grid, store)
     commands.add_parser("doctor", help="which operators run on which device, compared with the reference")
     return parser
+
+
+def _add_store_commands(commands: Any, grid: argparse.ArgumentParser, store: argparse.ArgumentParser) -> None:
+    """Those of `harness.store_commands` but status."""
+    trial = "id of a trial, or enough of its beginning"
+    logs = commands.add_parser("logs", parents=[store], help="a trial's epochs, where it is now, why it failed")
+    logs.add_argument("trial", metavar="TRIAL", help=trial)
+    logs.add_argument("--follow", action="store_true", help="go on until the trial has ended")
+
+    diff = commands.add_parser("diff", parents=[store], help="what differs between two trials, results included")
+    diff.add_argument("first", metavar="A", help=f"{trial}, or of its MLflow run")
+    diff.add_argument("second", metavar="B", help="likewise")
+
+    retry = commands.add_parser("retry", parents=[grid, store], help="set failed trials back to pending")
+    retry.add_argument("what", nargs="*", metavar="FILE|TRIAL", help="ablation files or trials (default: all failed)")
+    retry.add_argument("--from-scratch", action="store_true", help="drop their checkpoints too")
+
+    rm = commands.add_parser("rm", parents=[store], help="remove trials from the store and from MLflow")
+    rm.add_argument("trials", nargs="+", metavar="TRIAL", help=trial)
+    rm.add_argument("--yes", action="store_true", help="do not ask")
+
+    gc = commands.add_parser("gc", parents=[store], help="list leftovers of killed processes; --yes deletes them")
+    gc.add_argument("--yes", action="store_true", help="delete them")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,11 +188,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.asked = parser.parse_args(["run", *args.run])  # mistakes are told here, not on the cluster
     if getattr(args, "store", None):
         os.environ["CODETR_STORE"] = str(Path(args.store).expanduser().absolute())  # for workers as well
-    from harness import commands
+    from harness import commands, store_commands
     from harness.errors import UserError
 
+    room = commands if hasattr(commands, args.command) else store_commands
     try:
-        return int(getattr(commands, args.command)(args))
+        return int(getattr(room, args.command)(args))
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)

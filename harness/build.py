@@ -18,6 +18,9 @@ from harness.allocator import keep_freed_memory
 from harness.data import open_splits
 from harness.data.coco import CocoDataset
 from harness.data.loader import Loader
+from harness.errors import UserError
+from harness.memory import await_free_memory
+from harness.ranks import ALONE, Ranks
 from harness.results import RunStore
 from harness.train import Progress, build_optimizer, load_checkpoint
 from model.detector import Detector
@@ -46,7 +49,8 @@ class TrialState:
     started: str
     clock: float  # when `progress.wall_seconds` was last brought up to date
     report: Report
-    should_stop: Callable[[], bool]
+    should_stop: Callable[[], bool]  # tells all ranks the same, so all must ask at the same points
+    ranks: Ranks = ALONE
 
     @property
     def folder(self) -> Path:
@@ -86,8 +90,15 @@ def _forwarded(name: str, tell: Callable[[str, str], None]) -> Iterator[None]:
         logging.getLogger(name).removeHandler(handler)
 
 
-def build_trial(trial: Trial, store: RunStore, report: Report, should_stop: Callable[[], bool]) -> TrialState:
-    """Data, detector and optimiser of a trial, at the point where it was left."""
+def build_trial(
+    trial: Trial, store: RunStore, report: Report, should_stop: Callable[[], bool], ranks: Ranks = ALONE
+) -> TrialState:
+    """Data, detector and optimiser of a trial, at the point where it was left.
+
+    Raises:
+        UserError: the data cannot be used.
+        OutOfMemory: less GPU memory is free than the trial demands.
+    """
     from harness.grid import config_to_dict
 
     config = trial.config
@@ -97,7 +108,8 @@ def build_trial(trial: Trial, store: RunStore, report: Report, should_stop: Call
         report({"kind": kind, "trial_id": trial.trial_id, "label": trial.label, "message": message})
 
     keep_freed_memory()
-    device = choose_device(trial.runtime.device)
+    device = choose_device(trial.runtime.device, ranks.rank)
+    await_free_memory(device, trial.runtime, lambda message: tell("warning", message))
     reset_peak_memory(device)
     with _forwarded("codetr", tell):
         implementation(device)  # builds the kernels, or says that it cannot
@@ -107,12 +119,15 @@ def build_trial(trial: Trial, store: RunStore, report: Report, should_stop: Call
     torch.manual_seed(config.seed)
     detector = Detector(config.model, train_data.num_classes).to(device)
     optimizer = build_optimizer(detector, config.train)
-    store.write_config(trial.trial_id, config_to_dict(config))
+    if ranks.is_first:
+        store.write_config(trial.trial_id, config_to_dict(config))
     progress, warnings = load_checkpoint(store.dir(trial.trial_id) / "checkpoint", detector, optimizer)
     for warning in warnings:
         tell("warning", warning)
-    workers = trial.runtime.num_workers
-    divisor = detector.size_divisor
+    progress = progress or Progress()
+    ranks.check_same("the step to continue from", progress.step)
+    ranks.take_random_state(device)
+    batch_size = config.train.batch_size // config.train.accumulate_steps
     return TrialState(
         trial,
         store,
@@ -120,34 +135,48 @@ def build_trial(trial: Trial, store: RunStore, report: Report, should_stop: Call
         Loader(
             train_data,
             config.data,
-            batch_size=config.train.batch_size // config.train.accumulate_steps,
+            batch_size=batch_size,
             training=True,
             seed=config.seed,
-            size_divisor=divisor,
-            num_workers=workers,
+            size_divisor=detector.size_divisor,
+            num_workers=trial.runtime.num_workers,
+            rank=ranks.rank,
+            num_ranks=ranks.size,
         ),
         Loader(
             val_data,
             config.data,
-            batch_size=max(1, config.train.batch_size // config.train.accumulate_steps),
+            batch_size=max(1, batch_size // ranks.size),
             training=False,
             seed=0,
-            size_divisor=divisor,
-            num_workers=workers,
+            size_divisor=detector.size_divisor,
+            num_workers=trial.runtime.num_workers,
+            rank=ranks.rank,
+            num_ranks=ranks.size,
         ),
         val_data,
         detector,
         optimizer,
-        progress or Progress(),
+        progress,
         datetime.now(UTC).isoformat(timespec="seconds"),
         clock,
         report,
         should_stop,
+        ranks,
     )
 
 
-def choose_device(wanted: str) -> torch.device:
-    """`auto` takes the accelerator where there is one.
+def check_ranks(trial: Trial) -> None:
+    """Raise `UserError` where several ranks would not train the detector that one process trains."""
+    if trial.runtime.ranks > 1 and trial.config.model.backbone.norm == "batch":
+        raise UserError(
+            "runtime.ranks: model.backbone.norm: batch takes its statistics from the images of one process, so several "
+            "ranks would train another detector; use norm: group or frozen_batch, or runtime.ranks: 1"
+        )
+
+
+def choose_device(wanted: str, rank: int = 0) -> torch.device:
+    """`auto` takes the accelerator where there is one; each rank has its own, as far as there are enough.
 
     Raises:
         ValueError: `cuda` is wanted and there is none.
@@ -155,7 +184,11 @@ def choose_device(wanted: str) -> torch.device:
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise ValueError("runtime.device: cuda is asked for, but torch sees no GPU here; use auto or cpu")
-    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+    if not available or wanted == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda", rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------

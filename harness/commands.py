@@ -1,7 +1,7 @@
 """What each command does: the story of the package docstring, one function per command.
 
 Every function takes the parsed arguments and returns the exit code. Tables go to standard output, so that they
-can be piped; remarks and mistakes go to standard error.
+can be piped; remarks and mistakes go to standard error. Commands about the store alone: `harness.store_commands`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import sys
-from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Sequence
 
+from harness.console import count, remark, table
+from harness.errors import UserError
 from harness.grid import Grid, Trial, open_grid
+from harness.housekeeping import damages
 from harness.progress import duration
 from harness.results import RunStore
 from harness.space import describe
@@ -22,9 +22,10 @@ from harness.spec import DEFAULT_PRESET
 from harness.suggestions import suggested
 
 
-def _grids(args: argparse.Namespace, *, require_data: bool = True) -> list[Grid]:
+def open_grids(args: argparse.Namespace, *, require_data: bool = True) -> list[Grid]:
+    """The grids of the files that a command names."""
     overrides = list(args.overrides)
-    for option in ("cpus_per_trial", "gpus_per_trial"):
+    for option in ("cpus_per_trial", "gpus_per_trial", "accelerator_type", "ranks"):
         if getattr(args, option, None) is not None:
             overrides.append(f"runtime.{option}={getattr(args, option)}")
     grids = []
@@ -32,156 +33,121 @@ def _grids(args: argparse.Namespace, *, require_data: bool = True) -> list[Grid]
         preset = args.preset or DEFAULT_PRESET
         grid = open_grid(file, preset, overrides, data=args.data, seeds=args.seeds, require_data=require_data)
         for note in grid.notes:
-            print(f"note: {note}", file=sys.stderr)
+            remark(f"note: {note}")
         grids.append(suggested(grid, RunStore()))
     return grids
 
 
-def _table(title: str, columns: dict[str, bool], rows: list[list[str]]) -> None:
-    """Print a table; `columns` tells by heading whether long cells may be wrapped."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+def _chosen(args: argparse.Namespace, grids: Sequence[Grid]) -> list[frozenset[str]]:
+    """By grid: ids of the trials that --only chooses."""
+    from harness.choose import choose
 
-    console = Console(highlight=False, soft_wrap=False)
-    if not console.is_terminal:  # a pipe or a job log has no width: do not wrap for it
-        console = Console(highlight=False, width=max(80, 4 + sum(_widths(list(columns), rows))))
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
-    for heading, wrap in columns.items():
-        table.add_column(heading, no_wrap=not wrap, overflow="fold")
-    for row in rows:
-        table.add_row(*[_escape(cell) for cell in row])
-    with console.capture() as capture:
-        console.print(table)
-    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
-
-
-def _widths(headings: list[str], rows: list[list[str]]) -> list[int]:
-    return [max(len(cell) for cell in column) + 2 for column in zip(headings, *rows, strict=True)]
+    if not all(trial.fingerprint for grid in grids for trial in grid.trials) and args.only:
+        raise UserError("--only: trials have no ids while the data set is not there; see the note")
+    return [choose(grid, args.only) for grid in grids]
 
 
 def plan(args: argparse.Namespace) -> int:
     """Show every trial of the grids, what differs, and which are done."""
     store = RunStore()
-    for grid in _grids(args, require_data=False):
-        states = {trial.trial_id: _state(store, trial) for trial in grid.trials}
-        rows = [
-            [trial.trial_id if trial.fingerprint else "-", trial.row, trial.label, states[trial.trial_id]]
-            for trial in grid.trials
-        ]
-        _table(
-            f"{grid.title} (preset {grid.preset})", {"trial": False, "row": True, "label": True, "status": False}, rows
-        )
-        print(_totals(grid, states, store))
+    grids = open_grids(args, require_data=False)
+    for grid, chosen in zip(grids, _chosen(args, grids), strict=True):
+        trials = [trial for trial in grid.trials if trial.trial_id in chosen]
+        states = {trial.trial_id: _state(store, trial) for trial in trials}
+        columns = {"trial": False, "row": True, "label": True, "status": False}
+        rows = [[t.trial_id if t.fingerprint else "-", t.row, t.label, states[t.trial_id]] for t in trials]
+        total = count(states[trial.trial_id] for trial in trials)
+        asked = len(grid.rows) * len(grid.seeds)
+        if asked > len(grid.trials) == len(trials):
+            total += f" ({asked} cells share them)"
+        if args.cost:
+            columns["left"] = False
+            for row, text in zip(rows, told := _costs(store, trials, states), strict=False):
+                row.append(text)
+            total += "".join(f"\n{line}" for line in told[len(rows) :])
+        if grid.num_unknown:
+            total += f", {grid.num_unknown} to be suggested"
+        table(f"{grid.title} (preset {grid.preset})", columns, rows)
+        print(total)
         if grid.search is not None:
             print(f"search: {describe(grid.search.spec)}")
     return 0
 
 
 def _state(store: RunStore, trial: Trial) -> str:
-    return store.status(trial.trial_id) if trial.fingerprint else "pending"
+    if not trial.fingerprint:
+        return "pending"
+    for line in damages(store, trial.trial_id):
+        remark(f"warning: {line}")
+    return store.status(trial.trial_id)
 
 
-def _totals(grid: Grid, states: dict[str, str], store: RunStore) -> str:
-    text = _count(states.values())
-    asked = len(grid.rows) * len(grid.seeds)
-    if asked > len(grid.trials):
-        text += f" ({asked} cells share them)"
-    if grid.num_unknown:
-        text += f", {grid.num_unknown} to be suggested"
-    settled = ("finished", "running", "pruned") if grid.search else ("finished", "running")
-    left = [trial for trial in grid.trials if states[trial.trial_id] not in settled]
-    seconds = [
-        cost["wall_seconds"]
-        for trial in grid.trials
-        if states[trial.trial_id] == "finished"
-        and (cost := (store.read(trial.trial_id) or {}).get("cost") or {}).get("wall_seconds")
-    ]
-    if left and seconds:
-        text += f"; about {duration(len(left) * sum(seconds) / len(seconds))} of trial time left"
-        text += f", judged by {len(seconds)} finished"
-    return text
+def _costs(store: RunStore, trials: Sequence[Trial], states: dict[str, str]) -> list[str]:
+    """A cell for each trial, then lines for below the table: what is left in all, and what it is judged by."""
+    from harness.cost import Costs
 
-
-def _count(states: Iterable[str]) -> str:
-    """`3 trials: 2 finished, 1 pending`."""
-    counts = Counter(states)
-    number = sum(counts.values())
-    ordered = sorted(counts, key=("finished", "running", "interrupted", "failed", "pruned", "pending").index)
-    return f"{number} trial{'s'[: number != 1]}: " + ", ".join(f"{counts[state]} {state}" for state in ordered)
+    costs = Costs(store)
+    cells: list[str] = []
+    seconds, known, unknown = 0.0, 0, 0
+    basis: dict[tuple[str, ...], str] = {}
+    for trial in trials:
+        if states[trial.trial_id] == "finished":
+            cells.append("")
+        elif (found := costs.left(trial)) is None:
+            unknown += 1
+            cells.append("unknown")
+        else:
+            seconds, known = seconds + found.seconds, known + 1
+            cells.append(duration(found.seconds))
+            basis.setdefault(found.basis, found.how)
+    lines = []
+    if known:
+        lines.append(f"left: {duration(seconds)} of trial time for {known} of them, judged by")
+    for ids, how in list(basis.items())[:5]:
+        named = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+        lines.append(f"  {named} ({how})")
+    if len(basis) > 5:
+        lines.append(f"  and {len(basis) - 5} more such groups")
+    if unknown:
+        lines.append(f"unknown for {unknown}: nothing like it was measured yet")
+    return cells + lines
 
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing of each grid, then print its table."""
-    grids = _grids(args)  # mistakes are told before anything heavy is loaded
+    grids = open_grids(args)  # mistakes are told before anything heavy is loaded
+    chosen = _chosen(args, grids)
     from harness.report import grid_text
     from harness.schedule import run_grid
 
     store = RunStore()
     failed = False
-    for grid in grids:
-        summary = run_grid(grid, store, executor=args.executor, concurrent=args.concurrent, limit=args.limit)
-        left = summary.interrupted if args.limit is None else ()
+    for grid, ids in zip(grids, chosen, strict=True):
+        summary = run_grid(
+            grid,
+            store,
+            executor=args.executor,
+            concurrent=args.concurrent,
+            limit=args.limit,
+            only=ids,
+            fail_fast=args.fail_fast,
+        )
+        left = [key for key in summary.interrupted if not args.only or key in ids] if args.limit is None else []
         failed |= bool(summary.failed or left)
         grid = suggested(grid, store)
         records = [record for trial in grid.trials if (record := store.read(trial.trial_id))]
         print(f"\n{grid_text(grid, records)}")
+        if args.fail_fast and summary.failed:
+            break
     return 1 if failed else 0
 
 
 def submit(args: argparse.Namespace) -> int:
     """Run on a Ray cluster what `codetr run` would run here."""
-    _grids(args.asked, require_data=False)
+    open_grids(args.asked, require_data=False)
     from harness.submit import hand_over
 
     return hand_over(args.run, args.asked.files, args.address, wait=not args.no_wait)
-
-
-def status(args: argparse.Namespace) -> int:
-    """Show the trials of the store, or of some ablation files: state, progress, result, reason of failure."""
-    store = RunStore()
-    labels: dict[str, str] = {}
-    for grid in _grids(args, require_data=False):
-        labels.update({trial.trial_id: trial.label for trial in grid.trials if trial.fingerprint})
-    ids = list(labels) if args.files else store.trials()
-    if not ids:
-        print(f"no trials in {store.root}" if not args.files else "no trial of these files can be known yet")
-        return 0
-    rows = []
-    states = []
-    for trial_id in ids:
-        record = store.read(trial_id) or {}
-        state = store.status(trial_id)
-        states.append(state)
-        label = labels.get(trial_id) or str(record.get("label") or "")
-        rows.append([trial_id, label, state, _progress(store, trial_id, state, record), _outcome(state, record)])
-    _table(str(store.root), {"trial": False, "label": True, "status": False, "progress": False, "result": True}, rows)
-    print(_count(states))
-    return 0
-
-
-def _progress(store: RunStore, trial_id: str, state: str, record: dict[str, Any]) -> str:
-    if state == "finished":
-        seconds = (record.get("cost") or {}).get("wall_seconds")
-        return f"in {duration(seconds)}" if seconds else ""
-    beat = store.read_heartbeat(trial_id) or {}
-    if "step" not in beat:
-        return ""
-    total = beat.get("total_steps")
-    text = f"step {beat['step']}" + (f"/{total}" if total else "")
-    eta = beat.get("eta_seconds")
-    return f"{text}, {duration(eta)} left" if state == "running" and eta is not None else text
-
-
-def _outcome(state: str, record: dict[str, Any]) -> str:
-    if state == "failed":
-        return str(record.get("error") or "no message was recorded")
-    ap = (record.get("metrics") or {}).get("AP")
-    return "" if ap is None else f"AP {ap:.1f}"
 
 
 def report(args: argparse.Namespace) -> int:
@@ -189,9 +155,9 @@ def report(args: argparse.Namespace) -> int:
     from harness.report import FORMATS, TRACKING, How, chosen_source, identified, write_report
     from harness.tracking import read_suggestions
 
-    grids = [identified(grid) for grid in _grids(args, require_data=False)]
+    grids = [identified(grid) for grid in open_grids(args, require_data=False)]
     if any(grid.trials and not any(trial.fingerprint for trial in grid.trials) for grid in grids):
-        grids = _grids(args)  # neither the data nor a record of it is here: say so
+        grids = open_grids(args)  # neither the data nor a record of it is here: say so
     for index, grid in enumerate(grids):
         if grid.search is not None and grid.num_unknown and chosen_source(args.source) == TRACKING:
             for values in read_suggestions(grid.search.key):  # the store of records may be elsewhere
@@ -234,7 +200,7 @@ def sync(args: argparse.Namespace) -> int:
     from harness import mirror
 
     store = RunStore()
-    for grid in _grids(args):
+    for grid in open_grids(args):
         mirror.sync(store, grid)
         print(f"{grid.name}: the tracking store has every record of its {len(grid.trials)} trials")
     return 0

@@ -107,14 +107,26 @@ class RuntimeConfig:
     """How a trial runs. Nothing here changes what the trial is."""
 
     __pydantic_config__ = FORBID_UNKNOWN
-    cpus_per_trial: float = 1.0  # fractions allowed
+    cpus_per_trial: float = 1.0  # of all its ranks together; fractions allowed
     gpus_per_trial: float = 0.0
-    num_workers: int = 0  # data loader processes
+    accelerator_type: str | None = None  # kind of GPU as Ray names it, such as H100; None: any
+    ranks: int = 1  # processes that share each batch; train.batch_size stays the whole
+    num_workers: int = 0  # data loader processes of each rank
+    min_free_gpu_gb: float | None = None  # GiB that must be free at the start; None: the share asked for, if possible
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
         require(self.cpus_per_trial > 0, f"cpus_per_trial must be positive, got {self.cpus_per_trial}")
         require(self.gpus_per_trial >= 0, f"gpus_per_trial must not be negative, got {self.gpus_per_trial}")
+        require(
+            self.accelerator_type is None or self.gpus_per_trial > 0,
+            f"accelerator_type ({self.accelerator_type}) needs gpus_per_trial, such as 1",
+        )
+        require(self.ranks >= 1, f"ranks must be at least 1, got {self.ranks}")
+        require(
+            self.min_free_gpu_gb is None or self.min_free_gpu_gb >= 0,
+            f"min_free_gpu_gb must not be negative, got {self.min_free_gpu_gb}",
+        )
         require(self.num_workers >= 0, f"num_workers must not be negative, got {self.num_workers}")
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from harness.config import EvaluateConfig
     from harness.data.coco import CocoDataset
     from harness.data.loader import Loader
+    from harness.ranks import Ranks
     from model.detector import Detector
     from model.types import Batch, Detections
 
@@ -56,6 +57,7 @@ def evaluate(
     device: torch.device | str,
     *,
     on_batch: Callable[[int, int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Detect on every image once and score each branch of `config.branches`.
 
@@ -66,8 +68,18 @@ def evaluate(
         config: branches and evaluator.
         device: where the detector is.
         on_batch: called with (batches done, batches in all).
+        ranks: that share the images; `loader` gives this one its part. The first scores what all have found, the
+            others return nothing.
     """
     results, matching = detect_all(detector, loader, dataset, config.branches, device, on_batch=on_batch)
+    if ranks is not None and ranks.size > 1:
+        import torch
+
+        parts = ranks.gather((results, matching))
+        if not ranks.is_first:
+            return Evaluation({}, {}, [], matching)
+        results = {name: [row for found, _ in parts for row in found[name]] for name in results}
+        matching = torch.cat([own for _, own in parts])
     main = DECODER if DECODER in results else config.branches[0]
     metrics: dict[str, float | None] = {}
     per_class: dict[str, float | None] = {}
@@ -115,6 +127,8 @@ def detect_all(
                     on_batch(done, len(loader))
     finally:
         detector.train(was_training)
+    if not matchings:  # a rank may have no image
+        matchings.append(torch.empty(0, 2, detector.config.num_queries, dtype=torch.int32))
     return results, torch.cat(matchings)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from harness.errors import RankLost
 from harness.progress import Progress
 from harness.results import RunStore, write_atomic
 
@@ -31,7 +32,11 @@ RunTrial = Callable[..., Any]
 def execute(
     trial: Trial, store: RunStore, launch: str, run_trial: RunTrial | None, should_stop: Callable[[], bool]
 ) -> str:
-    """Run a trial under its lease; returns its status. What goes wrong ends in the record, not in an exception."""
+    """Run a trial under its lease; returns its status. What goes wrong ends in the record, not in an exception.
+
+    Raises:
+        RankLost: one of its processes was lost.
+    """
     held = store.claim(trial.trial_id, owner=launch)
     if held is None:
         return "running"  # by somebody else
@@ -45,8 +50,10 @@ def execute(
 
         try:
             work = run_trial or _real_trial()
-            _use_threads(trial.runtime.cpus_per_trial)
+            _use_threads(trial.runtime.cpus_per_trial / trial.runtime.ranks)
             work(trial, store, report=_reporter(trial, store), should_stop=stopping)
+        except RankLost:
+            raise  # as if this process had been lost: whoever started it may start it again
         except Exception as error:
             after = store.read(trial.trial_id)
             if after is None or after == before or after.get("status") == "running":
@@ -110,13 +117,21 @@ def available_cpus() -> int:
 
 
 def run_local(
-    trials: Sequence[Trial], store: RunStore, run_trial: RunTrial | None, concurrent: int | None, progress: Progress
+    trials: Sequence[Trial],
+    store: RunStore,
+    run_trial: RunTrial | None,
+    concurrent: int | None,
+    progress: Progress,
+    fail_fast: bool = False,
 ) -> None:
     """Run trials one after the other in this process; a signal lets the current one leave a checkpoint.
 
     Raises:
         KeyboardInterrupt: on SIGINT or SIGTERM, after the current trial has stopped.
     """
+    kinds = {trial.runtime.accelerator_type for trial in trials} - {None}
+    if kinds:
+        progress.say(f"note: the local executor takes the GPU at hand; --accelerator-type {kinds.pop()} has no effect")
     if concurrent not in (None, 1):
         progress.say(f"note: the local executor runs one trial at a time; --concurrent {concurrent} has no effect")
     launch = uuid.uuid4().hex
@@ -131,10 +146,17 @@ def run_local(
     progress.phase("starting")
     with on_signals(on_signal):
         for trial in trials:
-            execute(trial, store, launch, run_trial, stop.is_set)
+            try:
+                outcome = execute(trial, store, launch, run_trial, stop.is_set)
+            except RankLost as error:
+                store.mark(trial.trial_id, "failed", error=str(error), **known(trial))
+                outcome = "failed"
             _free_memory()
             if stop.is_set():
                 raise KeyboardInterrupt
+            if fail_fast and outcome == "failed":
+                progress.say(f"stopping: {trial.trial_id} has failed (--fail-fast)")
+                return
 
 
 def _free_memory() -> None:
@@ -150,12 +172,14 @@ def stop_now(*_: object) -> NoReturn:
 
 
 @contextmanager
-def on_signals(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM; outside the main thread nothing changes."""
+def on_signals(
+    handler: Callable[[int, FrameType | None], Any], numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM)
+) -> Iterator[None]:
+    """Handle SIGINT and SIGTERM (or others); outside the main thread nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    kept = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ thing share one, and nothing about where or how fast it runs matters. Labels sho
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,6 +78,7 @@ class Grid:
     figures: tuple[str, ...] = ("ap",)  # which figures its report draws
     claims: tuple[Claim, ...] = ()  # what its rows are said to show
     notes: tuple[str, ...] = ()  # what a person should know before running
+    command: str = ""  # runs what is missing of it; "" when it was not read from a file
     search: Search | None = None  # None: all trials are listed
 
     @property
@@ -122,7 +124,12 @@ def open_grid(
     """
     mistakes = Mistakes()
     spec = read_spec(path, mistakes)
-    return expand(spec, preset, overrides, data=data, seeds=seeds, require_data=require_data, mistakes=mistakes)
+    grid = expand(spec, preset, overrides, data=data, seeds=seeds, require_data=require_data, mistakes=mistakes)
+    words = ["codetr", "run", str(path), *(() if preset == DEFAULT_PRESET else ("--preset", preset))]
+    words += [word for text in overrides for word in ("--set", text)]
+    words += ["--data", data] if data is not None else []
+    words += ["--seeds", ",".join(map(str, seeds))] if seeds is not None else []
+    return replace(grid, command=shlex.join(words))
 
 
 def expand(

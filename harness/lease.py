@@ -104,8 +104,8 @@ def _storage_now(folder: Path) -> float:
 def read_holder(path: Path) -> dict[str, Any] | None:
     """The holder named in the file, or None when there is no readable file."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -116,7 +116,8 @@ def is_alive(path: Path) -> bool:
     if found is None:
         return False
     if found.get("machine") == machine_id():
-        start = _process_start(int(found.get("pid", -1)))
+        pid = found.get("pid")
+        start = _process_start(pid) if isinstance(pid, int) else None
         return start is not None and start == found.get("process_start")
     try:
         touched = path.stat().st_mtime

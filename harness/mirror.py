@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import tracking
 from harness.errors import UserError
+from harness.housekeeping import marks
 from harness.lease import file_lock, is_alive
 from harness.results import RunStore, to_json
 from harness.space import values_text
@@ -68,6 +69,7 @@ class Mirror:
             UserError: the tracking store cannot be reached.
         """
         self._experiment = tracking.ensure_store(self.uri)
+        delete_removed(self.store, self.uri)
         with tracking.reaching(self.uri):
             self._parent = self._grid_run()
             self._reconcile()
@@ -230,3 +232,16 @@ def sync(store: RunStore, grid: Grid, uri: str | None = None) -> None:
     mirror.open()
     if not mirror.close():
         raise UserError(warnings[0])
+
+
+def delete_removed(store: RunStore, uri: str | None = None) -> int:
+    """Delete the runs of trials that were removed from the store; returns how many there were.
+
+    Raises:
+        UserError: the tracking store cannot be reached; the marks stay.
+    """
+    found = marks(store)
+    gone = tracking.delete_runs(list(found), uri or tracking.tracking_uri(store.root)) if found else 0
+    for path in found.values():
+        path.unlink(missing_ok=True)
+    return gone

@@ -80,6 +80,9 @@ def resolve(settings: Iterable[Setting], where: str, mistakes: Mistakes) -> Reso
             mistakes.add(origin, f"unknown key{hint or suggest_key(path) or suggest(path[0], SECTIONS)}")
         elif non_finite(value):
             mistakes.add(origin, f"must be finite, got {show(value)}")
+        elif (above := _value_above(tree, path)) is not None:
+            place = ".".join(above)
+            mistakes.add(origin, f"{place} is no mapping that could hold it, see {origins.get(above, place)}")
         else:
             _put(tree, path, value)
             origins = {p: o for p, o in origins.items() if p[: len(path)] != path}  # a list replaces what was there
@@ -190,11 +193,20 @@ def _check_branches(resolved: Resolved, tell: Callable[[str], None]) -> None:
             tell(f"unknown branch '{branch}'; known for these heads: {', '.join(('decoder', *heads))}")
 
 
+def _value_above(tree: dict[str, Any], path: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The beginning of `path` where a plain value stands, which would be lost; None when there is none."""
+    for end, name in enumerate(path[:-1], 1):
+        if name not in tree:
+            return None
+        tree = tree[name]
+        if not isinstance(tree, dict):
+            return path[:end]
+    return None
+
+
 def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for name in path[:-1]:
-        child = tree.get(name)
-        tree[name] = child if isinstance(child, dict) else {}
-        tree = tree[name]
+        tree = tree.setdefault(name, {})
     if not (value == {} and isinstance(tree.get(path[-1]), dict)):  # an empty mapping changes nothing
         tree[path[-1]] = value
 

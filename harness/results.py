@@ -1,7 +1,8 @@
 """The record of a trial on (shared) storage: the durable truth that the tracking store only mirrors.
 
 `<store>/runs/<trial_id>/` holds config.yaml, result.json, metrics.jsonl (a line per epoch), checkpoint/, log.txt,
-and while somebody works on it lease.json and heartbeat.json. Every file is replaced whole or not at all.
+attempts/ (records of failures that were tried again), and while somebody works on it lease.json and heartbeat.json.
+Every file is replaced whole or not at all.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import time
 import uuid
@@ -76,6 +78,34 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(_without_nan(value), indent=indent, allow_nan=False)
 
 
+RECORD_PARTS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("metrics", "cost", "config", "factors", "provenance", "per_class"), (dict, type(None))),
+    **dict.fromkeys(("error", "started", "finished", "label", "fingerprint"), (str, type(None))),
+    "history": (list, type(None)),
+}
+
+
+def record_flaw(record: Any) -> str:
+    """Why this cannot be a record; empty when it can."""
+    if not isinstance(record, dict):
+        return "not a JSON object"
+    if record.get("status") not in STATUSES:
+        return f"its status is {record.get('status')!r}"
+    wrong = [name for name, kind in RECORD_PARTS.items() if not isinstance(record.get(name), kind)]
+    return f"{wrong[0]} is no {'text' if wrong[0] in ('error', 'label') else 'table'}" if wrong else ""
+
+
+def beat_flaw(beat: Any) -> str:
+    """Why this cannot be a heartbeat; empty when it can."""
+    if not isinstance(beat, dict):
+        return "not a JSON object"
+    numbers = ("epoch", "epochs", "step", "total_steps", "loss", "seconds_per_step", "eta_seconds", "time", "evaluated")
+    wrong = [name for name in numbers if not isinstance(beat.get(name), (int, float, type(None)))]
+    if not isinstance(beat.get("warnings", []), list):
+        wrong.append("warnings")
+    return f"{wrong[0]} is of another type" if wrong else ""
+
+
 class RunStore:
     """The records of all trials under one folder.
 
@@ -118,14 +148,15 @@ class RunStore:
         """
         path = self.dir(trial_id) / "result.json"
         try:
-            record = json.loads(path.read_text())
-            if not isinstance(record, dict):
-                raise ValueError("not a JSON object")
-            return record
+            record = json.loads(path.read_bytes())
+            flaw = record_flaw(record)
+            if not flaw:
+                return dict(record)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            return {"trial_id": trial_id, "status": "failed", "error": f"{path} cannot be read: {error}", "metrics": {}}
+        except (OSError, ValueError, RecursionError) as error:
+            flaw = str(error)
+        return {"trial_id": trial_id, "status": "failed", "error": f"{path} cannot be read: {flaw}", "metrics": {}}
 
     def write_result(self, trial_id: str, record: dict[str, Any]) -> None:
         """Write the record whole."""
@@ -149,19 +180,22 @@ class RunStore:
 
         Lines of the same or a later epoch go: they come from before a resume.
         """
-        kept = [line for line in self.metrics(trial_id) if line["epoch"] < entry["epoch"]]
-        lines = [*kept, {**entry, "time": entry.get("time", time.time())}]
-        write_atomic(self.dir(trial_id) / "metrics.jsonl", "".join(to_json(line) + "\n" for line in lines))
+        path, known = self.dir(trial_id) / "metrics.jsonl", self.metrics(trial_id)
+        lines = [line for line in known if line["epoch"] < entry["epoch"]]
+        lines.append({**entry, "time": entry.get("time", time.time())})
+        if path.exists() and len(path.read_bytes().splitlines()) > len(known):  # lines that cannot be read
+            shutil.copyfile(path, path.with_name("metrics.jsonl.damaged"))
+        write_atomic(path, "".join(to_json(line) + "\n" for line in lines))
 
     def metrics(self, trial_id: str) -> list[dict[str, Any]]:
         """The epochs of metrics.jsonl in order; unreadable lines are left out."""
         try:
-            lines = (self.dir(trial_id) / "metrics.jsonl").read_text().splitlines()
+            lines = (self.dir(trial_id) / "metrics.jsonl").read_bytes().splitlines()
         except OSError:
             return []
         entries = []
         for line in lines:
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 entry = json.loads(line)
                 if isinstance(entry, dict) and isinstance(entry.get("epoch"), int):
                     entries.append(entry)
@@ -173,12 +207,20 @@ class RunStore:
         write_atomic(self.dir(trial_id) / "heartbeat.json", to_json(beat), durable=False)
 
     def read_heartbeat(self, trial_id: str) -> dict[str, Any] | None:
-        """The last sign of life, however old, or None."""
-        return lease.read_holder(self.dir(trial_id) / "heartbeat.json")
+        """The last sign of life, however old; None when there is none, or it cannot be understood."""
+        beat = lease.read_holder(self.dir(trial_id) / "heartbeat.json")
+        return None if beat is None or beat_flaw(beat) else beat
 
     def status(self, trial_id: str) -> str:
         """One of `STATUSES`. A trial is running only while the process that works on it lives."""
+        return self.look(trial_id)[0]
+
+    def look(self, trial_id: str) -> tuple[str, dict[str, Any] | None]:
+        """Status and record, read once."""
         record = self.read(trial_id)
+        return self._status(trial_id, record), record
+
+    def _status(self, trial_id: str, record: dict[str, Any] | None) -> str:
         if record is not None and record.get("status") == "finished":
             return "finished"
         held = self.dir(trial_id) / "lease.json"

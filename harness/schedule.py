@@ -16,7 +16,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,8 +26,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness import tracking
 from harness.errors import UserError
 from harness.execute import RunTrial, available_cpus, execute, known, on_signals, run_local, stop_now
+from harness.failfast import StoppedByFailure, failure_stops
+from harness.housekeeping import take_up
+from harness.ledger import remember
 from harness.mirror import Mirror
 from harness.progress import Progress, print_line
+from harness.resources import bundle, resource_notes
 from harness.results import RunStore, cache_dir, code_version, write_atomic
 from harness.suggestions import suggested
 
@@ -70,6 +74,8 @@ def run_grid(
     executor: Literal["ray", "local"] = "ray",
     concurrent: int | None = None,
     limit: int | None = None,
+    only: Collection[str] | None = None,
+    fail_fast: bool = False,
     max_failures: int = 3,
     run_trial: RunTrial | None = None,
     check_data: Callable[[Sequence[Trial], Callable[[str], None]], None] | None = None,
@@ -83,6 +89,8 @@ def run_grid(
         executor: "local" runs one trial after the other in this process and needs neither ray nor mlflow.
         concurrent: trials at a time; None: as many as the resources allow.
         limit: run at most this many now.
+        only: ids of the trials that may run; None: all.
+        fail_fast: after the first failure start nothing more and let what runs leave its checkpoint.
         max_failures: how often a trial whose worker or node was lost is started again. A trial that fails by itself
             is not.
         run_trial: instead of `harness.trial.run_trial`.
@@ -99,8 +107,11 @@ def run_grid(
     code_version()  # now, before anybody commits what does not run
     skipped = tuple(trial.trial_id for trial in grid.trials if store.status(trial.trial_id) == "finished")
     given_up = summarise(grid, store).pruned if grid.search and grid.search.spec.scheduler == "asha" else ()
-    pending = [trial for trial in grid.trials if trial.trial_id not in (*skipped, *given_up)][:limit]
+    wanted = [trial for trial in grid.trials if only is None or trial.trial_id in only]
+    pending = [trial for trial in wanted if trial.trial_id not in (*skipped, *given_up)][:limit]
     more = grid.num_unknown if limit is None else min(grid.num_unknown, limit - len(pending))
+    more = more if only is None else 0
+    remember(store, grid)
     try:
         with ExitStack() as stack:
             stack.enter_context(on_signals(stop_now))
@@ -115,12 +126,14 @@ def run_grid(
                 progress.say(f"{len(pending)} of {len(grid.trials)} trials to run{suggestions}")
                 progress.phase("checking the data")
                 (check_data or check_datasets)(pending or grid.trials[:1], progress.say)
+                for line in take_up(store, [trial.trial_id for trial in pending]):
+                    progress.say(line)
                 progress.watch(pending)
                 stack.enter_context(mirror.repeated() if mirror is not None else nullcontext())
                 if executor == "local":
-                    run_local(pending, store, run_trial, concurrent, progress)
+                    run_local(pending, store, run_trial, concurrent, progress, fail_fast)
                 else:
-                    _run_ray(pending, more, store, run_trial, concurrent, max_failures, progress, mirror)
+                    _run_ray(pending, more, store, run_trial, concurrent, max_failures, progress, mirror, fail_fast)
     except KeyboardInterrupt:
         grid = suggested(grid, store)
         out(f"{grid.name}  stopped: {_conclusion(grid, store, summarise(grid, store, skipped))}")
@@ -223,6 +236,7 @@ def _run_ray(
     max_failures: int,
     progress: Progress,
     mirror: Mirror | None,
+    fail_fast: bool = False,
 ) -> None:
     """Run `trials`, and `more` that the grid's search is to suggest meanwhile."""
 
@@ -238,11 +252,22 @@ def _run_ray(
     with on_signals(stop_now):  # again: Ray has put its own handler
         try:
             progress.phase("waiting for workers")
-            errors = _tune(
-                trials, store, launch, run_trial, concurrent, max_failures, grid=progress.grid, more=more, joined=joined
-            )
+            with failure_stops(trials, store, folder / "stop", progress) if fail_fast else nullcontext():
+                errors = _tune(
+                    trials,
+                    store,
+                    launch,
+                    run_trial,
+                    concurrent,
+                    max_failures,
+                    grid=progress.grid,
+                    more=more,
+                    joined=joined,
+                )
             progress.phase("closing", quiet=True)
             _mark_lost(progress.grid.trials, store, errors)
+        except StoppedByFailure:
+            pass  # the trials have stopped, and the store tells the rest
         except KeyboardInterrupt:
             progress.say("stopping the trials")
             write_atomic(folder / "stop", "")
@@ -277,7 +302,6 @@ def _start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progre
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     cpus = max(trial.runtime.cpus_per_trial for trial in trials)
-    gpus = max(trial.runtime.gpus_per_trial for trial in trials)
     if given:
         options["address"] = address
     else:
@@ -291,15 +315,12 @@ def _start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progre
         raise UserError(
             f"Ray cluster {where}: {tracking.one_line(error)}; check RAY_ADDRESS and RAY_AUTH_MODE"
         ) from error
-    there = ray.cluster_resources()
-    if cpus > there.get("CPU", 0) or gpus > there.get("GPU", 0):
-        found = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
-        if not given:
-            ray.shutdown()
-            raise UserError(f"a trial asks for {cpus:g} CPUs and {gpus:g} GPUs, this machine has {found}")
-        progress.say(f"note: a trial asks for {cpus:g} CPUs and {gpus:g} GPUs; the cluster has {found} now")
-    if there.get("GPU") and not gpus:
-        progress.say("note: there are GPUs, but no trial asks for one; see --gpus-per-trial")
+    try:
+        for note in resource_notes([trial.runtime for trial in trials], ray.cluster_resources(), may_grow=given):
+            progress.say(f"note: {note}")
+    except UserError:
+        ray.shutdown()
+        raise
     return ray
 
 
@@ -335,7 +356,7 @@ def _tune(
 
     def resources(config: dict[str, Any]) -> Any:
         runtime = (by_id.get(config["trial"]) or grid.trials[0]).runtime
-        return tune.PlacementGroupFactory([{"CPU": runtime.cpus_per_trial, "GPU": runtime.gpus_per_trial}])
+        return tune.PlacementGroupFactory([bundle(runtime)])
 
     order: dict[str, Any] = {}
     if grid.search is not None:
@@ -379,6 +400,10 @@ def _tune(
 
 
 def _reason(error: BaseException) -> str:
+    if type(error).__name__ == "OutOfMemoryError":  # Ray's memory monitor ended the worker
+        return "out of memory on its node, again and again: try fewer trials at a time (--concurrent, --cpus-per-trial)"
+    if "RankLost" in type(error).__name__:
+        return str(error).rpartition("RankLost: ")[2].splitlines()[0]
     if type(error).__name__ in LOST:
         return f"its worker was lost again and again ({type(error).__name__}): killed, or out of memory?"
     return f"its worker could not run it: {str(error).strip().splitlines()[-1]}"
@@ -418,6 +443,8 @@ def _work(
             looked[:] = [time.monotonic(), marker.exists()]
         return bool(looked[1])
 
+    if marker.exists():  # the grid stops: do not even begin
+        return {"outcome": "pending"}
     return {"outcome": execute(trial, store, launch, run_trial, should_stop)}
 
 

@@ -8,6 +8,7 @@ ablations/README.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from harness.claims import ClaimSpec
 from harness.resolve import Setting, leaves
 from harness.space import SearchSpec
-from harness.strict import Mistakes, dotted, read_yaml, read_yaml_file, show, suggest, validate
+from harness.strict import Mistakes, dotted, non_finite, read_yaml, read_yaml_file, show, suggest, validate
 from model.config import require
 
 COCO_METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100")
@@ -41,7 +42,7 @@ def _published(value: Any) -> dict[str, Published]:
         require(isinstance(numbers, dict), f"must be metrics, or metrics for each preset, got {show(value)}")
         for metric, number in numbers.items():
             _metric(metric)
-            is_number = isinstance(number, int | float) and not isinstance(number, bool)
+            is_number = isinstance(number, int | float) and not isinstance(number, bool) and not non_finite(number)
             require(is_number, f"{metric} must be a number, got {show(number)}")
     return {str(name): {m: float(n) for m, n in numbers.items()} for name, numbers in settings.items() if numbers}
 
@@ -83,6 +84,13 @@ class AblationSpec(BaseModel):
     claims: tuple[ClaimSpec, ...] = ()  # what the rows are said to show
     path: str = ""  # where the file lies; filled in by `read_spec`
 
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str) -> str:
+        good = re.fullmatch(r"[\w+-][\w .+-]{0,99}", name) or not name
+        require(bool(good), f"must be up to 100 letters, digits and _ - + . since it names a folder, got {name!r}")
+        return name
+
     @field_validator("seeds")
     @classmethod
     def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -118,6 +126,7 @@ def check_seeds(seeds: Iterable[int]) -> None:
     require(len(listed) > 0, "seeds are empty, so the grid is empty; write seeds: [0]")
     require(len(set(listed)) == len(listed), f"seeds must differ, got {listed}")
     require(min(listed) >= 0, f"seeds must not be negative, got {listed}")
+    require(max(listed) < 2**63, f"seeds must be below 2^63, got {listed}")
 
 
 def read_spec(path: str | Path, mistakes: Mistakes | None = None) -> AblationSpec:

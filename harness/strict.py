@@ -12,6 +12,7 @@ import difflib
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -42,23 +43,28 @@ class Mistakes:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 scalars that remembers the keys written twice."""
+    """SafeLoader with YAML 1.2 scalars and only the values of JSON, that remembers what is wrong with keys."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.duplicates: list[tuple[int, str]] = []
+        self.key_mistakes: list[tuple[int, str]] = []
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             line = key_node.start_mark.line + 1
-            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
+            if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
-            if key_node.value in seen:
+            if key_node.tag != "tag:yaml.org,2002:str":
+                shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "of several values"
+                self.key_mistakes.append((line, f"key {shown} is no text; write it in quotes if it is meant so"))
+            elif key_node.value in seen:
                 first = seen[key_node.value]
-                self.duplicates.append((line, f"duplicate key '{key_node.value}' (first on line {first}); remove one"))
+                self.key_mistakes.append(
+                    (line, f"duplicate key '{key_node.value}' (first on line {first}); remove one")
+                )
             else:
                 seen[key_node.value] = line
         return super().construct_mapping(node, deep)
@@ -76,28 +82,48 @@ for _tag, _pattern, _first in (
     ("merge", r"<<", "<"),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
+
+
+def _text(node: Any) -> str:
+    """What is written at a node that must be one plain value."""
+    if not isinstance(node, yaml.ScalarNode):
+        raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag} needs a plain value", node.start_mark)
+    return str(node.value)
+
+
+def _refuse(_: Any, node: Any) -> Any:
+    raise yaml.constructor.ConstructorError(None, None, f"values of {node.tag} have no use here", node.start_mark)
+
+
+for _tag in ("binary", "omap", "pairs", "set", "timestamp"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _refuse)
 # the inherited constructors know YAML 1.1: an octal 010 and a sexagesimal 1:30 would become other numbers
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(_text(node)))
 _Loader.add_constructor(
     "tag:yaml.org,2002:float",
-    lambda loader, node: float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    lambda _, node: float(_text(node).lower().replace(".inf", "inf").replace(".nan", "nan")),
 )
 
 
 def read_yaml(text: str, where: str, mistakes: Mistakes) -> Any:
     """The value of a YAML text; None after a mistake that leaves nothing to read."""
-    loader = _Loader(text)
     try:
-        value = loader.get_single_data()
-    except (yaml.YAMLError, RecursionError) as error:
+        loader = _Loader(text)
+        try:
+            value = loader.get_single_data()
+        finally:
+            loader.dispose()
+    except yaml.reader.ReaderError as error:
+        place = f"{where}:{text.count(chr(10), 0, error.position) + 1}"
+        mistakes.add(place, f"not valid YAML: the character {text[error.position]!r} is not allowed")
+        return None
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # the last two: a tag that does not fit
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be read"
         mistakes.add(f"{where}{line}", f"not valid YAML: {problem}")
         return None
-    finally:
-        loader.dispose()
-    for line_number, what in loader.duplicates:
+    for line_number, what in loader.key_mistakes:
         mistakes.add(f"{where}:{line_number}", what)
     return value
 
@@ -140,9 +166,11 @@ def dotted(location: Iterable[str | int]) -> str:
 
 
 def non_finite(value: Any) -> bool:
-    """Whether infinity or not-a-number hides in a value read from YAML."""
+    """Whether infinity, not-a-number or a whole number beyond all floats hides in a value read from YAML."""
     if isinstance(value, float):
         return not math.isfinite(value)
+    if isinstance(value, int):
+        return abs(value) > sys.float_info.max
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return any(non_finite(child) for child in children)
 

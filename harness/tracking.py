@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import UserError
 from harness.lease import file_lock
 from harness.results import store_dir
+from harness.sqlite import check_database, database_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,11 +58,6 @@ def is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
-def database_file(uri: str) -> Path | None:
-    """The file of a sqlite store; None for any other."""
-    return Path(uri.removeprefix("sqlite:///").split("?")[0]).absolute() if uri.startswith("sqlite:///") else None
-
-
 def one_line(error: BaseException) -> str:
     """The first line of an error's text; of a broken connection, what the system says of it."""
     root = error
@@ -81,6 +77,7 @@ def reaching(uri: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        check_database(uri)
         raise UserError(
             f"tracking store {uri} cannot be reached: {one_line(error)}; start it, or set MLFLOW_TRACKING_URI"
         ) from error
@@ -145,6 +142,48 @@ def create_run(client: MlflowClient, experiment_id: str, name: str, tags: Mappin
     with suppress(Exception):  # a container may have no user name
         tags["mlflow.user"] = getpass.getuser()
     return client.create_run(experiment_id, run_name=name, tags=tags)
+
+
+def delete_runs(trial_ids: Sequence[str], uri: str) -> int:
+    """Delete the runs of these trials (MLflow can restore them for a while); returns how many there were.
+
+    Raises:
+        UserError: the tracking store cannot be reached.
+    """
+    database = database_file(uri)
+    if database is not None and not database.exists():
+        return 0
+    with reaching(uri):
+        client = connect(uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return 0
+        key = str(experiment.experiment_id)
+        found = [run for name in trial_ids for run in find_runs(client, key, f"tags.trial_id = '{name}'")]
+        for run in found:
+            client.delete_run(run.info.run_id)
+        return len(found)
+
+
+def trial_of_run(run_id: str, uri: str | None = None) -> str:
+    """The trial that a run mirrors.
+
+    Raises:
+        UserError: there is no such run, it is no trial's, or the tracking store cannot be reached.
+    """
+    uri = uri or tracking_uri()
+    with reaching(uri):
+        client = connect(uri)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = client.get_run(run_id).data.tags.get("trial_id")
+        except MlflowException as error:
+            check_database(uri)
+            raise UserError(f"run {run_id}: {one_line(error)}") from error
+    if found is None:
+        raise UserError(f"run {run_id} is not the run of a trial")
+    return str(found)
 
 
 def set_status(client: MlflowClient, run_id: str, status: str) -> None:
@@ -333,6 +372,7 @@ def ui_command(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000
     database = database_file(uri)
     if database is not None and not database.exists():
         raise UserError(f"tracking store {uri}: there is no such file; run a grid first, or set MLFLOW_TRACKING_URI")
+    check_database(uri)
     folder = database.parent if database else store_dir()
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     return [*command, "--artifacts-destination", str(folder / "mlartifacts"), "--host", host, "--port", str(port)]

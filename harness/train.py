@@ -18,6 +18,7 @@ from torch import Tensor
 
 from harness.config import TrainConfig
 from harness.errors import NonFiniteLoss
+from harness.ranks import ALONE, Ranks
 from model.detector import Detector
 from model.types import Batch
 
@@ -36,17 +37,19 @@ def train_step(
     step: int,
     total_steps: int,
     steps_per_epoch: int,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """One optimiser step over `batches` (more than one: gradient accumulation).
 
     Args:
         detector: in training mode, on the batches' device.
-        batches: the parts of one batch; their gradients are averaged.
+        batches: the parts of one batch, or this rank's shares of them; their gradients are averaged.
         optimizer: with groups from `parameter_groups`.
         config: precision, clipping and schedule.
         step: 0-based number of this step.
         total_steps: of the whole training.
         steps_per_epoch: for the step schedule.
+        ranks: that take this step together.
 
     Returns:
         Every unweighted loss by name and the weighted total as `total`, averaged over the parts.
@@ -59,15 +62,20 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, float] = {}
     for batch in batches:
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        mixed = torch.autocast(batch.images.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+        with mixed, ranks.sharing(batch.share):
             total, losses = _forward(detector, batch, step)
         values = _check_finite(total, losses, step, batch.image_ids)
-        (total / len(batches)).backward()
+        borrowed = batch.share is not None and batch.share.borrowed
+        (0 * total if borrowed else total / len(batches)).backward()
         for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value / len(batches)
+            sums[name] = sums.get(name, 0.0) + (0.0 if borrowed else value / len(batches))
+    sums = ranks.add(sums)
+    ranks.add_gradients(detector.parameters())
     norm = torch.nn.utils.clip_grad_norm_(detector.parameters(), config.clip_grad_norm or math.inf)
     if not torch.isfinite(norm):
-        images = [image for batch in batches for image in batch.image_ids]
+        own = [image for batch in batches for image in batch.image_ids]
+        images = [image for images in ranks.gather(own) for image in images] or own
         raise NonFiniteLoss(f"the gradient is not finite at step {step}, images {images}; losses were {_short(sums)}")
     optimizer.step()
     return sums

@@ -7,6 +7,7 @@ a true status behind whatever happens: finished, failed with the reason, or inte
 from __future__ import annotations
 
 import json
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,8 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.analyse.instability import instabilities
-from harness.build import Report, TrialState, build_trial, peak_memory_mb
+from harness.build import Report, TrialState, build_trial, check_ranks, choose_device, peak_memory_mb
+from harness.errors import OutOfMemory, RankLost
 from harness.evaluate import evaluate, evaluator_version
+from harness.launch import run_ranks
+from harness.memory import explain_out_of_memory
+from harness.ranks import ALONE, Ranks, join
 from harness.results import RunStore, provenance, write_atomic
 from harness.train import drop_checkpoints, save_checkpoint, save_weights, train_step
 from model.ops import implementation
@@ -38,7 +43,7 @@ class Interrupted(Exception):  # noqa: N818 - an outcome, not an error
 def run_trial(
     trial: Trial, store: RunStore, *, report: Report, should_stop: Callable[[], bool] | None = None
 ) -> dict[str, Any]:
-    """Train, evaluate and record one trial, from its checkpoint if there is one.
+    """Train, evaluate and record one trial, from its checkpoint if there is one; by `trial.runtime.ranks` processes.
 
     Args:
         trial: what to run.
@@ -51,23 +56,63 @@ def run_trial(
 
     Raises:
         Interrupted: after leaving a checkpoint.
+        RankLost: one of its processes was killed; the trial can be run again.
         Exception: what went wrong; the record says `failed` and why, log.txt holds the traceback.
     """
+    should_stop = should_stop or (lambda: False)
     try:
-        state = build_trial(trial, store, report, should_stop or (lambda: False))
+        if trial.runtime.ranks == 1:
+            return _work(trial, store, report, should_stop)
+        check_ranks(trial)
+        job = trial, str(store.root)
+        return run_ranks(trial.runtime.ranks, _work_as_rank, job, report=report, should_stop=should_stop)
+    except (Interrupted, KeyboardInterrupt):
+        _mark(trial, store, "interrupted")
+        raise
+    except RankLost as error:
+        _mark(trial, store, "interrupted", str(error))
+        raise
+    except Exception as error:
+        plain = isinstance(error, OutOfMemory)  # its text says all
+        last = (str(error) if plain else f"{type(error).__name__}: {error}").splitlines()[0]
+        write_atomic(store.dir(trial.trial_id) / "log.txt", traceback.format_exc())
+        _mark(trial, store, "failed", last)
+        raise
+
+
+def _work(
+    trial: Trial, store: RunStore, report: Report, should_stop: Callable[[], bool], ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """The trial, or one rank's part in it. The first rank leaves records; what goes wrong is marked by the caller."""
+    state = None
+    try:
+        state = build_trial(trial, store, report, should_stop, ranks)
         _write_record(state, "running")
         while state.progress.epoch < state.epochs:
             train_epoch(state)
             finish_epoch(state)
         return finish(state)
-    except (Interrupted, KeyboardInterrupt):
-        _mark(trial, store, "interrupted")
-        raise
-    except Exception as error:
-        last = f"{type(error).__name__}: {error}".splitlines()[0]
-        write_atomic(store.dir(trial.trial_id) / "log.txt", traceback.format_exc())
-        _mark(trial, store, "failed", last)
-        raise
+    except (RuntimeError, MemoryError) as error:
+        explanation = explain_out_of_memory(error, trial, None if state is None else state.progress.step)
+        if explanation is None:
+            raise
+        raise OutOfMemory(explanation) from error
+
+
+def _work_as_rank(
+    rank: int,
+    size: int,
+    meeting_file: str,
+    trial: Trial,
+    root: str,
+    *,
+    report: Report,
+    should_stop: Callable[[], bool],
+) -> dict[str, Any]:
+    """What a process of several does (see `harness.launch`)."""
+    torch.set_num_threads(max(1, math.floor(trial.runtime.cpus_per_trial / size)))
+    ranks = join(rank, size, meeting_file, choose_device(trial.runtime.device, rank))
+    return _work(trial, RunStore(root), report, lambda: ranks.any(should_stop()), ranks)
 
 
 def _mark(trial: Trial, store: RunStore, status: str, error: str | None = None) -> None:
@@ -88,6 +133,7 @@ def train_epoch(state: TrialState) -> None:
     reported = saved = mark = time.monotonic()
     mark_step = progress.step
     for count, parts in enumerate(_in_groups(batches, config.accumulate_steps)):
+        state.ranks.seed_own(state.trial.config.seed, progress.step)
         losses = train_step(
             state.detector,
             [part.to(state.device) for part in parts],
@@ -96,6 +142,7 @@ def train_epoch(state: TrialState) -> None:
             step=progress.step,
             total_steps=state.total_steps,
             steps_per_epoch=state.steps_per_epoch,
+            ranks=state.ranks,
         )
         progress.step += 1
         for name, value in losses.items():
@@ -106,12 +153,14 @@ def train_epoch(state: TrialState) -> None:
             state.report(_step_event(state, losses["total"], seconds_per_step))
             reported = now
         last = progress.step == first_step + state.steps_per_epoch
-        if state.should_stop() or (now - saved >= CHECKPOINT_SECONDS and not last):
+        stopping = state.should_stop()
+        if stopping or (now - saved >= CHECKPOINT_SECONDS and not last):
             progress.train_seconds += now - mark
             mark, mark_step = now, progress.step
             _save(state)
             saved = time.monotonic()
-            if state.should_stop():
+            if stopping:
+                state.ranks.wait()  # until the first has saved
                 raise Interrupted(f"stopped at step {progress.step} of {state.total_steps}")
     progress.train_seconds += time.monotonic() - mark
 
@@ -159,21 +208,26 @@ def finish_epoch(state: TrialState) -> None:
             config.evaluate,
             state.device,
             on_batch=_evaluation_reporter(state, entry["loss"] or 0.0),
+            ranks=state.ranks,
         )
         progress.eval_seconds += time.monotonic() - started
-        entry |= found.metrics | instabilities(progress.matching, found.matching)
-        progress.matching = found.matching
-        write_atomic(state.folder / "detections.json", json.dumps(found.detections))
-        write_atomic(state.folder / "per_class.json", json.dumps(found.per_class))
+        entry |= found.metrics
+        if state.ranks.is_first:
+            entry |= instabilities(progress.matching, found.matching)
+            progress.matching = found.matching
+            write_atomic(state.folder / "detections.json", json.dumps(found.detections))
+            write_atomic(state.folder / "per_class.json", json.dumps(found.per_class))
     entry |= {"seconds": progress.train_seconds + progress.eval_seconds, "losses": means}
     progress.loss_sums = {}
     progress.history.append(entry)
-    state.store.append_metrics(state.trial.trial_id, entry)
+    if state.ranks.is_first:
+        state.store.append_metrics(state.trial.trial_id, entry)
     _write_record(state, "running")
     _save(state)
     event = _step_event(state, entry["loss"] or 0.0, progress.train_seconds / max(progress.step, 1))
     state.report({**event, **entry, "kind": "epoch", "epoch": progress.epoch})
     if state.should_stop() and progress.epoch < state.epochs:
+        state.ranks.wait()
         raise Interrupted(f"stopped after epoch {progress.epoch}")
 
 
@@ -194,6 +248,8 @@ def _evaluation_reporter(state: TrialState, loss: float) -> Callable[[int, int],
 
 def finish(state: TrialState) -> dict[str, Any]:
     """Keep the weights, write the final record, drop what only a continuation would need."""
+    if not state.ranks.is_first:
+        return {}
     save_weights(state.folder / "checkpoint", state.detector)
     record = _write_record(state, "finished")
     drop_checkpoints(state.folder / "checkpoint")
@@ -203,6 +259,9 @@ def finish(state: TrialState) -> dict[str, Any]:
 
 def _save(state: TrialState) -> None:
     _update_clock(state)
+    if not state.ranks.is_first:
+        return
+    state.ranks.return_random_state()
     save_checkpoint(state.folder / "checkpoint", state.detector, state.optimizer, state.progress)
 
 
@@ -229,6 +288,8 @@ def _identity(trial: Trial) -> dict[str, Any]:
 
 def _write_record(state: TrialState, status: str) -> dict[str, Any]:
     _update_clock(state)
+    if not state.ranks.is_first:
+        return {}
     trial, progress = state.trial, state.progress
     evaluated = [entry for entry in progress.history if "AP" in entry]
     bookkeeping = ("epoch", "step", "loss", "losses", "seconds")
@@ -257,6 +318,7 @@ def _write_record(state: TrialState, status: str) -> dict[str, Any]:
             "evaluator": evaluator_version(trial.config.evaluate.evaluator),
             "area_bounds": list(state.val_data.area_bounds),
             "threads": torch.get_num_threads(),
+            "ranks": state.ranks.size,
         },
         "error": None,
         "started": state.started,

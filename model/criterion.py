@@ -15,6 +15,7 @@ from model.boxes import cxcywh_to_xyxy, size_whwh
 from model.config import DetectorConfig, LossWeights
 from model.decoder import DecoderOutput
 from model.losses import AVERAGE_EPSILON, giou_loss, l1_loss, sigmoid_focal_loss
+from model.share import total
 from model.types import Targets
 
 TERMS = ("classification", "l1", "giou")
@@ -40,7 +41,7 @@ def set_losses(
 
     Returns:
         `classification`, `l1`, `giou`: [N] each, summed over queries and divided by the layer's number of positives
-        (at least 1), unweighted.
+        in the whole batch (at least 1), unweighted.
     """
     matched = gt_index >= 0
     index = gt_index.clamp(min=0)
@@ -58,7 +59,7 @@ def set_losses(
     focal = sigmoid_focal_loss(logits, labels).sum(-1)
     if weight is not None:
         focal, l1, giou = focal * weight, l1 * weight, giou * weight
-    num_positives = matched.sum((1, 2)).clamp(min=1).to(logits.dtype)
+    num_positives = total(matched.sum((1, 2)), minimum=1).to(logits.dtype)
     return {
         "classification": _layer_mean(focal, num_positives),
         "l1": _layer_mean(l1, num_positives),

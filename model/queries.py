@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from model.boxes import inverse_sigmoid, xyxy_to_cxcywh
 from model.linear import Linear
 from model.position import box_position_encoding
+from model.share import largest, rand, smallest
 from model.types import BACKGROUND, IGNORED, Positives, Pyramid
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def cut_to_shortest(positives: Positives) -> Positives:
     """Only as many candidates as every image has, where each has features of its own (official, for R-CNN)."""
     if positives.features is None:
         return positives
-    count = int((positives.gt_index != IGNORED).sum(1).min())
+    count = smallest(int((positives.gt_index != IGNORED).sum(1).min()))
     return Positives(
         positives.boxes_xyxy[:, :count], positives.gt_index[:, :count], features=positives.features[:, :count]
     )
@@ -198,11 +199,11 @@ def select_positives(
         positives = cut_to_shortest(positives)
     gt_index = positives.gt_index
     is_positive = gt_index >= 0
-    count = int(is_positive.sum(1).max()) if gt_index.numel() else 0
+    count = largest(int(is_positive.sum(1).max()) if gt_index.numel() else 0)
     wanted = min(max(count, minimum), maximum)
     count = min(wanted, gt_index.shape[1])
     if priority is None:
-        priority = torch.rand(gt_index.shape, device=gt_index.device)
+        priority = rand(gt_index.shape, gt_index.device)
     rank = priority + is_positive  # positives in [1, 2), negatives in [0, 1)
     chosen = rank.masked_fill(gt_index == IGNORED, -1.0).topk(count, 1).indices  # [B, P]
     chosen_gt = gt_index.gather(1, chosen)

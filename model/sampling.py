@@ -1,6 +1,6 @@
 """Random samples of an image's candidates: a fixed number, of which at most a share is positive.
 
-Works on a whole batch; the only randomness is one `torch.rand` per call, so torch's seed decides the choice.
+Works on a whole batch; the only randomness is one `rand` per call, so torch's seed decides the choice.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from model.share import rand
 from model.types import BACKGROUND, IGNORED
 
 
@@ -31,7 +32,7 @@ def choose(gt_index: Tensor, number: int, positive_fraction: float) -> Tensor:
         number: per image.
         positive_fraction: in [0, 1]; the product with `number` is rounded down.
     """
-    priority = torch.rand(gt_index.shape, device=gt_index.device)
+    priority = rand(gt_index.shape, gt_index.device)
     positive = _highest(priority, gt_index >= 0, int(number * positive_fraction))
     free = number - positive.sum(1, keepdim=True)
     return positive | _highest(priority, gt_index == BACKGROUND, number, free)

@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from model.share import Share
+
 BACKGROUND = -1  # a candidate without an object; also the label of a padding row in `Targets`
 IGNORED = -2  # a candidate that takes no part: neither positive nor negative
 MASK_CELLS = 56  # a mask of a ground truth is a grid of this many cells per axis, spread over its box
@@ -50,17 +52,27 @@ class Targets:
 
     def to(self, device: torch.device | str) -> Targets:
         """The same on another device."""
-        masks = None if self.masks is None else self.masks.to(device)
-        return Targets(self.boxes_xyxy.to(device), self.labels.to(device), masks)
+        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
+        boxes, labels = (values.to(device, non_blocking=True) for values in (self.boxes_xyxy, self.labels))
+        return Targets(boxes, labels, masks)
 
     def of_images(self, index: slice | list[int]) -> Targets:
         """The same for some of the images."""
         return Targets(self.boxes_xyxy[index], self.labels[index], None if self.masks is None else self.masks[index])
 
     @classmethod
-    def stack(cls, boxes_xyxy: list[Tensor], labels: list[Tensor], image_masks: list[Tensor] | None = None) -> Targets:
-        """Pad one `[G_i, 4]`, one `[G_i]` and perhaps one `[G_i, MASK_CELLS, MASK_CELLS]` per image to a batch."""
-        count = max([1, *(len(boxes) for boxes in boxes_xyxy)])  # never an empty axis, so that gathers work
+    def stack(
+        cls,
+        boxes_xyxy: list[Tensor],
+        labels: list[Tensor],
+        image_masks: list[Tensor] | None = None,
+        at_least: int = 1,
+    ) -> Targets:
+        """Pad one `[G_i, 4]`, one `[G_i]` and perhaps one `[G_i, MASK_CELLS, MASK_CELLS]` per image to a batch.
+
+        G is `at_least` as much; never 0, so that gathers work.
+        """
+        count = max([1, at_least, *(len(boxes) for boxes in boxes_xyxy)])
         boxes = torch.zeros(len(boxes_xyxy), count, 4)
         classes = torch.full((len(boxes_xyxy), count), BACKGROUND)
         for i, (image_boxes, image_labels) in enumerate(zip(boxes_xyxy, labels, strict=True)):
@@ -83,6 +95,7 @@ class Batch:
     targets: Targets
     image_ids: tuple[int, ...] = ()  # COCO image ids
     original_hw: Tensor | None = None  # [B, 2] int64, sizes in the data set, for rescaling detections
+    share: Share | None = None  # of a larger batch whose other images other ranks have; None: this is all of it
 
     @property
     def padding_mask(self) -> Tensor:
@@ -94,7 +107,7 @@ class Batch:
         return replace(
             self,
             images=self.images.to(device, non_blocking=True),
-            valid_hw=self.valid_hw.to(device),
+            valid_hw=self.valid_hw.to(device, non_blocking=True),
             targets=self.targets.to(device),
         )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import DataConfig, DigitsConfig, RuntimeConfig, TrainConfig, TrialConfig
+from harness.errors import RankLost
 from harness.grid import Grid, Row, Trial
 from harness.results import RunStore, provenance
 from model.config import DetectorConfig
@@ -87,7 +88,8 @@ def run_fake(
 ) -> dict[str, Any]:
     """Behaves like `run_trial`: continues after its last epoch, counts its starts in `starts`.
 
-    $FAKE_FAIL, $FAKE_KILL and $FAKE_HANG name seeds that raise, kill their process once, and wait until stopped.
+    $FAKE_FAIL, $FAKE_KILL, $FAKE_LOSE and $FAKE_HANG name seeds that raise, kill their process once, lose a rank once,
+    and wait until stopped.
     """
     folder = store.dir(trial.trial_id)
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,6 +109,8 @@ def run_fake(
             raise ValueError("told to fail")
         if chosen("FAKE_KILL") and epoch == 3 and starts(store, trial) == 1:
             os.kill(os.getpid(), 9)
+        if chosen("FAKE_LOSE") and epoch == 2 and starts(store, trial) == 1:
+            raise RankLost("rank 1 of 2 was ended by SIGKILL")
         while chosen("FAKE_HANG") and epoch == 2:
             time.sleep(0.02)
             if should_stop is not None and should_stop():

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness import commands
+from harness import commands, store_commands
 from harness.__main__ import main
 from harness.grid import open_grid
 from harness.results import RunStore
@@ -83,8 +83,8 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     told = capsys.readouterr().out
     assert caught.value.code == 0
-    for command in ("plan", "run", "status", "report", "sync", "ui"):
-        assert f"\n    {command} " in told and hasattr(commands, command)
+    for command in ("plan", "run", "status", "report", "sync", "ui", "logs", "diff", "retry", "rm", "gc", "doctor"):
+        assert f"\n    {command} " in told and (hasattr(commands, command) != hasattr(store_commands, command))
 
 
 def test_no_command_shows_help_and_fails(capsys):
@@ -103,7 +103,7 @@ def test_version_names_the_commit(capsys, monkeypatch):
 
 def test_plan_shows_trials_and_what_is_done(store, capsys):
     first, second, third = grid().trials
-    record(store, first, "finished", cost={"wall_seconds": 120.0})
+    record(store, first, "finished")
     record(store, second, "failed", error="ValueError: broken")
     assert main(["plan", QUICKSTART, "--preset", "digits_fast"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -111,8 +111,7 @@ def test_plan_shows_trials_and_what_is_done(store, capsys):
     assert "heads=none" in found and found.endswith("finished")
     [found] = [line for line in lines if third.trial_id in line]
     assert "heads=atss positive_queries=true" in found and found.endswith("pending")
-    assert lines[-1].startswith("3 trials: ") and "1 finished" in lines[-1] and "1 failed" in lines[-1]
-    assert "about 4.0 min of trial time left" in lines[-1]
+    assert lines[-1] == "3 trials: 1 finished, 1 failed, 1 pending"
 
 
 def test_plan_without_the_data_set_shows_no_ids(store, capsys, tmp_path):
@@ -130,7 +129,7 @@ def test_status_tells_result_progress_and_reason(store, capsys):
     first, second, _ = grid().trials
     record(store, first, "finished", metrics={"AP": 41.25}, cost={"wall_seconds": 90.0})
     record(store, second, "failed", error="ValueError: image 3 [broken]")
-    assert main(["status"]) == 0
+    assert main(["status", "--all"]) == 0
     out = capsys.readouterr().out
     assert "AP 41.2" in out and "in 1.5 min" in out and "ValueError: image 3 [broken]" in out
     assert out.rstrip().endswith("2 trials: 1 finished, 1 failed")
@@ -178,6 +177,7 @@ def test_run_hands_its_options_on(store, run_grid, capsys):
     assert main(argv) == 0
     [(asked, options)] = run_grid.asked
     assert (options["executor"], options["concurrent"], options["limit"]) == ("local", 3, 2)
+    assert not options["fail_fast"] and set(options["only"]) == {trial.trial_id for trial in asked.trials}
     assert len(asked.trials) == 6 and {trial.config.train.epochs for trial in asked.trials} == {3}
     assert {(t.runtime.cpus_per_trial, t.runtime.gpus_per_trial) for t in asked.trials} == {(0.5, 0.25)}
     assert "An auxiliary head and its positive queries" in capsys.readouterr().out

@@ -158,6 +158,18 @@ BROKEN = {
     ),
     "category name twice": (lambda content: content["categories"][1].update(name="ant"), ["'ant'", "own name"]),
     "id a text": (lambda content: content["annotations"][0].update(id="x"), ["annotation id 'x'", "whole number"]),
+    "id beyond 64 bits": (
+        lambda content: content["annotations"][0].update(id=2**63),
+        [f"annotation id {2**63} must be a whole number below 2^63"],
+    ),
+    "id a list and box bad": (
+        lambda content: content["annotations"][0].update(id=[1], bbox=[3, 3, 5, 5], category_id=0, image_id=10),
+        ["annotation id [1] must be a whole number"],
+    ),
+    "box beyond floats": (
+        lambda content: content["annotations"][0].update(bbox=[1, 2, 3, 10**400]),
+        ["annotation 1 (image 10)", "must be four numbers"],
+    ),
     "id a list": (
         lambda content: content["categories"].append({"id": [1], "name": "dog"}),
         ["category id [1] must be a whole number"],

@@ -338,3 +338,15 @@ def test_config_of_another_version_is_refused(config):
     tree["train"]["epoch"] = 3
     with pytest.raises(UserError, match="train.epoch: unknown key; did you mean 'epochs'"):
         config_from_dict(tree)
+
+
+def test_a_setting_inside_a_plain_value_is_refused_and_not_silently_put_in_its_place(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("base: {train: 3}\nrows: [{label: a, set: {train.epochs: 2}}]")
+    with pytest.raises(UserError) as caught:
+        open_grid(path, "digits_fast")
+    assert "rows.0.set.train.epochs: train is no mapping that could hold it, see" in str(caught.value)
+    assert "base.train" in str(caught.value)
+    path.write_text(f"rows: [{{label: a, set: {{train.learning_rate: 1{'0' * 400}}}}}]")
+    with pytest.raises(UserError, match="must be finite"):
+        open_grid(path, "digits_fast")

@@ -13,6 +13,7 @@ from harness.data.loader import Loader
 from harness.data.transforms import MEAN, STD, flip, normalise, resized_hw
 from harness.errors import UserError
 from harness.evaluate import to_results
+from model.share import Share
 from model.types import Batch, Detections
 from tests.folders import tables, write_folder, write_split
 
@@ -247,3 +248,48 @@ def test_memory_of_images_changes_nothing(larger, monkeypatch):
     assert all_same(list(read_again.epoch(0)), first[0]) and all_same(list(read_again.epoch(1)), first[2])
     monkeypatch.setattr(CocoDataset, "load_image", lambda *_: pytest.fail("read a second time"))
     assert all_same(list(remembered.epoch(1)), first[2])
+
+
+# ---- several ranks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_shares_of_a_training_batch_are_the_batch(larger, num_ranks, num_workers):
+    """Images, padding and boxes as in the whole batch; 11 images by 4 leave a last batch of 3."""
+    whole = list(loader(larger, batch_size=4).epoch(2))
+    parts = [
+        list(loader(larger, batch_size=4, rank=rank, num_ranks=num_ranks, num_workers=num_workers).epoch(2))
+        for rank in range(num_ranks)
+    ]
+    for number, expected in enumerate(whole):
+        own = [part[number] for part in parts]
+        assert [batch.share for batch in own] == [
+            Share(sum(len(batch.images) for batch in own[:rank]), len(expected.images)) for rank in range(num_ranks)
+        ]
+        assert sum((batch.image_ids for batch in own), ()) == expected.image_ids
+        assert torch.equal(torch.cat([batch.images for batch in own]), expected.images)
+        assert torch.equal(torch.cat([batch.valid_hw for batch in own]), expected.valid_hw)
+        assert torch.equal(torch.cat([batch.targets.boxes_xyxy for batch in own]), expected.targets.boxes_xyxy)
+        assert torch.equal(torch.cat([batch.targets.labels for batch in own]), expected.targets.labels)
+    assert whole[0].share is None
+
+
+def test_a_rank_without_images_borrows_the_first(larger):
+    """11 images by 10 leave one for two ranks."""
+    first, second = (list(loader(larger, batch_size=10, rank=rank, num_ranks=2).epoch(0))[-1] for rank in (0, 1))
+    assert first.share == Share(0, 1, borrowed=True) and second.share == Share(0, 1)
+    assert first.image_ids == second.image_ids and torch.equal(first.images, second.images)
+
+
+def test_ranks_continue_at_any_batch(larger):
+    given = {"batch_size": 2, "rank": 1, "num_ranks": 2}
+    assert all_same(list(loader(larger, **given).epoch(1, start_batch=3)), list(loader(larger, **given).epoch(1))[3:])
+
+
+def test_ranks_divide_the_batches_of_an_evaluation(larger):
+    parts = [loader(larger, batch_size=2, training=False, rank=rank, num_ranks=4) for rank in range(4)]
+    assert [len(part) for part in parts] == [1, 2, 1, 2]
+    whole = list(loader(larger, batch_size=2, training=False).epoch(0))
+    assert all_same([batch for part in parts for batch in part.epoch(0)], whole)
+    assert list(loader(larger, batch_size=20, training=False, rank=0, num_ranks=2).epoch(0)) == []

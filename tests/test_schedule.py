@@ -20,6 +20,7 @@ from harness import execute, tracking
 from harness.config import RuntimeConfig
 from harness.errors import UserError
 from harness.grid import Grid
+from harness.resources import bundle, resource_notes
 from harness.results import RunStore
 from harness.schedule import Summary, run_grid
 
@@ -191,6 +192,7 @@ from importlib import util
 found = util.find_spec
 util.find_spec = lambda name, package=None: None if name in ("ray", "mlflow") else found(name, package)
 from fakes import make_grid, make_trial, run_fake
+from harness.resources import bundle, resource_notes
 from harness.results import RunStore
 from harness.schedule import run_grid
 print(run_grid(make_grid(make_trial(1)), RunStore(), executor="local", run_trial=run_fake, check_data=lambda *_: None))
@@ -221,24 +223,56 @@ def test_threads_follow_the_cpu_share(store: RunStore, lines: list[str], without
     assert seen == [1, 2]
 
 
+def test_a_lost_rank_fails_a_local_trial_which_can_be_run_again(
+    store: RunStore, lines: list[str], without_mlflow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_LOSE", "1")
+    grid = make_grid(make_trial(1), make_trial(2))
+    summary = run_local(grid, store, lines)
+    assert (summary.finished, summary.failed) == (ids(2), ids(1))
+    assert "rank 1 of 2 was ended by SIGKILL" in lines[-1]
+    assert run_local(grid, store, lines).finished == ids(1)
+
+
+def test_what_a_trial_asks_of_ray() -> None:
+    assert bundle(RuntimeConfig(cpus_per_trial=0.5)) == {"CPU": 0.5, "GPU": 0.0}
+    two = RuntimeConfig(cpus_per_trial=4, gpus_per_trial=2, ranks=2, accelerator_type="H100")
+    assert bundle(two) == {"CPU": 4, "GPU": 2, "accelerator_type:H100": 0.001}
+
+
+def test_a_trial_that_can_never_start_is_refused_where_nothing_can_be_added() -> None:
+    runtimes = [RuntimeConfig(), RuntimeConfig(gpus_per_trial=1, accelerator_type="H100")]
+    there = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:H100": 1.0}
+    assert resource_notes(runtimes, there, may_grow=False) == []
+    other = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0}
+    with pytest.raises(UserError, match=r"asks for a GPU of type H100, this machine has 8 CPUs and 1 GPUs \(L4\)"):
+        resource_notes(runtimes, other, may_grow=False)
+    (note,) = resource_notes(runtimes, {"CPU": 8.0}, may_grow=True)
+    assert note == "a trial asks for 1 CPUs and 1 GPUs and a GPU of type H100; the cluster has 8 CPUs and 0 GPUs now"
+    assert resource_notes(runtimes[:1], there, may_grow=False) == [
+        "there are GPUs, but no trial asks for one; see --gpus-per-trial"
+    ]
+
+
 @pytest.mark.ray
 def test_ray_runs_fails_retries_and_repeats_nothing(
     store: RunStore, lines: list[str], tracking_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three trials: one is well, one raises, one loses its worker in the last epoch and continues there."""
+    """One is well, one raises, one loses its worker in the last epoch and continues there, one loses a rank."""
     monkeypatch.setenv("FAKE_FAIL", "2")
     monkeypatch.setenv("FAKE_KILL", "3")
+    monkeypatch.setenv("FAKE_LOSE", "4")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))  # for the workers
-    grid = make_grid(*[make_trial(number, runtime=RuntimeConfig(cpus_per_trial=0.5)) for number in (1, 2, 3)])
-    summary = run_grid(grid, store, run_trial=run_fake, check_data=no_check, concurrent=3, out=lines.append)
-    assert (summary.finished, summary.failed) == (ids(1, 3), ids(2))
-    assert [starts(store, trial) for trial in grid.trials] == [1, 1, 2]
-    assert epochs_run(store, grid.trials[2]) == [1, 2, 3]
+    grid = make_grid(*[make_trial(number, runtime=RuntimeConfig(cpus_per_trial=0.5)) for number in (1, 2, 3, 4)])
+    summary = run_grid(grid, store, run_trial=run_fake, check_data=no_check, concurrent=4, out=lines.append)
+    assert (summary.finished, summary.failed) == (ids(1, 3, 4), ids(2))
+    assert [starts(store, trial) for trial in grid.trials] == [1, 1, 2, 2]
+    assert epochs_run(store, grid.trials[2]) == epochs_run(store, grid.trials[3]) == [1, 2, 3]
     told = tracking.read_records([trial.trial_id for trial in grid.trials])
-    assert [r["status"] for r in told] == ["finished", "failed", "finished"]
+    assert [r["status"] for r in told] == ["finished", "failed", "finished", "finished"]
     assert not list((store.root / "launches").iterdir())
     again = run_grid(grid, store, run_trial=run_fake, check_data=no_check, limit=0, out=lines.append)
-    assert again.skipped == ids(1, 3) and [starts(store, trial) for trial in grid.trials] == [1, 1, 2]
+    assert again.skipped == ids(1, 3, 4) and [starts(store, trial) for trial in grid.trials] == [1, 1, 2, 2]
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(

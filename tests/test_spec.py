@@ -249,3 +249,25 @@ def test_mistakes_in_head_defaults_are_told_at_their_place(mistakes_of):
     assert len(told) == 2
     assert "model.head_defaults.atss.topk: unknown key; did you mean 'top_k'?" in told[0]
     assert "model.head_defaults.rcn: unknown head 'rcn'; known: atss" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("title: !!set {a}\n", "1: not valid YAML"),
+        ("title: x\nseeds: !!int [3]\n", "2: not valid YAML"),
+        ("title: a\x00b\n", "1: not valid YAML: the character '\\x00' is not allowed"),
+        ("title: 2020-01-01 !!timestamp\nrows: [{label: !!binary aGk=}]\n", "2: not valid YAML"),
+        ("rows: [{label: a, 3: x}]\n", "1: key 3 is no text"),
+        ("rows: [{label: a, published: {AP: .nan}}]\n", "rows.0.published: AP must be a number"),
+        (f"rows: [{{label: a, published: {{AP: 1{'0' * 400}}}}}]\n", "rows.0.published: AP must be a number"),
+        ("name: ../elsewhere\nrows: [{label: a}]\n", "name: must be up to 100 letters"),
+        (f"rows: [{{label: a}}]\nseeds: [{2**63}]\n", "seeds: seeds must be below 2^63"),
+    ],
+)
+def test_what_yaml_can_say_and_an_ablation_cannot(tmp_path, text, told):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_spec(path)
+    assert told in str(caught.value) and str(path) in str(caught.value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import sys
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -116,18 +116,20 @@ def check_annotations(content: dict[str, Any], problems: Problems) -> None:
         if row.get("iscrowd", 0) not in (0, 1):
             problems.add("crowd", f"annotation {row.get('id')} has iscrowd {row['iscrowd']!r}; must be 0 or 1")
         area = row.get("area")
-        if area is not None and not (_is_number(area) and area >= 0):
+        if area is not None and not (is_number(area) and area >= 0):
             problems.add("area", f"annotation {row.get('id')} has area {area!r}; must be a number of square pixels")
         trouble = _box_trouble(row.get("bbox"), *sizes[image_id])
-        if trouble and (image_id, row.get("id")) not in KNOWN_EMPTY_BOXES:
+        if trouble and not (_is_whole(row.get("id")) and (image_id, row["id"]) in KNOWN_EMPTY_BOXES):
             problems.add("box", f"annotation {row.get('id')} (image {image_id}): {trouble}")
 
 
 def check_segmentations(content: dict[str, Any], problems: Problems) -> None:
     """Has every annotation a mask? Lists of numbers have been made arrays (see `coco.py`)."""
-    sizes = {row.get("id"): (row.get("height"), row.get("width")) for row in content["images"]}
+    sizes = {row["id"]: (row.get("height"), row.get("width")) for row in content["images"] if _is_whole(row.get("id"))}
     for row in content["annotations"]:
-        trouble = _mask_trouble(row.get("segmentation"), list(sizes.get(row.get("image_id"), ())))
+        if not _is_whole(row.get("image_id")):
+            continue  # reported as of an unknown image
+        trouble = _mask_trouble(row.get("segmentation"), list(sizes.get(row["image_id"], ())))
         if trouble:
             problems.add("mask", f"annotation {row.get('id')} (image {row.get('image_id')}) {trouble}")
 
@@ -207,9 +209,9 @@ def _brief(error: BaseException) -> str:
 def _check_ids(what: str, rows: Iterable[dict[str, Any]], problems: Problems) -> None:
     seen: set[int] = set()
     for row in rows:
-        number = row.get("id")
-        if not isinstance(number, int) or isinstance(number, bool):
-            problems.add(f"{what} id", f"{what} id {number!r} must be a whole number")
+        number: Any = row.get("id")
+        if not _is_whole(number) or abs(number) >= 2**63:
+            problems.add(f"{what} id", f"{what} id {number!r} must be a whole number below 2^63")
         elif number in seen:
             problems.add(f"{what} id", f"{what} id {number} is there twice; ids must be distinct")
         else:
@@ -220,13 +222,14 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    """Whether this is a finite number that a float can hold."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _box_trouble(box: Any, width: Any, height: Any) -> str:
     """What is wrong with a COCO box (x, y, width, height) in an image; empty when nothing is."""
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
         return f"bbox {box!r} must be four numbers: x, y, width, height; correct it"
     x, y, w, h = box
     if w <= 0 or h <= 0:

@@ -26,6 +26,7 @@ from harness.data.checks import (
     check_images,
     check_segmentations,
     check_tables,
+    is_number,
 )
 from harness.data.layout import Split, find_split
 from harness.data.ticker import Progress, print_line
@@ -247,7 +248,7 @@ def _area_bounds(content: dict[str, Any], problems: Problems) -> tuple[float, fl
     bounds = info.get("area_bounds") if isinstance(info, dict) else None
     if bounds is None:
         return COCO_AREA_BOUNDS
-    numbers = isinstance(bounds, list) and len(bounds) == 2 and all(type(v) in (int, float) for v in bounds)
+    numbers = isinstance(bounds, list) and len(bounds) == 2 and all(map(is_number, bounds))
     if not numbers or not 0 < bounds[0] < bounds[1]:
         problems.add("area bounds", f"info.area_bounds {bounds!r} must be two rising areas in square pixels")
         return COCO_AREA_BOUNDS

@@ -2,13 +2,14 @@
 
 A loader keeps no state: the order of an epoch is a permutation drawn from (seed, epoch), the augmentation of an
 image from (seed, epoch, image id). So a resumed trial continues at any batch of any epoch with the very same
-numbers, and worker processes change nothing but the speed.
+numbers, and worker processes change nothing but the speed. Of several ranks each has its share of every training batch,
+padded as the whole batch would be, and its part of an evaluation's batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,23 @@ from harness.config import DataConfig
 from harness.data.coco import CocoDataset
 from harness.data.transforms import flip, normalise, resize, resized_hw, scale_boxes
 from harness.errors import UserError
+from model.share import Share
 from model.types import Batch, Targets
 
 CACHE_BYTES = 1_000_000_000  # decoded images are kept in memory when all of them fit, over all workers
 _ORDER, _AUGMENT = 1, 2  # what a random stream is for
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What the images of a share must be padded to, which only the whole batch tells."""
+
+    share: Share
+    hw: tuple[int, int]  # of the largest image, before it is rounded up
+    num_boxes: int  # of the image with most
+
+
+_Key = tuple[int, int, _Frame | None]  # epoch, index into the data set
 
 
 @dataclass(frozen=True)
@@ -36,17 +50,18 @@ class _Sample:
     masks: np.ndarray | None  # [G, MASK_CELLS, MASK_CELLS] uint8 over the boxes; None: the data set was opened without
     image_id: int
     original_hw: tuple[int, int]
+    frame: _Frame | None = None  # None: the batch is whole
 
 
 class _Samples(TorchDataset):
-    """Samples by (epoch, index); picklable, so that worker processes can hold it."""
+    """Samples by (epoch, index, frame); picklable, so that worker processes can hold it."""
 
-    def __init__(self, dataset: CocoDataset, config: DataConfig, training: bool, seed: int, num_workers: int) -> None:
+    def __init__(self, dataset: CocoDataset, config: DataConfig, training: bool, seed: int, num_copies: int) -> None:
         self.dataset, self.config, self.training, self.seed = dataset, config, training, seed
         self.short_sides = config.train_short_sides if training else (config.eval_short_side,)
         self.one_size = len(self.short_sides) == 1  # then images are kept resized, else as they were read
         needed = sum(3 * height * width for height, width in map(self._kept_hw, range(len(dataset))))
-        self.keep = needed * max(1, num_workers) <= CACHE_BYTES
+        self.keep = needed * num_copies <= CACHE_BYTES
         self.kept: dict[int, np.ndarray] = {}
 
     def _kept_hw(self, index: int) -> tuple[int, int]:
@@ -67,22 +82,32 @@ class _Samples(TorchDataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, epoch_index: tuple[int, int]) -> _Sample | UserError:
+    def __getitem__(self, key: _Key) -> _Sample | UserError:
+        epoch, index, frame = key
         try:
-            return self._sample(*epoch_index)
+            return replace(self._sample(epoch, index), frame=frame)
         except UserError as error:  # an exception would come out of a worker process with a traceback in its text
             return error
+
+    def _augmentation(self, epoch: int, index: int) -> tuple[tuple[int, int], bool]:
+        """Size of an image and whether it is mirrored."""
+        short_side, mirror = self.short_sides[0], False
+        if self.training:
+            rng = np.random.default_rng([_AUGMENT, self.seed, epoch, self.dataset.image_ids[index] % 2**63])
+            short_side = self.short_sides[int(rng.integers(len(self.short_sides)))]
+            mirror = rng.random() < self.config.flip_probability
+        return resized_hw(*self.dataset.image_hw[index], short_side, self.config.max_long_side), mirror
+
+    def frame(self, epoch: int, indices: list[int], share: Share) -> _Frame:
+        """What a share of the batch of these images is padded to."""
+        heights, widths = zip(*(self._augmentation(epoch, index)[0] for index in indices), strict=True)
+        return _Frame(share, (max(heights), max(widths)), max(len(self.dataset.boxes(index)[1]) for index in indices))
 
     def _sample(self, epoch: int, index: int) -> _Sample:
         image_id = self.dataset.image_ids[index]
         height, width = self.dataset.image_hw[index]
         boxes, labels, _ = self.dataset.boxes(index)
-        short_side, mirror = self.short_sides[0], False
-        if self.training:
-            rng = np.random.default_rng([_AUGMENT, self.seed, epoch, image_id % 2**63])
-            short_side = self.short_sides[int(rng.integers(len(self.short_sides)))]
-            mirror = rng.random() < self.config.flip_probability
-        new_hw = resized_hw(height, width, short_side, self.config.max_long_side)
+        new_hw, mirror = self._augmentation(epoch, index)
         image = resize(self._image(index), *new_hw)
         boxes = scale_boxes(boxes, (height, width), new_hw)
         masks = self.dataset.masks(index) if self.dataset.has_masks else None
@@ -102,8 +127,10 @@ class _Collate:
         samples = [sample for sample in found if isinstance(sample, _Sample)]
         if len(samples) < len(found):
             return {"error": next(str(sample) for sample in found if isinstance(sample, UserError))}
+        frame = samples[0].frame
         valid_hw = torch.tensor([sample.image.shape[:2] for sample in samples])
-        height, width = (-(-side // self.size_divisor) * self.size_divisor for side in valid_hw.amax(0).tolist())
+        largest = valid_hw.amax(0).tolist() if frame is None else frame.hw
+        height, width = (-(-side // self.size_divisor) * self.size_divisor for side in largest)
         images = torch.zeros(len(samples), 3, height, width)
         for image, sample, (h, w) in zip(images, samples, valid_hw.tolist(), strict=True):
             image[:, :h, :w] = torch.from_numpy(normalise(sample.image))
@@ -112,6 +139,7 @@ class _Collate:
             [torch.from_numpy(np.ascontiguousarray(sample.boxes_xyxy)) for sample in samples],
             [torch.from_numpy(np.ascontiguousarray(sample.labels)) for sample in samples],
             None if any(mask is None for mask in masks) else [torch.from_numpy(np.ascontiguousarray(m)) for m in masks],
+            0 if frame is None else frame.num_boxes,
         )
         return {
             "images": images,
@@ -121,17 +149,19 @@ class _Collate:
             "masks": targets.masks,
             "image_ids": tuple(sample.image_id for sample in samples),
             "original_hw": torch.tensor([sample.original_hw for sample in samples]),
+            "share": None if frame is None else (frame.share.first, frame.share.whole, frame.share.borrowed),
         }
 
 
 class _BatchPlan:
     """The batches of the epoch at hand; read by the DataLoader in this process, never sent to a worker."""
 
-    def __init__(self) -> None:
-        self.batches: list[list[tuple[int, int]]] = []
+    def __init__(self, keys: Callable[[int, list[int]], list[_Key]]) -> None:
+        self.keys = keys  # of the samples of a batch
+        self.batches: list[tuple[int, list[int]]] = []  # epoch and indices
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter(self.batches)
+    def __iter__(self) -> Iterator[list[_Key]]:
+        return (self.keys(epoch, indices) for epoch, indices in self.batches)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -149,6 +179,9 @@ class Loader:
         size_divisor: a batch's height and width are multiples of it (zeros to the right and below).
         num_workers: processes that prepare batches; 0 prepares them in this one.
         drop_last: leave out the last, smaller batch of an epoch.
+        rank: of `num_ranks` that share the work. In training each has a share of every batch; with fewer images than
+            ranks some borrow one (see `model.share`). In evaluation the first has the first batches, and so on.
+        num_ranks: 1 has all.
     """
 
     def __init__(
@@ -162,15 +195,19 @@ class Loader:
         size_divisor: int,
         num_workers: int = 0,
         drop_last: bool = False,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.training = training
         self._seed = seed
         self._drop_last = drop_last
-        self._plan = _BatchPlan()
+        self._rank, self._num_ranks = rank, num_ranks
+        self._plan = _BatchPlan(self._keys)
+        self._samples = _Samples(dataset, config, training, seed, max(1, num_workers) * num_ranks)
         self._batches = DataLoader(
-            _Samples(dataset, config, training, seed, num_workers),
+            self._samples,
             batch_sampler=self._plan,
             collate_fn=_Collate(size_divisor),
             num_workers=num_workers,
@@ -180,9 +217,16 @@ class Loader:
         )
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Batches of an epoch that this rank has something of."""
+        return len(self._numbers())
+
+    def _numbers(self) -> range:
+        """Numbers of these batches."""
         whole, rest = divmod(len(self.dataset), self.batch_size)
-        return whole if self._drop_last or rest == 0 else whole + 1
+        count = whole if self._drop_last or rest == 0 else whole + 1
+        if self.training:
+            return range(count)
+        return range(count * self._rank // self._num_ranks, count * (self._rank + 1) // self._num_ranks)
 
     def order(self, epoch: int) -> list[int]:
         """Indices into the data set in the order of `epoch`."""
@@ -198,8 +242,8 @@ class Loader:
         """
         order = self.order(epoch)
         self._plan.batches = [
-            [(epoch, index) for index in order[number * self.batch_size : (number + 1) * self.batch_size]]
-            for number in range(start_batch, len(self))
+            (epoch, order[number * self.batch_size : (number + 1) * self.batch_size])
+            for number in self._numbers()[start_batch:]
         ]
         if not self._plan.batches:
             return
@@ -212,4 +256,15 @@ class Loader:
                 targets=Targets(tensors["boxes_xyxy"], tensors["labels"], tensors["masks"]),
                 image_ids=tuple(tensors["image_ids"]),
                 original_hw=tensors["original_hw"],
+                share=None if tensors["share"] is None else Share(*tensors["share"]),
             )
+
+    def _keys(self, epoch: int, indices: list[int]) -> list[_Key]:
+        """What this rank has of the batch of these images."""
+        if not self.training or self._num_ranks == 1:
+            return [(epoch, index, None) for index in indices]
+        first, last = (len(indices) * number // self._num_ranks for number in (self._rank, self._rank + 1))
+        borrowed = first == last
+        share = Share(0, len(indices), True) if borrowed else Share(first, len(indices))
+        frame = self._samples.frame(epoch, indices, share)
+        return [(epoch, index, frame) for index in (indices[:1] if borrowed else indices[first:last])]

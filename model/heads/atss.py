@@ -20,6 +20,7 @@ from model.heads import dense
 from model.heads.base import AuxiliaryHead
 from model.losses import binary_cross_entropy, centerness_of_anchors, giou_loss, sigmoid_focal_loss, weighted_mean
 from model.neck import zero_padding
+from model.share import total
 from model.types import BACKGROUND, IGNORED, Detections, Positives, Pyramid, Targets
 
 ANCHOR_SIDE = 8.0  # of an anchor in strides
@@ -124,7 +125,7 @@ class ATSSHead(AuxiliaryHead):
         giou = giou_loss(boxes, matches.boxes_xyxy)
         return {
             "classification": weighted_mean(focal, (gt_index != IGNORED)[..., None], count),
-            "boxes": weighted_mean(giou, centerness, centerness.sum().clamp(min=1)),
+            "boxes": weighted_mean(giou, centerness, total(centerness.sum(), minimum=1)),
             "centerness": weighted_mean(binary_cross_entropy(predictions.centerness[where], centerness), None, count),
         }
 

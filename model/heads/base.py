@@ -47,7 +47,8 @@ class AuxiliaryHead(nn.Module, ABC):
 
         Returns:
             losses: scalar tensors, normalised and unweighted, connected to the graph even without any ground truth;
-                empty when not `with_losses`, which computes only what the positives need.
+                each the sum over the images at hand, divided by `model.share.total` of the normaliser. Empty when
+                not `with_losses`, which computes only what the positives need.
             positives: every candidate with its ground truth, for the customised queries.
         """
 

@@ -14,6 +14,7 @@ from model.boxes import clip_boxes
 from model.config import require
 from model.neck import ConvNorm, zero_padding
 from model.ops import nms
+from model.share import total
 from model.types import BACKGROUND, Detections, Pyramid, Targets
 
 CANDIDATES_PER_LEVEL = 1000  # best (position, class) pairs of a level that enter NMS (official)
@@ -121,7 +122,7 @@ def matches_of(gt_index: Tensor, targets: Targets) -> Matches:
 
 def num_positives(gt_index: Tensor) -> Tensor:
     """Official normaliser: positives of the batch, an image without any counting as one; int64 scalar."""
-    return (gt_index >= 0).sum(1).clamp(min=1).sum()
+    return total((gt_index >= 0).sum(1).clamp(min=1).sum())
 
 
 def mean_positive_logit(logits: Tensor, gt_index: Tensor, targets: Targets) -> Tensor:

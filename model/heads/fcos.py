@@ -28,6 +28,7 @@ from model.losses import (
     weighted_mean,
 )
 from model.neck import zero_padding
+from model.share import total
 from model.types import IGNORED, Detections, Positives, Pyramid, Targets
 
 QUERY_SIDE = 8.0  # strides, of the square around a positive point (paper Table 1)
@@ -141,7 +142,7 @@ class FCOSHead(AuxiliaryHead):
     ) -> dict[str, Tensor]:
         matches = dense.matches_of(gt_index, targets)
         where = (matches.image, matches.candidate)
-        count = len(matches.image) or 1
+        count = total(len(matches.image), minimum=1)
         focal = sigmoid_focal_loss(predictions.logits, matches.labels)
         points = points[matches.candidate]
         centerness = centerness_of_distances(encode_distances(points, matches.boxes_xyxy))
@@ -149,7 +150,9 @@ class FCOSHead(AuxiliaryHead):
         box_loss = giou_loss if self.config.box_loss == "giou" else iou_log_loss
         return {
             "classification": weighted_mean(focal, (gt_index != IGNORED)[..., None], count),
-            "boxes": weighted_mean(box_loss(boxes, matches.boxes_xyxy), centerness, centerness.sum().clamp(min=1e-6)),
+            "boxes": weighted_mean(
+                box_loss(boxes, matches.boxes_xyxy), centerness, total(centerness.sum(), minimum=1e-6)
+            ),
             "centerness": weighted_mean(binary_cross_entropy(predictions.centerness[where], centerness), None, count),
         }
 

@@ -21,6 +21,7 @@ from model.heads import dense
 from model.heads.base import AuxiliaryHead
 from model.losses import distribution_focal_loss, giou_loss, quality_focal_loss, weighted_mean
 from model.neck import zero_padding
+from model.share import total
 from model.types import IGNORED, Detections, Positives, Pyramid, Targets
 
 ANCHOR_SIDE = 8.0  # of an anchor in strides
@@ -130,7 +131,7 @@ class GFLHead(AuxiliaryHead):
         focal = quality_focal_loss(predictions.logits, matches.labels, quality)
 
         confidence = predictions.logits[where].detach().sigmoid().amax(-1)
-        total_confidence = confidence.sum().clamp(min=1)
+        total_confidence = total(confidence.sum(), minimum=1)
         centred = xyxy_to_cxcywh(anchors)
         unit = self._unit(centred)
         distances = encode_distances(centred[:, :2] / unit, matches.boxes_xyxy / unit, self.config.max_distance)

@@ -15,6 +15,7 @@ from model.config import FORBID_UNKNOWN, require
 from model.heads.roi import RoIPooling, RoIs
 from model.linear import Conv2d
 from model.losses import binary_cross_entropy, weighted_mean
+from model.share import total
 from model.types import Detections, Targets
 
 
@@ -72,7 +73,7 @@ class MaskBranch(nn.Module):
         logits = logits[torch.arange(len(owner), device=owner.device), targets.labels[image, owner]]
         goal = resample(targets.masks[image, owner], targets.boxes_xyxy[image, owner], boxes, logits.shape[-1])
         loss = binary_cross_entropy(logits, goal >= 0.5 * 255)
-        return weighted_mean(loss, None, max(loss.numel(), 1))
+        return weighted_mean(loss, None, total(loss.numel(), minimum=1))
 
     def add_masks(self, levels: list[Tensor], pooling: RoIPooling, detections: list[Detections]) -> list[Detections]:
         """The detections with the masks of their classes."""

@@ -21,6 +21,7 @@ from model.heads import dense
 from model.heads.base import AuxiliaryHead
 from model.losses import binary_cross_entropy, giou_loss, sigmoid_focal_loss, weighted_mean
 from model.neck import zero_padding
+from model.share import num_images, total
 from model.types import IGNORED, Detections, Positives, Pyramid, Targets
 
 ANCHOR_SIDE = 8.0  # of an anchor in strides
@@ -135,16 +136,17 @@ class PAAHead(AuxiliaryHead):
     ) -> dict[str, Tensor]:
         matches = dense.matches_of(gt_index, targets)
         where = (matches.image, matches.candidate)
-        count = len(matches.image)
+        count = total(len(matches.image), minimum=1)
+        per_image = total(len(matches.image), minimum=num_images(len(gt_index)))
         focal = sigmoid_focal_loss(predictions.logits, matches.labels)
         boxes = decode_deltas(anchors[matches.candidate], predictions.deltas[where], DELTA_STDS)
         iou = iou_aligned(boxes.detach(), matches.boxes_xyxy)
         predicted_iou = binary_cross_entropy(predictions.iou[where], iou)
         return {
             # Official: at least one positive per image on average, not at least one in each.
-            "classification": weighted_mean(focal, (gt_index != IGNORED)[..., None], max(count, len(gt_index))),
-            "boxes": weighted_mean(giou_loss(boxes, matches.boxes_xyxy), iou, iou.sum()),
-            "iou": weighted_mean(predicted_iou, None, count or 1),
+            "classification": weighted_mean(focal, (gt_index != IGNORED)[..., None], per_image),
+            "boxes": weighted_mean(giou_loss(boxes, matches.boxes_xyxy), iou, total(iou.sum())),
+            "iou": weighted_mean(predicted_iou, None, count),
         }
 
     @torch.no_grad()

@@ -20,6 +20,7 @@ from model.linear import Linear
 from model.losses import giou_loss, softmax_cross_entropy, weighted_mean
 from model.ops import roi_align
 from model.sampling import sample
+from model.share import total
 from model.types import BACKGROUND, IGNORED, Pyramid, Targets
 
 DELTA_STDS = (0.1, 0.1, 0.2, 0.2)
@@ -158,7 +159,7 @@ class BoxBranch(nn.Module):
             rois.boxes_xyxy[image[positive], row[positive]], deltas[positive, labels[positive]], DELTA_STDS
         )
         goal = targets.boxes_xyxy[image[positive], owner[positive]]
-        number = max(len(owner), 1)
+        number = total(len(owner), minimum=1)
         return {
             "classification": weighted_mean(softmax_cross_entropy(logits, labels), None, number),
             "boxes": weighted_mean(giou_loss(boxes, goal), None, number),

@@ -20,6 +20,7 @@ from model.linear import Conv2d
 from model.losses import binary_cross_entropy, l1_loss, weighted_mean
 from model.neck import zero_padding
 from model.sampling import choose
+from model.share import largest, total
 from model.types import Pyramid, Targets
 
 
@@ -119,7 +120,7 @@ class RegionProposals(nn.Module):
         is_positive = owner >= 0
         # Official normaliser: an image without any positive, or negative, counts as one of it.
         positives = (chosen & (gt_index >= 0)).sum(1)
-        number = (positives.clamp(min=1) + (chosen.sum(1) - positives).clamp(min=1)).sum()
+        number = total((positives.clamp(min=1) + (chosen.sum(1) - positives).clamp(min=1)).sum())
         cross_entropy = binary_cross_entropy(outputs.objectness[image, anchor], is_positive)
         image, anchor, owner = image[is_positive], anchor[is_positive], owner[is_positive]
         goal = encode_deltas(anchors[anchor], targets.boxes_xyxy[image, owner])
@@ -159,6 +160,6 @@ class RegionProposals(nn.Module):
             keep = own[best_after_nms(*candidates, config.nms_threshold, config.num_proposals)]
             boxes[image, : len(keep)], kept_scores[image, : len(keep)] = boxes_xyxy[image, keep], scores[image, keep]
             counts.append(len(keep))
-        most = max(counts)
+        most = largest(max(counts))
         valid = torch.arange(most, device=scores.device) < torch.tensor(counts, device=scores.device)[:, None]
         return Proposals(boxes[:, :most], kept_scores[:, :most], valid)

@@ -1,0 +1,71 @@
+"""What differs between two trials: settings, data, provenance, and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from harness.labels import show_value
+
+ABSENT = "-"
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, its value in the first, in the second) of two records, only where they differ.
+
+    Settings first (`model.num_queries`), then the data's fingerprint, provenance, metrics and costs.
+    """
+    flat = [dict(_flat(record)) for record in (first, second)]
+    heads = [{key for key in side if key.endswith(".")} for side in flat]
+    unmatched = tuple(heads[0] ^ heads[1])  # of a head that one has alone, `model.heads` tells
+    found = []
+    for key in sorted(dict.fromkeys([*flat[0], *flat[1]]), key=_place):
+        one, other = (side.get(key) for side in flat)
+        if one != other and not key.startswith(unmatched):
+            found.append((key, _shown(one), _shown(other)))
+    return found
+
+
+_SECTIONS = ("config", "fingerprint", "status", "error", "provenance", "metrics", "cost")
+
+
+def _place(key: str) -> int:
+    return next((index for index, name in enumerate(_SECTIONS[1:], 1) if key.partition(".")[0] == name), 0)
+
+
+def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings go by their own dotted keys, everything else by the section's name and theirs."""
+    for name in _SECTIONS:
+        value = record.get(name)
+        if isinstance(value, dict):
+            yield from _leaves(value, "" if name == "config" else f"{name}.")
+        elif value is not None:
+            yield name, value
+
+
+def _leaves(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{key}.")
+        elif f"{path}{key}" == "model.heads" and isinstance(value, list):
+            yield from _heads(value)
+        else:
+            yield f"{path}{key}", value
+
+
+def _heads(heads: list[Any]) -> Iterator[tuple[str, Any]]:
+    """The heads' names as one value, and their settings by name (`model.heads.atss.top_k`, a second one `atss.2`)."""
+    names = [str(head.get("name")) if isinstance(head, dict) else str(head) for head in heads]
+    yield "model.heads", names
+    for index, (name, head) in enumerate(zip(names, heads, strict=True)):
+        number = names[:index].count(name) + 1
+        if isinstance(head, dict):
+            path = f"model.heads.{name}{f'.{number}' if number > 1 else ''}."
+            yield path, True
+            yield from _leaves({key: value for key, value in head.items() if key != "name"}, path)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ABSENT
+    return f"{value:.6g}" if isinstance(value, float) else show_value(value)

@@ -1,0 +1,59 @@
+"""How commands print: tables to standard output, so that they can be piped; remarks to standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable
+
+ORDER = ("finished", "running", "interrupted", "failed", "pruned", "pending")  # of statuses in a summary
+
+
+def remark(text: str) -> None:
+    """Print a line (`note: …`, `warning: …`) to standard error."""
+    print(text, file=sys.stderr)
+
+
+def table(title: str, columns: dict[str, bool], rows: list[list[str]]) -> None:
+    """Print a table; `columns` tells by heading whether long cells may be wrapped."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=False)
+    if not console.is_terminal:  # a pipe or a job log has no width: do not wrap for it
+        console = Console(highlight=False, width=max(80, 4 + sum(_widths(list(columns), rows))))
+    made = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
+    for heading, wrap in columns.items():
+        made.add_column(heading, no_wrap=not wrap, overflow="fold")
+    for row in rows:
+        made.add_row(*[_escape(cell) for cell in row])
+    with console.capture() as capture:
+        console.print(made)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def _widths(headings: list[str], rows: list[list[str]]) -> list[int]:
+    return [max(len(cell) for cell in column) + 2 for column in zip(headings, *rows, strict=True)]
+
+
+def count(statuses: Iterable[str]) -> str:
+    """`3 trials: 2 finished, 1 pending`."""
+    counts = Counter(statuses)
+    number = sum(counts.values())
+    known = [status for status in (*ORDER, *sorted(counts)) if counts[status]]
+    told = ", ".join(f"{counts[status]} {status}" for status in dict.fromkeys(known))
+    return f"{number} trial{'s'[: number != 1]}" + (f": {told}" if told else "")
+
+
+def size(num_bytes: float) -> str:
+    """`312 B`, `4.1 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"

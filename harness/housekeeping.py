@@ -1,0 +1,259 @@
+"""Keeping a store in order: failed trials set back, records removed, leftovers found, damaged files named.
+
+Nothing here touches a trial that somebody works on, and nothing loses a finished record: a failed or damaged one
+is moved to `runs/<trial_id>/attempts/<number>/`, a removed one leaves a mark until the tracking store has
+followed (see `harness.mirror`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.lease import STALE_AFTER, file_lock, is_alive, read_holder
+from harness.results import RunStore, beat_flaw, cache_dir, record_flaw, write_atomic
+
+RESUME_FILES = ("state.safetensors", "previous.safetensors")  # of a checkpoint: only a continuation needs them
+WEIGHTS = "model.safetensors"
+QUIET_SECONDS = 60 * STALE_AFTER  # what nobody touched for an hour is nobody's work in progress
+
+
+# ---- damaged files ------------------------------------------------------------------------------------------------
+
+
+def damages(store: RunStore, trial_id: str) -> list[str]:
+    """One line for each file of a trial that cannot be understood: which, why, and what becomes of it."""
+    folder, lines = store.dir(trial_id), []
+    for name, what in (
+        ("result.json", "the next `codetr run` keeps it in attempts/ and trains the trial again; "
+         "where MLflow has the run, its artifact result.json is the same file and can be put back"),
+        ("metrics.jsonl", "its whole lines are used; the file is kept as metrics.jsonl.damaged when one is added"),
+        ("heartbeat.json", "only the progress of a running trial is not shown; it may be deleted"),
+        ("lease.json", "it counts as nobody's; the next `codetr run` takes the trial over"),
+    ):  # fmt: skip
+        why = _flaw_of(folder / name)
+        if why:
+            lines.append(f"{folder / name} is damaged ({why}): {what}")
+    return lines
+
+
+def _flaw_of(path: Path) -> str:
+    """Why the content of a record's file cannot be used; empty when it can, or is not there."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return error.strerror or "it cannot be read"
+    try:
+        if path.suffix == ".jsonl":
+            for number, line in enumerate(text.splitlines(), 1):
+                if not _is_epoch(line):
+                    return f"line {number} is no epoch's entry"
+            return ""
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return str(error).splitlines()[0]
+    if path.name in ("result.json", "heartbeat.json"):
+        return record_flaw(found) if path.name == "result.json" else beat_flaw(found)
+    return "" if isinstance(found, dict) else "not a JSON object"
+
+
+def _is_epoch(line: bytes) -> bool:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(entry, dict) and isinstance(entry.get("epoch"), int)
+
+
+# ---- failed trials ------------------------------------------------------------------------------------------------
+
+
+def attempts(store: RunStore, trial_id: str) -> list[Path]:
+    """Folders of a trial's earlier, failed attempts, oldest first."""
+    folders = (store.dir(trial_id) / "attempts").glob("*")
+    return sorted((path for path in folders if path.name.isdecimal()), key=lambda path: int(path.name))
+
+
+def set_back(store: RunStore, trial_id: str, *, from_scratch: bool = False) -> bool:
+    """Make a failed trial pending; False when it has not failed, or somebody works on it.
+
+    Its record and log move to `attempts/<number>/`. The checkpoint stays, so the trial goes on where it was left;
+    with `from_scratch` checkpoint and epochs go too, and so will its run in the tracking store.
+    """
+    held = store.claim(trial_id)
+    if held is None:
+        return False
+    with held:
+        record = store.read(trial_id)
+        if record is None or record.get("status") != "failed":
+            return False
+        folder, earlier = store.dir(trial_id), attempts(store, trial_id)
+        target = folder / "attempts" / str(1 + (int(earlier[-1].name) if earlier else 0))
+        target.mkdir(parents=True)
+        if from_scratch:
+            leave_mark(store, trial_id)
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+        names = ("log.txt", *(("metrics.jsonl", "heartbeat.json") if from_scratch else ()), "result.json")
+        for name in names:  # the record last: until it has moved, the trial has failed
+            with suppress(FileNotFoundError):
+                os.replace(folder / name, target / name)
+    return True
+
+
+def take_up(store: RunStore, trial_ids: Iterable[str]) -> list[str]:
+    """Make ready what is to run now: failed trials are set back. Returns remarks for a person."""
+    remarks, again = [], 0
+    for trial_id in trial_ids:
+        if store.dir(trial_id).is_dir():
+            remarks += [f"warning: {line}" for line in damages(store, trial_id)]
+            again += set_back(store, trial_id)
+    if again:
+        remarks.append(f"{again} failed before: tried again, the earlier record is kept in attempts/")
+    return remarks
+
+
+# ---- removing -----------------------------------------------------------------------------------------------------
+
+
+def remove(store: RunStore, trial_id: str) -> bool:
+    """Delete everything about a trial and leave the mark for the tracking store; False while somebody works on it."""
+    folder = store.dir(trial_id)
+    with file_lock(folder / ".lock"):
+        if store.status(trial_id) == "running":
+            return False
+        leave_mark(store, trial_id)
+        trash = store.root / "removed" / f"{trial_id}.{uuid.uuid4().hex}"
+        os.replace(folder, trash)  # whole, or not at all
+    shutil.rmtree(trash, ignore_errors=True)
+    return True
+
+
+def leave_mark(store: RunStore, trial_id: str) -> None:
+    """Note that the run of this trial in the tracking store is to be deleted."""
+    write_atomic(store.root / "removed" / trial_id, "")
+
+
+def marks(store: RunStore) -> dict[str, Path]:
+    """Trials whose run in the tracking store is to be deleted, and the mark that goes when it was."""
+    folder = store.root / "removed"
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {path.name: path for path in found if path.is_file() and not path.name.startswith(".")}
+
+
+# ---- leftovers ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something that nobody needs any more."""
+
+    path: Path
+    what: str
+    num_bytes: int
+
+
+def leftovers(store: RunStore) -> list[Leftover]:
+    """What may be deleted: of ended launches, killed writers, dead holders, and checkpoints of finished trials."""
+    return [
+        Leftover(path, what, _bytes_of(path))
+        for search in (_ended_launches, _of_killed_writers, _dead_leases, _resume_files, _half_removed, _torn_caches)
+        for path, what in search(store)
+    ]
+
+
+def delete(found: Sequence[Leftover], store: RunStore) -> int:
+    """Delete leftovers that still are what they were; returns the bytes freed."""
+    freed = 0
+    for leftover in found:
+        path = leftover.path
+        if path.name == "lease.json":
+            with file_lock(path.with_name(".lock")):
+                if not is_alive(path):
+                    path.unlink(missing_ok=True)
+        elif path.name in RESUME_FILES and store.status(path.parent.parent.name) != "finished":
+            continue
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        freed += 0 if path.exists() else leftover.num_bytes
+    return freed
+
+
+def _trials(store: RunStore) -> Iterator[Path]:
+    yield from (store.dir(trial_id) for trial_id in store.trials())
+
+
+def _ended_launches(store: RunStore) -> Iterator[tuple[Path, str]]:
+    owners = {found.get("owner") for folder in _trials(store) if (found := _living(folder / "lease.json"))}
+    for path in sorted((store.root / "launches").glob("*")):
+        if path.name not in owners and _quiet(path):
+            yield path, "working files of a launch that has ended"
+
+
+def _living(path: Path) -> dict[str, Any] | None:
+    return read_holder(path) if is_alive(path) else None
+
+
+def _of_killed_writers(store: RunStore) -> Iterator[tuple[Path, str]]:
+    folders = [store.root, store.root / "runs", *(store.root / "grids").glob("*"), *_trials(store)]
+    folders += [folder / "checkpoint" for folder in _trials(store)]
+    for folder in folders:
+        for pattern in (".*.tmp", ".now-*", ".lease.json.*"):
+            for path in sorted(folder.glob(pattern)):
+                if path.is_file() and _quiet(path):
+                    yield path, "temporary file of a killed process"
+
+
+def _dead_leases(store: RunStore) -> Iterator[tuple[Path, str]]:
+    for folder in [*_trials(store), *sorted((store.root / "grids").glob("*"))]:
+        path = folder / "lease.json"
+        if path.exists() and not is_alive(path):
+            yield path, "lease of a dead process"
+
+
+def _resume_files(store: RunStore) -> Iterator[tuple[Path, str]]:
+    for folder in _trials(store):
+        kept = folder / "checkpoint"
+        found = [kept / name for name in RESUME_FILES if (kept / name).exists()]
+        if found and (kept / WEIGHTS).exists() and store.status(folder.name) == "finished":
+            yield from ((path, "checkpoint of a finished trial (its weights stay)") for path in found)
+
+
+def _half_removed(store: RunStore) -> Iterator[tuple[Path, str]]:
+    for path in sorted((store.root / "removed").glob("*.*")):
+        if path.is_dir():
+            yield path, "rest of a removed trial"
+
+
+def _torn_caches(_: RunStore) -> Iterator[tuple[Path, str]]:
+    for path in sorted((cache_dir() / "digits").glob("*.tmp")):
+        if _quiet(path):
+            yield path, "digit scenes of a killed process"
+
+
+def _quiet(path: Path) -> bool:
+    """Whether nothing at or below `path` was changed lately."""
+    try:
+        newest = max(entry.stat().st_mtime for entry in (path, *path.rglob("*")))
+    except OSError:
+        return False  # it changes right now
+    return time.time() - newest > QUIET_SECONDS
+
+
+def _bytes_of(path: Path) -> int:
+    total = 0
+    for entry in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        with suppress(OSError):
+            total += entry.lstat().st_size if entry.is_file() else 0
+    return total

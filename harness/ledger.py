@@ -1,0 +1,111 @@
+"""What a store knows of grids: which trials were asked for together, so that `status` needs no ablation file.
+
+The driver of a grid leaves `grids/<name>/grid.<preset>.json` before anything runs. Also here: finding a trial by the
+first letters of its id.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UserError
+from harness.results import RunStore, to_json, write_atomic
+
+if TYPE_CHECKING:
+    from harness.grid import Grid
+
+
+@dataclass(frozen=True)
+class KnownGrid:
+    """A grid as its driver left it."""
+
+    name: str
+    preset: str
+    title: str
+    command: str  # runs what is missing of it
+    labels: dict[str, str]  # trial id -> label
+
+
+def remember(store: RunStore, grid: Grid) -> None:
+    """Leave the grid's trials in the store. Those of an earlier form of it stay known while they have a record."""
+    path = store.grid_dir(grid.name) / f"grid.{grid.preset}.json"
+    asked = {trial.trial_id: trial.label or trial.row for trial in grid.trials}
+    try:
+        earlier = _read(path).labels
+    except (OSError, ValueError):
+        earlier = {}  # none, or damaged: it is replaced
+    kept = {key: label for key, label in earlier.items() if key not in asked and store.dir(key).is_dir()}
+    labels = {**asked, **kept}
+    known = {"name": grid.name, "preset": grid.preset, "title": grid.title, "command": grid.command, "trials": labels}
+    write_atomic(path, to_json(known, indent=1) + "\n")
+
+
+def known_grids(store: RunStore) -> tuple[list[KnownGrid], list[str]]:
+    """All grids of the store in order of name, and a line for each file that is damaged."""
+    found, lines = [], []
+    for path in sorted((store.root / "grids").glob("*/grid.*.json")):
+        try:
+            found.append(_read(path))
+        except (OSError, ValueError) as error:
+            why = str(error).splitlines()[0]
+            lines.append(f"{path} is damaged ({why}): its trials stand under others until its grid is run again")
+    return found, lines
+
+
+def _read(path: Path) -> KnownGrid:
+    """Raises `ValueError` for what is damaged, `OSError` for what cannot be read."""
+    try:
+        found: Any = json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    texts = [found.get(name) for name in ("name", "preset", "title", "command")]
+    labels = found.get("trials")
+    whole = isinstance(labels, dict) and all(isinstance(text, str) for text in (*texts, *labels, *labels.values()))
+    if not whole:
+        raise ValueError("names or trials are missing")
+    return KnownGrid(found["name"], found["preset"], found["title"], found["command"], found["trials"])
+
+
+def find_trial(store: RunStore, text: str, among: Iterable[str] | None = None) -> str:
+    """The id of the trial that `text` begins.
+
+    Args:
+        store: where trials are looked for.
+        text: an id, or enough of its beginning.
+        among: ids; None takes all that have a folder.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    ids = sorted(store.trials() if among is None else among)
+    if text in ids:
+        return text
+    found = [trial_id for trial_id in ids if text and trial_id.startswith(text)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        shown = ", ".join(found[:5]) + ("…" if len(found) > 5 else "")
+        raise UserError(f"trial '{text}': {len(found)} ids begin so: {shown}; give more of it")
+    if not ids:
+        raise UserError(f"trial '{text}': there are no trials in {store.root}")
+    raise UserError(
+        f"trial '{text}': no such trial in {store.root}{_nearest(text, ids)}; `codetr status --all` lists them"
+    )
+
+
+def _nearest(text: str, ids: list[str]) -> str:
+    import difflib
+
+    begins: dict[str, list[str]] = {}  # a beginning is compared with beginnings
+    for trial_id in ids:
+        begins.setdefault(trial_id[: len(text)], []).append(trial_id)
+    near = [trial_id for word in difflib.get_close_matches(text, begins, 3, 0.5) for trial_id in begins[word]]
+    if near:
+        return f"; nearest: {', '.join(near[:3])}"
+    return f"; known: {', '.join(ids)}" if len(ids) <= 5 else ""

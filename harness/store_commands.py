@@ -1,0 +1,294 @@
+"""The commands about what lies in the store: status, logs, diff, retry, rm, gc.
+
+As in `harness.commands`, every function takes the parsed arguments and returns the exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from harness import housekeeping, ledger
+from harness.console import count, remark, size, table
+from harness.errors import UserError
+from harness.progress import describe, duration
+from harness.results import RunStore
+
+YAML = (".yaml", ".yml")
+FOLLOW_SECONDS = 1.0
+OTHERS = "others"  # trials that no known grid asks for
+
+
+# ---- status -------------------------------------------------------------------------------------------------------
+
+
+def status(args: argparse.Namespace) -> int:
+    """Show each grid of the store, or of some ablation files: how many trials are done, and what the others are at."""
+    store = RunStore()
+    groups = _groups_of_files(args) if args.files else _groups_of_store(store)
+    if not groups:
+        print(f"no trials in {store.root}" if not args.files else "no trial of these files can be known yet")
+        return 0
+    every = args.all or bool(args.files)
+    states: dict[str, str] = {}
+    for heading, labels in groups:
+        shown, rows = [], []
+        for trial_id, label in labels.items():
+            state, record = store.look(trial_id)
+            states[trial_id] = state
+            shown.append(state)
+            _warn_of_damage(store, trial_id)
+            if every or state not in ("finished", "pending"):
+                record = record or {}
+                told = label or str(record.get("label") or "")
+                rows.append([trial_id, told, state, _progress(store, trial_id, state, record), _outcome(state, record)])
+        print(f"{heading}  {count(shown)}")
+        if rows:
+            table("", {"trial": False, "label": True, "status": False, "progress": False, "result": True}, rows)
+
+    print(f"{store.root}  {count(states.values())}")
+    return 0
+
+
+def _groups_of_files(args: argparse.Namespace) -> list[tuple[str, dict[str, str]]]:
+    from harness.commands import open_grids
+
+    grids = open_grids(args, require_data=False)
+    groups = [(f"{g.name} ({g.preset})", {t.trial_id: t.label for t in g.trials if t.fingerprint}) for g in grids]
+    return [group for group in groups if group[1]]
+
+
+def _groups_of_store(store: RunStore) -> list[tuple[str, dict[str, str]]]:
+    known, lines = ledger.known_grids(store)
+    for line in lines:
+        remark(f"warning: {line}")
+    groups = [(f"{grid.name} ({grid.preset})", grid.labels) for grid in known]
+    asked = {trial_id for _, labels in groups for trial_id in labels}
+    others = {trial_id: "" for trial_id in store.trials() if trial_id not in asked}
+    return [*groups, (OTHERS, others)] if others else groups
+
+
+def _warn_of_damage(store: RunStore, trial_id: str) -> None:
+    for line in housekeeping.damages(store, trial_id):
+        remark(f"warning: {line}")
+
+
+def _progress(store: RunStore, trial_id: str, state: str, record: dict[str, Any]) -> str:
+    if state == "finished":
+        seconds = (record.get("cost") or {}).get("wall_seconds")
+        return f"in {duration(seconds)}" if isinstance(seconds, int | float) else ""
+    beat = store.read_heartbeat(trial_id) or {}
+    if "step" not in beat:
+        return ""
+    total = beat.get("total_steps")
+    text = f"step {beat['step']}" + (f"/{total}" if total else "")
+    eta = beat.get("eta_seconds")
+    if state != "running" or not isinstance(eta, int | float):
+        return text
+    since = beat.get("time")
+    waited = time.time() - since if isinstance(since, int | float) else 0.0
+    return f"{text}, {duration(eta - waited)} left"
+
+
+def _outcome(state: str, record: dict[str, Any]) -> str:
+    if state == "failed":
+        return str(record.get("error") or "no message was recorded")
+    ap = (record.get("metrics") or {}).get("AP")
+    return f"AP {ap:.1f}" if isinstance(ap, int | float) else ""
+
+
+# ---- one trial, two trials ----------------------------------------------------------------------------------------
+
+
+def logs(args: argparse.Namespace) -> int:
+    """Tell a trial's story from its record: its epochs, where it is now, warnings, and the traceback of a failure."""
+    store = RunStore()
+    trial_id = ledger.find_trial(store, args.trial)
+    state, record = store.look(trial_id)
+    print(f"{trial_id}  {(record or {}).get('label') or ''}  {state}".replace("    ", "  "))
+    print(store.dir(trial_id))
+    _warn_of_damage(store, trial_id)
+    for folder in housekeeping.attempts(store, trial_id):
+        log = folder / "log.txt"
+        last = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
+        print(f"earlier attempt failed: {''.join(last) or 'no log'}  ({folder})")
+    seen: set[tuple[Any, ...]] = set()
+    last_beat = _print_new(store, trial_id, seen, 0.0)
+    while args.follow and store.status(trial_id) == "running":
+        time.sleep(FOLLOW_SECONDS)
+        last_beat = _print_new(store, trial_id, seen, last_beat)
+    if args.follow:
+        _print_new(store, trial_id, seen, last_beat)
+    state, record = store.look(trial_id)
+    log = store.dir(trial_id) / "log.txt"
+    if state == "failed":
+        print(f"failed: {(record or {}).get('error') or 'no message was recorded'}")
+        if log.exists():
+            print(f"{log}:\n{log.read_text(errors='replace').rstrip()}")
+    elif args.follow:
+        print(f"{state}  {_outcome(state, record or {})}".rstrip())
+    return 0
+
+
+def _print_new(store: RunStore, trial_id: str, seen: set[tuple[Any, ...]], last_beat: float) -> float:
+    """Print epochs and warnings that were not printed yet, and the newest sign of life; returns its time."""
+    for entry in store.metrics(trial_id):
+        if (key := ("epoch", entry["epoch"], entry.get("time"))) not in seen:
+            seen.add(key)
+            print(f"{_clock(entry.get('time'))}  {describe(entry)}", flush=True)
+    beat = store.read_heartbeat(trial_id) or {}
+    for index, warning in enumerate(beat.get("warnings", [])):
+        if ("warning", index) not in seen:
+            seen.add(("warning", index))
+            print(f"warning: {warning}", flush=True)
+    at = beat.get("time")
+    if not isinstance(at, int | float) or at <= last_beat or store.status(trial_id) == "finished":
+        return last_beat
+    eta = beat.get("eta_seconds")
+    left = f"  eta {duration(eta)}" if isinstance(eta, int | float) and store.status(trial_id) == "running" else ""
+    print(f"{_clock(at)}  {describe(beat)}{left}", flush=True)
+    return float(at)
+
+
+def _clock(seconds: Any) -> str:
+    known = isinstance(seconds, int | float)
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if known else " " * 19
+
+
+def diff(args: argparse.Namespace) -> int:
+    """Show what differs between two trials: settings, data, provenance, results."""
+    from harness.compare import differences
+
+    store = RunStore()
+    ids = [_trial_or_run(store, text) for text in (args.first, args.second)]
+    records = []
+    for trial_id in ids:
+        record = store.read(trial_id)
+        _warn_of_damage(store, trial_id)
+        records.append({"config": _config(store, trial_id), **(record or {"status": store.status(trial_id)})})
+    found = differences(*records)
+    if not found:
+        print(f"{ids[0]} and {ids[1]} do not differ")
+        return 0
+    names = ids if ids[0] != ids[1] else [f"{ids[0]} (first)", f"{ids[1]} (second)"]
+    table("", {"": False, **dict.fromkeys(names, True)}, [list(row) for row in found])
+    return 0
+
+
+def _trial_or_run(store: RunStore, text: str) -> str:
+    """A trial's id from its beginning, or from the id of its MLflow run (32 letters)."""
+    if len(text) == 32 and not any(trial_id.startswith(text) for trial_id in store.trials()):
+        from harness.tracking import trial_of_run
+
+        return ledger.find_trial(store, trial_of_run(text))
+    return ledger.find_trial(store, text)
+
+
+def _config(store: RunStore, trial_id: str) -> dict[str, Any]:
+    """config.yaml, for a record that does not hold the configuration."""
+    import yaml
+
+    try:
+        found = yaml.safe_load((store.dir(trial_id) / "config.yaml").read_bytes())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+# ---- retry, rm, gc ------------------------------------------------------------------------------------------------
+
+
+def retry(args: argparse.Namespace) -> int:
+    """Set failed trials back to pending; a checkpoint stays unless they are to start from scratch."""
+    store = RunStore()
+    known, _ = ledger.known_grids(store)
+    again = []
+    for trial_id in _asked(args, store, known):
+        if store.status(trial_id) == "failed":
+            error = (store.read(trial_id) or {}).get("error")
+            if housekeeping.set_back(store, trial_id, from_scratch=args.from_scratch):
+                again.append(trial_id)
+                print(f"{trial_id}  pending; it had failed: {error}")
+    if not again:
+        print("no trial of these has failed" if args.what else f"no trial in {store.root} has failed")
+        return 0
+    commands = [grid.command for grid in known if grid.command and not grid.labels.keys().isdisjoint(again)]
+    print(f"{count(['pending'] * len(again))}; the failed records are kept in attempts/")
+    for command in dict.fromkeys(commands):
+        print(f"run next: {command}")
+    return 0
+
+
+def _asked(args: argparse.Namespace, store: RunStore, known: Sequence[ledger.KnownGrid]) -> list[str]:
+    """Ids that `what` names: ablation files, ids, or everything in the store."""
+    files = [text for text in args.what if text.endswith(YAML)]
+    found = [ledger.find_trial(store, text) for text in args.what if text not in files]
+    if files:
+        from harness.commands import open_grids
+
+        grids = open_grids(argparse.Namespace(**{**vars(args), "files": files}), require_data=False)
+        found += [trial.trial_id for grid in grids for trial in grid.trials if trial.fingerprint]
+    return list(dict.fromkeys(found)) if args.what else store.trials()
+
+
+def rm(args: argparse.Namespace) -> int:
+    """Remove trials from the store and from MLflow."""
+    store = RunStore()
+    ids = list(dict.fromkeys(ledger.find_trial(store, text) for text in args.trials))
+    for trial_id in ids:
+        state, record = store.look(trial_id)
+        if state == "running":
+            raise UserError(f"trial {trial_id} is running; stop its run first (nothing was removed)")
+        label = str((record or {}).get("label") or "")
+        print("  ".join(part for part in (trial_id, label, state, _outcome(state, record or {})) if part))
+    if not args.yes and not _confirmed(f"remove {'these' if len(ids) > 1 else 'this'} for good?"):
+        print("nothing was removed")
+        return 1
+    removed = [trial_id for trial_id in ids if housekeeping.remove(store, trial_id)]
+    for trial_id in ids:
+        print(f"{trial_id}  {'removed' if trial_id in removed else 'not removed: somebody has begun to work on it'}")
+    _follow_in_tracking_store(store, removed)
+    return 0 if removed == ids else 1
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def _follow_in_tracking_store(store: RunStore, removed: Iterable[str]) -> None:
+    from harness import tracking
+
+    if not list(removed) or not tracking.available():
+        return
+    from harness.mirror import delete_removed
+
+    try:
+        gone = delete_removed(store)
+    except UserError as error:
+        remark(
+            f"note: their MLflow runs are still there ({error}); the next `codetr run` or `codetr sync` deletes them"
+        )
+        return
+    print(f"MLflow: {gone} run{'s'[: gone != 1]} deleted")
+
+
+def gc(args: argparse.Namespace) -> int:
+    """List what nobody needs any more in store and cache, and delete it with --yes. Finished records are never part."""
+    store = RunStore()
+    found = housekeeping.leftovers(store)
+    if not found:
+        print(f"nothing to clear away in {store.root}")
+        return 0
+    rows = [[str(leftover.path), leftover.what, size(leftover.num_bytes)] for leftover in found]
+    table("", {"path": True, "what it is": False, "size": False}, rows)
+    if args.yes:
+        print(f"deleted {len(found)}, freed {size(housekeeping.delete(found, store))}")
+    else:
+        total = sum(leftover.num_bytes for leftover in found)
+        print(f"{len(found)} leftovers, {size(total)}; `codetr gc --yes` deletes them")
+    return 0

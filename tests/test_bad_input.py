@@ -1,0 +1,466 @@
+"""Mutated ablation files and annotation files: each is refused with lines for a person, or taken as it is written.
+
+Never another exception than `UserError`, never a value that silently becomes another one. What was accepted is
+compared with an own, plain reading of the file. More examples: `-m slow`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+
+from harness.__main__ import main
+from harness.config import DataConfig
+from harness.data import fingerprint, open_splits
+from harness.errors import UserError
+from harness.grid import Grid, config_to_dict, open_grid
+from harness.identity import NEEDS_HEADS
+from harness.resolve import known_keys
+from harness.spec import SHIPPED
+from harness.strict import Mistakes, read_yaml
+from model.heads import HEADS
+from tests.folders import tables, write_folder
+
+PRESET = "digits_fast"
+FILES = {path.stem: path.read_text() for path in sorted(SHIPPED.glob("*.yaml"))}
+PRESETS = {path.stem: path.read_text() for path in sorted((SHIPPED / "presets").glob("digits*.yaml"))}
+
+
+def examples(count: int) -> Any:
+    """So many examples, always the same ones. Not made smaller after a failure: that takes minutes."""
+    phases = (Phase.explicit, Phase.generate)
+    return settings(
+        max_examples=count, deadline=None, derandomize=True, phases=phases, suppress_health_check=list(HealthCheck)
+    )
+
+
+# ---- mutations ----------------------------------------------------------------------------------------------------
+
+NUMBERS = (0, 1, -1, 2, 7, 0.5, -0.5, 1e-300, 1e300, 10**9, 10**30, -(10**400), math.nan, math.inf, -math.inf)
+TEXTS = (
+    "",
+    " ",
+    "no",
+    "1e-4",
+    "010",
+    "1:30",
+    "null",
+    "~",
+    "ä\u0301ñ漢字",
+    "\u202eabc",
+    "a.b",
+    "..",
+    "/",
+    "../../x",
+    "*",
+    "&a",
+)
+ODD = ("\u2028", "\x85", "\ufeff", "🙂", "[bold]", "%s", "{0}", "'", '"', "\\", "a" * 300, "a\nb", "\t")
+junk = st.one_of(
+    st.sampled_from([*NUMBERS, *TEXTS, *ODD, None, True, False, [], {}]),
+    st.sampled_from(
+        [[None], [[]], {"a": None}, {"": 1}, {1: 2}, {None: 0}, {True: 1}, [1, "a"], ["atss", "atss"], "atss"]
+    ),
+    st.integers(),
+    st.floats(),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+)
+
+
+def nested(depth: int, value: Any, mapping: bool) -> Any:
+    for _ in range(depth):
+        value = {"a": value} if mapping else [value]
+    return value
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of everything below the root."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [found for key, child in children for found in ((*path, key), *places(child, (*path, key)))]
+
+
+@st.composite
+def mutated(draw: st.DrawFn, tree: Any, most: int = 3) -> Any:
+    """`tree` with one to `most` changes somewhere in it."""
+    tree = copy.deepcopy(tree)
+    for _ in range(draw(st.integers(1, most))):
+        known = places(tree)
+        if not known:
+            return copy.deepcopy(draw(junk))
+        *above, last = draw(st.sampled_from(known))
+        holder = tree
+        for key in above:
+            holder = holder[key]
+        kind = draw(st.sampled_from(("replace", "replace", "delete", "rename", "copy", "wrap", "swap", "deep")))
+        if kind == "replace":
+            holder[last] = copy.deepcopy(draw(junk))  # later changes are not for the next example
+        elif kind == "delete":
+            del holder[last]
+        elif kind == "rename" and isinstance(holder, dict):
+            name = draw(st.sampled_from([f"{last}s", str(last)[:-1], str(last).upper(), f"{last}.x", f" {last}", "x"]))
+            holder[name] = holder.pop(last)
+        elif kind == "copy":
+            target = draw(st.sampled_from(known))
+            spot = tree
+            for key in target[:-1]:
+                spot = spot[key] if isinstance(spot, dict) or key < len(spot) else holder
+            if isinstance(spot, list):
+                spot.append(copy.deepcopy(holder[last]))
+            elif isinstance(spot, dict):
+                spot[str(last)] = copy.deepcopy(holder[last])
+        elif kind == "wrap":
+            holder[last] = draw(st.sampled_from([[holder[last]], {str(last): holder[last]}, str(holder[last])]))
+        elif kind == "swap" and isinstance(holder, list):
+            holder.reverse()
+        elif kind == "deep":
+            holder[last] = nested(draw(st.sampled_from((3, 40))), holder[last], draw(st.booleans()))
+    return tree
+
+
+@st.composite
+def mutated_text(draw: st.DrawFn, text: str) -> str:
+    """`text` with one or two changes that a slip of the hand or of an editor makes."""
+    for _ in range(draw(st.integers(1, 2))):
+        lines = text.splitlines()
+        index = draw(st.integers(0, max(len(lines) - 1, 0)))
+        kind = draw(st.sampled_from(("double", "drop", "indent", "insert", "anchor", "merge", "cut", "deep", "tag")))
+        line = lines[index] if lines else ""
+        if kind == "double":
+            lines.insert(index, line)
+        elif kind == "drop" and lines:
+            del lines[index]
+        elif kind == "indent" and lines:
+            lines[index] = draw(st.sampled_from(["  ", "\t", " "])) + line
+        elif kind == "insert" and lines:
+            at = draw(st.integers(0, len(line)))
+            odd = draw(
+                st.sampled_from(
+                    [*ODD, ":", "-", "#", "{", "}", "[", "]", ",", "|", ">", "!", "%", "@", "`", "\x00", "?"]
+                )
+            )
+            lines[index] = line[:at] + odd + line[at:]
+        elif kind == "anchor" and lines:
+            name = draw(st.sampled_from("ab"))
+            lines[index] = line.replace(": ", f": {draw(st.sampled_from('&*'))}{name} ", 1)
+        elif kind == "merge":
+            lines.insert(
+                index, draw(st.sampled_from(["<<: *plain", "<<: {rows: []}", "<<: 3", "<<: [{name: a}, {name: b}]"]))
+            )
+        elif kind == "cut":
+            lines = lines[:index]
+        elif kind == "deep":
+            lines.insert(index, "x: " + draw(st.sampled_from(["[", "{a: "])) * draw(st.sampled_from((5, 300))))
+        elif kind == "tag" and lines:
+            tag = draw(
+                st.sampled_from(["!!python/object:os.system", "!!binary", "!!set", "!!timestamp", "!x", "!!float"])
+            )
+            lines[index] = line.replace(": ", f": {tag} ", 1)
+        text = "\n".join(lines) + "\n"
+    return text
+
+
+# ---- ablation files -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def places_of_run(tmp_path_factory):
+    """A folder with a store that stays empty."""
+    folder = tmp_path_factory.mktemp("bad-input")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CODETR_STORE", str(folder / "store"))
+        yield folder
+
+
+def plan_of(text: str, folder: Path, capsys: Any, *options: str) -> Grid | None:
+    """Plan a file through the command line; the grid, or None where it was refused as it must be."""
+    path = folder / "mutated.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    capsys.readouterr()
+    code = main(["plan", str(path), "--preset", PRESET, *options])
+    out, err = capsys.readouterr()
+    remarks = [line for line in err.split("\n")[:-1] if not line.startswith("note: ")]
+    assert not (folder / "store").exists() and "Traceback" not in out + err
+    if code == 2:
+        assert not out and remarks and all(line.startswith("error: ") and len(line) > 10 for line in remarks), err
+        return None
+    assert code == 0 and not remarks and "trial" in out
+    return open_grid(path, PRESET, [word for word in options if word != "--set"], require_data=False)
+
+
+def flat(node: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Settings by path, later ones winning; `{a.b: 1}` and `{a: {b: 1}}` are the same. Lists are values."""
+    if not isinstance(node, dict) or not node:
+        return {path: node} if path and node != {} else {}
+    return {
+        full: value for key, child in node.items() for full, value in flat(child, (*path, *str(key).split("."))).items()
+    }
+
+
+def same(written: Any, taken: Any) -> bool:
+    if isinstance(written, list) and isinstance(taken, list):
+        return len(written) == len(taken) and all(map(same, written, taken))
+    if isinstance(written, bool) or isinstance(taken, bool):
+        return written is taken
+    return float(written) == taken if isinstance(taken, float) and isinstance(written, int) else bool(written == taken)
+
+
+def check_visible(tree: dict[str, Any], grid: Grid) -> None:
+    """Everything that the file says is in the grid, as it was written."""
+    for name, value in {**tree}.items():
+        if name in ("title", "name", "paper", "description", "baseline") and value:
+            assert getattr(grid, name) == value, name
+    assert list(grid.seeds) == tree.get("seeds", [0]) and list(grid.metrics) == tree.get(
+        "metrics", ["AP", "AP50", "AP75"]
+    )
+    rows = tree.get("rows") or [{"label": ""}]
+    if tree.get("axes"):
+        return  # every combination is a row; tests/test_grid.py
+    assert [row.label for row in grid.rows] == [row["label"] for row in rows]
+    for made, row in zip(grid.rows, rows, strict=True):
+        assert made.note == row.get("note", "")
+        trial = grid.trial(made.trial_ids[0])
+        config = {**config_to_dict(trial.config), "runtime": vars(trial.runtime)}
+        wanted = flat(tree.get("base", {}))
+        for layer in ((tree.get("presets") or {}).get(PRESET, {}), row.get("set", {})):
+            own = flat(layer)
+            wanted = {p: v for p, v in wanted.items() if not any(p[: len(q)] == q for q in own)} | own
+        for path, value in wanted.items():
+            if path[:2] == ("model", "head_defaults") or (not config["model"]["heads"] and path[1] in NEEDS_HEADS):
+                continue
+            if path == ("model", "heads"):
+                names = [entry["name"] if isinstance(entry, dict) else entry for entry in value]
+                assert [head["name"] for head in config["model"]["heads"]] == names
+                for entry, head in zip(value, config["model"]["heads"], strict=True):
+                    options = flat(entry) if isinstance(entry, dict) else {}
+                    assert all(same(v, at(head, p)) for p, v in options.items())
+            elif path == ("data", "path") and value is not None:
+                assert at(config, path) == str(Path(value).expanduser().absolute())
+            else:
+                assert same(value, at(config, path)), (path, value, at(config, path))
+
+
+def at(node: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        node = node[name]
+    return node
+
+
+def check_plan(text: str, folder: Path, capsys: Any) -> None:
+    grid = plan_of(text, folder, capsys)
+    if grid is not None:
+        tree = read_yaml(text, "", Mistakes())
+        check_visible(tree, grid)
+
+
+@pytest.mark.parametrize("count", [25, pytest.param(800, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", FILES)
+def test_a_mutated_ablation_file_is_refused_or_taken_as_written(name, count, places_of_run, capsys):
+    @examples(count)
+    @given(mutated(read_yaml(FILES[name], name, Mistakes())))
+    def check(tree: Any) -> None:
+        check_plan(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), places_of_run, capsys)
+
+    check()
+
+
+@pytest.mark.parametrize("count", [25, pytest.param(800, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", FILES)
+def test_a_mistyped_ablation_file_is_refused_or_taken_as_written(name, count, places_of_run, capsys):
+    @examples(count)
+    @given(mutated_text(FILES[name]))
+    def check(text: str) -> None:
+        check_plan(text, places_of_run, capsys)
+
+    check()
+
+
+@pytest.mark.parametrize("count", [25, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_mutated_preset_is_refused_or_its_settings_are_there(name, count, places_of_run, capsys):
+    @examples(count)
+    @given(mutated(read_yaml(PRESETS[name], name, Mistakes())))
+    def check(tree: Any) -> None:
+        preset = places_of_run / "mine.yaml"
+        preset.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        (places_of_run / "mutated.yaml").write_text("rows: [{label: a, set: {model.heads: [atss]}}]")
+        capsys.readouterr()
+        argv = ["plan", str(places_of_run / "mutated.yaml"), "--preset", str(preset)]
+        code = main(argv)
+        err = capsys.readouterr().err.replace("note: ", "error: ")
+        assert code in (0, 2) and all(line.startswith("error: ") for line in err.split("\n")[:-1])
+        if code == 0:
+            config = open_grid(argv[1], argv[3], require_data=False).trials[0]
+            known = {**config_to_dict(config.config), "runtime": vars(config.runtime)}
+            for path, value in flat(read_yaml(preset.read_text(), "", Mistakes())).items():
+                if path[:2] not in (("model", "head_defaults"), ("model", "heads"), ("data", "path")):
+                    assert same(value, at(known, path)), (path, value)
+
+    check()
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(3000, marks=pytest.mark.slow)])
+def test_any_value_of_any_setting_is_refused_or_taken(count, places_of_run, capsys):
+    """In the file and by --set; with a head, so that every setting has an effect."""
+
+    @examples(count)
+    @given(st.sampled_from(sorted(known_keys())), junk)
+    @example("model.num_queries", True)
+    @example("train.learning_rate", 10**400)
+    @example("data.train_short_sides", [160.0])
+    def check(key: str, value: Any) -> None:
+        if key in ("model.heads", "model.head_defaults"):
+            return  # the mutated files have them
+        tree = {"base": {key: value}, "rows": [{"label": "a", "set": {"model.heads": ["atss"]}}]}
+        text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+        grid = plan_of(text, places_of_run, capsys)
+        if grid is not None:
+            check_visible(read_yaml(text, "", Mistakes()), grid)
+        plain = "rows: [{label: a, set: {model.heads: [atss]}}]"
+        word = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
+        again = plan_of(plain, places_of_run, capsys, "--set", f"{key}={word}")
+        if grid is not None and again is not None:
+            assert again.trials[0].trial_id == grid.trials[0].trial_id
+        assert (grid is None) == (again is None) or value == {}
+
+    check()
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(800, marks=pytest.mark.slow)])
+def test_any_value_of_any_setting_of_a_head_is_refused_or_taken(count, places_of_run, capsys):
+    @examples(count)
+    @given(st.sampled_from(sorted(HEADS)), st.data(), junk)
+    def check(name: str, data: Any, value: Any) -> None:
+        from harness.config import TrainConfig, TrialConfig
+        from harness.grid import config_to_dict
+        from model.config import DetectorConfig
+
+        config = TrialConfig(DetectorConfig(heads=(HEADS[name].Config(),)), DataConfig(), TrainConfig())
+        [head] = config_to_dict(config)["model"]["heads"]
+        path = data.draw(st.sampled_from([path for path in places(head) if path != ("name",)]))
+        entry: dict[str, Any] = value
+        for key in reversed(path):
+            entry = {key: entry}
+        tree = {"rows": [{"label": "a", "set": {"model.heads": [{"name": name, **entry}]}}]}
+        text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+        grid = plan_of(text, places_of_run, capsys)
+        if grid is not None:
+            check_visible(read_yaml(text, "", Mistakes()), grid)
+
+    check()
+
+
+DEEP = (
+    "title: {}",
+    "rows: {}",
+    "seeds: {}",
+    "base: {}\nrows: [{{label: a}}]",
+    "rows: [{{label: a, set: {{model.num_queries: {}}}}}]",
+    "rows: [{{label: a, set: {{model.heads: {}}}}}]",
+    "rows: [{{label: a, set: {{model.heads: [{{name: atss, top_k: {}}}]}}}}]",
+    "rows: [{{label: a, set: {{model.heads: [atss], model.head_defaults: {}}}}}]",
+    "rows: [{{label: a, published: {}}}]",
+    "axes: {{train.epochs: [{}]}}",
+    "presets: {{digits_fast: {}}}\nrows: [{{label: a}}]",
+)
+
+
+@pytest.mark.parametrize("text", DEEP)
+def test_deep_nesting_is_refused(text, places_of_run, capsys):
+    for depth in (20, 140, 1000):
+        for begin, end in (("[", "]"), ("{a: ", "}")):
+            deep = text.format(begin * depth + "1" + end * depth)
+            assert plan_of(deep, places_of_run, capsys) is None, depth
+
+
+# ---- annotation files ---------------------------------------------------------------------------------------------
+
+
+def with_masks() -> dict[str, Any]:
+    content = tables(0)
+    for number, row in enumerate(content["annotations"]):
+        x, y, w, h = row["bbox"]
+        image = next(image for image in content["images"] if image["id"] == row["image_id"])
+        size = [image["height"], image["width"]]
+        polygon = [[x, y, x + w, y, x + w, y + h]]
+        counts = {"size": size, "counts": [5, 10, size[0] * size[1] - 15]}
+        row["segmentation"] = polygon if number % 2 else counts
+    return content
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("coco"))
+
+
+def check_annotations(content: bytes, folder: Path, masks: bool) -> None:
+    """Refused with lines, or every image and object of the file is there with its numbers."""
+    path = folder / "annotations" / "instances_train.json"
+    path.write_bytes(content)
+    config = DataConfig(path=str(folder))
+    fingerprint(config)
+    try:
+        train, _ = open_splits(config, progress=lambda line: None, with_masks=masks)
+        for index in range(len(train)):
+            image, boxes, labels, _ = train.load(index)
+            assert image.shape[:2] == train.image_hw[index] and len(boxes) == len(labels)
+            if masks:
+                train.masks(index)
+    except UserError as error:
+        assert str(error).strip() and all(line.strip() for line in str(error).split("\n"))
+        assert str(folder) in str(error)
+        return
+    told = json.loads(content)
+    made = train.ground_truth
+
+    def images(tree: Any) -> Counter[Any]:
+        return Counter((row["id"], row["height"], row["width"]) for row in tree["images"])
+
+    def objects(tree: Any) -> Counter[Any]:
+        return Counter(
+            (row["image_id"], row["category_id"], tuple(map(float, row["bbox"])), int(row.get("iscrowd", 0)))
+            for row in tree["annotations"]
+        )
+
+    assert images(made) == images(told) and objects(made) == objects(told)
+    assert {row["id"]: row["name"] for row in made["categories"]} == {r["id"]: r["name"] for r in told["categories"]}
+    for row in told["annotations"]:
+        if row.get("area") is not None:
+            assert any(float(row["area"]) == other["area"] for other in made["annotations"])
+    json.dumps(made, allow_nan=False)
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("masks", [False, True])
+def test_mutated_annotations_are_refused_or_taken_as_written(count, masks, folder):
+    @examples(count)
+    @given(mutated(with_masks() if masks else tables(0)))
+    def check(tree: Any) -> None:
+        check_annotations(json.dumps(tree).encode(), folder, masks)
+
+    check()
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(800, marks=pytest.mark.slow)])
+def test_torn_annotation_files_are_refused_or_taken_as_written(count, folder):
+    whole = json.dumps(tables(0)).encode()
+    bytes_in = st.sampled_from(
+        [b"", b"\x00", b"\xff", b"NaN", b"1e999", b"}", b"[", b'"', b",", b"\xef\xbb\xbf", b"[" * 5000]
+    )
+
+    @examples(count)
+    @given(st.integers(0, len(whole)), st.integers(0, 40), bytes_in)
+    @example(0, 0, b"\xef\xbb\xbf")
+    @example(len(whole), 0, b"\x00")
+    def check(start: int, length: int, new: bytes) -> None:
+        check_annotations(whole[:start] + new + whole[start + length :], folder, False)
+
+    check()

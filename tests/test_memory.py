@@ -1,0 +1,103 @@
+"""Too little memory is an outcome with advice, and a GPU that is still being emptied is waited for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from harness import memory, trial
+from harness.config import RuntimeConfig
+from harness.errors import OutOfMemory
+from harness.memory import GIB, await_free_memory, explain_out_of_memory
+from harness.results import RunStore
+from tests.test_trial import silent, trial_of
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """GiB of 80 that are free at each look; the last of them from then on. Nobody waits for long."""
+    values: list[float] = []
+
+    def mem_get_info(device: Any = None) -> tuple[int, int]:
+        return int((values.pop(0) if len(values) > 1 else values[0]) * GIB), 80 * GIB
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(memory, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(memory, "WAIT_SECONDS", 0.05)
+    return values
+
+
+def warnings_of(runtime: RuntimeConfig) -> list[str]:
+    told: list[str] = []
+    await_free_memory(GPU, runtime, told.append)
+    return told
+
+
+def test_memory_that_becomes_free_is_waited_for(free):
+    free += [10.0, 10.0, 79.0]
+    assert warnings_of(RuntimeConfig(gpus_per_trial=1)) == [] and free == [79.0]
+
+
+def test_a_share_of_a_gpu_waits_for_its_share_only(free):
+    free += [37.0]
+    assert warnings_of(RuntimeConfig(gpus_per_trial=0.5)) == []
+    assert warnings_of(RuntimeConfig(gpus_per_trial=1, ranks=2)) == []
+    assert "only 37.0 of 80.0 GiB are free on cuda:0" in warnings_of(RuntimeConfig(gpus_per_trial=2, ranks=2))[0]
+
+
+def test_a_demand_that_is_not_met_fails_with_advice(free):
+    free += [20.0]
+    assert warnings_of(RuntimeConfig(gpus_per_trial=1, min_free_gpu_gb=20)) == []
+    with pytest.raises(OutOfMemory, match=r"min_free_gpu_gb: 30 are wanted, but only 20.0 of 80.0 GiB.*--concurrent"):
+        warnings_of(RuntimeConfig(gpus_per_trial=1, min_free_gpu_gb=30))
+
+
+def test_a_cpu_waits_for_nothing(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", None)
+    await_free_memory(torch.device("cpu"), RuntimeConfig(min_free_gpu_gb=5), pytest.fail)
+
+
+def test_advice_names_what_keeps_the_trial_the_same_first(free):
+    free += [1.8]
+    big = trial_of(0, "train.batch_size=16", "train.accumulate_steps=2", "runtime.ranks=2")
+    assert explain_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"), big, 2) == (
+        "out of GPU memory at step 3 (batch 16, 8 at once, 2 ranks, 78.2 of 80.0 GiB in use): try fewer trials at a "
+        "time on this GPU (--gpus-per-trial 1) or --ranks 4 --gpus-per-trial 4; or, as another trial, "
+        "--set train.accumulate_steps=4 or --set train.precision=bf16"
+    )
+    smallest = trial_of(0, "train.batch_size=1", "train.precision=bf16")
+    assert explain_out_of_memory(torch.OutOfMemoryError(""), smallest, None) == (
+        "out of GPU memory before the first step (batch 1, 78.2 of 80.0 GiB in use): try fewer trials at a time on "
+        "this GPU (--gpus-per-trial 1)"
+    )
+
+
+def test_other_errors_are_not_about_memory():
+    for error in (RuntimeError("shape mismatch"), ValueError("memory"), OutOfMemory("said already")):
+        assert explain_out_of_memory(error, trial_of(0), 1) is None
+
+
+def allocate(*_: Any, **__: Any) -> None:
+    torch.empty(2**60)  # what torch itself raises
+
+
+def no_memory(*_: Any, **__: Any) -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("step", [allocate, no_memory])
+def test_a_trial_that_runs_out_of_memory_has_failed_and_says_what_to_do(tmp_path, monkeypatch, step):
+    monkeypatch.setattr(trial, "train_step", step)
+    store, one = RunStore(tmp_path), trial_of(0)
+    with pytest.raises(OutOfMemory):
+        trial.run_trial(one, store, report=silent)
+    record = store.read(one.trial_id) or {}
+    assert record["status"] == "failed"
+    assert record["error"].startswith("out of memory at step 1 (batch 8): try fewer trials at a time on this machine")
+    assert "train.accumulate_steps=2" in record["error"]
+    assert step.__name__ in (store.dir(one.trial_id) / "log.txt").read_text()
