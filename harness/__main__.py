@@ -27,7 +27,7 @@ examples:
   codetr logs   a1b2                                            one trial, by the beginning of its id
   codetr diff   a1b2 c3d4                                       what differs between two trials
   codetr retry                                                  failed trials are pending again
-  codetr report ablations/*.yaml --out reports                  tables and figures from the tracking store
+  codetr report ablations/*.yaml --out reports                  one page, tables and figures
   codetr analyse a1b2c3                                         conflict, discriminability and queries of a trial
   codetr ui                                                     the MLflow pages
   codetr doctor                                                 are the fast operators at work here?
@@ -112,10 +112,29 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("files", nargs="*", metavar="FILE", help="only the trials of these ablation files")
     status.add_argument("--all", action="store_true", help="list finished and pending trials too")
 
-    report = commands.add_parser("report", parents=[grid, store], help="tables and figures from the tracking store")
+    report = commands.add_parser(
+        "report", parents=[grid, store], help="one page, tables and figures, ours beside the paper"
+    )
     report.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
     report.add_argument("--out", metavar="DIR", default="reports", help="folder for the files (default: reports)")
-    report.add_argument("--format", metavar="LIST", type=_words, dest="formats", help="of md,tex,csv,png,pdf (all)")
+    report.add_argument(
+        "--format", metavar="LIST", type=_words, dest="formats", help="of html,md,tex,csv,png,pdf (all)"
+    )
+    report.add_argument(
+        "--from",
+        choices=("auto", "tracking", "records"),
+        default="auto",
+        dest="source",
+        help="where numbers come from (auto: the tracking store, or the records where there is none)",
+    )
+    report.add_argument(
+        "--allow-mixed", action="store_true", help="tables of trials from different code, data or operators, too"
+    )
+    report.add_argument(
+        "--images",
+        action="store_true",
+        help="gains on one seed get an interval over images (needs detections and data)",
+    )
 
     analyse = commands.add_parser("analyse", parents=[grid, store], help="what the heads of a trained detector look at")
     analyse.add_argument(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 
 from harness.console import count, remark, table
@@ -150,20 +151,48 @@ def submit(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write the tables and figures of the grids from the tracking store, and print the tables."""
-    from harness.report import FORMATS, write_report
+    """Write the page, tables and figures of the grids, and print the tables."""
+    from harness.report import FORMATS, TRACKING, How, chosen_source, identified, write_report
     from harness.tracking import read_suggestions
 
-    grids = open_grids(args)
+    grids = [identified(grid) for grid in open_grids(args, require_data=False)]
+    if any(grid.trials and not any(trial.fingerprint for trial in grid.trials) for grid in grids):
+        grids = open_grids(args)  # neither the data nor a record of it is here: say so
     for index, grid in enumerate(grids):
-        if grid.search is not None and grid.num_unknown:  # the store of records may be elsewhere
-            for values in read_suggestions(grid.search.key):
+        if grid.search is not None and grid.num_unknown and chosen_source(args.source) == TRACKING:
+            for values in read_suggestions(grid.search.key):  # the store of records may be elsewhere
                 grids[index] = grids[index].suggest(values)
-    made = write_report(grids, args.out, args.formats or FORMATS)
+    shared = _options(args)
+    flags = [flag for flag, given in {"--allow-mixed": args.allow_mixed, "--images": args.images}.items() if given]
+    how = How(
+        {
+            grid.name: (shlex.join(["codetr", "run", file, *shared]),)
+            for grid, file in zip(grids, args.files, strict=True)
+        },
+        shlex.join(["codetr", "report", *args.files, *shared, *flags]),
+    )
+    made = write_report(
+        grids,
+        args.out,
+        args.formats or FORMATS,
+        source=args.source,
+        allow_mixed=args.allow_mixed,
+        images=args.images,
+        how=how,
+    )
     print(made.text)
     for path in made.paths:
         print(f"wrote {path}")
     return 0
+
+
+def _options(args: argparse.Namespace) -> list[str]:
+    """The options that decide which trials a grid has, as they were given."""
+    options = ["--preset", args.preset] if args.preset else []
+    for setting in args.overrides:
+        options += ["--set", setting]
+    options += ["--data", args.data] if args.data else []
+    return options + (["--seeds", ",".join(map(str, args.seeds))] if args.seeds is not None else [])
 
 
 def analyse(args: argparse.Namespace) -> int:

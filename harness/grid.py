@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.claims import Claim, claims_of
 from harness.config import AnalyseConfig, DataConfig, RuntimeConfig, TrialConfig
 from harness.errors import UserError
 from harness.identity import canonical_model, config_from_dict, config_to_dict, trial_id
@@ -76,6 +77,7 @@ class Grid:
     published_preset: str = ""  # the preset whose published numbers the rows hold; "" when they name none
     description: str = ""
     figures: tuple[str, ...] = ("ap",)  # which figures its report draws
+    claims: tuple[Claim, ...] = ()  # what its rows are said to show
     notes: tuple[str, ...] = ()  # what a person should know before running
     command: str = ""  # runs what is missing of it; "" when it was not read from a file
     search: Search | None = None  # None: all trials are listed
@@ -171,7 +173,9 @@ def expand(
     notes: list[str] = []
     combinations = [(_overridden(row, own, above, notes), own) for row, own in _combinations(spec, mistakes)]
     resolved = [resolve([*below, *own, *above], spec.path, mistakes) for _, own in combinations]
-    baseline = _baseline(spec, [row.label for row, _ in combinations], mistakes)
+    labels = [row.label for row, _ in combinations]
+    baseline = _baseline(spec, labels, mistakes)
+    claims = claims_of(spec.claims, labels, spec.metrics, spec.path, mistakes)
     mistakes.check()
     drafts = [(row, _canonical(r)) for (row, _), r in zip(combinations, resolved, strict=True) if r is not None]
     fingerprints = _fingerprints([draft.data for _, draft in drafts], require_data, notes)
@@ -194,6 +198,7 @@ def expand(
         published_preset=shown,
         description=spec.description,
         figures=spec.figures,
+        claims=claims,
         notes=tuple(dict.fromkeys(notes)),
     )
 

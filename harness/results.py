@@ -23,6 +23,7 @@ from typing import Any
 
 from harness import lease
 from harness.errors import UserError
+from harness.source import code_digest
 
 STATUSES = ("pending", "running", "finished", "failed", "interrupted", "pruned")
 PACKAGE = "codetr-harness"  # the name of the distribution
@@ -284,6 +285,6 @@ def _versions() -> dict[str, str | None]:
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, dirty flag and versions; the trial adds device, kernels, evaluator and threads."""
+    """Commit, dirty flag, digest of the code, versions; the trial adds device, kernels, evaluator and threads."""
     commit, dirty = code_version()
-    return {"commit": commit, "dirty": dirty, **_versions(), "python": platform.python_version()}
+    return {"commit": commit, "dirty": dirty, "code": code_digest(), **_versions(), "python": platform.python_version()}

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from harness.claims import ClaimSpec
 from harness.resolve import Setting, leaves
 from harness.space import SearchSpec
 from harness.strict import Mistakes, dotted, non_finite, read_yaml, read_yaml_file, show, suggest, validate
@@ -87,6 +88,7 @@ class AblationSpec(BaseModel):
     metrics: tuple[str, ...] = ("AP", "AP50", "AP75")
     figures: tuple[str, ...] = ("ap",)  # some of `FIGURES`
     baseline: str = ""  # label of the row that gains are measured from
+    claims: tuple[ClaimSpec, ...] = ()  # what the rows are said to show
     path: str = ""  # where the file lies; filled in by `read_spec`
 
     @field_validator("name")

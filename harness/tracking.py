@@ -249,7 +249,8 @@ def read_records(
 
     Returns:
         dicts shaped like result.json: trial_id, label, status, metrics, history, cost, per_class, factors,
-        fingerprint, provenance, error, started, finished; besides `grids` (grid name -> label there) and `run_id`.
+        fingerprint, provenance, error, started, finished; besides `grids` (grid name -> label there),
+        `run_id` and `experiment_id`.
 
     Raises:
         UserError: the tracking store cannot be reached, or nothing was ever recorded in it.
@@ -315,6 +316,7 @@ def _record(client: MlflowClient, run: Run, history: Sequence[str]) -> dict[str,
     return {
         "trial_id": tags["trial_id"],
         "run_id": run.info.run_id,
+        "experiment_id": run.info.experiment_id,
         "label": run.info.run_name,
         "status": _status(run),
         "metrics": metrics,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from harness.claims import Claim
 from harness.config import DataConfig, RuntimeConfig, TrainConfig, TrialConfig
 from harness.grid import Grid, Row, Trial
 from model.config import DetectorConfig
@@ -44,6 +45,9 @@ def make_record(trial_id: str, ap: float | None, **changes: Any) -> dict[str, An
             "evaluator": "faster_coco_eval 1.8.0",
             "area_bounds": [256.0, 1024.0],
             "device": "cpu",
+            "code": "c0de12345678",
+            "ops": "compiled (c++ 12.2.0)",
+            "threads": 1,
         },
         "error": None,
         **changes,
@@ -64,6 +68,16 @@ def full_grid() -> Grid:
         title="Components & more_of it",
         paper="table09",
         metrics=("AP", "AP50", "APS", "peak_memory_mb", "num_parameters"),
+        claims=(
+            Claim("A head helps", ("ATSS",), "K = 0", "AP"),
+            Claim(
+                "All <b>others</b> & 100 % help",
+                ("ATSS", "100 % _odd_ a_b & #1 | {x} $y$ \\ ~^ [z] *"),
+                "K = 0",
+                "AP50",
+            ),
+            Claim("λ matters little", ("λ₁ = 2",), "K = 0", "AP", 0.5),
+        ),
         published_preset="coco_r50_12e",
     )
 

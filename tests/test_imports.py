@@ -17,9 +17,9 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 STORY = [
     *("__main__", "store_commands", "commands", "doctor", "submit", "schedule", "failfast", "tuner", "resources"),
     *("execute", "trial", "revisit", "trained", "launch", "build", "memory", "train", "evaluate", "analyse", "ranks"),
-    *("report", "figures", "mirror", "tracking", "sqlite", "cost", "choose", "compare", "suggestions", "grid"),
-    *("search", "labels", "identity", "spec", "space", "resolve", "data", "ledger", "housekeeping", "console"),
-    *("progress", "results", "lease", "strict", "allocator", "config", "errors"),
+    *("report", "resample", "figures", "mirror", "tracking", "sqlite", "cost", "choose", "compare", "suggestions"),
+    *("grid", "search", "labels", "identity", "spec", "space", "claims", "resolve", "data", "ledger", "housekeeping"),
+    *("console", "progress", "results", "source", "lease", "strict", "allocator", "config", "errors"),
 ]
 
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}
@@ -27,7 +27,7 @@ MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}
 ROOMS = {  # foreign service: the only files that know it
     "ray": ("harness/schedule.py", "harness/tuner.py"),
     "mlflow": ("harness/tracking.py",),
-    "pycocotools": ("harness/evaluate.py", "harness/data/masks.py"),
+    "pycocotools": ("harness/evaluate.py", "harness/resample.py", "harness/data/masks.py"),
     "faster_coco_eval": ("harness/evaluate.py",),
     "matplotlib": tuple(path.relative_to(ROOT).as_posix() for path in (ROOT / "harness/figures").glob("*.py")),
 }

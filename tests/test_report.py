@@ -28,7 +28,9 @@ def test_the_tracking_store_alone_gives_the_same_table(tmp_path: Path, tracking_
     for part in ("30.5 ± 0.7", "1 of 2 [b]", "seed 1: failed: ValueError: told to fail", "+5.2", "not run yet"):
         assert part in report.text
     assert "[a] APL is undefined: the validation split has no large objects" in report.text
-    assert {path.name for path in report.paths} == {"made.md", "made.tex", "made.csv", "made_ap.png", "made_ap.pdf"}
+    assert {path.name for path in report.paths} == {
+        *("report.html", "made.md", "made.tex", "made.csv", "made_ap.png", "made_ap.pdf")
+    }
 
 
 def test_analysis_and_instability_come_back_from_the_tracking_store(

@@ -122,10 +122,16 @@ def test_interval_covers_the_truth_in_95_of_100(n):
     assert 0.93 < covered / 2000 < 0.97
 
 
-def test_p_values_are_uniform_under_no_effect():
-    """At n = 5 the p-value takes the values k / 16, each equally often when differences are symmetric."""
+@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize("law", ["normal", "laplace"])
+def test_p_values_are_uniform_under_no_effect(n, law):
+    """The p-value takes the values k / 2**(n - 1), each equally often when differences are symmetric about zero."""
     generator = np.random.default_rng(11)
-    p_values = np.array([sign_flip_p_value(list(row)) for row in generator.laplace(size=(3200, 5))])
-    counts = np.array([np.isclose(p_values, k / 16).sum() for k in range(1, 17)])
-    assert counts.sum() == 3200
-    assert np.abs(counts - 200).max() < 4 * math.sqrt(200 * 15 / 16)
+    steps = 2 ** (n - 1)
+    p_values = np.array([sign_flip_p_value(list(row)) for row in getattr(generator, law)(size=(200 * steps, n))])
+    counts = np.array([np.isclose(p_values, k / steps).sum() for k in range(1, steps + 1)])
+    assert counts.sum() == 200 * steps
+    assert np.abs(counts - 200).max() < 4 * math.sqrt(200 * (1 - 1 / steps))
+    # so at any level no more than that share is called significant, whatever the number of seeds
+    for level in (0.05, 0.25, 0.5):
+        assert np.mean(p_values <= level) < level + 4 * math.sqrt(level * (1 - level) / len(p_values))

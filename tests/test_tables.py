@@ -41,7 +41,7 @@ def test_numbers_against_hand_calculation():
     assert heading == ["variant", "seeds", "AP ↑", "gain", "p", "paper AP", "paper gain"]
     assert first == ["a", "3", "20.0 ± 10.0", "baseline", "", "40.0", ""]
     # Half width of the interval: 4.303 * 2 / sqrt(3) = 4.97; the deviation of 13, 25, 37 is 12.
-    assert second == ["b", "3", "25.0 ± 12.0", "+5.0 [0.0, +10.0]", "0.250", "41.5", "+1.5"]
+    assert second == ["b", "3", "25.0 ± 12.0", "+5.0 [+0.03, +10.0]", "0.250", "41.5", "+1.5"]
 
 
 def test_one_seed_claims_nothing_but_the_number():
@@ -117,14 +117,14 @@ def test_mixed_or_changed_code_and_data_are_shouted():
     grid = make_grid({"a": {}, "b": {}}, seeds=(0,))
     first, second = make_record("0-0", 1.0), make_record("1-0", 2.0)
     assert "WARNING" not in grid_text(grid, [first, second])
-    second["provenance"] = {**second["provenance"], "commit": "ffff000011112222", "dirty": True}
+    second["provenance"] = {**second["provenance"], "code": "beef00000000", "dirty": True}
     second["fingerprint"] = "fedcba9876543210"
     notes = make_table(grid, [first, second]).notes
     warnings = [note for note in notes if note.startswith("WARNING: ")]
     assert len(warnings) == 3
-    assert "a1b2c3d4e5 (1 trial), ffff000011 (1 trial)" in warnings[0]
-    assert "1 of 2 trials ran with uncommitted changes" in warnings[1]
-    assert "0123456789ab" in warnings[2] and "fedcba987654" in warnings[2]
+    assert "code beef00000000 (1 trial), code c0de12345678 (1 trial)" in warnings[0]
+    assert "0123456789ab (1 trial), fedcba987654 (1 trial)" in warnings[1]
+    assert "1 of 2 trials ran with uncommitted changes" in warnings[2]
 
 
 def test_the_small_print_names_data_code_evaluator_and_area_bounds():
@@ -178,7 +178,7 @@ def test_write_report_writes_and_returns(tmp_path):
 
 
 def test_write_report_refuses_what_it_cannot_do(tmp_path):
-    with pytest.raises(UserError, match="unknown format 'word'; known: md, tex, csv, png, pdf"):
+    with pytest.raises(UserError, match="unknown format 'word'; known: html, md, tex, csv, png, pdf"):
         write_report([full_grid()], tmp_path, ("word",), records=[])
     with pytest.raises(UserError, match="two ablation files are named 'table_09'"):
         write_report([full_grid(), full_grid()], tmp_path, records=[])

@@ -1,31 +1,59 @@
-"""The last step of the story: tables and figures from the tracking store, the paper's numbers beside ours.
+"""The last step of the story: a page, tables and figures from the records of trials, the paper's numbers beside ours.
 
-`tables.py` gathers records into rows, `statistics.py` gives deviations and intervals, `notes.py` the small print,
-`formats.py` writes Markdown, LaTeX, CSV and plain text, `figures.py` and `trial_figures.py` gather what is drawn of
-a grid and of one trial, and `published.py` holds numbers of the paper that belong to no row.
+`reading.py` fetches records, `ground.py` refuses those that do not compare, `tables.py` gathers them into rows,
+`statistics.py` gives deviations and intervals, `verdicts.py` says which claims held, `notes.py` the small print,
+`cells.py` and `formats.py` write Markdown, LaTeX, CSV and plain text, `figures.py` and `trial_figures.py` gather what
+is drawn of a grid and of one trial, `published.py` holds numbers of the paper that belong to no row, and `page.py` puts
+all of it on one page.
 """
 
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 from harness.report.formats import to_csv, to_latex, to_markdown, to_text
-from harness.report.tables import make_table
+from harness.report.ground import check_ground
+from harness.report.reading import (
+    AUTO,
+    SOURCES,
+    TRACKING,
+    chosen_source,
+    identified,
+    links_from,
+    making_notes,
+    read_trials,
+    trial_ids,
+)
+from harness.report.tables import Table, make_table
 from harness.results import write_atomic
 
 if TYPE_CHECKING:
     from harness.grid import Grid
+    from harness.report.page import Picture, Section
 
-__all__ = ["FORMATS", "Report", "grid_text", "write_report"]
+__all__ = [
+    "FORMATS",
+    "SOURCES",
+    "TRACKING",
+    "How",
+    "Report",
+    "chosen_source",
+    "grid_text",
+    "identified",
+    "write_report",
+]
 
 TABLES = ("md", "tex", "csv")
 FIGURES = ("png", "pdf")
-FORMATS = (*TABLES, *FIGURES)
+PAGE = "html"
+FORMATS = (PAGE, *TABLES, *FIGURES)
+PAGE_NAME = "report.html"
 
 
 @dataclass(frozen=True)
@@ -41,25 +69,41 @@ def grid_text(grid: Grid, records: Iterable[Mapping[str, Any]]) -> str:
     return to_text(make_table(grid, records))
 
 
+@dataclass(frozen=True)
+class How:
+    """The commands that a page shows: for each grid by name those that made its trials, and the one that made it."""
+
+    grids: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    report: str = "codetr report"
+
+
 def write_report(
     grids: Sequence[Grid],
     out_dir: str | Path,
     formats: Sequence[str] = FORMATS,
     uri: str | None = None,
     *,
+    source: str = AUTO,
     records: Iterable[Mapping[str, Any]] | None = None,
+    allow_mixed: bool = False,
+    images: bool = False,
+    how: How | None = None,
 ) -> Report:
-    """Write each grid's table and the figures that it asks for into `out_dir`.
+    """Write each grid's table and the figures that it asks for into `out_dir`, and one page with all of them.
 
     Args:
         grids: their names become the files' names.
         out_dir: made if absent; files of the same name are replaced.
         formats: any of `FORMATS`; a figure is left out while no finished trial has what it shows.
         uri: the tracking store; None takes the usual one.
-        records: records to use instead of asking the tracking store.
+        source: one of `SOURCES`: where records are read from.
+        records: records to use instead of reading any.
+        allow_mixed: write tables whose trials come from different code, data or operators, with a warning.
+        images: give gains on one seed an interval over the validation images (see `images.py`).
+        how: commands for the page.
 
     Raises:
-        UserError: an unknown format, two grids of one name, or a tracking store that cannot be reached.
+        UserError: an unknown format, two grids of one name, mixed trials, or a tracking store that cannot be reached.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
@@ -69,36 +113,78 @@ def write_report(
     if twice:
         raise UserError(f"report: two ablation files are named '{twice[0]}' and would write the same files; rename one")
     if records is None:
-        from harness.report.figures import HISTORY, TABLES
-        from harness.tracking import read_records
+        from harness.report import figures as drawn
 
-        ids = list(dict.fromkeys(key for grid in grids for row in grid.rows for key in row.trial_ids))
-        asked = {name for grid in grids for name in grid.figures} if set(formats) & set(FIGURES) else set()
-        history = ("loss", *(metric for name in HISTORY if name in asked for metric in HISTORY[name]))
-        records = read_records(ids, uri, history=history, analysis=bool(asked & set(TABLES)))
+        pictured = {PAGE, *FIGURES} & set(formats)
+        asked = {name for grid in grids for name in grid.figures} if pictured else set()
+        history = ("loss", *(metric for name in drawn.HISTORY if name in asked for metric in drawn.HISTORY[name]))
+        analysis = bool(asked & set(drawn.TABLES))
+        records = read_trials(trial_ids(grids), source, uri, history=history, analysis=analysis)
     known = list(records)
+    if not allow_mixed:
+        check_ground(grids, known)
+    tables = [make_table(grid, known) for grid in grids]
+    if images:
+        from harness.report.images import over_images
+
+        tables = [over_images(table, grid) for table, grid in zip(tables, grids, strict=True)]
+    how = how or How()
+    sections: list[Section] = []
     paths: list[Path] = []
-    texts = []
-    for grid, stem in zip(grids, stems, strict=True):
-        paths += _write_grid(grid, known, Path(out_dir) / stem, formats)
-        texts.append(grid_text(grid, known))
-    return Report(tuple(paths), "\n".join(texts))
+    for grid, table, stem in zip(grids, tables, stems, strict=True):
+        written, section = _write_grid(grid, table, known, Path(out_dir) / stem, formats, how)
+        paths += written
+        sections.append(section)
+    if PAGE in formats:
+        from harness.report.page import to_page
+
+        page = Path(out_dir) / PAGE_NAME
+        write_atomic(page, to_page(sections, how.report, making_notes(known, uri), links_from(page.parent, uri)))
+        paths.insert(0, page)
+    return Report(tuple(paths), "\n".join(to_text(section.table) for section in sections))
 
 
-def _write_grid(grid: Grid, records: Sequence[Mapping[str, Any]], base: Path, formats: Sequence[str]) -> list[Path]:
-    """Write the files of one grid beside `base`, figures first, for the Markdown shows one."""
-    table = make_table(grid, records)
-    paths: list[Path] = []
+def _write_grid(
+    grid: Grid, table: Table, records: Sequence[Mapping[str, Any]], base: Path, formats: Sequence[str], how: How
+) -> tuple[list[Path], Section]:
+    """Write the files of one grid beside `base`, and return its part of the page."""
+    from harness.report.page import Section
+
+    figures, pictures = _figures(grid, records, base, formats)
+    shown = [path.name for path in figures if path.suffix == ".png"]
+    texts = {"md": to_markdown(table, shown), "tex": to_latex(table), "csv": to_csv(table)}
+    paths = []
+    for ending in (ending for ending in TABLES if ending in formats):
+        paths.append(base.with_name(f"{base.name}.{ending}"))
+        write_atomic(paths[-1], texts[ending])
+    by_id = {str(record["trial_id"]): record for record in records}
+    files = tuple(path.name for path in paths)
+    return paths + figures, Section(grid, table, by_id, pictures, files, how.grids.get(grid.name, ()))
+
+
+def _figures(
+    grid: Grid, records: Sequence[Mapping[str, Any]], base: Path, formats: Sequence[str]
+) -> tuple[list[Path], tuple[Picture, ...]]:
+    """Write the figures of one grid; the page needs each as PNG, wanted as a file or not."""
+    from harness.report.page import Picture, caption
+
     endings = [ending for ending in FIGURES if ending in formats]
-    if endings:
-        from harness.figures.style import save_figure
-        from harness.report.figures import analysis_figures
+    if not endings and PAGE not in formats:
+        return [], ()
+    from harness.figures.style import save_figure
+    from harness.report.figures import analysis_figures
 
-        for name, figure in analysis_figures(grid, records).items():
-            paths += save_figure(figure, base.with_name(f"{base.name}_{name}"), endings)
-    pictures = [path.name for path in paths if path.suffix == ".png"]
-    texts = {"md": to_markdown(table, pictures), "tex": to_latex(table), "csv": to_csv(table)}
-    tables = [base.with_name(f"{base.name}.{ending}") for ending in TABLES if ending in formats]
-    for path in tables:
-        write_atomic(path, texts[path.suffix[1:]])
-    return tables + paths
+    paths: list[Path] = []
+    pictures = []
+    for name, figure in analysis_figures(grid, records).items():
+        with tempfile.TemporaryDirectory() as folder:  # PNG first, whatever is wanted: a second drawing lays out anew
+            (first,) = save_figure(figure, Path(folder) / name, ["png"])
+            png = first.read_bytes()
+        target = base.with_name(f"{base.name}_{name}")
+        files = [target.with_name(f"{target.name}.png")] if "png" in endings else []
+        for file in files:
+            write_atomic(file, png)
+        files += save_figure(figure, target, [ending for ending in endings if ending != "png"])
+        paths += files
+        pictures.append(Picture(caption(grid, name), png, tuple(path.name for path in files)))
+    return paths, tuple(pictures)

@@ -1,7 +1,8 @@
 """A table as Markdown, LaTeX (booktabs), CSV, and plain text for a terminal or a job log.
 
-All but CSV share one layout: per metric ours, for the first metric also the gain and its p-value, and the paper's
-number and gain beside them where the paper has any. CSV holds every number of every metric, unrounded.
+All but CSV share one layout (`cells.py`): per metric ours, for the first metric also the gain and its p-value, and the
+paper's number and gain beside them where the paper has any; below it stands what became of the file's claims. CSV holds
+every number of every metric, unrounded.
 """
 
 from __future__ import annotations
@@ -10,111 +11,12 @@ import csv
 import io
 import re
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from urllib.parse import quote
 
-from harness.report.tables import Cell, Metric, Table, TableRow
-
-
-@dataclass(frozen=True)
-class Style:
-    """How the pieces of a cell are written in one format."""
-
-    escape: Callable[[str], str]
-    number: Callable[[str], str]  # wraps digits and signs
-    plus_minus: str
-    dash: str
-    arrows: dict[str, str]
-    mark: Callable[[str], str]  # wraps the letters of footnotes
-
-
-@dataclass(frozen=True)
-class Column:
-    """A heading and what each row has under it."""
-
-    heading: str
-    cells: tuple[str, ...]
-
-
-def layout(table: Table, style: Style) -> list[Column]:
-    """Return the columns of `table` that have something to say."""
-    rows = table.rows
-    columns = [Column("variant", tuple(_label(row, style) for row in rows))]
-    columns.append(Column("seeds", tuple(_seeds(row, style) for row in rows)))
-    for index, metric in enumerate(table.metrics):
-        cells = [row.cells[metric.name] for row in rows]
-        heading = " ".join(filter(None, (style.escape(metric.heading), style.arrows[metric.better])))
-        columns.append(Column(heading, tuple(_ours(cell, metric, style) for cell in cells)))
-        published = any(cell.published is not None for cell in cells)
-        if index == 0 and any(row.is_baseline for row in rows) and len(rows) > 1:
-            columns.append(Column("gain", tuple(_gain(row, row.cells[metric.name], metric, style) for row in rows)))
-            if any(cell.gain and cell.gain.p_value is not None for cell in cells):
-                columns.append(Column("p", tuple(_p_value(cell, style) for cell in cells)))
-        if published:
-            heading = style.escape(f"paper {metric.heading}")
-            columns.append(Column(heading, tuple(_number(cell.published, metric, style) for cell in cells)))
-        if published and index == 0 and any(cell.published_gain is not None for cell in cells):
-            gains = tuple(_number(cell.published_gain, metric, style, signed=True) for cell in cells)
-            columns.append(Column("paper gain", gains))
-    return columns
-
-
-def _label(row: TableRow, style: Style) -> str:
-    return style.escape(row.label) + (style.mark(row.label_marks) if row.label_marks else "")
-
-
-def _seeds(row: TableRow, style: Style) -> str:
-    if row.num_finished == row.num_trials:
-        return style.number(str(row.num_finished))
-    return f"{row.num_finished} of {row.num_trials}" + (style.mark(row.marks) if row.marks else "")
-
-
-def _ours(cell: Cell, metric: Metric, style: Style) -> str:
-    if cell.summary is None:
-        return style.dash + (style.mark(cell.marks) if cell.marks else "")
-    text = written(cell.summary.mean, metric)
-    if cell.summary.std is not None and metric.varies:
-        text += style.plus_minus + written(cell.summary.std, metric)
-    return style.number(text)
-
-
-def _gain(row: TableRow, cell: Cell, metric: Metric, style: Style) -> str:
-    if row.is_baseline:
-        return "baseline"
-    if cell.gain is None:
-        return style.dash + (style.mark(cell.marks) if cell.summary and cell.marks else "")
-    text = written(cell.gain.mean, metric, signed=True)
-    if cell.gain.low is None or cell.gain.high is None:
-        return style.number(text)
-    low, high = (written(bound, metric, signed=True) for bound in (cell.gain.low, cell.gain.high))
-    return f"{style.number(text)} {style.number(f'[{low}, {high}]')}"
-
-
-def _p_value(cell: Cell, style: Style) -> str:
-    if cell.gain is None or cell.gain.p_value is None:
-        return ""
-    return style.number(f"{cell.gain.p_value:.3f}" if cell.gain.p_value >= 0.001 else "<0.001")
-
-
-def _number(value: float | None, metric: Metric, style: Style, signed: bool = False) -> str:
-    return "" if value is None else style.number(written(value, metric, signed))
-
-
-def written(value: float, metric: Metric, signed: bool = False) -> str:
-    """Return `value` scaled and rounded as the metric wants it; zero has no sign."""
-    text = f"{value * metric.scale:{'+' if signed else ''}.{metric.decimals}f}"
-    return text.lstrip("+-") if not any(digit in text for digit in "123456789") else text
-
-
-PLAIN = Style(
-    escape=lambda text: " ".join(text.split()),
-    number=str,
-    plus_minus=" ± ",
-    dash="–",
-    arrows={"higher": "↑", "lower": "↓", "": ""},
-    mark=lambda letters: f" [{letters}]",
-)
+from harness.report.cells import PLAIN, Style, layout, verdict_words
+from harness.report.tables import Table
+from harness.report.verdicts import rules_of
 
 
 def to_text(table: Table) -> str:
@@ -132,7 +34,8 @@ def to_text(table: Table) -> str:
     lines += [line([column.cells[index] for column in columns]) for index in range(len(table.rows))]
     lines.append(rule)
     small = [f"[{letter}] {PLAIN.escape(reason)}" for letter, reason in table.footnotes]
-    for text in (*small, *table.notes):
+    claims = [f"claim: {verdict_words(verdict, PLAIN)}" for verdict in table.verdicts]
+    for text in (*small, *table.notes, *claims, *rules_of(table.verdicts)):
         lines += textwrap.wrap(text, max(len(rule), 80), subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines) + "\n"
 
@@ -166,6 +69,10 @@ def to_markdown(table: Table, pictures: Sequence[str] = ()) -> str:
     small = [f"<sup>{letter}</sup> {escape_markdown(reason)}" for letter, reason in table.footnotes]
     small += [escape_markdown(note) for note in table.notes]
     lines += [f"- {text}" for text in small]
+    if table.verdicts:
+        lines += ["", "Claims:", ""]
+        lines += [f"- {verdict_words(verdict, MARKDOWN)}" for verdict in table.verdicts]
+        lines += [f"- {escape_markdown(rule)}" for rule in rules_of(table.verdicts)]
     for picture in pictures:
         lines += ["", f"![{escape_markdown(table.title or table.name)}]({quote(picture)})"]
     return "\n".join(lines) + "\n"
@@ -217,6 +124,8 @@ def to_latex(table: Table) -> str:
     lines += [r"\bottomrule", r"\end{tabular}"]
     small = [rf"\textsuperscript{{{letter}}} {escape_latex(reason)}" for letter, reason in table.footnotes]
     small += [escape_latex(note) for note in table.notes]
+    small += [f"Claim: {verdict_words(verdict, LATEX)}" for verdict in table.verdicts]
+    small += [escape_latex(rule) for rule in rules_of(table.verdicts)]
     # Each note is a paragraph of its own, below the table and in small type.
     lines += [r"\par\smallskip", r"{\footnotesize\raggedright", *(rf"{text}\par" for text in small), "}"]
     return "\n".join([*lines, rf"\end{{{float_name}}}"]) + "\n"

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from harness.report.ground import mixtures
 from harness.report.statistics import smallest_p_value
 from harness.space import describe as describe_search
 
@@ -25,6 +26,7 @@ Record = Mapping[str, Any]
 WARNING = "WARNING: "
 PAPER = "Co-DETR (arXiv 2211.12860)"
 LONGEST_ERROR = 160  # characters
+FEW_PAIRS = 6  # the fewest whose p-value can fall below 0.05
 SIZES = {"APS": "small", "APM": "medium", "APL": "large"}
 
 
@@ -57,14 +59,13 @@ def describe(grid: Grid, rows: Sequence[TableRow], records: Sequence[Record]) ->
     """Return the notes of a table made from finished `records`; warnings come first."""
     if not records:
         return (f"preset {grid.preset}; no trial has finished",)
-    warnings, versions = _versions(records)
+    warnings, versions = _versions(grid, records)
     configs = [grid.trial(record["trial_id"]).config for record in records]
     provenance = [record.get("provenance") or {} for record in records]
     data = sorted({_data(config.data, record) for config, record in zip(configs, records, strict=True)})
-    if len(data) > 1:
-        warnings.append(f"trials on different data: {' and '.join(data)}")
     made = [f"preset {grid.preset}", " and ".join(data), _schedule(configs), versions]
-    made += [_distinct(provenance, "evaluator"), _area_bounds(provenance), _distinct(provenance, "device", "on ")]
+    made += [_distinct(provenance, "evaluator"), _area_bounds(provenance), _distinct(provenance, "ops", "operators ")]
+    made += [_distinct(provenance, "device", "on "), _threads(provenance)]
     notes = [*(WARNING + text for text in warnings), *_reading(grid, rows)]
     return (*notes, "; ".join(part for part in made if part))
 
@@ -84,40 +85,43 @@ def _reading(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
     if pairs:
         text = f"gain: over the row '{grid.baseline}', paired by seed"
         if max(pairs) > 1:
-            best = f"{max(pairs)} pairs reach {smallest_p_value(max(pairs)):.2g} at best"
-            text += f", with its 95 % t interval; p: exact two-sided sign-flip permutation test ({best})"
+            text += ", with its 95 % t interval; p: exact two-sided sign-flip permutation test"
         notes.append(text)
+    if pairs and 1 < max(pairs) < FEW_PAIRS:
+        best = f"{smallest_p_value(max(pairs)):.2g}"
+        notes.append(
+            f"p cannot be below {best} with {max(pairs)} pairs: of the {2 ** max(pairs)} ways to flip their signs two "
+            f"always count; p = {best} says that all pairs agree in sign, and the interval by how much"
+        )
     if any(cell.published is not None for row in rows for cell in row.cells.values()):
         setting = f", published for {grid.published_preset}" if grid.published_preset else ""
         scale = "; at another scale compare gains, not levels" if grid.published_preset != grid.preset else ""
-        notes.append(f"paper: {PAPER}{_paper_place(grid.paper)}{setting}{scale}")
+        place = f", {paper_place(grid.paper)}" if grid.paper else ""
+        notes.append(f"paper: {PAPER}{place}{setting}{scale}")
     return notes
 
 
-def _paper_place(key: str) -> str:
-    """`table09` as `, Table 9`; any other text as it is."""
+def paper_place(key: str) -> str:
+    """Return `table09` as `Table 9`; any other text as it is."""
     match = re.fullmatch(r"(table|figure)0*(\d+)", key)
-    if match:
-        return f", {match[1].capitalize()} {match[2]}"
-    return f", {key}" if key else ""
+    return f"{match[1].capitalize()} {match[2]}" if match else key
 
 
-def _versions(records: Sequence[Record]) -> tuple[list[str], str]:
-    """Warnings about the code, and the commits by number of trials."""
-    commits: Counter[str] = Counter()
-    dirty = 0
-    for record in records:
-        provenance = record.get("provenance") or {}
-        commits[str(provenance.get("commit") or "")[:10] or "unknown"] += 1
-        dirty += provenance.get("dirty") in (True, "true", "True")
-    ordered = sorted(commits.items(), key=lambda item: (-item[1], item[0]))
+def _versions(grid: Grid, records: Sequence[Record]) -> tuple[list[str], str]:
+    """Warnings about what the trials do not share, and the commits and digests of their code."""
+    provenance = [record.get("provenance") or {} for record in records]
     warnings = []
-    if len(commits) > 1:
-        counts = ", ".join(f"{commit} ({number} {plural('trial', number)})" for commit, number in ordered)
-        warnings.append(f"trials of different code versions: {counts}")
+    for what, groups in mixtures(grid, records).items():
+        counts = ", ".join(f"{name} ({len(own)} {plural('trial', len(own))})" for name, own in groups.items())
+        warnings.append(f"trials of different {what}: {counts}")
+    dirty = sum(made.get("dirty") in (True, "true", "True") for made in provenance)
     if dirty:
         warnings.append(f"{dirty} of {len(records)} trials ran with uncommitted changes in the code")
-    return warnings, f"{plural('commit', len(commits))} {', '.join(commit for commit, _ in ordered)}"
+    commits = Counter(str(made.get("commit") or "")[:10] or "unknown" for made in provenance)
+    ordered = [commit for commit, _ in sorted(commits.items(), key=lambda item: (-item[1], item[0]))]
+    words = f"{plural('commit', len(ordered))} {', '.join(ordered)}"
+    digests = sorted({str(made["code"]) for made in provenance if made.get("code")})
+    return warnings, words + (f", code {', '.join(digests)}" if digests else "")
 
 
 def _data(config: DataConfig, record: Record) -> str:
@@ -149,6 +153,12 @@ def _distinct(provenance: Sequence[Record], key: str, before: str = "") -> str:
     """The distinct values of a provenance entry."""
     values = sorted({str(entry[key]) for entry in provenance if entry.get(key)})
     return before + " and ".join(values) if values else ""
+
+
+def _threads(provenance: Sequence[Record]) -> str:
+    """How many threads a trial had."""
+    numbers = sorted({int(entry["threads"]) for entry in provenance if entry.get("threads")})
+    return f"{' or '.join(map(str, numbers))} {plural('thread', numbers[-1])} a trial" if numbers else ""
 
 
 def _area_bounds(provenance: Sequence[Record]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.report.notes import describe, listed, missing_reason, plural, undefined_reason
 from harness.report.statistics import Difference, Summary, paired_difference, summarise
+from harness.report.verdicts import Verdict, judge_claims
 
 if TYPE_CHECKING:
     from harness.grid import Grid, Row
@@ -96,6 +97,7 @@ class Table:
     rows: tuple[TableRow, ...]
     footnotes: tuple[tuple[str, str], ...]  # (letter, reason)
     notes: tuple[str, ...]  # how the numbers were made
+    verdicts: tuple[Verdict, ...] = ()  # on what the file claims
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ def make_table(grid: Grid, records: Iterable[Record]) -> Table:
         rows=tuple(rows),
         footnotes=tuple((letter, reason) for reason, letter in footnotes.letters.items()),
         notes=describe(grid, rows, list(used.values())),
+        verdicts=judge_claims(grid.claims, {group.row.label: group for group in groups}, metric_of),
     )
 
 

@@ -1,0 +1,80 @@
+"""Intervals on one seed: a paired bootstrap over the validation images, where detections and data are at hand.
+
+It is asked for (`--images`), because it needs more than records. It shows how far a gain depends on the images; what
+another seed would change it cannot know, and so it decides no claim.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from harness.errors import UserError
+from harness.resample import METRICS, NUM_RESAMPLES, interval, match_images, resampled_ap
+from harness.results import RunStore
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from harness.grid import Grid
+    from harness.report.tables import Table
+
+
+def over_images(table: Table, grid: Grid, store: RunStore | None = None) -> Table:
+    """Give gains over one shared seed an interval over images.
+
+    Raises:
+        UserError: a trial's detections or its validation images are not here.
+    """
+    place = store or RunStore()
+    names = [metric.name for metric in table.metrics if metric.name in METRICS]
+    alone = [
+        (number, name)
+        for number, row in enumerate(table.rows)
+        for name in names
+        if (gain := row.cells[name].gain) is not None and gain.n == 1
+    ]
+    if not alone:
+        return table
+    shared = _shared_trials(table, grid, place)
+    known: dict[str, np.ndarray] = {}
+    rows = list(table.rows)
+    for number, name in alone:
+        pair = shared[number]
+        for key in pair:
+            if key not in known:
+                known[key] = _resampled(grid, key, place)
+        low, high = interval(known[pair[0]], known[pair[1]], name)
+        cell = rows[number].cells[name]
+        assert cell.gain is not None
+        changed = replace(cell, gain=replace(cell.gain, low=low, high=high))
+        rows[number] = replace(rows[number], cells={**rows[number].cells, name: changed})
+    note = (
+        "gain on one seed: 95 % interval of a paired bootstrap over the validation images "
+        f"({NUM_RESAMPLES} resamples); it leaves out what another seed would change, and decides no claim"
+    )
+    notes = [text for text in table.notes if not text.startswith("one seed a row")]
+    return replace(table, rows=tuple(rows), notes=(*notes[:-1], note, *notes[-1:]))
+
+
+def _shared_trials(table: Table, grid: Grid, store: RunStore) -> dict[int, tuple[str, str]]:
+    """For each row the finished trial of the one seed that it shares with the baseline, and the baseline's."""
+    baseline = next(row for row in grid.rows if row.label == grid.baseline)
+    labels = {row.label: row for row in grid.rows}
+    found = {}
+    for number, row in enumerate(table.rows):
+        for own, other in zip(labels[row.label].trial_ids, baseline.trial_ids, strict=True):
+            if store.status(own) == store.status(other) == "finished":
+                found[number] = (own, other)
+    return found
+
+
+def _resampled(grid: Grid, trial_id: str, store: RunStore) -> np.ndarray:
+    from harness.data import open_dataset
+
+    path = store.dir(trial_id) / "detections.json"
+    if not path.exists():
+        raise UserError(f"{path}: no such file; an interval over images needs the detections: leave out --images")
+    dataset = open_dataset(grid.trial(trial_id).config.data, "val")
+    return resampled_ap(match_images(dataset, json.loads(path.read_text())), len(dataset))

@@ -1,0 +1,288 @@
+"""The report as one HTML page: verdicts, tables, figures and how each was made, in a file that needs no network.
+
+The page's layout is `page.html`; what stands in it is gathered here. Everything is inside the file: figures as data, no
+script, no font, no address that is loaded. Links lead to the runs in MLflow, to the records, and to the same tables in
+other formats beside the page. The same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+import struct
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from harness.report.bars import gain_bars
+from harness.report.cells import PLAIN, Style, interval_words, layout, written
+from harness.report.notes import PAPER, WARNING, paper_place, plural
+from harness.report.tables import Table, metric_of, recorded
+from harness.report.verdicts import VERDICTS, Comparison, Verdict, rules_of
+
+if TYPE_CHECKING:
+    from harness.grid import Grid
+
+Record = Mapping[str, Any]
+Href = dict[str, str]  # `href` and `ending`, what the link says
+TEMPLATE = Path(__file__).with_name("page.html")
+SIGNS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?"}
+TITLE = "Ablations of Co-DETR"
+
+
+CAPTIONS = {  # by the beginning of a figure's name, the longest that fits
+    "ap": "AP against epochs",
+    "instability": "Instability of the matching against epochs",
+    "discriminability": "Discriminability of the encoder's features",
+    "conflict": "Distance between heads",
+    "conflict_matrix": "Distance between each two heads",
+    "queries": "Distance of customised queries",
+}
+
+
+def caption(grid: Grid, name: str) -> str:
+    """What stands under the figure `name` of a grid."""
+    fitting = [key for key in CAPTIONS if name.lower().startswith(key)]
+    words = CAPTIONS[max(fitting, key=len)] if fitting else name.replace("_", " ")
+    return f"{grid.title}: {words}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure to show: PNG bytes and the files of it beside the page."""
+
+    title: str
+    png: bytes
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says of one ablation file."""
+
+    grid: Grid
+    table: Table
+    records: Mapping[str, Record]  # by trial id; those of other grids are left aside
+    pictures: tuple[Picture, ...] = ()
+    files: tuple[str, ...] = ()  # the table in other formats, beside the page
+    commands: tuple[str, ...] = ()
+
+
+def to_page(
+    sections: Sequence[Section],
+    command: str = "codetr report",
+    making: Sequence[str] = (),
+    links: Callable[[Record], list[tuple[str, str]]] = lambda record: [],
+) -> str:
+    """Return the page.
+
+    Args:
+        sections: one per table, in the order shown.
+        command: that made the page.
+        making: further notes on how.
+        links: address and words for what a record's trial can be looked up in.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    verdicts = [(section, verdict) for section in sections for verdict in section.table.verdicts]
+    return template.render(
+        title=TITLE,
+        lead=_lead(sections),
+        claims=[_claim(section, verdict) for section, verdict in verdicts],
+        tally=_tally([verdict for _, verdict in verdicts]),
+        rules=rules_of([verdict for _, verdict in verdicts]) + ([CHANCE] if len(verdicts) > 1 else []),
+        sections=[_section(section, links) for section in sections],
+        report_command=command,
+        making=[*making, f"the paper: {PAPER}"],
+    )
+
+
+CHANCE = "of twenty such intervals, one misses the truth by chance: read many verdicts together, not the best one alone"
+
+
+def _lead(sections: Sequence[Section]) -> str:
+    cells = sum(len(row.trial_ids) for section in sections for row in section.grid.rows)
+    trials = {key: section for section in sections for row in section.grid.rows for key in row.trial_ids}
+    states = [_status(section.records.get(key)) for key, section in trials.items()]
+    presets = sorted({section.grid.preset for section in sections})
+    tables = "1 table asks" if len(sections) == 1 else f"{len(sections)} tables ask"
+    text = f"{tables} for {cells} {plural('training', cells)}"
+    if len(trials) < cells:
+        text += f", {len(trials)} of them different: what tables share is trained once"
+    return f"{text}. {states.count('finished')} have finished. Preset {' and '.join(presets)}."
+
+
+def _status(record: Record | None) -> str:
+    return "not run yet" if record is None else str(record.get("status", "failed"))
+
+
+# ---- claims
+
+
+def _tally(verdicts: Sequence[Verdict]) -> str:
+    counts = Counter(verdict.verdict for verdict in verdicts)
+    told = [f"{counts[name]} {name}" for name in reversed(VERDICTS) if counts[name]]
+    return f"{len(verdicts)} {plural('claim', len(verdicts))}: {', '.join(told)}."
+
+
+def _claim(section: Section, verdict: Verdict) -> dict[str, Any]:
+    """A claim's line in the list of all: the comparison that decides it."""
+    claim = verdict.claim
+    return {
+        **_comparison(verdict, verdict.deciding),
+        **_verdict(verdict.verdict),
+        "text": claim.text,
+        "anchor": _anchor(section.grid),
+        "table": paper_place(section.grid.paper) or section.table.title,
+        "reference": claim.reference,
+        "others": len(claim.rows) if len(claim.rows) > 1 else 0,
+        "metric": verdict.metric.heading,
+        "margin": "" if claim.within is None else f"±{written(claim.within, verdict.metric)}",
+    }
+
+
+def _claim_rows(verdict: Verdict) -> dict[str, Any]:
+    """A claim below its own table: every comparison."""
+    claim, heading = verdict.claim, verdict.metric.heading
+    kind = f"better {heading} than {claim.reference}"
+    if claim.within is not None:
+        kind = f"{heading} within {written(claim.within, verdict.metric)} of {claim.reference}"
+    rows = [{**_comparison(verdict, found), **_verdict(found.verdict)} for found in verdict.comparisons]
+    return {**_verdict(verdict.verdict), "text": claim.text, "kind": kind, "comparisons": rows}
+
+
+def _verdict(words: str) -> dict[str, str]:
+    return {"verdict": words, "style": words.replace(" ", "-"), "sign": SIGNS[words]}
+
+
+def _comparison(verdict: Verdict, found: Comparison) -> dict[str, str]:
+    difference, metric = found.difference, verdict.metric
+    return {
+        "row": found.row,
+        "difference": "no shared seed" if difference is None else _minus(interval_words(difference, metric, PLAIN)),
+        "n": "0" if difference is None else str(difference.n),
+        "paper": "" if found.published is None else _minus(written(found.published, metric, signed=True)),
+    }
+
+
+# ---- sections
+
+
+def _anchor(grid: Grid) -> str:
+    return re.sub(r"[^\w.-]+", "_", grid.name)
+
+
+def _section(section: Section, links: Callable[[Record], list[tuple[str, str]]]) -> dict[str, Any]:
+    grid, table = section.grid, section.table
+    warnings = [note.removeprefix(WARNING) for note in table.notes if note.startswith(WARNING)]
+    columns, rows = _cells(table, _anchor(grid))
+    return {
+        "anchor": _anchor(grid),
+        "title": table.title or grid.name,
+        "place": f"Paper, {paper_place(grid.paper)}" if grid.paper else "",
+        "description": grid.description,
+        "warnings": warnings,
+        "columns": columns,
+        "rows": rows,
+        "footnotes": table.footnotes,
+        "notes": [note for note in table.notes if not note.startswith(WARNING)],
+        "claims": [_claim_rows(verdict) for verdict in table.verdicts],
+        "figures": [_figure(picture) for picture in section.pictures],
+        "files": [_file(name) for name in section.files],
+        "commands": section.commands,
+        "metric": table.metrics[0].heading,
+        "trials": _trials(section, links),
+        "tally": _trial_tally(section),
+    }
+
+
+def _cells(table: Table, anchor: str) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
+    """Columns and rows of the table in HTML (escaped here), with a drawn interval beside each gain."""
+    columns = layout(table, _style(anchor))
+    kinds = {"variant": "text", "gain": "text"}
+    shown = []
+    cells: list[Sequence[str]] = []
+    for column in columns:
+        paper = column.heading.startswith("paper ")
+        ours = column.heading not in ("variant", "seeds", "gain", "p") and not paper
+        kind = kinds.get(column.heading, "paper" if paper else "ours" if ours else "")
+        shown.append({"heading": column.heading, "kind": kind})
+        cells.append(column.cells)
+        bars = gain_bars(table) if column.heading == "gain" else []
+        if bars:
+            shown.append({"heading": "", "kind": "text"})
+            cells.append(bars)
+    return shown, [
+        {"is_baseline": row.is_baseline, "cells": [column[index] for column in cells]}
+        for index, row in enumerate(table.rows)
+    ]
+
+
+def _minus(text: str) -> str:
+    """A hyphen before a digit as the sign it stands for."""
+    return text.replace("-", "−")
+
+
+def _style(anchor: str) -> Style:
+    def mark(letters: str) -> str:
+        parts = [f'<a href="#{html.escape(anchor)}-{letter}">{letter}</a>' for letter in letters.split(",")]
+        return f"<sup>{' '.join(parts)}</sup>"
+
+    return replace(PLAIN, escape=html.escape, number=lambda text: _minus(html.escape(text)), mark=mark)
+
+
+def _figure(picture: Picture) -> dict[str, Any]:
+    width, height = struct.unpack(">II", picture.png[16:24])  # of the header that every PNG begins with
+    return {
+        "data": base64.b64encode(picture.png).decode(),
+        "width": width,
+        "height": height,
+        "alt": picture.title,
+        "files": [_file(name) for name in picture.files],
+    }
+
+
+def _file(name: str) -> Href:
+    ending = name.rpartition(".")[2]
+    return {"href": quote(name), "ending": {"md": "Markdown", "tex": "LaTeX"}.get(ending, ending.upper())}
+
+
+# ---- trials
+
+
+def _trial_tally(section: Section) -> str:
+    ids = {key for row in section.grid.rows for key in row.trial_ids}
+    counts = Counter(_status(section.records.get(key)) for key in ids)
+    return f"{len(ids)} {plural('trial', len(ids))}: " + ", ".join(f"{counts[name]} {name}" for name in sorted(counts))
+
+
+def _trials(section: Section, links: Callable[[Record], list[tuple[str, str]]]) -> list[dict[str, Any]]:
+    """A line for each trial of each row."""
+    metric = metric_of(section.table.metrics[0].name)
+    lines = []
+    for row in section.grid.rows:
+        for seed, key in zip(section.grid.seeds, row.trial_ids, strict=True):
+            record = section.records.get(key)
+            made = (record or {}).get("provenance") or {}
+            finished = record if record is not None and record.get("status") == "finished" else None
+            value = recorded(finished, metric.name) if finished else None
+            seconds = recorded(finished, "wall_seconds") if finished else None
+            lines.append(
+                {
+                    "id": key,
+                    "row": row.label,
+                    "seed": seed,
+                    "status": _status(record),
+                    "value": "" if value is None else written(value, metric),
+                    "minutes": "" if seconds is None else f"{seconds / 60:.1f}",
+                    "code": str(made.get("code") or str(made.get("commit") or "")[:10]),
+                    "links": [{"href": href, "ending": words} for href, words in (links(record) if record else [])],
+                }
+            )
+    return lines

@@ -1,0 +1,202 @@
+"""Claims: what a file may state, and the verdict that an interval gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_grid import make_grid, make_record
+
+from harness.claims import Claim
+from harness.errors import UserError
+from harness.grid import open_grid
+from harness.report.formats import to_text
+from harness.report.statistics import Difference, paired_difference
+from harness.report.tables import make_table
+from harness.report.verdicts import judge
+
+FILE = """
+rows:
+  - {label: none, set: {model.heads: []}}
+  - {label: atss, set: {model.heads: [atss]}}
+  - {label: fcos, set: {model.heads: [fcos]}}
+metrics: [AP50, AP]
+claims:
+"""
+ABLATIONS = Path(__file__).parents[1] / "ablations"
+
+
+def claims(tmp_path: Path, text: str, *overrides: str) -> tuple[Claim, ...]:
+    path = tmp_path / "mine.yaml"
+    path.write_text(FILE + text)
+    return open_grid(path, "digits", overrides).claims
+
+
+def test_a_file_states_claims(tmp_path):
+    found = claims(
+        tmp_path,
+        "  - {text: one, better: atss, than: none}\n"
+        "  - {text: many, better: [atss, fcos], than: none, metric: AP}\n"
+        "  - {text: same, equal: [fcos], to: atss, within: 1, metric: AP}\n",
+    )
+    assert found == (
+        Claim("one", ("atss",), "none", "AP50"),
+        Claim("many", ("atss", "fcos"), "none", "AP"),
+        Claim("same", ("fcos",), "atss", "AP", 1.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("claim", "where", "what"),
+    [
+        (
+            "{text: t, better: [ats], than: none}",
+            "claims.0.better",
+            "'ats' is not the label of a row; did you mean 'atss'",
+        ),
+        (
+            "{text: t, better: [atss], than: non}",
+            "claims.0.than",
+            "'non' is not the label of a row; did you mean 'none'",
+        ),
+        ("{text: t, equal: [atss], to: no, within: 1}", "claims.0.to", "'no' is not the label of a row"),
+        ("{text: t, better: [atss, none], than: none}", "claims.0.than", "'none' is compared with itself"),
+        (
+            "{text: t, better: [atss], than: none, metric: AP5}",
+            "claims.0.metric",
+            "'AP5' is not among the table's metrics",
+        ),
+        ("{text: t, better: [atss]}", "claims.0.than", "than is missing"),
+        ("{text: t, equal: [atss], to: none}", "claims.0.within", "within is missing"),
+        ("{text: t, equal: [atss], to: none, within: 0}", "claims.0.within", "within is missing"),
+        ("{text: t, equal: [atss], to: none, within: .nan}", "claims.0", "within"),
+        ("{text: t, better: [atss], equal: [atss], than: none}", "claims.0", "must say either better"),
+        ("{text: t}", "claims.0", "must say either better"),
+        ("{text: t, better: [atss], then: none}", "claims.0.then", "unknown key; did you mean 'than'"),
+        ("{better: [atss], than: none}", "claims.0.text", "missing; add it"),
+        ("{text: t, better: [atss], than: none, within: 1}", "claims.0", "better takes than"),
+    ],
+)
+def test_each_mistake_is_told_with_its_place(tmp_path, claim, where, what):
+    with pytest.raises(UserError) as caught:
+        claims(tmp_path, f"  - {claim}\n")
+    assert any(f":{where}" in line and what in line for line in str(caught.value).splitlines()), str(caught.value)
+
+
+def test_a_claim_follows_a_row_that_the_command_line_changed(tmp_path):
+    (claim,) = claims(tmp_path, "  - {text: t, better: atss, than: fcos}\n", "model.heads=[gfl]")
+    assert claim.rows == ("atss [model.heads=gfl]",)
+
+
+def test_the_files_of_the_paper_state_claims_that_its_own_numbers_bear_out():
+    """A claim that the paper's numbers contradict would be misread; each has at least the paper's sign or margin."""
+    stated = 0
+    for path in sorted(ABLATIONS.glob("*.yaml")):
+        for preset in ("coco_r50_12e", "coco_r50_36e"):
+            grid = open_grid(path, preset, require_data=False)
+            for verdict in make_table(grid, []).verdicts:
+                published = [found.published for found in verdict.comparisons if found.published is not None]
+                stated += len(published)
+                margin = verdict.claim.within
+                assert all(abs(value) <= margin if margin else value > 0 for value in published), verdict.claim.text
+    assert stated > 20
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "better", "within", "verdict"),
+    [
+        (0.1, 2.0, "higher", None, "reproduced"),
+        (-0.1, 2.0, "higher", None, "undecided"),
+        (0.0, 2.0, "higher", None, "undecided"),
+        (-2.0, -0.1, "higher", None, "not reproduced"),
+        (-2.0, -0.1, "lower", None, "reproduced"),
+        (0.1, 2.0, "lower", None, "not reproduced"),
+        (0.1, 2.0, "", None, "undecided"),
+        (None, None, "higher", None, "undecided"),
+        (-0.5, 0.5, "higher", 0.5, "reproduced"),
+        (0.1, 0.4, "higher", 0.5, "reproduced"),
+        (-0.6, 0.1, "higher", 0.5, "undecided"),
+        (0.4, 0.6, "higher", 0.5, "undecided"),
+        (0.6, 0.9, "higher", 0.5, "not reproduced"),
+        (-0.9, -0.6, "higher", 0.5, "not reproduced"),
+        (None, None, "higher", 0.5, "undecided"),
+    ],
+)
+def test_the_interval_decides(low, high, better, within, verdict):
+    difference = Difference(0.0, low, high, None, 1 if low is None else 3)
+    assert judge(difference, better, within) == verdict
+
+
+def test_without_a_shared_seed_nothing_is_decided():
+    assert judge(None, "higher") == "undecided"
+
+
+def verdict_of(claim: Claim, **values: tuple[float, ...]):
+    """The verdict on rows with these APs by seed."""
+    grid = make_grid({name: {} for name in values}, claims=(claim,))
+    records = [
+        make_record(f"{number}-{seed}", ap) for number, row in enumerate(values.values()) for seed, ap in enumerate(row)
+    ]
+    return make_table(grid, records)
+
+
+def test_of_several_rows_the_one_that_says_least_decides():
+    claim = Claim("all help", ("good", "better", "bad"), "none", "AP")
+    table = verdict_of(claim, none=(30.0, 31, 32), good=(31, 32, 33.1), better=(35, 36, 37.1), bad=(30, 32, 32))
+    (verdict,) = table.verdicts
+    assert [found.verdict for found in verdict.comparisons] == ["reproduced", "reproduced", "undecided"]
+    assert (verdict.verdict, verdict.deciding.row) == ("undecided", "bad")
+    table = verdict_of(claim, none=(30.0, 31, 32), good=(31, 32, 33.1), better=(35, 36, 37.1), bad=(28, 29, 30.1))
+    assert (table.verdicts[0].verdict, table.verdicts[0].deciding.row) == ("not reproduced", "bad")
+    table = verdict_of(claim, none=(30.0, 31, 32), good=(31, 32, 33.1), better=(35, 36, 37.1), bad=(30.5, 31.5, 32.6))
+    assert (table.verdicts[0].verdict, table.verdicts[0].deciding.row) == ("reproduced", "bad")
+    text = " ".join(to_text(table).split())
+    assert "claim: all help: reproduced (of 3 rows 'bad' decides; AP +0.5 [+0.4, +0.7], n = 3)" in text
+
+
+def test_the_farthest_row_decides_whether_all_are_equal():
+    claim = Claim("all equal", ("near", "far"), "one", "AP", 1.0)
+    (verdict,) = verdict_of(claim, one=(30.0, 31, 32), near=(30.1, 31.1, 32), far=(29.5, 30.5, 31.4)).verdicts
+    assert (verdict.verdict, verdict.deciding.row) == ("reproduced", "far")
+
+
+def test_less_is_better_of_a_cost():
+    claim = Claim("cheaper", ("cheap",), "dear", "peak_memory_mb")
+    grid = make_grid({"dear": {}, "cheap": {}}, metrics=("AP", "peak_memory_mb"), claims=(claim,))
+    records = [
+        make_record(f"{number}-{seed}", 30.0, cost={"peak_memory_mb": memory + seed + 0.1 * number * seed})
+        for number, memory in enumerate((500, 400))
+        for seed in range(3)
+    ]
+    assert make_table(grid, records).verdicts[0].verdict == "reproduced"
+
+
+def test_one_seed_and_missing_trials_decide_nothing_and_say_so():
+    claim = Claim("helps", ("b",), "a", "AP")
+    grid = make_grid({"a": {}, "b": {}}, seeds=(0,), claims=(claim,))
+    text = to_text(make_table(grid, [make_record("0-0", 30.0), make_record("1-0", 40.0)]))
+    assert "claim: helps: undecided (AP +10.0, n = 1)" in text and "one seed has no interval" in text
+    text = to_text(make_table(grid, [make_record("0-0", 30.0)]))
+    assert "claim: helps: undecided (no finished seed shared by 'b' and 'a')" in text
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_no_effect_is_called_reproduced_in_one_of_forty(n):
+    """4,000 simulated comparisons without effect: 2.5 % on each side within 4 standard errors (0.25 %)."""
+    generator = np.random.default_rng(100 + n)
+    zeros = dict.fromkeys(range(n), 0.0)
+    rows = generator.normal(0.0, 1.2, size=(4000, n))
+    found = [judge(paired_difference(dict(enumerate(row)), zeros), "higher") for row in rows.tolist()]
+    for verdict in ("reproduced", "not reproduced"):
+        assert 0.015 < found.count(verdict) / 4000 < 0.035
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_a_difference_at_the_margin_is_called_equal_in_one_of_forty_at_most(n):
+    generator = np.random.default_rng(200 + n)
+    zeros = dict.fromkeys(range(n), 0.0)
+    rows = generator.normal(0.5, 0.05, size=(4000, n))
+    found = [judge(paired_difference(dict(enumerate(row)), zeros), "higher", 0.5) for row in rows.tolist()]
+    assert found.count("reproduced") / 4000 < 0.035
+    assert found.count("undecided") / 4000 > 0.93
