@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table, the table on stderr")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: its own choice)")
     args = parser.parse_args(argv)
-    keep_freed_memory()  # as a trial does; it helps both sides alike
+    keep_freed_memory()  # as a trial does
     if args.threads:
         torch.set_num_threads(args.threads)
 

@@ -120,4 +120,5 @@ def rows() -> Iterator[Row]:
                 theirs,
                 reference_name="transformers, K = 0",
                 repeats=repeats,
+                own_memory=True,
             )

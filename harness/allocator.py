@@ -12,9 +12,13 @@ from contextlib import suppress
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h of the GNU C library
 
 
-def keep_freed_memory() -> bool:
-    """Tell the C library to keep what is freed, for the rest of this process; False where it has no such option."""
+KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26}
+GIVE_BACK = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 2**17, M_TOP_PAD: 2**17}  # about what the library begins with
+
+
+def keep_freed_memory(keep: bool = True) -> bool:
+    """Tell the C library to keep what this process frees, or to give it back; False where it has no such option."""
     with suppress(AttributeError, OSError, TypeError):  # not the GNU C library
         option = ctypes.CDLL(None).mallopt
-        return bool(option(M_MMAP_MAX, 0) and option(M_TRIM_THRESHOLD, 2**31 - 1) and option(M_TOP_PAD, 2**26))
+        return all(option(*setting) for setting in (KEEP if keep else GIVE_BACK).items())
     return False

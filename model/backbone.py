@@ -67,12 +67,13 @@ def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> 
     return Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
 
 
-def _normalised(conv: Conv2d, norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """Convolution and norm; zero outside the mask. A fixed norm becomes part of the kernel, which saves two passes."""
+def _normalised(conv: Conv2d, norm: nn.Module, x: Tensor, mask: Tensor | None, relu: bool = False) -> Tensor:
+    """Convolution, norm and perhaps ReLU; zero outside the mask. A fixed norm becomes part of the kernel."""
     if not isinstance(norm, FrozenBatchNorm):
-        return norm(conv(x), mask)
+        result = norm(conv(x), mask)
+        return F.relu(result) if relu else result
     scale, shift = norm.scale_and_shift()
-    return zero_padding(conv.apply_kernel(x, conv.weight * scale[:, None, None, None], shift), mask)
+    return zero_padding(conv.apply_kernel(x, conv.weight * scale[:, None, None, None], shift, relu=relu), mask)
 
 
 class Downsample(nn.Sequential):
@@ -98,7 +99,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """[B, D, h, w] → [B, D', h', w']; `mask` at the output's size."""
-        out = F.relu(_normalised(self.conv1, self.bn1, x, mask))
+        out = _normalised(self.conv1, self.bn1, x, mask, relu=True)
         out = _normalised(self.conv2, self.bn2, out, mask)
         return F.relu(out + (x if self.downsample is None else self.downsample(x, mask)))
 
@@ -121,8 +122,8 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, input_mask: Tensor | None = None) -> Tensor:
         """[B, D, h, w] → [B, D', h', w']; `mask` at the output's size, `input_mask` at the input's."""
-        out = F.relu(_normalised(self.conv1, self.bn1, x, mask if self.stride == 1 else input_mask))
-        out = F.relu(_normalised(self.conv2, self.bn2, out, mask))
+        out = _normalised(self.conv1, self.bn1, x, mask if self.stride == 1 else input_mask, relu=True)
+        out = _normalised(self.conv2, self.bn2, out, mask, relu=True)
         out = _normalised(self.conv3, self.bn3, out, mask)
         return F.relu(out + (x if self.downsample is None else self.downsample(x, mask)))
 
@@ -181,7 +182,7 @@ class ResNet(nn.Module):
         """
         # Channels last: convolutions and pooling are a quarter faster on a CPU, and tokens come out without a copy.
         x = images.contiguous(memory_format=torch.channels_last)
-        x = F.relu(_normalised(self.conv1, self.bn1, x, mask_at(2)))
+        x = _normalised(self.conv1, self.bn1, x, mask_at(2), relu=True)
         x = F.max_pool2d(x, 3, 2, 1)  # inputs are not negative, so zeros at padding act as the border does
         x = zero_padding(x, mask_at(4))
         outputs = []

@@ -103,12 +103,13 @@ class Conv2d(nn.Conv2d):
         """[B, D, h, w] → [B, E, h', w']."""
         return self.apply_kernel(x, self.weight, self.bias)
 
-    def apply_kernel(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The same with another kernel [E, D, kh, kw] and bias [E] in place of its own."""
+    def apply_kernel(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
+        """The same with another kernel [E, D, kh, kw] and bias [E] in place of its own, and perhaps with ReLU."""
         plain = self.kernel_size == (1, 1) and self.padding == (0, 0) and self.groups == 1
         if plain:
             down, right = self.stride
             positions = x[:, :, ::down, ::right].permute(0, 2, 3, 1)
             if positions.numel() * self.out_channels >= SMALLEST and _takes(x, weight):
-                return linear(positions, weight.flatten(1), bias).permute(0, 3, 1, 2)
-        return self._conv_forward(x, weight, bias)
+                return linear(positions, weight.flatten(1), bias, relu=relu).permute(0, 3, 1, 2)
+        result = self._conv_forward(x, weight, bias)
+        return F.relu(result) if relu else result
