@@ -200,7 +200,8 @@ class Progress:
             self._tell(watched)
         if self._changed(watched, "result.json"):
             record = self.store.read(trial_id) or {}
-            if record.get("status") in ENDED:
+            told = watched.status == record.get("status") == "finished"  # an analysis may have been added since
+            if record.get("status") in ENDED and not told:
                 self._end(watched, record)
             elif watched.status in ENDED:  # started again
                 watched.status = "running"

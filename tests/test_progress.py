@@ -73,6 +73,16 @@ def test_old_records_are_no_news(store: RunStore, lines: list[str]) -> None:
         assert "epoch 2/3" in lines[0]
 
 
+def test_an_analysis_added_to_a_finished_trial_is_no_second_end(store: RunStore, lines: list[str]) -> None:
+    trial = make_trial(1)
+    with make(make_grid(trial), store, lines):
+        record(store, trial, "finished", cost={"wall_seconds": 192.0})
+        wait_for(lines, 1)
+        record(store, trial, "finished", cost={"wall_seconds": 192.0}, analysis={"epoch": 3})
+        time.sleep(0.1)
+        assert len(lines) == 1
+
+
 def test_what_ends_between_the_last_look_and_closing_is_told(store: RunStore, lines: list[str]) -> None:
     trial = make_trial(1)
     progress = Progress(make_grid(trial), store, lines.append, poll_seconds=60.0)
