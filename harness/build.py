@@ -109,6 +109,7 @@ def build_trial(trial: Trial, store: RunStore, report: Report, should_stop: Call
     progress, warnings = load_checkpoint(store.dir(trial.trial_id) / "checkpoint", detector, optimizer)
     for warning in warnings:
         tell("warning", warning)
+    store.restore_metrics(trial.trial_id, progress.history if progress else [])
     workers = trial.runtime.num_workers
     divisor = detector.size_divisor
     return TrialState(

@@ -1,6 +1,7 @@
 """One trial where it runs, in this process or in a worker: take the lease, run, leave a true record.
 
-What goes wrong in a trial ends in its record, never in an exception: the grid goes on.
+What goes wrong in a trial ends in its record, and only what the storage could not take in an exception: the grid
+goes on.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from harness.errors import UserError
+from harness.lease import LeaseLost
 from harness.progress import Progress
 from harness.results import RunStore, write_atomic
 
@@ -29,12 +32,30 @@ RunTrial = Callable[..., Any]
 
 
 def execute(
-    trial: Trial, store: RunStore, launch: str, run_trial: RunTrial | None, should_stop: Callable[[], bool]
+    trial: Trial,
+    store: RunStore,
+    launch: str,
+    run_trial: RunTrial | None,
+    should_stop: Callable[[], bool],
+    driver: dict[str, Any] | None = None,
 ) -> str:
-    """Run a trial under its lease; returns its status. What goes wrong ends in the record, not in an exception."""
-    held = store.claim(trial.trial_id, owner=launch)
+    """Run a trial under its lease; returns its status, "running" when somebody else works on it.
+
+    Args:
+        trial: what to run.
+        store: where its record lives.
+        launch: a later attempt of the same launch takes the lease from an earlier one.
+        run_trial: instead of `harness.trial.run_trial`.
+        should_stop: asked between steps.
+        driver: who started this process and takes it along when it dies (`harness.lease.identity`).
+
+    Raises:
+        OSError: the storage takes neither lease nor record. Anything else that goes wrong ends in the record.
+    """
+    held = store.claim(trial.trial_id, launch, driver)
     if held is None:
-        return "running"  # by somebody else
+        return "running"
+    store = store.fenced(held.token)
     with held:
         if store.status(trial.trial_id) == "finished":
             return "finished"
@@ -47,12 +68,15 @@ def execute(
             work = run_trial or _real_trial()
             _use_threads(trial.runtime.cpus_per_trial)
             work(trial, store, report=_reporter(trial, store), should_stop=stopping)
+        except LeaseLost:
+            return "running"
         except Exception as error:
             after = store.read(trial.trial_id)
             if after is None or after == before or after.get("status") == "running":
                 _settle(trial, store, error, stopped=stopping())
         except BaseException:
-            store.mark(trial.trial_id, "interrupted")
+            with suppress(OSError, LeaseLost):
+                store.mark(trial.trial_id, "interrupted")
             raise
     return store.status(trial.trial_id)
 
@@ -65,12 +89,20 @@ def _real_trial() -> RunTrial:
 
 def _settle(trial: Trial, store: RunStore, error: Exception, stopped: bool) -> None:
     """Give the record a true status where the trial could not do it itself."""
-    if stopped:
-        store.mark(trial.trial_id, "interrupted", **known(trial))
-        return
-    write_atomic(store.dir(trial.trial_id) / "log.txt", traceback.format_exc())
     last = f"{type(error).__name__}: {error}".splitlines()[0]
-    store.mark(trial.trial_id, "failed", error=last, **known(trial))
+    try:
+        if stopped:
+            store.mark(trial.trial_id, "interrupted", **known(trial))
+            return
+        with suppress(OSError):
+            write_atomic(store.dir(trial.trial_id) / "log.txt", traceback.format_exc())
+        store.mark(trial.trial_id, "failed", error=last, **known(trial))
+    except LeaseLost:
+        pass  # the new holder writes it
+    except OSError:
+        if isinstance(error, OSError):
+            raise error from None  # the first one tells best
+        raise
 
 
 def known(trial: Trial) -> dict[str, Any]:
@@ -130,11 +162,30 @@ def run_local(
 
     progress.phase("starting")
     with on_signals(on_signal):
-        for trial in trials:
-            execute(trial, store, launch, run_trial, stop.is_set)
-            _free_memory()
-            if stop.is_set():
-                raise KeyboardInterrupt
+        while trials:
+            held_elsewhere = []
+            for trial in trials:
+                try:
+                    if execute(trial, store, launch, run_trial, stop.is_set) == "running":
+                        held_elsewhere.append(trial)
+                except (OSError, UserError) as error:
+                    progress.say(f"{trial.trial_id} could not be run: {error}")
+                _free_memory()
+                if stop.is_set():
+                    raise KeyboardInterrupt
+            trials = abandoned(held_elsewhere, store, progress)
+
+
+def abandoned(trials: Sequence[Trial], store: RunStore, progress: Progress) -> list[Trial]:
+    """Those of the trials that other processes worked on and left unfinished, as when their driver was killed.
+
+    Waits where a process seems to be at work and may not be (`harness.lease.released`).
+    """
+    if trials:
+        progress.phase("looking whether others are at the rest", quiet=True)
+    free = store.released(trial.trial_id for trial in trials)
+    left = {key for key in free if store.status(key) in ("interrupted", "pending")}
+    return [trial for trial in trials if trial.trial_id in left]
 
 
 def _free_memory() -> None:

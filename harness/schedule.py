@@ -19,12 +19,12 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness import tracking
 from harness.errors import UserError
-from harness.execute import RunTrial, available_cpus, execute, known, on_signals, run_local, stop_now
+from harness.execute import RunTrial, abandoned, available_cpus, execute, known, on_signals, run_local, stop_now
+from harness.lease import identity
 from harness.mirror import Mirror
 from harness.progress import Progress, print_line
 from harness.results import RunStore, cache_dir, code_version, write_atomic
@@ -202,9 +202,12 @@ def _run_ray(
     with on_signals(stop_now):  # again: Ray has put its own handler
         try:
             progress.phase("waiting for workers")
-            errors = _tune(trials, store, launch, run_trial, concurrent, max_failures)
+            left = trials
+            while left:
+                errors, held_elsewhere = _tune(left, store, launch, run_trial, concurrent, max_failures)
+                _mark_lost(left, store, errors, progress)
+                left = abandoned([trial for trial in left if trial.trial_id in held_elsewhere], store, progress)
             progress.phase("closing", quiet=True)
-            _mark_lost(trials, store, errors)
         except KeyboardInterrupt:
             progress.say("stopping the trials")
             write_atomic(folder / "stop", "")
@@ -282,8 +285,12 @@ def _tune(
     run_trial: RunTrial | None,
     concurrent: int | None,
     max_failures: int,
-) -> dict[str, str]:
-    """Let Ray Tune run the trials; returns its errors by trial id. Only the store knows what succeeded."""
+) -> tuple[dict[str, str], set[str]]:
+    """Let Ray Tune run the trials. Only the store knows what succeeded.
+
+    Returns:
+        Tune's errors by trial id, and the ids of the trials that another process was at.
+    """
     from ray import tune
 
     for name in ("ray.tune", "ray.train", "ray.air"):
@@ -294,9 +301,8 @@ def _tune(
         runtime = by_id[config["trial"]].runtime
         return tune.PlacementGroupFactory([{"CPU": runtime.cpus_per_trial, "GPU": runtime.gpus_per_trial}])
 
-    work = tune.with_parameters(
-        _work, trials=by_id, root=str(store.root), launch=launch, run_trial=run_trial, environment=_environment(store)
-    )
+    common = {"root": str(store.root), "launch": launch, "driver": identity(), "environment": _environment(store)}
+    work = tune.with_parameters(_work, trials=by_id, run_trial=run_trial, **common)
 
     def name_of(ray_trial: Any) -> str:
         return str(ray_trial.config["trial"])
@@ -318,8 +324,9 @@ def _tune(
         ),
     )
     results = tuner.fit()
-    ended = [results[index] for index in range(len(results))]
-    return {Path(result.path).name: _reason(result.error) for result in ended if result.error is not None}
+    ended = {(results[index].config or {})["trial"]: results[index] for index in range(len(results))}
+    errors = {key: _reason(result.error) for key, result in ended.items() if result.error is not None}
+    return errors, {key for key, result in ended.items() if (result.metrics or {}).get("outcome") == "running"}
 
 
 def _reason(error: BaseException) -> str:
@@ -343,9 +350,10 @@ def _work(
     root: str,
     launch: str,
     run_trial: RunTrial | None,
+    driver: dict[str, Any],
     environment: dict[str, str],
 ) -> dict[str, Any]:
-    """What a worker does. It raises only when it is killed: then, and only then, Tune starts the trial again."""
+    """What a worker does. It raises only where it is killed or cannot write: then Tune starts the trial again."""
     os.environ.update(environment)
     runtime = trials[config["trial"]].runtime
     if runtime.gpus_per_trial == 0 and runtime.device != "cuda":
@@ -359,11 +367,14 @@ def _work(
             looked[:] = [time.monotonic(), marker.exists()]
         return bool(looked[1])
 
-    return {"outcome": execute(trials[config["trial"]], store, launch, run_trial, should_stop)}
+    return {"outcome": execute(trials[config["trial"]], store, launch, run_trial, should_stop, driver)}
 
 
-def _mark_lost(trials: Sequence[Trial], store: RunStore, errors: dict[str, str]) -> None:
+def _mark_lost(trials: Sequence[Trial], store: RunStore, errors: dict[str, str], progress: Progress) -> None:
     """A trial that Tune gave up on has failed, even though it could not say so itself."""
     for trial in trials:
         if trial.trial_id in errors and store.status(trial.trial_id) not in ("finished", "failed", "running"):
-            store.mark(trial.trial_id, "failed", error=errors[trial.trial_id], **known(trial))
+            try:
+                store.mark(trial.trial_id, "failed", error=errors[trial.trial_id], **known(trial))
+            except OSError:
+                progress.say(f"{trial.trial_id}: {errors[trial.trial_id]}")

@@ -10,6 +10,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import torch
 
 from harness.build import Report, TrialState, build_trial, peak_memory_mb
 from harness.evaluate import evaluate, evaluator_version
+from harness.lease import LeaseLost
 from harness.results import RunStore, provenance, write_atomic
 from harness.train import drop_checkpoints, save_checkpoint, save_weights, train_step
 from model.ops import implementation
@@ -50,6 +52,7 @@ def run_trial(
 
     Raises:
         Interrupted: after leaving a checkpoint.
+        LeaseLost: another process has taken the trial over; the record is its own now.
         Exception: what went wrong; the record says `failed` and why, log.txt holds the traceback.
     """
     try:
@@ -62,10 +65,14 @@ def run_trial(
     except (Interrupted, KeyboardInterrupt):
         _mark(trial, store, "interrupted")
         raise
+    except LeaseLost:
+        raise
     except Exception as error:
         last = f"{type(error).__name__}: {error}".splitlines()[0]
-        write_atomic(store.dir(trial.trial_id) / "log.txt", traceback.format_exc())
-        _mark(trial, store, "failed", last)
+        with suppress(OSError):  # what went wrong may be the storage: then say as much as it takes
+            write_atomic(store.dir(trial.trial_id) / "log.txt", traceback.format_exc())
+        with suppress(OSError):
+            _mark(trial, store, "failed", last)
         raise
 
 
@@ -143,49 +150,59 @@ def _step_event(state: TrialState, loss: float, seconds_per_step: float) -> dict
 
 
 def finish_epoch(state: TrialState) -> None:
-    """Evaluate, write the epoch's metrics and the record, and leave a checkpoint."""
+    """Evaluate, leave a checkpoint, and from then on the epoch's metrics and the record.
+
+    The checkpoint comes first: what a killed process had told of an epoch is never undone by its continuation.
+    """
     progress, config = state.progress, state.trial.config
-    steps = progress.step - progress.epoch * state.steps_per_epoch
+    epoch, steps = progress.epoch + 1, progress.step - progress.epoch * state.steps_per_epoch
     means = {name: value / max(steps, 1) for name, value in progress.loss_sums.items()}
-    progress.epoch += 1
-    entry: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "loss": means.pop("total", None)}
-    if progress.epoch % config.evaluate.every_epochs == 0 or progress.epoch == state.epochs:
+    entry: dict[str, Any] = {"epoch": epoch, "step": progress.step, "loss": means.pop("total", None)}
+    if epoch % config.evaluate.every_epochs == 0 or epoch == state.epochs:
         started = time.monotonic()
-        metrics, per_class, detections = evaluate(
-            state.detector,
-            state.val_loader,
-            state.val_data,
-            config.evaluate,
-            state.device,
-            on_batch=_evaluation_reporter(state, entry["loss"] or 0.0),
-        )
+        metrics, per_class, detections = _evaluate(state, entry["loss"] or 0.0)
         progress.eval_seconds += time.monotonic() - started
         entry |= metrics
         write_atomic(state.folder / "detections.json", json.dumps(detections))
         write_atomic(state.folder / "per_class.json", json.dumps(per_class))
     entry |= {"seconds": progress.train_seconds + progress.eval_seconds, "losses": means}
-    progress.loss_sums = {}
+    progress.epoch, progress.loss_sums = epoch, {}
     progress.history.append(entry)
+    _save(state)
     state.store.append_metrics(state.trial.trial_id, entry)
     _write_record(state, "running")
-    _save(state)
     event = _step_event(state, entry["loss"] or 0.0, progress.train_seconds / max(progress.step, 1))
     state.report({**event, **entry, "kind": "epoch", "epoch": progress.epoch})
     if state.should_stop() and progress.epoch < state.epochs:
         raise Interrupted(f"stopped after epoch {progress.epoch}")
 
 
+def _evaluate(state: TrialState, loss: float) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """Evaluate without moving the random state; when asked to stop, give up and leave the epoch's last step."""
+    devices = [state.device] if state.device.type == "cuda" else []
+    on_batch = _evaluation_reporter(state, loss)
+    try:
+        with torch.random.fork_rng(devices):
+            loader, data, config = state.val_loader, state.val_data, state.trial.config.evaluate
+            return evaluate(state.detector, loader, data, config, state.device, on_batch=on_batch)
+    except Interrupted:
+        _save(state)
+        raise
+
+
 def _evaluation_reporter(state: TrialState, loss: float) -> Callable[[int, int], None]:
-    """Signs of life during a long evaluation."""
+    """Signs of life during a long evaluation, and the question whether to stop."""
     seconds_per_step = state.progress.train_seconds / max(state.progress.step, 1)
     reported = time.monotonic()
 
     def on_batch(done: int, count: int) -> None:
         nonlocal reported
+        if state.should_stop():
+            raise Interrupted(f"stopped while epoch {state.progress.epoch + 1} was evaluated")
         if time.monotonic() - reported >= REPORT_SECONDS:
             reported = time.monotonic()
             event = _step_event(state, loss, seconds_per_step)
-            state.report({**event, "kind": "evaluate", "epoch": state.progress.epoch, "evaluated": done / count})
+            state.report({**event, "kind": "evaluate", "evaluated": done / count})
 
     return on_batch
 
@@ -200,6 +217,7 @@ def finish(state: TrialState) -> dict[str, Any]:
 
 
 def _save(state: TrialState) -> None:
+    state.store.check_lease(state.trial.trial_id)
     _update_clock(state)
     save_checkpoint(state.folder / "checkpoint", state.detector, state.optimizer, state.progress)
 
