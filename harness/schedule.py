@@ -17,7 +17,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -210,7 +210,8 @@ def _run_ray(
             progress.phase("closing", quiet=True)
         except KeyboardInterrupt:
             progress.say("stopping the trials")
-            write_atomic(folder / "stop", "")
+            with suppress(OSError):  # a full disk: the trials end with their workers
+                write_atomic(folder / "stop", "")
             deadline = time.monotonic() + STOP_GRACE_SECONDS
             while time.monotonic() < deadline and "running" in {store.status(t.trial_id) for t in trials}:
                 time.sleep(0.05)
@@ -250,6 +251,8 @@ def _start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progre
         options["object_store_memory"] = 128 * 2**20
     try:
         ray.init(**options)
+    except SystemExit:  # of Ray's own signal handler
+        raise KeyboardInterrupt from None
     except Exception as error:
         where = options["address"]
         raise UserError(
