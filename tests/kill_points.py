@@ -14,10 +14,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from harness import trial as _  # noqa: F401 - loads torch
+import faster_coco_eval  # noqa: F401 - only to have it loaded before the first fork
+import torch._dynamo  # noqa: F401 - as above; the first optimiser would load it
+
+from harness import trial as _  # noqa: F401 - as above
 from harness.execute import execute
 from harness.grid import Trial, open_grid
-from harness.results import RunStore
+from harness.results import RunStore, provenance
 
 QUICKSTART = Path(__file__).parents[1] / "ablations" / "quickstart.yaml"
 SMALL = (
@@ -69,6 +72,7 @@ def kill_before(number: int) -> None:
 def main(folder: Path) -> None:
     """Kill at every point, until a run is through before its turn to be killed comes."""
     trial = small_trial()
+    provenance()  # asks git, once
 
     def run(name: str, kill: int = 0) -> int:
         def work() -> None:

@@ -7,7 +7,6 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -172,16 +171,13 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 # ---- what is never done
 
 
-def calls(path: Path) -> list[ast.Call]:
-    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-
-
 def test_no_pickle_is_ever_loaded() -> None:
-    for path in [path for package in ("harness", "model") for path in (ROOT / package).rglob("*.py")]:
-        names = {alias.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names}
-        modules = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
-        assert not {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"} & (names | modules), path
-        for call in calls(path):
-            if ast.unparse(call.func) in ("torch.load", "np.load", "numpy.load"):
-                given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-                assert given.get("weights_only") == "True" or given.get("allow_pickle") == "False", f"{path}:{call.lineno}"
+    unsafe = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    for path in (path for package in ("harness", "model") for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                assert not unsafe & {getattr(node, "module", None), *(alias.name for alias in node.names)}, path
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load", "numpy.load"):
+                options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                safe = options.get("weights_only") == "True" or options.get("allow_pickle") == "False"
+                assert safe, f"{path}:{node.lineno}"
