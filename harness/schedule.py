@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness import tracking
 from harness.errors import UserError
 from harness.execute import RunTrial, abandoned, available_cpus, execute, known, on_signals, run_local, stop_now
+from harness.forkserver import ForkServer
 from harness.lease import identity
 from harness.mirror import Mirror
 from harness.progress import Progress, print_line
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from harness.grid import Grid, Trial
 
 STOP_POLL_SECONDS = 0.5  # between two looks for the request to stop
-LOST = ("ActorDiedError", "ActorUnavailableError", "NodeDiedError", "OutOfMemoryError", "WorkerCrashedError")
+LOST = ("ActorDied", "ActorUnavailable", "NodeDied", "OutOfMemory", "WorkerCrashed", "WorkerLost")  # errors of workers
 STOP_GRACE_SECONDS = 1.5  # for trials to leave a checkpoint; a stopped Ray job is killed after 3 s
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -315,7 +316,7 @@ def _tune(
         param_space={"trial": tune.grid_search(list(by_id))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=concurrent,
-            reuse_actors=False,  # a fresh process for each trial: nothing leaks from one to the next
+            reuse_actors=True,  # each trial has a process of its own all the same
             trial_name_creator=name_of,
             trial_dirname_creator=name_of,
         ),
@@ -333,7 +334,7 @@ def _tune(
 
 
 def _reason(error: BaseException) -> str:
-    if type(error).__name__ in LOST:
+    if any(name in type(error).__name__ for name in LOST):
         return f"its worker was lost again and again ({type(error).__name__}): killed, or out of memory?"
     return f"its worker could not run it: {str(error).strip().splitlines()[-1]}"
 
@@ -357,10 +358,20 @@ def _work(
     environment: dict[str, str],
 ) -> dict[str, Any]:
     """What a worker does. It raises only where it is killed or cannot write: then Tune starts the trial again."""
+    global _forks
     os.environ.update(environment)
-    runtime = trials[config["trial"]].runtime
-    if runtime.gpus_per_trial == 0 and runtime.device != "cuda":
+    trial = trials[config["trial"]]
+    if trial.runtime.gpus_per_trial == 0 and trial.runtime.device != "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU that was not asked for belongs to others
+    _forks = _forks or (ForkServer() if run_trial is None else ForkServer(preload=()))
+    return {"outcome": _forks.run(_run_one, trial, root, launch, run_trial, driver)}
+
+
+_forks: ForkServer | None = None  # of this worker
+
+
+def _run_one(trial: Trial, root: str, launch: str, run_trial: RunTrial | None, driver: dict[str, Any]) -> str:
+    """One trial, in a process of its own."""
     store = RunStore(root)
     marker = store.root / "launches" / launch / "stop"
     looked = [0.0, False]
@@ -370,7 +381,7 @@ def _work(
             looked[:] = [time.monotonic(), marker.exists()]
         return bool(looked[1])
 
-    return {"outcome": execute(trials[config["trial"]], store, launch, run_trial, should_stop, driver)}
+    return execute(trial, store, launch, run_trial, should_stop, driver)
 
 
 def _mark_lost(trials: Sequence[Trial], store: RunStore, errors: dict[str, str], progress: Progress) -> None:

@@ -36,6 +36,8 @@ KILLS = int(os.environ.get("CODETR_CHAOS_KILLS", "20"))
 SEED = int(os.environ.get("CODETR_CHAOS_SEED", "0"))
 KINDS = ("worker", "worker", "driver", "worker", "node")  # how often which, in random order
 
+NODE = {"node_ip_address": "127.0.0.1", "object_store_memory": 128 * 2**20}
+
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
@@ -50,12 +52,20 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def parent(pid: int) -> int:
+    """0 when there is no such process any more."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 class Processes:
     """Starts drivers and nodes and kills them; every process that it kills has the store's path in its environment."""
 
     def __init__(self, store: RunStore, log: Path, address: str, cluster: Any) -> None:
         self.store, self.log, self.address, self.cluster = store, log, address, cluster
-        self.nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        self.nodes = [cluster.add_node(num_cpus=1, **NODE) for _ in range(2)]
         self.driver = self.start_driver()
 
     def start_driver(self) -> subprocess.Popen[bytes]:
@@ -70,7 +80,7 @@ class Processes:
             return False
 
     def workers(self) -> list[int]:
-        """Processes that work on a trial now, as their leases tell."""
+        """Processes in which a trial is at work now, as their signs of life tell."""
         beats = [
             self.store.read_heartbeat(key) or {} for key in self.store.trials() if self.store.status(key) == "running"
         ]
@@ -81,7 +91,10 @@ class Processes:
             running = sorted(self.workers())
             if not running:
                 return False
-            os.kill(rng.choice(running), signal.SIGKILL)
+            family = [rng.choice(running)]  # the trial's process, the one it was forked from, Ray's worker
+            while len(family) < 3 and self.ours(above := parent(family[-1])):
+                family.append(above)
+            os.kill(rng.choice(family), signal.SIGKILL)
         elif kind == "driver":
             self.driver.kill()
             self.driver.wait()
@@ -89,7 +102,7 @@ class Processes:
         else:
             node = self.nodes.pop(rng.randrange(len(self.nodes)))
             self.cluster.remove_node(node, allow_graceful=False)
-            self.nodes.append(self.cluster.add_node(num_cpus=1))
+            self.nodes.append(self.cluster.add_node(num_cpus=1, **NODE))
         return True
 
 
@@ -100,7 +113,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 128 * 2**20})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **NODE})
     yield made
     made.shutdown()
 

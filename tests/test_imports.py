@@ -15,7 +15,19 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 
 # The story, read from the commands down to the leaves: a room imports only rooms that stand below it.
 STORY = [
-    *("__main__", "commands", "doctor", "schedule", "execute", "trial", "build", "train", "evaluate", "analyse"),
+    *(
+        "__main__",
+        "commands",
+        "doctor",
+        "schedule",
+        "forkserver",
+        "execute",
+        "trial",
+        "build",
+        "train",
+        "evaluate",
+        "analyse",
+    ),
     *("report", "mirror", "tracking", "grid", "labels", "identity", "spec", "resolve", "data"),
     *("progress", "results", "lease", "strict", "config", "errors"),
 ]
