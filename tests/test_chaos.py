@@ -36,7 +36,7 @@ KILLS = int(os.environ.get("CODETR_CHAOS_KILLS", "20"))
 SEED = int(os.environ.get("CODETR_CHAOS_SEED", "0"))
 KINDS = ("worker", "worker", "driver", "worker", "node")  # how often which, in random order
 
-NODE = {"node_ip_address": "127.0.0.1", "object_store_memory": 128 * 2**20}
+NODE = {"object_store_memory": 128 * 2**20}
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
