@@ -12,7 +12,7 @@ import torch
 from benchmarks.table import Row, as_json, show
 from model.ops import implementation
 
-SUITES = ("ops", "step", "heads")  # modules of this package that have `rows()`
+SUITES = ("ops", "step", "heads", "schedule")  # modules of this package that have `rows()`
 
 
 def main(argv: Sequence[str] | None = None) -> None:
