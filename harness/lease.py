@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
+from harness.errors import StorageError, UserError
 
 BEAT_EVERY = 5.0  # seconds between two signs of life
 STALE_AFTER = 60.0  # seconds without a sign of life after which a holder on another machine counts as dead
@@ -253,7 +253,7 @@ def claim(
         driver: `identity` of the process without which this one ends; None: this one itself.
 
     Raises:
-        OSError: the storage cannot take it.
+        OSError: the storage cannot take it, or does not answer.
     """
     token = uuid.uuid4().hex
     with file_lock(path.with_name(".lock")):
@@ -265,7 +265,9 @@ def claim(
         try:
             temporary.write_text(json.dumps({**holder(owner), "driver": driver or identity(), "token": token}))
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise StorageError(path, error) from error
             raise
     return Lease(path, token, beat_every)

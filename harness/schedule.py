@@ -205,7 +205,13 @@ def _run_ray(
             progress.phase("waiting for workers")
             left = trials
             while left:
-                errors, held_elsewhere = _tune(left, store, launch, run_trial, concurrent, max_failures)
+                try:
+                    errors, held_elsewhere = _tune(left, store, launch, run_trial, concurrent, max_failures)
+                except (OSError, ray.tune.TuneError) as error:  # it keeps notes of its own in the store
+                    raise UserError(
+                        f"store {store.root}: Ray Tune cannot go on ({tracking.one_line(error)}); is there room? "
+                        "The same command goes on where it stopped"
+                    ) from error
                 _mark_lost(left, store, errors, progress)
                 left = abandoned([trial for trial in left if trial.trial_id in held_elsewhere], store, progress)
             progress.phase("closing", quiet=True)
@@ -252,7 +258,8 @@ def _start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progre
         options["object_store_memory"] = 128 * 2**20
     try:
         ray.init(**options)
-    except SystemExit:  # of Ray's own signal handler
+    except (KeyboardInterrupt, SystemExit):  # the latter comes from Ray's own signal handler
+        ray.shutdown()
         raise KeyboardInterrupt from None
     except Exception as error:
         where = options["address"]
