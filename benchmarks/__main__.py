@@ -13,7 +13,7 @@ from benchmarks.table import Row, as_json, show
 from harness.allocator import keep_freed_memory
 from model.ops import implementation
 
-SUITES = ("ops", "step", "heads")  # modules of this package that have `rows()`
+SUITES = ("ops", "step", "heads", "schedule")  # modules of this package that have `rows()`
 
 
 def main(argv: Sequence[str] | None = None) -> None:

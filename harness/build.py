@@ -128,6 +128,8 @@ def build_trial(
     progress = progress or Progress()
     ranks.check_same("the step to continue from", progress.step)
     ranks.take_random_state(device)
+    if ranks.is_first:
+        store.restore_metrics(trial.trial_id, progress.history)
     batch_size = config.train.batch_size // config.train.accumulate_steps
     return TrialState(
         trial,

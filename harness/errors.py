@@ -17,3 +17,15 @@ class OutOfMemory(RuntimeError):
 
 class NonFiniteLoss(RuntimeError):
     """A loss became infinite or not a number; the trial stops and names the terms, the step and the images."""
+
+
+class StorageError(OSError):
+    """A file could not be written (disk full, quota, rights). What was there before is still whole."""
+
+    def __init__(self, path: object, cause: object) -> None:
+        self.path = str(path)
+        self.reason = (isinstance(cause, OSError) and cause.strerror) or str(cause)
+        super().__init__(self.path, self.reason)
+
+    def __str__(self) -> str:
+        return f"{self.path} cannot be written ({self.reason}); make room there, then run the same command again"

@@ -1,6 +1,7 @@
 """One trial where it runs, in this process or in a worker: take the lease, run, leave a true record.
 
-What goes wrong in a trial ends in its record, never in an exception: the grid goes on.
+What goes wrong in a trial ends in its record, and only what the storage could not take in an exception: the grid
+goes on.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from harness.errors import RankLost
+from harness.errors import RankLost, UserError
+from harness.lease import LeaseLost
 from harness.progress import Progress
 from harness.results import RunStore, write_atomic
 
@@ -30,16 +32,31 @@ RunTrial = Callable[..., Any]
 
 
 def execute(
-    trial: Trial, store: RunStore, launch: str, run_trial: RunTrial | None, should_stop: Callable[[], bool]
+    trial: Trial,
+    store: RunStore,
+    launch: str,
+    run_trial: RunTrial | None,
+    should_stop: Callable[[], bool],
+    driver: dict[str, Any] | None = None,
 ) -> str:
-    """Run a trial under its lease; returns its status. What goes wrong ends in the record, not in an exception.
+    """Run a trial under its lease; returns its status, "running" when somebody else works on it.
+
+    Args:
+        trial: what to run.
+        store: where its record lives.
+        launch: a later attempt of the same launch takes the lease from an earlier one.
+        run_trial: instead of `harness.trial.run_trial`.
+        should_stop: asked between steps.
+        driver: who started this process and takes it along when it dies (`harness.lease.identity`).
 
     Raises:
         RankLost: one of its processes was lost.
+        OSError: the storage takes neither lease nor record. Anything else that goes wrong ends in the record.
     """
-    held = store.claim(trial.trial_id, owner=launch)
+    held = store.claim(trial.trial_id, launch, driver)
     if held is None:
-        return "running"  # by somebody else
+        return "running"
+    store = store.fenced(held.token)
     with held:
         if store.status(trial.trial_id) == "finished":
             return "finished"
@@ -54,12 +71,15 @@ def execute(
             work(trial, store, report=_reporter(trial, store), should_stop=stopping)
         except RankLost:
             raise  # as if this process had been lost: whoever started it may start it again
+        except LeaseLost:
+            return "running"
         except Exception as error:
             after = store.read(trial.trial_id)
             if after is None or after == before or after.get("status") == "running":
                 _settle(trial, store, error, stopped=stopping())
         except BaseException:
-            store.mark(trial.trial_id, "interrupted")
+            with suppress(OSError, LeaseLost):
+                store.mark(trial.trial_id, "interrupted")
             raise
     return store.status(trial.trial_id)
 
@@ -72,12 +92,20 @@ def _real_trial() -> RunTrial:
 
 def _settle(trial: Trial, store: RunStore, error: Exception, stopped: bool) -> None:
     """Give the record a true status where the trial could not do it itself."""
-    if stopped:
-        store.mark(trial.trial_id, "interrupted", **known(trial))
-        return
-    write_atomic(store.dir(trial.trial_id) / "log.txt", traceback.format_exc())
     last = f"{type(error).__name__}: {error}".splitlines()[0]
-    store.mark(trial.trial_id, "failed", error=last, **known(trial))
+    try:
+        if stopped:
+            store.mark(trial.trial_id, "interrupted", **known(trial))
+            return
+        with suppress(OSError):
+            write_atomic(store.dir(trial.trial_id) / "log.txt", traceback.format_exc())
+        store.mark(trial.trial_id, "failed", error=last, **known(trial))
+    except LeaseLost:
+        pass  # the new holder writes it
+    except OSError:
+        if isinstance(error, OSError):
+            raise error from None  # the first one tells best
+        raise
 
 
 def known(trial: Trial) -> dict[str, Any]:
@@ -145,18 +173,49 @@ def run_local(
 
     progress.phase("starting")
     with on_signals(on_signal):
-        for trial in trials:
-            try:
-                outcome = execute(trial, store, launch, run_trial, stop.is_set)
-            except RankLost as error:
-                store.mark(trial.trial_id, "failed", error=str(error), **known(trial))
-                outcome = "failed"
-            _free_memory()
-            if stop.is_set():
-                raise KeyboardInterrupt
-            if fail_fast and outcome == "failed":
-                progress.say(f"stopping: {trial.trial_id} has failed (--fail-fast)")
-                return
+        while trials:
+            held_elsewhere = []
+            for trial in trials:
+                outcome = _run_here(trial, store, launch, run_trial, stop.is_set, progress)
+                if outcome == "running":
+                    held_elsewhere.append(trial)
+                _free_memory()
+                if stop.is_set():
+                    raise KeyboardInterrupt
+                if fail_fast and outcome == "failed":
+                    progress.say(f"stopping: {trial.trial_id} has failed (--fail-fast)")
+                    return
+            trials = abandoned(held_elsewhere, store, progress)
+
+
+def _run_here(
+    trial: Trial,
+    store: RunStore,
+    launch: str,
+    run_trial: RunTrial | None,
+    should_stop: Callable[[], bool],
+    progress: Progress,
+) -> str:
+    """`execute` in this process; the others get their turn whatever becomes of this trial."""
+    try:
+        return execute(trial, store, launch, run_trial, should_stop)
+    except RankLost as error:
+        store.mark(trial.trial_id, "failed", error=str(error), **known(trial))
+    except (OSError, UserError) as error:
+        progress.say(f"{trial.trial_id} could not be run: {error}")
+    return "failed"
+
+
+def abandoned(trials: Sequence[Trial], store: RunStore, progress: Progress) -> list[Trial]:
+    """Those of the trials that other processes worked on and left unfinished, as when their driver was killed.
+
+    Waits where a process seems to be at work and may not be (`harness.lease.released`).
+    """
+    if trials:
+        progress.phase("looking whether others are at the rest", quiet=True)
+    free = store.released(trial.trial_id for trial in trials)
+    left = {key for key in free if store.status(key) in ("interrupted", "pending")}
+    return [trial for trial in trials if trial.trial_id in left]
 
 
 def _free_memory() -> None:

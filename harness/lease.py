@@ -1,8 +1,10 @@
 """Who may work on a trial: one lease file per trial, alive only as long as its holder shows signs of life.
 
 A lease is a small JSON file beside the record. Its holder touches it every few seconds. Whoever finds a lease whose
-process is gone (same machine), or that nobody touched for `STALE_AFTER` seconds (another machine), takes it over.
-Ages are differences of file times, so the clocks of the nodes need not agree.
+process is gone (same machine and boot), or that nobody touched for `STALE_AFTER` seconds (another machine, or this one
+before it was started again), takes it over. Ages are differences of file times, so the clocks of the nodes need not
+agree. Each lease has a token, and a store checks it before it writes (`RunStore.fenced`): a holder that was replaced
+while it was suspended, or on a storage whose locks do not reach other nodes, can no longer spoil the record.
 """
 
 from __future__ import annotations
@@ -14,16 +16,20 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
+from harness.errors import StorageError, UserError
 
 BEAT_EVERY = 5.0  # seconds between two signs of life
 STALE_AFTER = 60.0  # seconds without a sign of life after which a holder on another machine counts as dead
+
+
+class LeaseLost(RuntimeError):
+    """Another process has taken over the trial: whatever this one still does must not be written."""
 
 
 @contextmanager
@@ -33,16 +39,29 @@ def file_lock(path: Path) -> Iterator[None]:
     Raises:
         UserError: the storage cannot lock files.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            raise UserError(f"{path}: this storage cannot lock files ({error}); keep the store elsewhere") from error
-        try:
-            yield
-        finally:
-            fcntl.flock(handle, fcntl.LOCK_UN)
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError as error:
+                raise UserError(
+                    f"{path}: this storage cannot lock files ({error}); keep the store elsewhere"
+                ) from error
+            try:
+                if not _is_at(path, handle.fileno()):
+                    continue  # its folder was moved away while we waited
+                yield
+                return
+            finally:
+                fcntl.flock(handle, fcntl.LOCK_UN)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 @lru_cache(maxsize=1)
@@ -77,16 +96,14 @@ def _process_start(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
+def identity() -> dict[str, Any]:
+    """What tells this process from every other one, on any machine, before and after."""
+    return {"machine": machine_id(), "pid": os.getpid(), "process_start": _process_start(os.getpid())}
+
+
 def holder(owner: str = "") -> dict[str, Any]:
     """Who this process is, as written into leases and heartbeats."""
-    return {
-        "owner": owner,
-        "host": socket.gethostname(),
-        "machine": machine_id(),
-        "pid": os.getpid(),
-        "process_start": _process_start(os.getpid()),
-        "since": time.time(),
-    }
+    return {"owner": owner, "host": socket.gethostname(), **identity(), "since": time.time()}
 
 
 def _storage_now(folder: Path) -> float:
@@ -102,28 +119,70 @@ def _storage_now(folder: Path) -> float:
 
 
 def read_holder(path: Path) -> dict[str, Any] | None:
-    """The holder named in the file, or None when there is no readable file."""
+    """The holder named in the file, or None when there is no file or nothing of use in it.
+
+    Raises:
+        OSError: the storage does not answer; that says nothing about the holder.
+    """
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
 
+def _gone(process: dict[str, Any]) -> bool | None:
+    """Whether the process with this `identity` has ended; None where it ran on another machine."""
+    if process.get("machine") != machine_id():
+        return None
+    pid = process.get("pid")
+    start = _process_start(pid) if isinstance(pid, int) else None
+    return start is None or start != process.get("process_start")
+
+
 def is_alive(path: Path) -> bool:
     """Whether the holder named in the file (a lease or a heartbeat) still lives."""
-    found = read_holder(path)
-    if found is None:
-        return False
-    if found.get("machine") == machine_id():
-        pid = found.get("pid")
-        start = _process_start(pid) if isinstance(pid, int) else None
-        return start is not None and start == found.get("process_start")
     try:
-        touched = path.stat().st_mtime
-    except OSError:
+        found = read_holder(path)  # opening the file also makes NFS ask the server for its age
+        if found is None:
+            return False
+        gone = _gone(found)
+        return not gone if gone is not None else _storage_now(path.parent) - path.stat().st_mtime < STALE_AFTER
+    except FileNotFoundError:
         return False
-    return _storage_now(path.parent) - touched < STALE_AFTER
+    except OSError:
+        return True  # the storage does not answer: nobody takes over now
+
+
+def released(paths: Iterable[Path], poll: float = 0.25) -> list[Path]:
+    """Those of the leases that nobody holds; waits where a holder seems alive and may not be.
+
+    That is one on this machine whose driver (the process that started it) is dead, which ends within seconds, and one
+    on another machine, until it gives a sign of life or was silent for `STALE_AFTER` seconds.
+    """
+    free, doubtful = [], {path: _stamp(path) for path in paths}
+    while doubtful:
+        for path, stamp in list(doubtful.items()):
+            if not is_alive(path):
+                free.append(path)
+            else:
+                found: dict[str, Any] = {}
+                with suppress(OSError):
+                    found = read_holder(path) or {}
+                if _gone(found.get("driver") or {}) or (_gone(found) is None and _stamp(path) == stamp):
+                    continue
+            del doubtful[path]
+        if doubtful:
+            time.sleep(poll)
+    return free
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
 
 
 class Lease:
@@ -142,14 +201,10 @@ class Lease:
         self._thread = threading.Thread(target=self._beat, name=f"lease {path.parent.name}", daemon=True)
         self._thread.start()
 
-    def _mine(self) -> bool:
-        found = read_holder(self.path)
-        return found is not None and found.get("token") == self.token
-
     def _beat(self) -> None:
         while not self._released.wait(self._beat_every):
             try:
-                if not self._mine():
+                if not names(self.path, self.token):
                     self.lost = True
                     return
                 os.utime(self.path)
@@ -160,11 +215,11 @@ class Lease:
                 continue  # storage hiccup: the next beat tells
 
     def release(self) -> None:
-        """Give the trial back. Does nothing when the lease was lost."""
+        """Give the trial back. Does nothing when the lease was lost, or when the storage is (then it is a dead one)."""
         self._released.set()
         self._thread.join()
-        with file_lock(self.path.with_name(".lock")):
-            if self._mine():
+        with suppress(OSError, UserError), file_lock(self.path.with_name(".lock")):
+            if names(self.path, self.token):
                 self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> Lease:
@@ -174,11 +229,31 @@ class Lease:
         self.release()
 
 
-def claim(path: Path, owner: str = "", beat_every: float = BEAT_EVERY) -> Lease | None:
+def names(path: Path, token: str) -> bool:
+    """Whether the lease at `path` is the one with this token.
+
+    Raises:
+        OSError: the storage does not answer.
+    """
+    return (read_holder(path) or {}).get("token") == token
+
+
+def claim(
+    path: Path, owner: str = "", beat_every: float = BEAT_EVERY, driver: dict[str, Any] | None = None
+) -> Lease | None:
     """Take the lease at `path`, or return None when someone else holds it.
 
     A dead holder is replaced. So is a living one of the same non-empty `owner`: a launch that starts a trial again
     knows that its first attempt is lost.
+
+    Args:
+        path: the lease file.
+        owner: the launch for which this process works.
+        beat_every: seconds between two signs of life.
+        driver: `identity` of the process without which this one ends; None: this one itself.
+
+    Raises:
+        OSError: the storage cannot take it, or does not answer.
     """
     token = uuid.uuid4().hex
     with file_lock(path.with_name(".lock")):
@@ -187,6 +262,12 @@ def claim(path: Path, owner: str = "", beat_every: float = BEAT_EVERY) -> Lease 
         if not superseded and is_alive(path):
             return None
         temporary = path.with_name(f".{path.name}.{token}")
-        temporary.write_text(json.dumps({**holder(owner), "token": token}))
-        os.replace(temporary, path)
+        try:
+            temporary.write_text(json.dumps({**holder(owner), "driver": driver or identity(), "token": token}))
+            os.replace(temporary, path)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise StorageError(path, error) from error
+            raise
     return Lease(path, token, beat_every)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from harness import tracking
 from harness.errors import UserError
 from harness.housekeeping import marks
-from harness.lease import file_lock, is_alive
+from harness.lease import file_lock, identity, is_alive, read_holder
 from harness.results import RunStore, to_json
 from harness.space import values_text
 
@@ -53,6 +53,7 @@ class Mirror:
         self._experiment = ""
         self._parent = ""
         self._seen: dict[str, tuple[Any, ...]] = {}  # state of a record's files when it was last mirrored
+        self._logged: dict[str, dict[int, int]] = {}  # run id -> step -> time stamp (ms) of the epochs that it has
         self._next_attempt = 0.0
         self._warned = False
 
@@ -122,11 +123,14 @@ class Mirror:
         if not self.sync():
             return False
         found = {self.store.status(trial.trial_id) for trial in self.grid.trials}
-        order = ("running", "failed", "interrupted", "pending", "finished")
-        worst = next((status for status in order if status in found), "finished")
+        status = "failed" if "failed" in found else "finished" if found <= {"finished"} else "interrupted"
         with suppress(Exception):
-            tracking.set_status(self._mlflow, self._parent, "interrupted" if worst == "pending" else worst)
+            tracking.set_status(self._mlflow, self._parent, "running" if self._driven_by_another() else status)
         return True
+
+    def _driven_by_another(self) -> bool:
+        path = self.store.grid_dir(self.grid.name) / "lease.json"
+        return is_alive(path) and not identity().items() <= (read_holder(path) or {}).items()
 
     # ---- runs
 
@@ -186,27 +190,51 @@ class Mirror:
         """Log the epochs that the run lacks and, for a trial that has ended, the rest of its record."""
         status = self.store.status(trial_id)
         entries = self.store.metrics(trial_id)
-        known = run.data.metrics
+        logged = self._epochs_of(run)
+        if not logged.items() <= {_step(entry): _stamp(entry) for entry in entries}.items():
+            run, logged = self._renewed(run), {}
         for entry in entries:
             metrics = tracking.flat_metrics(entry)
-            if entry["epoch"] == known.get("epoch"):  # analysed since
-                metrics = {name: value for name, value in metrics.items() if known.get(name) != value}
-            if entry["epoch"] >= known.get("epoch", 0):
-                self._log(run, metrics, entry)
+            if _step(entry) in logged:
+                if entry is not entries[-1]:
+                    continue
+                metrics = {k: v for k, v in metrics.items() if run.data.metrics.get(k) != v}  # analysed since
+            self._log(run, metrics, entry)
+            logged[_step(entry)] = _stamp(entry)
         if status not in ("running", "pending"):
-            self._replay_end(run, trial_id, status, entries[-1] if entries else {})
+            self._replay_end(run, trial_id, status, entries)
         if run.info.status != tracking.MLFLOW_STATUS.get(status):
             tracking.set_status(self._mlflow, run.info.run_id, "interrupted" if status == "pending" else status)
 
-    def _replay_end(self, run: Run, trial_id: str, status: str, last: dict[str, Any]) -> None:
+    def _epochs_of(self, run: Run) -> dict[int, int]:
+        if run.info.run_id not in self._logged:
+            found = self._mlflow.get_metric_history(run.info.run_id, "epoch") if "epoch" in run.data.metrics else []
+            self._logged[run.info.run_id] = {metric.step: metric.timestamp for metric in found}
+        return self._logged[run.info.run_id]
+
+    def _renewed(self, run: Run) -> Run:
+        """A run cannot forget epochs that were trained again since: another run takes its place."""
+        run = self._mlflow.get_run(run.info.run_id)  # with what was set since it was found
+        of_mlflow = ("mlflow.user", "mlflow.source.name", "mlflow.runName")
+        tags = {k: v for k, v in run.data.tags.items() if k not in of_mlflow and k != "codetr.record"}
+        with file_lock(self.store.root / ".mirror.lock"):
+            self._mlflow.delete_run(run.info.run_id)
+            new = tracking.create_run(self._mlflow, self._experiment, str(run.info.run_name), tags)
+        for key, value in run.data.params.items():
+            self._mlflow.log_param(new.info.run_id, key, value)
+        self._logged[new.info.run_id] = {}
+        return new
+
+    def _replay_end(self, run: Run, trial_id: str, status: str, entries: list[dict[str, Any]]) -> None:
         record = self.store.read(trial_id) or {}
         digest = hashlib.sha256(f"{status} {to_json(record)}".encode()).hexdigest()[:16]
         if run.data.tags.get("codetr.record") == digest:
             return
         parts = {group: record.get(group) or {} for group in tracking.GROUPS if group != "losses"}
         final = tracking.flat_metrics({**(record.get("metrics") or {}), **parts})
-        known = {**run.data.metrics, **tracking.flat_metrics(last)}
-        self._log(run, {name: value for name, value in final.items() if known.get(name) != value}, last)
+        told = {name for entry in entries for name in tracking.flat_metrics(entry)}  # the epochs know them better
+        fresh = {k: v for k, v in final.items() if k not in told and run.data.metrics.get(k) != v}
+        self._log(run, fresh, entries[-1] if entries else {})
         for name in (*ARTIFACTS, "log.txt") if status == "failed" else ARTIFACTS:
             if (self.store.dir(trial_id) / name).exists():
                 self._mlflow.log_artifact(run.info.run_id, str(self.store.dir(trial_id) / name))
@@ -222,9 +250,17 @@ class Mirror:
         tracking.set_tags(self._mlflow, run, {**tags, "codetr.record": digest})
 
     def _log(self, run: Run, metrics: dict[str, float], entry: dict[str, Any]) -> None:
-        step = int(entry.get("step") or entry.get("epoch") or 0)
         if metrics:
-            tracking.log_metrics(self._mlflow, run.info.run_id, metrics, step, entry.get("time") or time.time())
+            seconds = entry.get("time") or time.time()
+            tracking.log_metrics(self._mlflow, run.info.run_id, metrics, _step(entry), seconds)
+
+
+def _step(entry: dict[str, Any]) -> int:
+    return int(entry.get("step") or entry.get("epoch") or 0)
+
+
+def _stamp(entry: dict[str, Any]) -> int:
+    return int(1000 * entry.get("time", 0))
 
 
 def sync_trials(store: RunStore, trial_ids: Iterable[str], uri: str | None = None) -> int:

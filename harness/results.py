@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import time
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import lease
-from harness.errors import UserError
+from harness.errors import StorageError, UserError
 from harness.source import code_digest
 
 STATUSES = ("pending", "running", "finished", "failed", "interrupted", "pruned")
@@ -46,19 +47,25 @@ def write_atomic(path: Path | str, data: bytes | str, *, durable: bool = True) -
         path: the file.
         data: text is written as UTF-8.
         durable: wait until the disk has it; False for what may be lost with the machine (heartbeats).
+
+    Raises:
+        StorageError: it could not be written; the file is as it was.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as handle:
             handle.write(data.encode() if isinstance(data, str) else data)
             if durable:
                 handle.flush()
                 os.fsync(handle.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise StorageError(path, error) from error
         raise
 
 
@@ -111,10 +118,26 @@ class RunStore:
 
     Args:
         root: the store's folder; None takes `store_dir()`. It is made on the first write.
+        token: of the lease under which it is used (see `fenced`).
     """
 
-    def __init__(self, root: Path | str | None = None) -> None:
+    def __init__(self, root: Path | str | None = None, token: str | None = None) -> None:
         self.root = Path(root).expanduser().absolute() if root is not None else store_dir()
+        self._token = token
+
+    def fenced(self, token: str) -> RunStore:
+        """The same store, but a trial's record can only be written while its lease has this token."""
+        return RunStore(self.root, token)
+
+    def check_lease(self, trial_id: str) -> None:
+        """Make sure that the trial is still ours to write, where the store is `fenced`.
+
+        Raises:
+            LeaseLost: another process has taken it over.
+        """
+        path = self.dir(trial_id) / "lease.json"
+        if self._token is not None and not lease.names(path, self._token):
+            raise lease.LeaseLost(f"{path}: another process has taken this trial over")
 
     def dir(self, trial_id: str) -> Path:
         """The folder of a trial, whether or not it exists."""
@@ -134,7 +157,8 @@ class RunStore:
             (self.root / "runs").mkdir(parents=True, exist_ok=True)
             write_atomic(self.root / "runs" / ".writable", "", durable=False)
         except OSError as error:
-            raise UserError(f"store {self.root}: {error.strerror}; set CODETR_STORE or --store") from error
+            reason = error.reason if isinstance(error, StorageError) else error.strerror
+            raise UserError(f"store {self.root}: {reason}; set CODETR_STORE or --store") from error
 
     def trials(self) -> list[str]:
         """Ids of all trials that have a folder, sorted."""
@@ -160,6 +184,7 @@ class RunStore:
 
     def write_result(self, trial_id: str, record: dict[str, Any]) -> None:
         """Write the record whole."""
+        self.check_lease(trial_id)
         write_atomic(self.dir(trial_id) / "result.json", to_json(record, indent=1) + "\n")
 
     def write_config(self, trial_id: str, config: dict[str, Any]) -> None:
@@ -169,8 +194,13 @@ class RunStore:
         write_atomic(self.dir(trial_id) / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
     def mark(self, trial_id: str, status: str, error: str | None = None, **fields: Any) -> dict[str, Any]:
-        """Change the status of a record (made if absent); `fields` are taken only where the record has none."""
+        """Change the status of a record (made if absent); `fields` are taken only where the record has none.
+
+        What is finished stays so: whatever goes wrong after that is no part of the trial.
+        """
         record = self.read(trial_id) or {"schema": 1, "trial_id": trial_id, "metrics": {}, "history": []}
+        if record.get("status") == "finished":
+            return record
         record = {**fields, **record, "status": status, "error": error}
         self.write_result(trial_id, record)
         return record
@@ -180,12 +210,22 @@ class RunStore:
 
         Lines of the same or a later epoch go: they come from before a resume.
         """
+        self.check_lease(trial_id)
         path, known = self.dir(trial_id) / "metrics.jsonl", self.metrics(trial_id)
         lines = [line for line in known if line["epoch"] < entry["epoch"]]
         lines.append({**entry, "time": entry.get("time", time.time())})
         if path.exists() and len(path.read_bytes().splitlines()) > len(known):  # lines that cannot be read
             shutil.copyfile(path, path.with_name("metrics.jsonl.damaged"))
         write_atomic(path, "".join(to_json(line) + "\n" for line in lines))
+
+    def restore_metrics(self, trial_id: str, history: list[dict[str, Any]]) -> None:
+        """Make metrics.jsonl hold the epochs of a checkpoint, no more and no fewer; known ones keep their time."""
+        found = self.metrics(trial_id)
+        times = {line["epoch"]: line.get("time") for line in found}
+        lines = [{**entry, "time": times.get(entry["epoch"]) or time.time()} for entry in history]
+        if _without_nan(lines) != found:
+            self.check_lease(trial_id)
+            write_atomic(self.dir(trial_id) / "metrics.jsonl", "".join(to_json(line) + "\n" for line in lines))
 
     def metrics(self, trial_id: str) -> list[dict[str, Any]]:
         """The epochs of metrics.jsonl in order; unreadable lines are left out."""
@@ -208,7 +248,10 @@ class RunStore:
 
     def read_heartbeat(self, trial_id: str) -> dict[str, Any] | None:
         """The last sign of life, however old; None when there is none, or it cannot be understood."""
-        beat = lease.read_holder(self.dir(trial_id) / "heartbeat.json")
+        try:
+            beat = lease.read_holder(self.dir(trial_id) / "heartbeat.json")
+        except OSError:
+            return None
         return None if beat is None or beat_flaw(beat) else beat
 
     def status(self, trial_id: str) -> str:
@@ -234,9 +277,14 @@ class RunStore:
         beating = not held.exists() and lease.is_alive(self.dir(trial_id) / "heartbeat.json")
         return "running" if beating else "interrupted"
 
-    def claim(self, trial_id: str, owner: str = "") -> lease.Lease | None:
+    def claim(self, trial_id: str, owner: str = "", driver: dict[str, Any] | None = None) -> lease.Lease | None:
         """The lease to work on a trial, or None while somebody else holds it (see `harness.lease.claim`)."""
-        return lease.claim(self.dir(trial_id) / "lease.json", owner)
+        return lease.claim(self.dir(trial_id) / "lease.json", owner, driver=driver)
+
+    def released(self, trial_ids: Iterable[str]) -> list[str]:
+        """Those of the trials that nobody works on; waits where that is in doubt (see `harness.lease.released`)."""
+        paths = {self.dir(trial_id) / "lease.json": trial_id for trial_id in trial_ids}
+        return [paths[path] for path in lease.released(paths)]
 
     def claim_grid(self, name: str) -> lease.Lease | None:
         """The lease that says a grid has a living driver, or None when another one has it."""

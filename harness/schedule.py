@@ -17,17 +17,19 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness import tracking
 from harness.errors import UserError
-from harness.execute import RunTrial, available_cpus, execute, known, on_signals, run_local, stop_now
+from harness.execute import RunTrial, abandoned, available_cpus, execute, known, on_signals, run_local, stop_now
 from harness.failfast import StoppedByFailure, failure_stops
+from harness.forkserver import ForkServer
 from harness.housekeeping import take_up
+from harness.lease import identity
 from harness.ledger import remember
 from harness.mirror import Mirror
 from harness.progress import Progress, print_line
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from harness.search import Search
 
 STOP_POLL_SECONDS = 0.5  # between two looks for the request to stop
-LOST = ("ActorDiedError", "ActorUnavailableError", "NodeDiedError", "OutOfMemoryError", "WorkerCrashedError")
+LOST = ("ActorDied", "ActorUnavailable", "NodeDied", "OutOfMemory", "WorkerCrashed", "WorkerLost")  # errors of workers
 STOP_GRACE_SECONDS = 1.5  # for trials to leave a checkpoint; a stopped Ray job is killed after 3 s
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -133,7 +135,8 @@ def run_grid(
                 if executor == "local":
                     run_local(pending, store, run_trial, concurrent, progress, fail_fast)
                 else:
-                    _run_ray(pending, more, store, run_trial, concurrent, max_failures, progress, mirror, fail_fast)
+                    launch = Launch(store, run_trial, concurrent, max_failures, fail_fast)
+                    _run_ray(pending, more, launch, progress, mirror)
     except KeyboardInterrupt:
         grid = suggested(grid, store)
         out(f"{grid.name}  stopped: {_conclusion(grid, store, summarise(grid, store, skipped))}")
@@ -227,50 +230,45 @@ def _open_mirror(grid: Grid, store: RunStore, progress: Progress) -> Mirror | No
 # ---- on Ray -----------------------------------------------------------------------------------------------------
 
 
-def _run_ray(
-    trials: Sequence[Trial],
-    more: int,
-    store: RunStore,
-    run_trial: RunTrial | None,
-    concurrent: int | None,
-    max_failures: int,
-    progress: Progress,
-    mirror: Mirror | None,
-    fail_fast: bool = False,
-) -> None:
+@dataclass(frozen=True)
+class Launch:
+    """One go at a grid on Ray."""
+
+    store: RunStore
+    run_trial: RunTrial | None
+    concurrent: int | None
+    max_failures: int
+    fail_fast: bool
+    name: str = field(default_factory=lambda: f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}")
+
+    @property
+    def folder(self) -> Path:
+        """Tune's notes and the request to stop; gone when the launch has ended."""
+        return self.store.root / "launches" / self.name
+
+
+def _run_ray(trials: Sequence[Trial], more: int, launch: Launch, progress: Progress, mirror: Mirror | None) -> None:
     """Run `trials`, and `more` that the grid's search is to suggest meanwhile."""
+    store, marker = launch.store, launch.folder / "stop"
 
     def joined(grid: Grid) -> None:
         progress.join(grid)
         if mirror is not None:
             mirror.grid = grid
 
-    launch = f"{progress.grid.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
-    folder = store.root / "launches" / launch
-
-    ray = _start_ray(trials or progress.grid.trials[:1], concurrent, progress)
+    ray = _start_ray(trials or progress.grid.trials[:1], launch.concurrent, progress)
     with on_signals(stop_now):  # again: Ray has put its own handler
         try:
             progress.phase("waiting for workers")
-            with failure_stops(trials, store, folder / "stop", progress) if fail_fast else nullcontext():
-                errors = _tune(
-                    trials,
-                    store,
-                    launch,
-                    run_trial,
-                    concurrent,
-                    max_failures,
-                    grid=progress.grid,
-                    more=more,
-                    joined=joined,
-                )
+            with failure_stops(trials, store, marker, progress) if launch.fail_fast else nullcontext():
+                _run_until_settled(ray, trials, more, launch, progress, joined)
             progress.phase("closing", quiet=True)
-            _mark_lost(progress.grid.trials, store, errors)
         except StoppedByFailure:
             pass  # the trials have stopped, and the store tells the rest
         except KeyboardInterrupt:
             progress.say("stopping the trials")
-            write_atomic(folder / "stop", "")
+            with suppress(OSError):  # a full disk: the trials end with their workers
+                write_atomic(marker, "")
             deadline = time.monotonic() + STOP_GRACE_SECONDS
             begun = progress.grid.trials
             while time.monotonic() < deadline and "running" in {store.status(t.trial_id) for t in begun}:
@@ -278,7 +276,30 @@ def _run_ray(
             raise
         finally:
             ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(launch.folder, ignore_errors=True)
+
+
+def _run_until_settled(
+    ray: Any,
+    trials: Sequence[Trial],
+    more: int,
+    launch: Launch,
+    progress: Progress,
+    joined: Callable[[Grid], None],
+) -> None:
+    """Let Tune run the trials, and again those that another process was at and left."""
+    left, store = trials, launch.store
+    while left or more:
+        try:
+            errors, held_elsewhere = _tune(left, more, launch, progress.grid, joined)
+        except (OSError, ray.tune.TuneError) as error:  # it keeps notes of its own in the store
+            raise UserError(
+                f"store {store.root}: Ray Tune cannot go on ({tracking.one_line(error)}); is there room? "
+                "The same command goes on where it stopped"
+            ) from error
+        _mark_lost(progress.grid.trials, store, errors, progress)
+        left = abandoned([trial for trial in left if trial.trial_id in held_elsewhere], store, progress)
+        more = 0
 
 
 def _start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progress) -> Any:
@@ -310,6 +331,9 @@ def _start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progre
         options["object_store_memory"] = 128 * 2**20
     try:
         ray.init(**options)
+    except (KeyboardInterrupt, SystemExit):  # the latter comes from Ray's own signal handler
+        ray.shutdown()
+        raise KeyboardInterrupt from None
     except Exception as error:
         where = options["address"]
         raise UserError(
@@ -336,18 +360,13 @@ def _check_answers(address: str) -> None:
 
 
 def _tune(
-    trials: Sequence[Trial],
-    store: RunStore,
-    launch: str,
-    run_trial: RunTrial | None,
-    concurrent: int | None,
-    max_failures: int,
-    *,
-    grid: Grid,
-    more: int,
-    joined: Callable[[Grid], None],
-) -> dict[str, str]:
-    """Let Ray Tune run the trials; returns its errors by trial id. Only the store knows what succeeded."""
+    trials: Sequence[Trial], more: int, launch: Launch, grid: Grid, joined: Callable[[Grid], None]
+) -> tuple[dict[str, str], set[str]]:
+    """Let Ray Tune run the trials. Only the store knows what succeeded.
+
+    Returns:
+        Tune's errors by trial id, and the ids of the trials that another process was at.
+    """
     from ray import tune
 
     for name in ("ray.tune", "ray.train", "ray.air"):
@@ -362,17 +381,10 @@ def _tune(
     if grid.search is not None:
         from harness.tuner import search_order
 
-        folder = store.root / "launches" / launch
-        run_trial, order = search_order(grid, trials, more, store, folder, run_trial, joined)
-    work = tune.with_parameters(
-        _work,
-        trials=by_id,
-        search=grid.search,
-        root=str(store.root),
-        launch=launch,
-        run_trial=run_trial,
-        environment=_environment(store),
-    )
+        run_trial, order = search_order(grid, trials, more, launch.store, launch.folder, launch.run_trial, joined)
+        launch = replace(launch, run_trial=run_trial)
+    common = {"launch": launch, "driver": identity(), "environment": _environment(launch.store)}
+    work = tune.with_parameters(_work, trials=by_id, search=grid.search, **common)
 
     def name_of(ray_trial: Any) -> str:
         return str(ray_trial.config["trial"])
@@ -382,29 +394,30 @@ def _tune(
         param_space={} if "search_alg" in order else {"trial": tune.grid_search(list(by_id))},
         tune_config=tune.TuneConfig(
             **order,
-            max_concurrent_trials=concurrent,
-            reuse_actors=False,  # a fresh process for each trial: nothing leaks from one to the next
+            max_concurrent_trials=launch.concurrent,
+            reuse_actors=grid.search is None,  # each trial has a process of its own all the same, except in a search
             trial_name_creator=name_of,
             trial_dirname_creator=name_of,
         ),
         run_config=tune.RunConfig(
-            name=launch,
-            storage_path=str(store.root / "launches"),
+            name=launch.name,
+            storage_path=str(launch.folder.parent),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=max_failures),
+            failure_config=tune.FailureConfig(max_failures=launch.max_failures),
         ),
     )
     results = tuner.fit()
-    ended = [results[index] for index in range(len(results))]
-    return {Path(result.path).name: _reason(result.error) for result in ended if result.error is not None}
+    ended = {(results[index].config or {})["trial"]: results[index] for index in range(len(results))}
+    errors = {key: _reason(result.error) for key, result in ended.items() if result.error is not None}
+    return errors, {key for key, result in ended.items() if (result.metrics or {}).get("outcome") == "running"}
 
 
 def _reason(error: BaseException) -> str:
-    if type(error).__name__ == "OutOfMemoryError":  # Ray's memory monitor ended the worker
+    if "OutOfMemory" in type(error).__name__:  # Ray's memory monitor ended the worker
         return "out of memory on its node, again and again: try fewer trials at a time (--concurrent, --cpus-per-trial)"
-    if "RankLost" in type(error).__name__:
+    if "RankLost: " in str(error):
         return str(error).rpartition("RankLost: ")[2].splitlines()[0]
-    if type(error).__name__ in LOST:
+    if any(name in type(error).__name__ for name in LOST):
         return f"its worker was lost again and again ({type(error).__name__}): killed, or out of memory?"
     return f"its worker could not run it: {str(error).strip().splitlines()[-1]}"
 
@@ -422,20 +435,29 @@ def _work(
     config: dict[str, Any],
     trials: dict[str, Trial],
     search: Search | None,
-    root: str,
-    launch: str,
-    run_trial: RunTrial | None,
+    launch: Launch,
+    driver: dict[str, Any],
     environment: dict[str, str],
 ) -> dict[str, Any]:
-    """What a worker does. It raises only when it is killed: then, and only then, Tune starts the trial again."""
+    """What a worker does. It raises only where it is killed or cannot write: then Tune starts the trial again."""
+    global _forks
     os.environ.update(environment)
     trial = trials.get(config["trial"]) or (search.make(config["values"])[0] if search else None)
     assert trial is not None, config
-    runtime = trial.runtime
-    if runtime.gpus_per_trial == 0 and runtime.device != "cuda":
+    if trial.runtime.gpus_per_trial == 0 and trial.runtime.device != "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU that was not asked for belongs to others
-    store = RunStore(root)
-    marker = store.root / "launches" / launch / "stop"
+    if search is not None:  # it tells Tune of every epoch, which only this process can
+        return {"outcome": _run_one(trial, launch, driver)}
+    _forks = _forks or (ForkServer() if launch.run_trial is None else ForkServer(preload=()))
+    return {"outcome": _forks.run(_run_one, trial, launch, driver)}
+
+
+_forks: ForkServer | None = None  # of this worker
+
+
+def _run_one(trial: Trial, launch: Launch, driver: dict[str, Any]) -> str:
+    """One trial, in a process of its own."""
+    store, marker = launch.store, launch.folder / "stop"
     looked = [0.0, False]
 
     def should_stop() -> bool:
@@ -444,12 +466,18 @@ def _work(
         return bool(looked[1])
 
     if marker.exists():  # the grid stops: do not even begin
-        return {"outcome": "pending"}
-    return {"outcome": execute(trial, store, launch, run_trial, should_stop)}
+        return "pending"
+    outcome = execute(trial, store, launch.name, launch.run_trial, should_stop, driver)
+    if outcome == "failed" and launch.fail_fast:
+        write_atomic(marker, "")  # before this worker takes another trial
+    return outcome
 
 
-def _mark_lost(trials: Sequence[Trial], store: RunStore, errors: dict[str, str]) -> None:
+def _mark_lost(trials: Sequence[Trial], store: RunStore, errors: dict[str, str], progress: Progress) -> None:
     """A trial that Tune gave up on has failed, even though it could not say so itself."""
     for trial in trials:
         if trial.trial_id in errors and store.status(trial.trial_id) not in ("finished", "failed", "running"):
-            store.mark(trial.trial_id, "failed", error=errors[trial.trial_id], **known(trial))
+            try:
+                store.mark(trial.trial_id, "failed", error=errors[trial.trial_id], **known(trial))
+            except OSError:
+                progress.say(f"{trial.trial_id}: {errors[trial.trial_id]}")

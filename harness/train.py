@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from harness.config import TrainConfig
-from harness.errors import NonFiniteLoss
+from harness.errors import NonFiniteLoss, StorageError
 from harness.ranks import ALONE, Ranks
 from model.detector import Detector
 from model.types import Batch
@@ -167,10 +168,12 @@ class Progress:
 
 
 def save_checkpoint(folder: Path, detector: Detector, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write weights, optimiser, random state and progress as one file, keeping the one before until it is whole."""
-    from safetensors.torch import save_file
+    """Write weights, optimiser, random state and progress as one file, keeping the one before until it is whole.
 
-    tensors = {f"model.{name}": value.contiguous() for name, value in detector.state_dict().items()}
+    Raises:
+        StorageError: it could not be written; the one before is untouched.
+    """
+    tensors = {f"model.{name}": value for name, value in detector.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     tensors["random.cpu"] = torch.get_rng_state()
@@ -178,14 +181,40 @@ def save_checkpoint(folder: Path, detector: Detector, optimizer: torch.optim.Opt
         tensors["matching"] = progress.matching
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
+    text = json.dumps({name: value for name, value in progress.__dict__.items() if name != "matching"})
     temporary = folder / f".{CHECKPOINT}.{os.getpid()}.tmp"
-    plain = {name: value for name, value in progress.__dict__.items() if name != "matching"}
-    save_file(tensors, temporary, metadata={"progress": json.dumps(plain)})
-    _sync(temporary)
+    _save(tensors, temporary, {"progress": text, "checksum": _checksum(tensors, text)})
     if (folder / CHECKPOINT).exists():
         os.replace(folder / CHECKPOINT, folder / PREVIOUS)
     os.replace(temporary, folder / CHECKPOINT)
+
+
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors to a file that reaches the disk, or leave none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path, metadata)
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError | SafetensorError):
+            raise StorageError(path.parent, error) from error
+        raise
+
+
+def _checksum(tensors: dict[str, Tensor], text: str) -> str:
+    """Of all that a checkpoint holds: safetensors itself does not notice a changed byte."""
+    value = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
 
 
 def load_checkpoint(
@@ -203,9 +232,13 @@ def load_checkpoint(
         try:
             tensors, progress = _read(folder / name)
         except Exception as error:  # noqa: BLE001 - a torn file may fail in any way; the one before is tried
-            warnings.append(f"checkpoint {folder / name} cannot be read ({error}); trying the one before")
+            before = name == CHECKPOINT and (folder / PREVIOUS).exists()
+            then = "going on from the one before" if before else "starting from the beginning"
+            warnings.append(f"checkpoint {folder / name} cannot be read ({error}); {then}")
             continue
         _restore(tensors, detector, optimizer)
+        if name == PREVIOUS:
+            os.replace(folder / PREVIOUS, folder / CHECKPOINT)  # or the next save would push the whole one out
         return progress, warnings
     return None, warnings
 
@@ -214,8 +247,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Progress]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, Progress(**json.loads(file.metadata()["progress"]), matching=tensors.get("matching"))
+    if _checksum(tensors, metadata["progress"]) != metadata["checksum"]:
+        raise ValueError("its checksum is wrong: a byte has changed")
+    return tensors, Progress(**json.loads(metadata["progress"]), matching=tensors.get("matching"))
 
 
 def _restore(tensors: dict[str, Tensor], detector: Detector, optimizer: torch.optim.Optimizer) -> None:
@@ -233,22 +269,17 @@ def _restore(tensors: dict[str, Tensor], detector: Detector, optimizer: torch.op
 
 
 def save_weights(folder: Path, detector: Detector) -> None:
-    """Keep the trained weights and drop what only a continuation would need."""
-    from safetensors.torch import save_file
+    """Keep the trained weights.
 
-    folder.mkdir(parents=True, exist_ok=True)
+    Raises:
+        StorageError: they could not be written.
+    """
     temporary = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
-    save_file({name: value.contiguous() for name, value in detector.state_dict().items()}, temporary)
-    _sync(temporary)
+    _save({name: value.contiguous() for name, value in detector.state_dict().items()}, temporary)
     os.replace(temporary, folder / WEIGHTS)
 
 
 def drop_checkpoints(folder: Path) -> None:
     """Remove what only a continuation would need; called once the record says finished."""
-    for name in (CHECKPOINT, PREVIOUS):
-        (folder / name).unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    for path in (folder / CHECKPOINT, folder / PREVIOUS, *folder.glob(".*.tmp")):  # the latter of killed processes
+        path.unlink(missing_ok=True)

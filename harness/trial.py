@@ -11,6 +11,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,9 @@ from harness.build import (
     reset_peak_memory,
 )
 from harness.errors import OutOfMemory, RankLost
-from harness.evaluate import evaluate, evaluator_version
+from harness.evaluate import Evaluation, evaluate, evaluator_version
 from harness.launch import run_ranks
+from harness.lease import LeaseLost
 from harness.memory import explain_out_of_memory
 from harness.ranks import ALONE, Ranks, join
 from harness.results import RunStore, provenance, write_atomic
@@ -66,6 +68,7 @@ def run_trial(
     Raises:
         Interrupted: after leaving a checkpoint.
         RankLost: one of its processes was killed; the trial can be run again.
+        LeaseLost: another process has taken the trial over; the record is its own now.
         Exception: what went wrong; the record says `failed` and why, log.txt holds the traceback.
     """
     should_stop = should_stop or (lambda: False)
@@ -81,11 +84,15 @@ def run_trial(
     except RankLost as error:
         _mark(trial, store, "interrupted", str(error))
         raise
+    except LeaseLost:
+        raise
     except Exception as error:
         plain = isinstance(error, OutOfMemory)  # its text says all
         last = (str(error) if plain else f"{type(error).__name__}: {error}").splitlines()[0]
-        write_atomic(store.dir(trial.trial_id) / "log.txt", traceback.format_exc())
-        _mark(trial, store, "failed", last)
+        with suppress(OSError):  # what went wrong may be the storage: then say as much as it takes
+            write_atomic(store.dir(trial.trial_id) / "log.txt", traceback.format_exc())
+        with suppress(OSError):
+            _mark(trial, store, "failed", last)
         raise
 
 
@@ -203,23 +210,17 @@ def _step_event(state: TrialState, loss: float, seconds_per_step: float) -> dict
 
 
 def finish_epoch(state: TrialState) -> None:
-    """Evaluate, write the epoch's metrics and the record, and leave a checkpoint."""
+    """Evaluate, leave a checkpoint, and from then on the epoch's metrics and the record.
+
+    The checkpoint comes first: what a killed process had told of an epoch is never undone by its continuation.
+    """
     progress, config = state.progress, state.trial.config
-    steps = progress.step - progress.epoch * state.steps_per_epoch
+    epoch, steps = progress.epoch + 1, progress.step - progress.epoch * state.steps_per_epoch
     means = {name: value / max(steps, 1) for name, value in progress.loss_sums.items()}
-    progress.epoch += 1
-    entry: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "loss": means.pop("total", None)}
-    if progress.epoch % config.evaluate.every_epochs == 0 or progress.epoch == state.epochs:
+    entry: dict[str, Any] = {"epoch": epoch, "step": progress.step, "loss": means.pop("total", None)}
+    if epoch % config.evaluate.every_epochs == 0 or epoch == state.epochs:
         started = time.monotonic()
-        found = evaluate(
-            state.detector,
-            state.val_loader,
-            state.val_data,
-            config.evaluate,
-            state.device,
-            on_batch=_share_reporter(state, "evaluate", entry["loss"]),
-            ranks=state.ranks,
-        )
+        found = _evaluate(state, entry["loss"])
         progress.eval_seconds += time.monotonic() - started
         entry |= found.metrics
         if state.ranks.is_first:
@@ -227,22 +228,48 @@ def finish_epoch(state: TrialState) -> None:
             progress.matching = found.matching
             write_atomic(state.folder / "detections.json", json.dumps(found.detections))
             write_atomic(state.folder / "per_class.json", json.dumps(found.per_class))
+    progress.epoch, progress.loss_sums = epoch, {}
     every = state.trial.analyse.every_epochs
-    if state.ranks.is_first and every and progress.epoch % every == 0 and progress.epoch < state.epochs:
+    if state.ranks.is_first and every and epoch % every == 0 and epoch < state.epochs:
         analysed = run_analysis(state, entry["loss"])
         entry |= analysed.scalars if analysed else {}
     entry |= {"seconds": progress.train_seconds + progress.eval_seconds, "losses": means}
-    progress.loss_sums = {}
     progress.history.append(entry)
+    _save(state)
     if state.ranks.is_first:
         state.store.append_metrics(state.trial.trial_id, entry)
     _write_record(state, "running")
-    _save(state)
     event = _step_event(state, entry["loss"] or 0.0, progress.train_seconds / max(progress.step, 1))
     state.report({**event, **entry, "kind": "epoch", "epoch": progress.epoch})
     if state.should_stop() and progress.epoch < state.epochs:
         state.ranks.wait()
         raise Interrupted(f"stopped after epoch {progress.epoch}")
+
+
+def _evaluate(state: TrialState, loss: float | None) -> Evaluation:
+    """Evaluate without moving the random state; when asked to stop, give up and leave the epoch's last step."""
+    tell = _share_reporter(state, "evaluate", loss)
+
+    def on_batch(done: int, count: int) -> None:
+        if state.ranks.size == 1 and state.should_stop():  # ranks have different numbers of batches to ask after
+            raise Interrupted(f"stopped while epoch {state.progress.epoch + 1} was evaluated")
+        tell(done, count)
+
+    devices = [state.device] if state.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            return evaluate(
+                state.detector,
+                state.val_loader,
+                state.val_data,
+                state.trial.config.evaluate,
+                state.device,
+                on_batch=on_batch,
+                ranks=state.ranks,
+            )
+    except Interrupted:
+        _save(state)
+        raise
 
 
 def _share_reporter(state: TrialState, kind: str, loss: float | None = None) -> Callable[[int, int], None]:
@@ -364,6 +391,7 @@ def finish(state: TrialState) -> dict[str, Any]:
 
 
 def _save(state: TrialState) -> None:
+    state.store.check_lease(state.trial.trial_id)
     _update_clock(state)
     if not state.ranks.is_first:
         return

@@ -122,6 +122,12 @@ def run_fake(
     return record(store, trial, "finished")
 
 
+def run_slowly(trial: Trial, store: RunStore, **options: Any) -> dict[str, Any]:
+    """`run_fake` after a pause in which others try to get hold of the trial."""
+    time.sleep(0.3)
+    return run_fake(trial, store, **options)
+
+
 def starts(store: RunStore, trial: Trial) -> int:
     path: Path = store.dir(trial.trial_id) / "starts"
     return len(path.read_text().split()) if path.exists() else 0

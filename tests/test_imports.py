@@ -16,10 +16,10 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 # The story, read from the commands down to the leaves: a room imports only rooms that stand below it.
 STORY = [
     *("__main__", "store_commands", "commands", "doctor", "submit", "schedule", "failfast", "tuner", "resources"),
-    *("execute", "trial", "revisit", "trained", "launch", "build", "memory", "train", "evaluate", "analyse", "ranks"),
-    *("report", "resample", "figures", "mirror", "tracking", "sqlite", "cost", "choose", "compare", "suggestions"),
-    *("grid", "search", "labels", "identity", "spec", "space", "claims", "resolve", "data", "ledger", "housekeeping"),
-    *("console", "progress", "results", "source", "lease", "strict", "allocator", "config", "errors"),
+    *("forkserver", "execute", "trial", "revisit", "trained", "launch", "build", "memory", "train", "evaluate"),
+    *("analyse", "ranks", "report", "resample", "figures", "mirror", "tracking", "sqlite", "cost", "choose", "compare"),
+    *("suggestions", "grid", "search", "labels", "identity", "spec", "space", "claims", "resolve", "data", "ledger"),
+    *("housekeeping", "console", "progress", "results", "source", "lease", "strict", "allocator", "config", "errors"),
 ]
 
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}

@@ -81,7 +81,7 @@ def test_repeated_and_gradual_mirroring_logs_each_epoch_once(store: RunStore, tr
             store.append_metrics(trial.trial_id, entry(trial, epoch))
             assert mirror.sync()
             assert trial_runs(tracking_store)[0].info.status == "RUNNING"
-    finish(store, trial)
+    record(store, trial, "finished")
     assert mirror.close()
     sync(store, make_grid(trial))
     (run,) = trial_runs(tracking_store)

@@ -75,19 +75,57 @@ def test_a_continued_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path, 
         assert torch.equal(value, second.state_dict()[name]), name
 
 
-def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path):
+def truncate(path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path) -> None:
+    """In the middle of a tensor, which safetensors itself does not notice."""
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1
+    path.write_bytes(content)
+
+
+def change_the_progress(path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'\\"step\\": 2', b'\\"step\\": 3'))
+
+
+def empty(path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, change_the_progress, empty])
+def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path, damage):
     detector, optimizer = build()
     steps(detector, optimizer, 0, 1)
     save_checkpoint(tmp_path, detector, optimizer, Progress(step=1))
+    first = {name: value.clone() for name, value in detector.state_dict().items()}
     steps(detector, optimizer, 1, 2)
     save_checkpoint(tmp_path, detector, optimizer, Progress(step=2))
-    newest = tmp_path / CHECKPOINT
-    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    whole = (tmp_path / CHECKPOINT).read_bytes()
+    damage(tmp_path / CHECKPOINT)
+    assert (tmp_path / CHECKPOINT).read_bytes() != whole
     progress, warnings = load_checkpoint(tmp_path, detector, optimizer)
     assert progress == Progress(step=1)
-    assert len(warnings) == 1 and "cannot be read" in warnings[0]
-    (tmp_path / PREVIOUS).write_bytes(b"")
-    assert load_checkpoint(tmp_path, detector, optimizer)[0] is None
+    assert len(warnings) == 1 and "cannot be read" in warnings[0] and "the one before" in warnings[0]
+    assert all(torch.equal(value, detector.state_dict()[name]) for name, value in first.items())
+
+    assert load_checkpoint(tmp_path, detector, optimizer) == (Progress(step=1), [])  # the torn one is gone
+    save_checkpoint(tmp_path, detector, optimizer, Progress(step=2))
+    empty(tmp_path / CHECKPOINT)
+    assert load_checkpoint(tmp_path, detector, optimizer)[0] == Progress(step=1)  # and pushed nothing whole out
+
+
+def test_without_a_whole_checkpoint_it_starts_anew_and_says_so(tmp_path):
+    detector, optimizer = build()
+    for step in (1, 2):
+        save_checkpoint(tmp_path, detector, optimizer, Progress(step=step))
+    flip_a_bit(tmp_path / CHECKPOINT)
+    flip_a_bit(tmp_path / PREVIOUS)
+    progress, (newest, before) = load_checkpoint(tmp_path, detector, optimizer)
+    assert progress is None
+    assert CHECKPOINT in newest and "checksum" in newest and "the one before" in newest
+    assert PREVIOUS in before and "starting from the beginning" in before
 
 
 def test_no_checkpoint_starts_from_the_beginning(tmp_path):

@@ -1,0 +1,142 @@
+"""A fresh process for every trial, at the price of a fork.
+
+Loading torch and what its optimisers bring along costs a process seconds of computing. So a worker starts one server
+that loads it once and then only waits: each trial runs in a fork of it. Nothing leaks from one trial to the next, and
+what kills a trial takes nothing else along. The server ends with its worker, and the trial with either of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib import import_module
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, NoReturn
+
+# What a trial loads. None of it may start a thread or touch a GPU: a fork has neither.
+PRELOAD = ("harness.trial", "torch._dynamo", "faster_coco_eval", "pycocotools.mask", "PIL.Image", "scipy.optimize")
+POLL_SECONDS = 0.05  # between two looks whether the trial has ended
+PR_SET_PDEATHSIG = 1  # Linux, sys/prctl.h
+
+
+class WorkerLost(RuntimeError):
+    """The process of the trial died without a word."""
+
+
+class WorkerError(RuntimeError):
+    """An exception in the process of the trial; its text is that of the exception."""
+
+
+class ForkServer:
+    """Runs functions in forks of one process that has loaded what they need. One at a time.
+
+    Args:
+        preload: modules to load first; those that are not installed are left out.
+    """
+
+    def __init__(self, preload: Sequence[str] = PRELOAD) -> None:
+        self._lock = threading.Lock()
+        self._connection, theirs = Pipe()
+        command = [sys.executable, "-m", "harness.forkserver", str(theirs.fileno()), *preload]
+        self.process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=_environment()
+        )
+        theirs.close()  # so that the server's end is the end of the connection
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function(*arguments)` in a fork that has this process's environment; all of it must be importable there.
+
+        Raises:
+            WorkerError: the function raised.
+            WorkerLost: the fork, or the server, was killed.
+        """
+        with self._lock:
+            try:
+                self._connection.send((dict(os.environ), function, arguments))
+                answer = self._connection.recv()
+                status = answer[1] if answer[0] == "ended" else self._connection.recv()[1]
+            except (EOFError, OSError):
+                raise WorkerLost("the process that forks the trials was killed") from None
+        if answer[0] == "returned":
+            return answer[1]
+        if answer[0] == "raised":
+            raise WorkerError(answer[1])
+        code = os.waitstatus_to_exitcode(status)
+        raise WorkerLost(f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}")
+
+    def close(self) -> None:
+        """End the server, and with it what runs in a fork."""
+        with suppress(OSError):
+            self._connection.send(None)
+        self.process.wait()
+        with self._lock:
+            self._connection.close()
+
+
+def _environment() -> dict[str, str]:
+    """The server must find modules where this process finds them (a Ray job's folder), and leave the GPU alone."""
+    found = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    return {**os.environ, **found}
+
+
+def serve(connection: Connection, preload: Sequence[str]) -> None:
+    """Load, then fork for each request until the other side is gone."""
+    for name in preload:
+        with suppress(ImportError):
+            import_module(name)
+    with suppress(EOFError):
+        while True:
+            request = connection.recv()
+            if request is None:
+                return
+            environment, function, arguments = request
+            pid = os.fork()
+            if pid == 0:
+                _work(connection, environment, function, arguments)
+            connection.send(("ended", _wait(pid, connection)))
+
+
+def _wait(pid: int, connection: Connection) -> int:
+    """The wait status of the fork; it is killed when the other side is gone.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status
+        if connection.poll(POLL_SECONDS):  # while a fork is at work this can only be the end
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise EOFError
+
+
+def _work(
+    connection: Connection, environment: dict[str, str], function: Callable[..., Any], arguments: Any
+) -> NoReturn:
+    try:
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.environ.clear()
+        os.environ.update(environment)
+        connection.send(("returned", function(*arguments)))
+    except BaseException as error:
+        traceback.print_exc()
+        connection.send(("raised", f"{type(error).__name__}: {error}".splitlines()[0]))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        serve(Connection(int(sys.argv[1])), sys.argv[2:])
