@@ -191,10 +191,10 @@ def sync(args: argparse.Namespace) -> int:
 
 def ui(args: argparse.Namespace) -> int:
     """Serve the MLflow pages of the tracking store until interrupted."""
-    from harness.tracking import ui_command
+    from harness.tracking import runs_page, ui_command
 
     command = ui_command(host=args.host, port=args.port)
-    print(f"MLflow at http://{args.host}:{args.port} (ready in about 20 s; Ctrl-C stops it)", flush=True)
+    print(f"MLflow at http://{args.host}:{args.port}/{runs_page()} (ready in about 20 s; Ctrl-C stops it)", flush=True)
     os.execv(command[0], command)  # this process becomes the server, so that a signal to it stops the server
 
 

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from harness import tracking
+from harness import tracking, views
 from harness.errors import UserError
+from harness.identity import config_to_dict
 from harness.lease import file_lock, is_alive
 from harness.results import RunStore, to_json
 
@@ -50,6 +51,7 @@ class Mirror:
         self._client: MlflowClient | None = None
         self._experiment = ""
         self._parent = ""
+        self._varied = views.varied(config_to_dict(trial.config) for trial in grid.trials)
         self._seen: dict[str, tuple[Any, ...]] = {}  # state of a record's files when it was last mirrored
         self._next_attempt = 0.0
         self._warned = False
@@ -122,6 +124,7 @@ class Mirror:
         order = ("running", "failed", "interrupted", "pending", "finished")
         worst = next((status for status in order if status in found), "finished")
         with suppress(Exception):
+            self._show_grid()
             tracking.set_status(self._mlflow, self._parent, "interrupted" if worst == "pending" else worst)
         return True
 
@@ -132,21 +135,55 @@ class Mirror:
 
     def _grid_run(self) -> str:
         grid = self.grid
-        tags = {"codetr.grid": grid.name, "codetr.preset": grid.preset, "mlflow.note.content": grid.title}
+        note = views.note(grid, self._experiment)
+        tags = {"codetr.grid": grid.name, "codetr.preset": grid.preset, "mlflow.note.content": note}
         with file_lock(self.store.root / ".mirror.lock"):
             found = self._find(f"tags.`codetr.grid` = '{grid.name}' AND tags.`codetr.preset` = '{grid.preset}'")
-            name = f"{grid.name} ({grid.preset})"
+            name = views.view_name(grid)
             run = found[0] if found else tracking.create_run(self._mlflow, self._experiment, name, tags)
         tracking.set_status(self._mlflow, run.info.run_id, "running")
         return str(run.info.run_id)
+
+    def _show_grid(self) -> None:
+        """What a person finds in MLflow: comparable parameters, a view of the grid, and where to compare its trials."""
+        self._complete_params()
+        grid, runs = self.grid, self._find(views.grid_filter(self.grid))
+        metrics = {name for run in runs for name in run.data.metrics}
+        state = views.view_state(grid, self._varied, metrics)
+        tracking.save_view(self._mlflow, self._experiment, views.view_id(grid), views.view_name(grid), state)
+        order = [trial.trial_id for trial in grid.trials]
+        ids = {run.data.tags["trial_id"]: run.info.run_id for run in runs}
+        note = views.note(grid, self._experiment, [ids[trial_id] for trial_id in order if trial_id in ids])
+        self._mlflow.set_tag(self._parent, "mlflow.note.content", note)
+
+    def _complete_params(self) -> None:
+        """Where a trial belongs to several grids, the others of each grid get the parameters that it has of another.
+
+        Otherwise MLflow would compare them as unknown.
+        """
+        own = self._find(views.grid_filter(self.grid))
+        shared = {tag for run in own for tag in run.data.tags if tag.startswith("grid.")}
+        for tag in sorted(shared):
+            runs = self._find(f"tags.`{tag}` LIKE '%'")
+            names = {name for run in runs for name in run.data.params}
+            for run in runs:
+                if names - run.data.params.keys():
+                    config = (self.store.read(run.data.tags["trial_id"]) or {}).get("config")
+                    params = views.params_of(config) if config else {}
+                    tracking.set_params(self._mlflow, run, {name: params[name] for name in names & params.keys()})
 
     def _trial_run(self, trial: Trial) -> Run:
         with file_lock(self.store.root / ".mirror.lock"):  # two drivers must not make two runs of one trial
             found = self._find(f"tags.trial_id = '{trial.trial_id}'")
             tags = {"trial_id": trial.trial_id, "mlflow.parentRunId": self._parent}
-            run = found[0] if found else tracking.create_run(self._mlflow, self._experiment, trial.label, tags)
-        tracking.set_tags(self._mlflow, run, {f"grid.{self.grid.name}": trial.label})
-        tracking.set_params(self._mlflow, run, trial.factors)
+            started = (self.store.read(trial.trial_id) or {}).get("started")
+            create = tracking.create_run
+            run = found[0] if found else create(self._mlflow, self._experiment, trial.label, tags, started)
+        row = {f"grid.{self.grid.name}": trial.row or trial.label, "codetr.preset": self.grid.preset}
+        tracking.set_tags(self._mlflow, run, row)
+        params = views.params_of(config_to_dict(trial.config))
+        shown = dict.fromkeys((*views.ALWAYS, *self._varied))
+        tracking.set_params(self._mlflow, run, {name: params[name] for name in shown if name in params})
         return run
 
     def _reconcile(self) -> None:
@@ -186,17 +223,20 @@ class Mirror:
         if status not in ("running", "pending"):
             self._replay_end(run, trial_id, status, entries[-1] if entries else {})
         if run.info.status != tracking.MLFLOW_STATUS.get(status):
-            tracking.set_status(self._mlflow, run.info.run_id, "interrupted" if status == "pending" else status)
+            ended = (self.store.read(trial_id) or {}).get("finished")
+            tracking.set_status(self._mlflow, run.info.run_id, "interrupted" if status == "pending" else status, ended)
 
     def _replay_end(self, run: Run, trial_id: str, status: str, last: dict[str, Any]) -> None:
         record = self.store.read(trial_id) or {}
         digest = hashlib.sha256(f"{status} {to_json(record)}".encode()).hexdigest()[:16]
         if run.data.tags.get("codetr.record") == digest:
             return
-        parts = {group: record.get(group) or {} for group in tracking.GROUPS if group != "losses"}
-        final = tracking.flat_metrics({**(record.get("metrics") or {}), **parts})
         known = {**run.data.metrics, **tracking.flat_metrics(last)}
-        self._log(run, {name: value for name, value in final.items() if known.get(name) != value}, last)
+        whole = {group: record.get(group) or {} for group in tracking.GROUPS if group != "losses"}
+        # A number of the whole trial has step 0: MLflow then draws bars.
+        for part, entry in (record.get("metrics") or {}, last), (whole, {**last, "step": 0, "epoch": 0}):
+            final = tracking.flat_metrics(part)
+            self._log(run, {name: value for name, value in final.items() if known.get(name) != value}, entry)
         for name in (*ARTIFACTS, "log.txt") if status == "failed" else ARTIFACTS:
             if (self.store.dir(trial_id) / name).exists():
                 self._mlflow.log_artifact(run.info.run_id, str(self.store.dir(trial_id) / name))

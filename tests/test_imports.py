@@ -16,7 +16,7 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 # The story, read from the commands down to the leaves: a room imports only rooms that stand below it.
 STORY = [
     *("__main__", "commands", "doctor", "schedule", "execute", "trial", "build", "train", "evaluate", "analyse"),
-    *("report", "mirror", "tracking", "grid", "labels", "identity", "spec", "resolve", "data"),
+    *("report", "mirror", "tracking", "views", "grid", "labels", "identity", "spec", "resolve", "data"),
     *("progress", "results", "lease", "strict", "allocator", "config", "errors"),
 ]
 
