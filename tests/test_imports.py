@@ -16,8 +16,8 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 # The story, read from the commands down to the leaves: a room imports only rooms that stand below it.
 STORY = [
     *("__main__", "commands", "doctor", "schedule", "execute", "trial", "build", "train", "evaluate", "analyse"),
-    *("report", "mirror", "tracking", "views", "grid", "labels", "identity", "spec", "resolve", "data"),
-    *("progress", "results", "lease", "strict", "allocator", "config", "errors"),
+    *("report", "transfer", "mirror", "tracking", "views", "grid", "labels", "identity", "spec", "resolve", "data"),
+    *("progress", "results", "lease", "parcel", "strict", "allocator", "config", "errors"),
 ]
 
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}
