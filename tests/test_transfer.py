@@ -40,7 +40,7 @@ def finish(store: RunStore, trial: Trial, status: str = "finished", **fields: An
     for name in ("checkpoint/model.safetensors", "checkpoint/state.safetensors", "analysis/conflict.json"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text('{"of": "this trial"}')
-    for name in ("heartbeat.json", "detections.json", ".result.json.1.tmp"):
+    for name in ("per_class.json", "heartbeat.json", "detections.json", ".result.json.1.tmp"):
         (folder / name).write_text("{}")
 
 
@@ -255,8 +255,13 @@ def test_nothing_is_lost_when_the_disk_is_full(
 
 
 def test_commands_say_what_they_did(
-    there: RunStore, here: RunStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    there: RunStore,
+    here: RunStore,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("CODETR_STORE", "")  # --store changes it: put it back afterwards
     finish(there, THIRD, "failed")
     archive = str(tmp_path / "records.zip")
     at = {"there": ["--store", str(there.root)], "here": ["--store", str(here.root)]}
@@ -285,8 +290,7 @@ WITHOUT_SERVICES = """
 import sys
 sys.modules["ray"] = sys.modules["mlflow"] = None  # as if they were not installed
 from harness.__main__ import main
-command, *rest = sys.argv[1:]
-sys.exit(main([command, *rest]))
+sys.exit(main(sys.argv[1:]))
 """
 
 
