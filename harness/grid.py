@@ -140,14 +140,15 @@ def expand(
         mistakes.add("--seeds", str(error))
 
     notes: list[str] = []
-    combinations = [(_overridden(row, own, above, notes), own) for row, own in _combinations(spec, mistakes)]
+    preset_name = Path(preset).stem if preset.endswith((".yaml", ".yml")) else preset
+    listed = _combinations(spec, preset_name, mistakes)
+    combinations = [(_overridden(row, own, above, notes), own) for row, own in listed]
     resolved = [resolve([*below, *own, *above], spec.path, mistakes) for _, own in combinations]
     baseline = _baseline(spec, [row.label for row, _ in combinations], mistakes)
     mistakes.check()
     drafts = [(row, _canonical(r)) for (row, _), r in zip(combinations, resolved, strict=True) if r is not None]
     fingerprints = _fingerprints([draft.data for _, draft in drafts], require_data, notes)
     trials, rows = _assemble(drafts, chosen, fingerprints)
-    preset_name = Path(preset).stem if preset.endswith((".yaml", ".yml")) else preset
     shown = _published_preset(spec, preset_name)
     return Grid(
         name=spec.name,
@@ -168,13 +169,14 @@ def expand(
     )
 
 
-def _combinations(spec: AblationSpec, mistakes: Mistakes) -> Iterator[tuple[RowSpec, list[Setting]]]:
-    """Every row with its settings, crossed with every combination of the axes."""
+def _combinations(spec: AblationSpec, preset: str, mistakes: Mistakes) -> Iterator[tuple[RowSpec, list[Setting]]]:
+    """Every row with its settings under a preset, crossed with every combination of the axes."""
     rows = spec.rows or (RowSpec(label=""),)
     short = short_names(spec.axes)
     for index, row in enumerate(rows):
-        where = f"{spec.path}:rows.{index}.set."
-        settings = list(leaves(row.set, where, mistakes))
+        where = f"{spec.path}:rows.{index}"
+        settings = list(leaves(row.set, f"{where}.set.", mistakes))
+        settings += leaves(row.presets.get(preset, {}), f"{where}.presets.{preset}.", mistakes)
         for values in itertools.product(*spec.axes.values()):
             along = dict(zip(spec.axes, values, strict=True))
             label = " ".join(f"{short[key]}={show_value(value)}" for key, value in along.items())

@@ -51,7 +51,7 @@ class Mirror:
         self._client: MlflowClient | None = None
         self._experiment = ""
         self._parent = ""
-        self._varied = views.varied(config_to_dict(trial.config) for trial in grid.trials)
+        self._varied: dict[int, tuple[str, ...]] = {}  # parameters that tell the trials apart, by how many there are
         self._seen: dict[str, tuple[Any, ...]] = {}  # state of a record's files when it was last mirrored
         self._next_attempt = 0.0
         self._warned = False
@@ -149,12 +149,18 @@ class Mirror:
         self._complete_params()
         grid, runs = self.grid, self._find(views.grid_filter(self.grid))
         metrics = {name for run in runs for name in run.data.metrics}
-        state = views.view_state(grid, self._varied, metrics)
+        state = views.view_state(grid, self._names(), metrics)
         tracking.save_view(self._mlflow, self._experiment, views.view_id(grid), views.view_name(grid), state)
         order = [trial.trial_id for trial in grid.trials]
         ids = {run.data.tags["trial_id"]: run.info.run_id for run in runs}
         note = views.note(grid, self._experiment, [ids[trial_id] for trial_id in order if trial_id in ids])
         self._mlflow.set_tag(self._parent, "mlflow.note.content", note)
+
+    def _names(self) -> tuple[str, ...]:
+        trials = self.grid.trials
+        if len(trials) not in self._varied:
+            self._varied[len(trials)] = views.varied(config_to_dict(trial.config) for trial in trials)
+        return self._varied[len(trials)]
 
     def _complete_params(self) -> None:
         """Where a trial belongs to several grids, the others of each grid get the parameters that it has of another.
@@ -182,7 +188,7 @@ class Mirror:
         row = {f"grid.{self.grid.name}": trial.row or trial.label, "codetr.preset": self.grid.preset}
         tracking.set_tags(self._mlflow, run, row)
         params = views.params_of(config_to_dict(trial.config))
-        shown = dict.fromkeys((*views.ALWAYS, *self._varied))
+        shown = dict.fromkeys((*views.ALWAYS, *self._names()))
         tracking.set_params(self._mlflow, run, {name: params[name] for name in shown if name in params})
         return run
 
