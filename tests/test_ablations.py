@@ -35,9 +35,8 @@ def test_the_header_gives_the_command_and_its_trials(file: Path) -> None:
     assert len(grid(file.stem, seeds=[0, 1, 2] if found[2] else None).trials) == int(found[3])
     preset = re.search(r"--preset (coco_\w+)", header)
     assert file.stem == "quickstart" or preset, "and the command at paper scale"
-    assert re.search(r"minutes|what they cost|seeds", header) and re.search(
-        r"GPU hours|what they cost|COCO|published", header
-    )
+    elsewhere = "what they cost stands there" in header
+    assert elsewhere or ("minutes" in header and "GPU hours" in " ".join(header.replace("#", "").split()))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -68,12 +67,12 @@ def test_the_same_name_is_the_same_detector(grids: dict[str, Grid]) -> None:
 @pytest.mark.parametrize(
     ("name", "others"),
     [
-        *(
-            ("figure01_convergence", "table02_plain_baselines"),
-            ("figure02_discriminability", "table02_plain_baselines"),
-        ),
-        *(("figure05_instability", "table02_plain_baselines"), ("table02_plain_baselines", "table07_heads")),
-        *(("figure06_distances", "table07_heads"), ("figure08_09_conflict", "table07_heads")),
+        ("figure01_convergence", "table02_plain_baselines"),
+        ("figure02_discriminability", "table02_plain_baselines"),
+        ("figure05_instability", "table02_plain_baselines"),
+        ("figure06_distances", "table07_heads"),
+        ("figure08_09_conflict", "table07_heads"),
+        ("table02_plain_baselines", "table07_heads"),
     ],
 )
 def test_what_is_said_to_train_once_for_both_does(name: str, others: str, grids: dict[str, Grid]) -> None:
