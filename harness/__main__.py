@@ -22,6 +22,7 @@ examples:
   codetr run    ablations/quickstart.yaml --data my_coco_folder --set train.epochs=20 --seeds 0,1,2
   codetr status                                                 every trial in the store
   codetr report ablations/*.yaml --out reports                  tables and figures from the tracking store
+  codetr export --out records.zip                               finished records, for `codetr import` elsewhere
   codetr ui                                                     the MLflow pages
   codetr doctor                                                 are the fast operators at work here?
 

@@ -123,8 +123,11 @@ class Mirror:
         found = {self.store.status(trial.trial_id) for trial in self.grid.trials}
         order = ("running", "failed", "interrupted", "pending", "finished")
         worst = next((status for status in order if status in found), "finished")
-        with suppress(Exception):
+        try:
             self._show_grid()
+        except Exception as error:  # the records are there; only the way they are shown is not up to date
+            self.warn(f"warning: MLflow does not show {self.grid.name} as it should ({tracking.one_line(error)})")
+        with suppress(Exception):
             tracking.set_status(self._mlflow, self._parent, "interrupted" if worst == "pending" else worst)
         return True
 
@@ -154,7 +157,7 @@ class Mirror:
         order = [trial.trial_id for trial in grid.trials]
         ids = {run.data.tags["trial_id"]: run.info.run_id for run in runs}
         note = views.note(grid, self._experiment, [ids[trial_id] for trial_id in order if trial_id in ids])
-        self._mlflow.set_tag(self._parent, "mlflow.note.content", note)
+        self._mlflow.set_tag(self._parent, "mlflow.note.content", note[: tracking.MAX_TAG])
 
     def _names(self) -> tuple[str, ...]:
         trials = self.grid.trials

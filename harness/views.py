@@ -29,7 +29,8 @@ TRAINING = ("loss", "instability", "instability_gt")
 COMPARISON = "Comparison"
 MAIN, SYSTEM = "Model metrics", "System metrics"  # what MLflow calls the section of metrics without a group
 
-MOST_COMPARED = 100  # runs on one page
+SHOWN = 10  # characters of a text that MLflow's parallel coordinates show
+MOST_COMPARED = 60  # runs on one page
 TRAINING_PAGES = "workflowType=machine_learning"  # MLflow opens with its pages for language models otherwise
 
 # ---- parameters ---------------------------------------------------------------------------------------------------
@@ -42,20 +43,31 @@ def params_of(config: Mapping[str, Any]) -> dict[str, Factor]:
         config: as `config_to_dict` writes it, and records hold it.
 
     Returns:
-        `K` (number of auxiliary heads), `heads` (their names), options of heads as `atss.top_k` (those of a second
-        ATSS are `atss.2.top_k`), and all others by the ends of their dotted keys.
+        `K` (number of auxiliary heads), `heads` (their names, shortened), options of heads as `atss.top_k` (those of a
+        second ATSS are `atss.2.top_k`), and all others by the ends of their dotted keys.
     """
     names = _names()
     heads = [dict(head) for head in config["model"]["heads"]]
     kinds = [head.pop("name") for head in heads]
-    params: dict[str, Factor] = {"K": len(heads), "heads": show_value(kinds) or "none"}
+    params: dict[str, Factor] = {"K": len(heads), "heads": _fitting(show_value(kinds))}
     flat = _flat(config)
-    params |= {names.get(key, key): factor_of(value) for key, value in flat.items() if key != "model.heads"}
+    params |= {names.get(key, key): _fitting(factor_of(value)) for key, value in flat.items() if key != "model.heads"}
     for index, (kind, head) in enumerate(zip(kinds, heads, strict=True)):
         nth = kinds[: index + 1].count(kind)
         own = kind if nth == 1 else f"{kind}.{nth}"
         params |= {f"{own}.{key}": factor_of(value) for key, value in _flat(head).items()}
     return params
+
+
+def _fitting(value: Factor) -> Factor:
+    """A list of names as `AtFaPa` where `atss+faster_rcnn+paa` is too long.
+
+    MLflow's plot shows ten letters of a text, and mistakes values for each other that share them.
+    """
+    if not isinstance(value, str) or len(value) <= SHOWN or "+" not in value:
+        return value
+    parts = (name.partition("*") for name in value.split("+"))
+    return "".join(name[:2].capitalize() + star + count for name, star, count in parts)
 
 
 def varied(configs: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -119,7 +131,7 @@ def note(grid: Grid, experiment_id: str, run_ids: Sequence[str] = ()) -> str:
         compare = f"#/compare-runs?runs={runs}&experiments={experiments}&{TRAINING_PAGES}"
         links.append(f"[Parallel coordinates of its {len(run_ids)} trials]({compare})")
     where = "A trial that another grid asks for too may stand below that one; the links show all of them."
-    parts = (f"**{grid.title}** ({size})", grid.description, " · ".join(links), where)
+    parts = (f"**{grid.title}** ({size})", " · ".join(links), grid.description, where)
     return "\n\n".join(filter(None, parts))
 
 

@@ -10,7 +10,7 @@ import pytest
 from harness.grid import Grid, open_grid
 
 ABLATIONS = Path(__file__).parents[1] / "ablations"
-FILES = sorted(ABLATIONS.glob("*.yaml"))
+FILES = [file for file in sorted(ABLATIONS.glob("*.yaml")) if "\nrows:" in file.read_text()]  # a search has no rows
 
 
 def grid(name: str, **options: object) -> Grid:

@@ -294,6 +294,23 @@ def test_a_grid_can_be_looked_at(store: RunStore, tracking_store: str) -> None:
     assert json.loads(client.get_experiment_by_name(tracking.EXPERIMENT).tags[key])["state"] == "my own"
 
 
+def test_a_view_that_cannot_be_written_costs_nothing_else(
+    store: RunStore, tracking_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = make_trial(1)
+    finish(store, trial)
+    lines: list[str] = []
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("no views here")
+
+    monkeypatch.setattr(tracking, "save_view", refuse)
+    mirror = Mirror(store, make_grid(trial), warn=lines.append)
+    mirror.open()
+    assert mirror.close() and len(lines) == 1 and "no views here" in lines[0]
+    assert {run.info.status for run in runs(tracking_store)} == {"FINISHED"}
+
+
 def test_shared_trials_leave_nothing_unknown_to_compare(store: RunStore, tracking_store: str) -> None:
     """What one grid says of a trial, another grid says of all its trials."""
     shared, other, third = make_trial(1), make_trial(2), make_trial(3)
