@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ examples:
   codetr diff   a1b2 c3d4                                       what differs between two trials
   codetr retry                                                  failed trials are pending again
   codetr report ablations/*.yaml --out reports                  one page, tables and figures
+  codetr export --out records.zip                               finished records, for `codetr import` elsewhere
   codetr analyse a1b2c3                                         conflict, discriminability and queries of a trial
   codetr ui                                                     the MLflow pages
   codetr doctor                                                 are the fast operators at work here?
@@ -153,6 +155,17 @@ def build_parser() -> argparse.ArgumentParser:
     sync = commands.add_parser("sync", parents=[grid, store], help="replay in the tracking store what it missed")
     sync.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
 
+    export = commands.add_parser("export", parents=[grid, store], help="write finished records for another machine")
+    export.add_argument("what", nargs="*", metavar="FILE|TRIAL", help="ablation files or trials (default: all)")
+    export.add_argument("--out", metavar="PATH", required=True, help="an archive (name.zip) or a folder")
+    export.add_argument("--checkpoints", action="store_true", help="weights as well")
+    export.add_argument("--detections", action="store_true", help="detections on the validation images as well")
+
+    take = commands.add_parser("import", parents=[store], help="take records of another machine, checked")
+    take.add_argument("path", metavar="PATH", help="what `codetr export` wrote, or another store")
+    take.add_argument("--replace", action="store_true", help="finished records that differ are overwritten")
+    take.add_argument("--checkpoints", action="store_true", help="weights as well")
+
     ui = commands.add_parser("ui", parents=[store], help="serve the MLflow pages on this machine")
     ui.add_argument("--host", metavar="NAME", default="127.0.0.1", help="address to serve on")
     ui.add_argument("--port", metavar="N", type=_at_least_one, default=5000)
@@ -205,9 +218,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from harness import commands, store_commands
     from harness.errors import UserError
 
-    room = commands if hasattr(commands, args.command) else store_commands
+    name = f"{args.command}_" if iskeyword(args.command) else args.command
+    room = commands if hasattr(commands, name) else store_commands
     try:
-        return int(getattr(room, args.command)(args))
+        return int(getattr(room, name)(args))
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)

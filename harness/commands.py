@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from harness.console import count, remark, table
 from harness.errors import UserError
@@ -230,12 +232,72 @@ def sync(args: argparse.Namespace) -> int:
     return 0
 
 
+def export(args: argparse.Namespace) -> int:
+    """Write the finished records of trials to an archive or folder."""
+    from harness.transfer import export_records
+
+    store = RunStore()
+    wanted = _named(args, store)
+    finished = [trial_id for trial_id in wanted if store.status(trial_id) == "finished"]
+    if len(finished) < len(wanted):
+        print(f"note: left out {len(wanted) - len(finished)} that are not finished here", file=sys.stderr)
+    if not finished:
+        raise UserError(f"{store.root}: no finished trial to export; see `codetr status`")
+    export_records(store, finished, Path(args.out), checkpoints=args.checkpoints, detections=args.detections)
+    print(f"wrote {args.out}: {_number(finished)}")
+    return 0
+
+
+def _named(args: argparse.Namespace, store: RunStore) -> list[str]:
+    """Ids of the trials that ablation files and beginnings of ids name; all of the store when nothing is named."""
+    if not args.what:
+        return store.trials()
+    files = [text for text in args.what if text.endswith((".yaml", ".yml"))]
+    wanted: list[str] = []
+    for grid in open_grids(argparse.Namespace(**{**vars(args), "files": files}), require_data=False):
+        wanted += [trial.trial_id for trial in grid.trials if trial.fingerprint]
+    for text in args.what:
+        if text not in files:
+            found = [trial_id for trial_id in store.trials() if trial_id.startswith(text)]
+            if len(found) != 1:
+                told = f"begins the ids of {len(found)} trials" if found else "is neither an ablation file nor a trial"
+                raise UserError(f"'{text}' {told} in {store.root}; see `codetr status`")
+            wanted += found
+    return list(dict.fromkeys(wanted))
+
+
+def import_(args: argparse.Namespace) -> int:
+    """Take the finished records of an archive or folder into the store."""
+    from harness.transfer import import_records
+
+    store = RunStore()
+    done = import_records(store, Path(args.path), replace=args.replace, checkpoints=args.checkpoints)
+    for trial_id, why in done.refused.items():
+        print(f"refused {trial_id}: {why}", file=sys.stderr)
+    for trial_id, why in done.kept.items():
+        print(f"kept {trial_id}: another record is here ({why}); --replace takes the other", file=sys.stderr)
+    for name in done.ignored[:3]:
+        print(f"note: '{name}' is no part of a record", file=sys.stderr)
+    if len(done.ignored) > 3:
+        print(f"note: and {len(done.ignored) - 3} more such files", file=sys.stderr)
+    told = {"taken": done.taken, "here already": done.same, "kept": done.kept, "refused": done.refused}
+    counts = ", ".join(f"{len(ids)} {what}" for what, ids in told.items() if ids)
+    print(f"{store.root}: {counts or 'no records there'}")
+    if done.taken:
+        print("`codetr sync FILE` brings them to MLflow")
+    return 1 if done.refused or done.kept else 0
+
+
+def _number(trial_ids: Sequence[str]) -> str:
+    return f"{len(trial_ids)} record{'s'[: len(trial_ids) != 1]}"
+
+
 def ui(args: argparse.Namespace) -> int:
     """Serve the MLflow pages of the tracking store until interrupted."""
-    from harness.tracking import ui_command
+    from harness.tracking import runs_page, ui_command
 
     command = ui_command(host=args.host, port=args.port)
-    print(f"MLflow at http://{args.host}:{args.port} (ready in about 20 s; Ctrl-C stops it)", flush=True)
+    print(f"MLflow at http://{args.host}:{args.port}/{runs_page()} (ready in about 20 s; Ctrl-C stops it)", flush=True)
     os.execv(command[0], command)  # this process becomes the server, so that a signal to it stops the server
 
 

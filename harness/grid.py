@@ -171,7 +171,9 @@ def expand(
     if spec.search is not None:
         return _expand_search(spec, preset, below, above, chosen, require_data, mistakes)
     notes: list[str] = []
-    combinations = [(_overridden(row, own, above, notes), own) for row, own in _combinations(spec, mistakes)]
+    preset_name = _preset_name(preset)
+    listed = _combinations(spec, preset_name, mistakes)
+    combinations = [(_overridden(row, own, above, notes), own) for row, own in listed]
     resolved = [resolve([*below, *own, *above], spec.path, mistakes) for _, own in combinations]
     labels = [row.label for row, _ in combinations]
     baseline = _baseline(spec, labels, mistakes)
@@ -180,7 +182,6 @@ def expand(
     drafts = [(row, _canonical(r)) for (row, _), r in zip(combinations, resolved, strict=True) if r is not None]
     fingerprints = _fingerprints([draft.data for _, draft in drafts], require_data, notes)
     trials, rows = _assemble(drafts, chosen, fingerprints)
-    preset_name = _preset_name(preset)
     shown = _published_preset(spec, preset_name)
     return Grid(
         name=spec.name,
@@ -240,13 +241,14 @@ def _expand_search(
     return replace(grid, notes=tuple(dict.fromkeys(notes)))
 
 
-def _combinations(spec: AblationSpec, mistakes: Mistakes) -> Iterator[tuple[RowSpec, list[Setting]]]:
-    """Every row with its settings, crossed with every combination of the axes."""
+def _combinations(spec: AblationSpec, preset: str, mistakes: Mistakes) -> Iterator[tuple[RowSpec, list[Setting]]]:
+    """Every row with its settings under a preset, crossed with every combination of the axes."""
     rows = spec.rows or (RowSpec(label=""),)
     short = short_names(spec.axes)
     for index, row in enumerate(rows):
-        where = f"{spec.path}:rows.{index}.set."
-        settings = list(leaves(row.set, where, mistakes))
+        where = f"{spec.path}:rows.{index}"
+        settings = list(leaves(row.set, f"{where}.set.", mistakes))
+        settings += leaves(row.presets.get(preset, {}), f"{where}.presets.{preset}.", mistakes)
         for values in itertools.product(*spec.axes.values()):
             along = dict(zip(spec.axes, values, strict=True))
             label = " ".join(f"{short[key]}={show_value(value)}" for key, value in along.items())

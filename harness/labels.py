@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def show_value(value: Any) -> str:
-    """A setting as labels show it: `true`, `0.0002`, `atss+faster_rcnn`, `none`."""
+    """A setting as labels show it: `true`, `0.0002`, `atss+faster_rcnn`, `atss*6` (six times), `none`."""
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
@@ -33,7 +34,8 @@ def show_value(value: Any) -> str:
         return str(value.get("name", "")) + (f"({','.join(options)})" if options else "")
     if isinstance(value, list | tuple):
         if any(isinstance(item, str | dict) for item in value):
-            return "+".join(map(show_value, value))
+            runs = [(text, len(list(same))) for text, same in itertools.groupby(map(show_value, value))]
+            return "+".join(text if count == 1 else f"{text}*{count}" for text, count in runs)
         return ",".join(map(show_value, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 

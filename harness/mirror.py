@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from harness import tracking
+from harness import tracking, views
 from harness.errors import UserError
 from harness.housekeeping import marks
+from harness.identity import config_to_dict
 from harness.lease import file_lock, identity, is_alive, read_holder
 from harness.results import RunStore, to_json
 from harness.space import values_text
@@ -52,6 +53,7 @@ class Mirror:
         self._client: MlflowClient | None = None
         self._experiment = ""
         self._parent = ""
+        self._varied: dict[int, tuple[str, ...]] = {}  # parameters that tell the trials apart, by how many there are
         self._seen: dict[str, tuple[Any, ...]] = {}  # state of a record's files when it was last mirrored
         self._logged: dict[str, dict[int, int]] = {}  # run id -> step -> time stamp (ms) of the epochs that it has
         self._next_attempt = 0.0
@@ -124,6 +126,10 @@ class Mirror:
             return False
         found = {self.store.status(trial.trial_id) for trial in self.grid.trials}
         status = "failed" if "failed" in found else "finished" if found <= {"finished"} else "interrupted"
+        try:
+            self._show_grid()
+        except Exception as error:  # the records are there; only the way they are shown is not up to date
+            self.warn(f"warning: MLflow does not show {self.grid.name} as it should ({tracking.one_line(error)})")
         with suppress(Exception):
             tracking.set_status(self._mlflow, self._parent, "running" if self._driven_by_another() else status)
         return True
@@ -139,24 +145,63 @@ class Mirror:
 
     def _grid_run(self) -> str:
         grid = self.grid
-        tags = {"codetr.grid": grid.name, "codetr.preset": grid.preset, "mlflow.note.content": grid.title}
+        note = views.note(grid, self._experiment)
+        tags = {"codetr.grid": grid.name, "codetr.preset": grid.preset, "mlflow.note.content": note}
         with file_lock(self.store.root / ".mirror.lock"):
             found = self._find(f"tags.`codetr.grid` = '{grid.name}' AND tags.`codetr.preset` = '{grid.preset}'")
-            name = f"{grid.name} ({grid.preset})"
+            name = views.view_name(grid)
             run = found[0] if found else tracking.create_run(self._mlflow, self._experiment, name, tags)
         tracking.set_status(self._mlflow, run.info.run_id, "running")
         return str(run.info.run_id)
+
+    def _show_grid(self) -> None:
+        """What a person finds in MLflow: comparable parameters, a view of the grid, and where to compare its trials."""
+        self._complete_params()
+        grid, runs = self.grid, self._find(views.grid_filter(self.grid))
+        metrics = {name for run in runs for name in run.data.metrics}
+        state = views.view_state(grid, self._names(), metrics)
+        tracking.save_view(self._mlflow, self._experiment, views.view_id(grid), views.view_name(grid), state)
+        order = [trial.trial_id for trial in grid.trials]
+        ids = {run.data.tags["trial_id"]: run.info.run_id for run in runs}
+        note = views.note(grid, self._experiment, [ids[trial_id] for trial_id in order if trial_id in ids])
+        self._mlflow.set_tag(self._parent, "mlflow.note.content", note[: tracking.MAX_TAG])
+
+    def _names(self) -> tuple[str, ...]:
+        trials = self.grid.trials
+        if len(trials) not in self._varied:
+            self._varied[len(trials)] = views.varied(config_to_dict(trial.config) for trial in trials)
+        return self._varied[len(trials)]
+
+    def _complete_params(self) -> None:
+        """Where a trial belongs to several grids, the others of each grid get the parameters that it has of another.
+
+        Otherwise MLflow would compare them as unknown.
+        """
+        own = self._find(views.grid_filter(self.grid))
+        shared = {tag for run in own for tag in run.data.tags if tag.startswith("grid.")}
+        for tag in sorted(shared):
+            runs = self._find(f"tags.`{tag}` LIKE '%'")
+            names = {name for run in runs for name in run.data.params}
+            for run in runs:
+                if names - run.data.params.keys():
+                    config = (self.store.read(run.data.tags["trial_id"]) or {}).get("config")
+                    params = views.params_of(config) if config else {}
+                    tracking.set_params(self._mlflow, run, {name: params[name] for name in names & params.keys()})
 
     def _trial_run(self, trial: Trial) -> Run:
         with file_lock(self.store.root / ".mirror.lock"):  # two drivers must not make two runs of one trial
             found = self._find(f"tags.trial_id = '{trial.trial_id}'")
             tags = {"trial_id": trial.trial_id, "mlflow.parentRunId": self._parent}
-            run = found[0] if found else tracking.create_run(self._mlflow, self._experiment, trial.label, tags)
-        tags = {f"grid.{self.grid.name}": trial.label}
+            started = (self.store.read(trial.trial_id) or {}).get("started")
+            create = tracking.create_run
+            run = found[0] if found else create(self._mlflow, self._experiment, trial.label, tags, started)
+        tags = {f"grid.{self.grid.name}": trial.row or trial.label, "codetr.preset": self.grid.preset}
         if self.grid.search is not None:
             tags[f"search.{self.grid.search.key}"] = values_text(self.grid.search.values[trial.trial_id])
         tracking.set_tags(self._mlflow, run, tags)
-        tracking.set_params(self._mlflow, run, trial.factors)
+        params = views.params_of(config_to_dict(trial.config))
+        shown = dict.fromkeys((*views.ALWAYS, *self._names()))
+        tracking.set_params(self._mlflow, run, {name: params[name] for name in shown if name in params})
         return run
 
     def _reconcile(self) -> None:
@@ -204,7 +249,8 @@ class Mirror:
         if status not in ("running", "pending"):
             self._replay_end(run, trial_id, status, entries)
         if run.info.status != tracking.MLFLOW_STATUS.get(status):
-            tracking.set_status(self._mlflow, run.info.run_id, "interrupted" if status == "pending" else status)
+            ended = (self.store.read(trial_id) or {}).get("finished")
+            tracking.set_status(self._mlflow, run.info.run_id, "interrupted" if status == "pending" else status, ended)
 
     def _epochs_of(self, run: Run) -> dict[int, int]:
         if run.info.run_id not in self._logged:
@@ -230,11 +276,14 @@ class Mirror:
         digest = hashlib.sha256(f"{status} {to_json(record)}".encode()).hexdigest()[:16]
         if run.data.tags.get("codetr.record") == digest:
             return
-        parts = {group: record.get(group) or {} for group in tracking.GROUPS if group != "losses"}
-        final = tracking.flat_metrics({**(record.get("metrics") or {}), **parts})
         told = {name for entry in entries for name in tracking.flat_metrics(entry)}  # the epochs know them better
-        fresh = {k: v for k, v in final.items() if k not in told and run.data.metrics.get(k) != v}
-        self._log(run, fresh, entries[-1] if entries else {})
+        last = entries[-1] if entries else {}
+        whole = {group: record.get(group) or {} for group in tracking.GROUPS if group != "losses"}
+        # A number of the whole trial has step 0: MLflow then draws bars.
+        for part, entry in (record.get("metrics") or {}, last), (whole, {**last, "step": 0, "epoch": 0}):
+            final = tracking.flat_metrics(part)
+            fresh = {k: v for k, v in final.items() if k not in told and run.data.metrics.get(k) != v}
+            self._log(run, fresh, entry)
         for name in (*ARTIFACTS, "log.txt") if status == "failed" else ARTIFACTS:
             if (self.store.dir(trial_id) / name).exists():
                 self._mlflow.log_artifact(run.info.run_id, str(self.store.dir(trial_id) / name))

@@ -65,6 +65,7 @@ class RowSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     label: str
     set: dict[str, Any] = {}
+    presets: dict[str, dict[str, Any]] = {}  # settings of this row under one preset only
     published: dict[str, Any] = {}
     note: str = ""
 
@@ -215,11 +216,12 @@ def preset_settings(preset: str, spec: AblationSpec, mistakes: Mistakes) -> list
         settings += leaves(read_yaml_file(file, mistakes), f"{file}:", mistakes)
     settings += leaves(spec.base, f"{spec.path}:base.", mistakes)
     own = file.stem if file else preset
-    for name, tree in spec.presets.items():
-        if name not in {*known, own}:
-            mistakes.add(f"{spec.path}:presets.{name}", f"unknown preset{suggest(name, known)}")
-        elif name == own:
-            settings += leaves(tree, f"{spec.path}:presets.{name}.", mistakes)
+    parts = {"presets": spec.presets, **{f"rows.{index}.presets": row.presets for index, row in enumerate(spec.rows)}}
+    for where, presets in parts.items():
+        for name in sorted(presets.keys() - {*known, own}):
+            mistakes.add(f"{spec.path}:{where}.{name}", f"unknown preset{suggest(name, known)}")
+    if own in spec.presets:
+        settings += leaves(spec.presets[own], f"{spec.path}:presets.{own}.", mistakes)
     return settings
 
 

@@ -2,12 +2,14 @@
 
 Everything goes through `MlflowClient` and run ids; the fluent active run is state of the process and never used.
 There is one experiment. A grid is a run (tag `codetr.grid`), a trial is a run below it, found by its tag `trial_id`
-and tagged `grid.<name>` for every grid it belongs to. Metrics have the optimiser step as their step.
-What is written when is decided in harness/mirror.py.
+and tagged `grid.<name>` with its row for every grid it belongs to. Metrics of an epoch have the optimiser step as their
+step, those of the whole trial step 0. What is written when is decided in harness/mirror.py, how it looks in
+harness/views.py.
 """
 
 from __future__ import annotations
 
+import base64
 import getpass
 import json
 import logging
@@ -15,10 +17,13 @@ import os
 import re
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,18 +31,23 @@ from harness.errors import UserError
 from harness.lease import file_lock
 from harness.results import store_dir
 from harness.sqlite import check_database, database_file
+from harness.views import TRAINING_PAGES
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 EXPERIMENT = "codetr"
+ABOUT = "Ablations of Co-DETR. A run is a grid (an ablation file under a preset), the runs below it are its trials; "
+ABOUT += "**Views** shows a grid as table, curves and parallel coordinates."
 MLFLOW_STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 STATUS = {mlflow_status: status for status, mlflow_status in MLFLOW_STATUS.items()}
 MLFLOW_STATUS["pruned"] = "KILLED"  # MLflow has no word for it: the tag `codetr.status` tells
 GROUPS = ("losses", "cost", "per_class")  # parts of a record that become metrics `<group>/<name>`
 MAX_BATCH = 1000  # metrics per call; MLflow's own limit
 MAX_TAG = 5000  # characters
+BY_LAYER = re.compile(r"(decoder|queries\.[^/]+)\.(\d+)/(.+)")  # decoder.0/giou: layers of a loss stand side by side
+VIEW_TAG = "mlflow.sharedViewState."
 FEW = 60  # up to this many trials are looked up one by one, more by reading all runs
 
 
@@ -121,7 +131,8 @@ def ensure_store(uri: str | None = None) -> str:
             return str(experiment.experiment_id)
         # A server decides itself where artifacts go; a plain database needs to be told.
         location = None if is_server(uri) else (folder / "mlartifacts").as_uri()
-        return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+        tags = {"mlflow.note.content": ABOUT, "mlflow.experimentKind": "custom_model_development"}
+        return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags))
 
 
 def find_runs(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:
@@ -158,12 +169,14 @@ def trial_of_run(run_id: str, uri: str | None = None) -> str | None:
     return tags.get("trial_id")
 
 
-def create_run(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str]) -> Run:
-    """A new run of this user, RUNNING."""
+def create_run(
+    client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str], started: str | None = None
+) -> Run:
+    """A new run of this user, RUNNING since `started` (ISO time; None: now)."""
     tags = {"mlflow.source.name": EXPERIMENT, **tags}
     with suppress(Exception):  # a container may have no user name
         tags["mlflow.user"] = getpass.getuser()
-    return client.create_run(experiment_id, run_name=name, tags=tags)
+    return client.create_run(experiment_id, start_time=_milliseconds(started), run_name=name, tags=tags)
 
 
 def delete_runs(trial_ids: Sequence[str], uri: str) -> int:
@@ -187,12 +200,18 @@ def delete_runs(trial_ids: Sequence[str], uri: str) -> int:
         return len(found)
 
 
-def set_status(client: MlflowClient, run_id: str, status: str) -> None:
-    """Give a run the status that a record has."""
+def set_status(client: MlflowClient, run_id: str, status: str, ended: str | None = None) -> None:
+    """Give a run the status that a record has, and the time at which it came to that (ISO time; None: now)."""
     if status == "running":
         client.update_run(run_id, status="RUNNING")
     else:
-        client.set_terminated(run_id, MLFLOW_STATUS[status])
+        client.set_terminated(run_id, MLFLOW_STATUS[status], end_time=_milliseconds(ended))
+
+
+def _milliseconds(moment: str | None) -> int | None:
+    with suppress(ValueError):
+        return int(1000 * datetime.fromisoformat(moment).timestamp()) if moment else None
+    return None
 
 
 def set_tags(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> None:
@@ -209,25 +228,43 @@ def set_params(client: MlflowClient, run: Run, params: Mapping[str, Any]) -> Non
             client.log_param(run.info.run_id, key, value if isinstance(value, str) else json.dumps(value))
 
 
+def save_view(client: MlflowClient, experiment_id: str, key: str, name: str, state: Mapping[str, Any]) -> None:
+    """Put a view in the experiment's list of views, or replace it. One that a person has changed since is left alone.
+
+    The format is MLflow's own and not documented: an entry of the experiment's tags.
+    """
+    packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    known = _parsed(client.get_experiment(experiment_id).tags.get(VIEW_TAG + key) or "{}")
+    changed = known.get("updatedAt") != known.get("createdAt")
+    if not changed and known.get("state") != packed:
+        now = int(1000 * time.time())
+        view = {"name": name, "createdAt": now, "updatedAt": now, "state": packed}
+        client.set_experiment_tag(experiment_id, VIEW_TAG + key, json.dumps(view))
+
+
 def log_metrics(client: MlflowClient, run_id: str, metrics: Mapping[str, float], step: int, seconds: float) -> None:
     """Log numbers at a step and a time (since 1970). The same numbers logged there twice are stored once."""
     from mlflow.entities import Metric
 
-    # `epoch` tells how far logging got: it goes last.
-    ordered = sorted(metrics.items(), key=lambda item: item[0] == "epoch")
+    # `epoch` tells how far logging got: it goes last. What is logged first is what MLflow compares first.
+    ordered = sorted(metrics.items(), key=lambda item: (item[0] == "epoch", item[0] == "loss", "/" in item[0]))
     batch = [Metric(key, value, int(1000 * seconds), step) for key, value in ordered]
     for start in range(0, len(batch), MAX_BATCH):
         client.log_batch(run_id, metrics=batch[start : start + MAX_BATCH])
 
 
 def flat_metrics(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers of an epoch's entry or of a record by metric name; undefined ones and the time stamp are left out."""
+    """Numbers of an epoch's entry or of a record by metric name; undefined ones, time and step are left out.
+
+    MLflow draws a section for whatever stands before the last slash: `losses/decoder/giou.0`, not one for each layer.
+    """
     flat: dict[str, float] = {}
     for key, value in entry.items():
         grouped = key in GROUPS and isinstance(value, Mapping)
         parts = {f"{key}/{name}": number for name, number in value.items()} if grouped else {key: value}
         for name, number in parts.items():
-            if isinstance(number, int | float) and not isinstance(number, bool) and name != "time":
+            if isinstance(number, int | float) and not isinstance(number, bool) and name not in ("time", "step"):
+                name = BY_LAYER.sub(r"\1/\3.\2", name)
                 flat[re.sub(r"[^\w./: -]", "_", name)] = float(number)
     return flat
 
@@ -248,8 +285,8 @@ def read_records(
         analysis: fetch each finished trial's record, for the tables that its analysis left there.
 
     Returns:
-        dicts shaped like result.json: trial_id, label, status, metrics, history, cost, per_class, factors,
-        fingerprint, provenance, error, started, finished; besides `grids` (grid name -> label there),
+        dicts shaped like result.json: trial_id, label, status, metrics, history, cost, per_class, fingerprint,
+        provenance, error, started, finished; besides `params` (see `harness.views`), `grids` (grid name -> row there),
         `run_id` and `experiment_id`.
 
     Raises:
@@ -323,7 +360,7 @@ def _record(client: MlflowClient, run: Run, history: Sequence[str]) -> dict[str,
         "history": _history(client, run, history),
         "cost": groups["cost"],
         "per_class": groups["per_class"],
-        "factors": {key: _parsed(value) for key, value in run.data.params.items()},
+        "params": {key: _parsed(value) for key, value in run.data.params.items()},
         "grids": {key.removeprefix("grid."): value for key, value in tags.items() if key.startswith("grid.")},
         "fingerprint": tags.get("codetr.fingerprint", ""),
         "provenance": _parsed(tags.get("codetr.provenance", "{}")),
@@ -359,6 +396,14 @@ def _history(client: MlflowClient, run: Run, names: Sequence[str]) -> list[dict[
             elif metric.step in entries:
                 entries[metric.step][name] = metric.value
     return [entries[step] for step in sorted(entries)]
+
+
+def runs_page(uri: str | None = None) -> str:
+    """The address, below that of the server, of the page that lists all runs."""
+    uri = uri or tracking_uri()
+    with reaching(uri):
+        found = connect(uri).get_experiment_by_name(EXPERIMENT)
+    return f"#/experiments/{found.experiment_id}/runs?{TRAINING_PAGES}" if found else "#/experiments"
 
 
 def ui_command(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> list[str]:

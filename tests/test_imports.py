@@ -17,9 +17,10 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 STORY = [
     *("__main__", "store_commands", "commands", "doctor", "submit", "schedule", "failfast", "tuner", "resources"),
     *("forkserver", "execute", "trial", "revisit", "trained", "launch", "build", "memory", "train", "evaluate"),
-    *("analyse", "ranks", "report", "resample", "figures", "mirror", "tracking", "sqlite", "cost", "choose", "compare"),
-    *("suggestions", "grid", "search", "labels", "identity", "spec", "space", "claims", "resolve", "data", "ledger"),
-    *("housekeeping", "console", "progress", "results", "source", "lease", "strict", "allocator", "config", "errors"),
+    *("analyse", "ranks", "report", "resample", "figures", "transfer", "mirror", "tracking", "views", "sqlite", "cost"),
+    *("choose", "compare", "suggestions", "grid", "search", "labels", "identity", "spec", "space", "claims", "resolve"),
+    *("data", "ledger", "housekeeping", "console", "progress", "results", "source", "lease", "parcel", "strict"),
+    *("allocator", "config", "errors"),
 ]
 
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}

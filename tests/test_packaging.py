@@ -126,6 +126,12 @@ def test_readme_names_files_that_exist():
             assert (ROOT / path).exists(), f"README.md names {path}"
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_docs_link_to_files_that_exist(page):
+    for path in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
+        assert (page.parent / path).exists(), path
+
+
 def test_readme_tree_is_the_repository():
     """Each line of the annotated tree exists, and each module stands in it."""
     tree = re.search(r"^```text\n(codetr.*?)^```", README, re.MULTILINE | re.DOTALL)

@@ -271,3 +271,31 @@ def test_what_yaml_can_say_and_an_ablation_cannot(tmp_path, text, told):
     with pytest.raises(UserError) as caught:
         read_spec(path)
     assert told in str(caught.value) and str(path) in str(caught.value)
+
+
+# ---- settings of a row under one preset
+
+
+def test_a_row_may_differ_by_preset(grid_of):
+    text = """
+rows:
+  - label: few
+    set: {model.num_queries: 100, model.heads: [atss]}
+    presets: {digits: {model.num_queries: 13}, coco_r50_12e: {model.num_queries: 101}}
+  - {label: many, set: {model.num_queries: 900}}
+"""
+
+    def queries(**options):
+        return [trial.config.model.num_queries for trial in grid_of(text, **options).trials]
+
+    assert queries() == [13, 900]
+    assert queries(preset="digits_fast") == [100, 900]
+    assert [trial.config.model.num_queries for trial in grid_of(text, "model.num_queries=7").trials] == [7, 7]
+
+
+def test_presets_of_a_row_are_checked(mistakes_of):
+    text = "rows: [{label: a, presets: {digit: {}, digits: {model.num_querys: 3}}}]"
+    assert mistakes_of(text) == [
+        "rows.0.presets.digit: unknown preset; did you mean 'digits'?",
+        "rows.0.presets.digits.model.num_querys: unknown key; did you mean 'num_queries'?",
+    ]

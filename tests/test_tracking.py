@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import sqlite3
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from harness import mirror as mirror_room
-from harness import tracking
+from harness import tracking, views
 from harness.errors import UserError
+from harness.identity import config_to_dict
 from harness.mirror import Mirror, sync
 from harness.results import RunStore, write_atomic
 
@@ -54,8 +58,8 @@ def test_what_goes_in_comes_back(store: RunStore, tracking_store: str) -> None:
     (back,) = tracking.read_records([trial.trial_id, "unknown"])
     assert back["status"] == "finished" and back["label"] == trial.label and back["error"] is None
     assert back["metrics"] == {"AP": 31.0, "atss/AP": 15.0, "loss": 10.0 / 3, "seconds": 1.5}
-    assert back["factors"] == trial.factors
-    assert back["grids"] == {"fakes": trial.label}
+    assert back["params"] == {"K": 0, "heads": "none", "seed": 1}
+    assert back["grids"] == {"fakes": trial.row}
     for key in ("cost", "per_class", "provenance", "fingerprint", "started", "finished"):
         assert back[key] == made[key], key
     expected = [{key: entry(trial, epoch)[key] for key in ("epoch", "step", "loss", "AP")} for epoch in (1, 2, 3)]
@@ -65,8 +69,11 @@ def test_what_goes_in_comes_back(store: RunStore, tracking_store: str) -> None:
     (parent,) = [run for run in runs(tracking_store) if run.data.tags.get("codetr.grid") == "fakes"]
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert parent.info.status == run.info.status == "FINISHED"
-    assert run.data.params == {"model.num_queries": "300", "model.two_stage": "true", "seed": "1"}
-    assert history(tracking_store, run, "losses/decoder.2/giou") == [(4, 1.0), (8, 0.5), (12, 1.0 / 3)]
+    assert run.data.params == {"K": "0", "heads": "none", "seed": "1"}
+    assert history(tracking_store, run, "losses/decoder/giou.2") == [(4, 1.0), (8, 0.5), (12, 1.0 / 3)]
+    assert history(tracking_store, run, "cost/num_parameters") == [(0, 7.0)]  # of the whole trial: drawn as a bar
+    assert "step" not in run.data.metrics
+    assert (run.info.start_time, run.info.end_time) == (1577836800_000, 1577836860_000)  # the trial's, not the mirror's
     artifacts = MlflowClient(tracking_uri=tracking_store).list_artifacts(run.info.run_id)
     assert {artifact.path for artifact in artifacts} == {"config.yaml", "result.json"}
 
@@ -171,7 +178,7 @@ def test_many_trials_are_read_at_once(store: RunStore, tracking_store: str, monk
     one_by_one = tracking.read_records([trials[2].trial_id, trials[0].trial_id])
     monkeypatch.setattr(tracking, "FEW", 1)
     assert tracking.read_records([trials[2].trial_id, trials[0].trial_id]) == one_by_one
-    assert [back["factors"]["seed"] for back in one_by_one] == [3, 1]
+    assert [back["params"]["seed"] for back in one_by_one] == [3, 1]
 
 
 def test_more_metrics_than_a_call_may_carry(store: RunStore, tracking_store: str) -> None:
@@ -231,3 +238,92 @@ def test_flat_metrics_have_names_that_mlflow_takes() -> None:
     flat = tracking.flat_metrics({"AR@100": 1, "APL": None, "time": 3.0, "ok": True, "losses": {"a[0]/b(c)": 2.0}})
     assert flat == {"AR_100": 1.0, "losses/a_0_/b_c_": 2.0}
     assert json.dumps(flat)
+
+
+def test_layers_of_a_loss_stand_side_by_side() -> None:
+    """MLflow makes a section of charts of whatever stands before the last slash."""
+    names = ("decoder.0/giou", "decoder.11/giou", "queries.atss.2.0/l1", "atss.2/centerness", "encoder/l1")
+    flat = tracking.flat_metrics({"losses": dict.fromkeys(names, 1.0), "epoch": 1, "step": 3})
+    assert list(flat) == [
+        *("losses/decoder/giou.0", "losses/decoder/giou.11", "losses/queries.atss.2/l1.0"),
+        *("losses/atss.2/centerness", "losses/encoder/l1", "epoch"),
+    ]
+
+
+def quality_first(uri: str, run: Run) -> str:
+    """The metric that MLflow compares first: it shows them in the order in which they were first logged."""
+    return next(iter(MlflowClient(tracking_uri=uri).get_run(run.info.run_id).data.metrics))
+
+
+def test_average_precision_is_compared_first(store: RunStore, tracking_store: str) -> None:
+    trial = make_trial(1)
+    finish(store, trial)
+    sync(store, make_grid(trial))
+    assert quality_first(tracking_store, trial_runs(tracking_store)[0]) == "AP"
+
+
+def test_a_grid_can_be_looked_at(store: RunStore, tracking_store: str) -> None:
+    """Its run links to a view in MLflow's list of views, which shows the grid's trials by row."""
+    trials = [make_trial(1), make_trial(2)]
+    for trial in trials:
+        finish(store, trial)
+    grid = make_grid(*trials)
+    sync(store, grid)
+    client = MlflowClient(tracking_uri=tracking_store)
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
+    key = tracking.VIEW_TAG + views.view_id(grid)
+    view = json.loads(experiment.tags[key])
+    assert view["name"] == "fakes (digits_fast)"
+    state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
+    found = client.search_runs([experiment.experiment_id], state["searchFilter"])
+    assert {run.data.tags["trial_id"] for run in found} == {trial.trial_id for trial in trials}
+    assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "grid.fakes"}]
+    assert {run.data.tags["grid.fakes"] for run in found} == {"plain"}
+    folded = {section["name"] for section in state["compareRunSections"] if not section["display"]}
+    assert {"losses/decoder", "per_class", "atss"} <= folded
+
+    (parent,) = [run for run in runs(tracking_store) if run.data.tags.get("codetr.grid") == "fakes"]
+    note = parent.data.tags["mlflow.note.content"]
+    assert f"viewStateShareKey={views.view_id(grid)}" in note and "A grid of fakes" in note
+    assert all(run.info.run_id in note for run in found)
+
+    sync(store, grid)
+    assert json.loads(client.get_experiment_by_name(tracking.EXPERIMENT).tags[key]) == view  # not written again
+    client.set_experiment_tag(experiment.experiment_id, key, json.dumps({**view, "updatedAt": 0, "state": "my own"}))
+    sync(store, grid)
+    assert json.loads(client.get_experiment_by_name(tracking.EXPERIMENT).tags[key])["state"] == "my own"
+
+
+def test_a_view_that_cannot_be_written_costs_nothing_else(
+    store: RunStore, tracking_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = make_trial(1)
+    finish(store, trial)
+    lines: list[str] = []
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("no views here")
+
+    monkeypatch.setattr(tracking, "save_view", refuse)
+    mirror = Mirror(store, make_grid(trial), warn=lines.append)
+    mirror.open()
+    assert mirror.close() and len(lines) == 1 and "no views here" in lines[0]
+    assert {run.info.status for run in runs(tracking_store)} == {"FINISHED"}
+
+
+def test_shared_trials_leave_nothing_unknown_to_compare(store: RunStore, tracking_store: str) -> None:
+    """What one grid says of a trial, another grid says of all its trials."""
+    shared, other, third = make_trial(1), make_trial(2), make_trial(3)
+    third = replace(third, config=replace(third.config, model=replace(third.config.model, num_queries=100)))
+    for trial in (shared, other, third):
+        finish(store, trial)
+        found = store.read(trial.trial_id) or {}
+        store.write_result(trial.trial_id, {**found, "config": config_to_dict(trial.config)})
+    sync(store, make_grid(shared, other, name="first"))
+    sync(store, make_grid(shared, third, name="second"))
+    params = {run.data.tags["trial_id"]: run.data.params for run in trial_runs(tracking_store)}
+    assert {key: own["num_queries"] for key, own in params.items()} == {
+        shared.trial_id: "300",
+        other.trial_id: "300",
+        third.trial_id: "100",
+    }
