@@ -32,6 +32,12 @@ from tests.folders import tables, write_folder
 
 PRESET = "digits_fast"
 FILES = {path.stem: path.read_text() for path in sorted(SHIPPED.glob("*.yaml"))}
+# One of each kind: rows, published numbers by preset, rows that differ by preset, analyses, a search.
+VARIED = ("quickstart", "table09_components", "table10_longer_schedules", "figure02_discriminability")
+EACH_FILE = [
+    *(pytest.param(name, 25, id=f"{name}-25") for name in (*VARIED, "search_loss_weights")),
+    *(pytest.param(name, 400, id=f"{name}-400", marks=pytest.mark.slow) for name in FILES),
+]
 PRESETS = {path.stem: path.read_text() for path in sorted((SHIPPED / "presets").glob("digits*.yaml"))}
 
 
@@ -222,17 +228,21 @@ def check_visible(tree: dict[str, Any], grid: Grid) -> None:
         "metrics", ["AP", "AP50", "AP75"]
     )
     rows = tree.get("rows") or [{"label": ""}]
-    if tree.get("axes"):
-        return  # every combination is a row; tests/test_grid.py
+    if tree.get("axes") or tree.get("search"):
+        return  # every combination or suggestion is a row; tests/test_grid.py, tests/test_search.py
     assert [row.label for row in grid.rows] == [row["label"] for row in rows]
     for made, row in zip(grid.rows, rows, strict=True):
         assert made.note == row.get("note", "")
         trial = grid.trial(made.trial_ids[0])
-        config = {**config_to_dict(trial.config), "runtime": vars(trial.runtime)}
+        config = {**config_to_dict(trial.config), "runtime": vars(trial.runtime), "analyse": trial.analyse.as_dict()}
         wanted = flat(tree.get("base", {}))
-        for layer in ((tree.get("presets") or {}).get(PRESET, {}), row.get("set", {})):
+        by_preset = (owner.get("presets") or {} for owner in (tree, row))
+        shared, own_preset = (layers.get(PRESET, {}) for layers in by_preset)
+        for layer in (shared, row.get("set", {}), own_preset):
             own = flat(layer)
             wanted = {p: v for p, v in wanted.items() if not any(p[: len(q)] == q for q in own)} | own
+        if ("analyse",) in wanted:  # short for its metrics
+            wanted["analyse", "metrics"] = wanted.pop(("analyse",))
         for path, value in wanted.items():
             if path[:2] == ("model", "head_defaults") or (not config["model"]["heads"] and path[1] in NEEDS_HEADS):
                 continue
@@ -261,8 +271,7 @@ def check_plan(text: str, folder: Path, capsys: Any) -> None:
         check_visible(tree, grid)
 
 
-@pytest.mark.parametrize("count", [25, pytest.param(800, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("name", "count"), EACH_FILE)
 def test_a_mutated_ablation_file_is_refused_or_taken_as_written(name, count, places_of_run, capsys):
     @examples(count)
     @given(mutated(read_yaml(FILES[name], name, Mistakes())))
@@ -272,8 +281,7 @@ def test_a_mutated_ablation_file_is_refused_or_taken_as_written(name, count, pla
     check()
 
 
-@pytest.mark.parametrize("count", [25, pytest.param(800, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("name", "count"), EACH_FILE)
 def test_a_mistyped_ablation_file_is_refused_or_taken_as_written(name, count, places_of_run, capsys):
     @examples(count)
     @given(mutated_text(FILES[name]))
