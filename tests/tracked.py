@@ -8,7 +8,9 @@ from typing import Any
 
 from harness import tracking
 from harness.grid import Trial
+from harness.identity import config_to_dict
 from harness.results import RunStore
+from harness.views import ALWAYS, params_of
 
 
 def runs_of_trials(uri: str) -> list[Any]:
@@ -29,9 +31,12 @@ def assert_equal_to_records(uri: str, store: RunStore, trials: Iterable[Trial], 
         record, lines = store.read(trial.trial_id) or {}, store.metrics(trial.trial_id)
         status = store.status(trial.trial_id)
         assert run.info.status == tracking.MLFLOW_STATUS[status]
-        factors = {k: v if isinstance(v, str) else json.dumps(v) for k, v in trial.factors.items()}
-        assert run.data.params == factors
-        assert run.data.tags[f"grid.{grid}"] == trial.label
+        settings = {name: str(value) for name, value in params_of(config_to_dict(trial.config)).items()}
+        assert set(ALWAYS) <= set(run.data.params)
+        assert {name: value.lower() for name, value in run.data.params.items()} == {
+            name: settings[name].lower() for name in run.data.params
+        }
+        assert run.data.tags[f"grid.{grid}"] == (trial.row or trial.label)
         for key in ("error", "started", "finished", "fingerprint"):
             assert run.data.tags[f"codetr.{key}"] == str(record.get(key) or ""), key
         assert json.loads(run.data.tags["codetr.provenance"]) == (record.get("provenance") or {})
