@@ -14,16 +14,27 @@ import os
 import secrets
 import shutil
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from harness import tracking
 from harness.errors import UserError
-from harness.execute import RunTrial, abandoned, available_cpus, execute, known, on_signals, run_local, stop_now
+from harness.execute import (
+    RunTrial,
+    abandoned,
+    available_cpus,
+    execute,
+    interruptible,
+    known,
+    on_signals,
+    run_local,
+    stop_now,
+)
 from harness.forkserver import ForkServer
 from harness.lease import identity
 from harness.mirror import Mirror
@@ -111,7 +122,7 @@ def run_grid(
                 if executor == "local":
                     run_local(pending, store, run_trial, concurrent, progress)
                 else:
-                    _run_ray(pending, store, run_trial, concurrent, max_failures, progress)
+                    _run_ray(pending, store, run_trial, concurrent, max_failures, progress, mirror)
     except KeyboardInterrupt:
         out(f"{grid.name}  stopped: {_conclusion(grid, store, summarise(grid, store, skipped))}")
         raise
@@ -195,23 +206,36 @@ def _run_ray(
     concurrent: int | None,
     max_failures: int,
     progress: Progress,
+    mirror: Mirror | None,
 ) -> None:
+    asked = threading.Event()
+
+    def stop(*_: object) -> NoReturn:
+        asked.set()  # Ray may take the exception for itself
+        raise KeyboardInterrupt
+
     launch = f"{progress.grid.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
     folder = store.root / "launches" / launch
 
     ray = _start_ray(trials, concurrent, progress)
-    with on_signals(stop_now):  # again: Ray has put its own handler
+    with on_signals(stop):  # again: Ray has put its own handler
         try:
             progress.phase("waiting for workers")
             left = trials
             while left:
                 try:
                     errors, held_elsewhere = _tune(left, store, launch, run_trial, concurrent, max_failures)
-                except (OSError, ray.tune.TuneError) as error:  # it keeps notes of its own in the store
+                except Exception as error:  # Tune keeps notes of its own in the store
+                    if asked.is_set():
+                        raise KeyboardInterrupt from None
+                    if not isinstance(error, OSError) and type(error).__name__ != "TuneError":
+                        raise
                     raise UserError(
                         f"store {store.root}: Ray Tune cannot go on ({tracking.one_line(error)}); is there room? "
                         "The same command goes on where it stopped"
                     ) from error
+                if asked.is_set():
+                    raise KeyboardInterrupt
                 _mark_lost(left, store, errors, progress)
                 left = abandoned([trial for trial in left if trial.trial_id in held_elsewhere], store, progress)
             progress.phase("closing", quiet=True)
@@ -222,6 +246,8 @@ def _run_ray(
             deadline = time.monotonic() + STOP_GRACE_SECONDS
             while time.monotonic() < deadline and "running" in {store.status(t.trial_id) for t in trials}:
                 time.sleep(0.05)
+            if mirror is not None and "running" not in {store.status(t.trial_id) for t in trials}:
+                mirror.close()  # before Ray, which takes a while to end: a job is killed three seconds after this began
             raise
         finally:
             ray.shutdown()
@@ -257,10 +283,7 @@ def _start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progre
         options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
         options["object_store_memory"] = 128 * 2**20
     try:
-        ray.init(**options)
-    except (KeyboardInterrupt, SystemExit):  # the latter comes from Ray's own signal handler
-        ray.shutdown()
-        raise KeyboardInterrupt from None
+        interruptible(lambda: ray.init(**options), ray.shutdown)
     except Exception as error:
         where = options["address"]
         raise UserError(
