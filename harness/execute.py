@@ -15,6 +15,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -234,13 +235,54 @@ def stop_now(*_: object) -> NoReturn:
 def on_signals(
     handler: Callable[[int, FrameType | None], Any], numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM)
 ) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM (or others); outside the main thread nothing changes."""
+    """Handle SIGINT and SIGTERM (or others); outside the main thread nothing changes.
+
+    A handler may raise, and Python drops what is raised while a destructor runs: then the signal comes again.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     kept = {number: signal.signal(number, handler) for number in numbers}
+    told = sys.unraisablehook
+
+    def dropped(unraisable: Any) -> None:
+        if unraisable.exc_type in (KeyboardInterrupt, SystemExit):
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            told(unraisable)
+
+    sys.unraisablehook = dropped
     try:
         yield
     finally:
+        sys.unraisablehook = told
         for number, former in kept.items():
             signal.signal(number, former)
+
+
+def interruptible(work: Callable[[], Any], undo: Callable[[], Any]) -> Any:
+    """`work()`, which a signal gets out of at once, whatever it waits for.
+
+    It is done in a thread, which stays as long as this process: what it starts may end with it (as Ray's processes
+    do). Where a signal came first, `undo()` follows on `work()` there.
+    """
+    future: Future[Any] = Future()
+    given_up = threading.Event()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+        if given_up.is_set():
+            undo()
+        threading.main_thread().join()
+
+    threading.Thread(target=run, name="interruptible").start()
+    try:
+        while not future.done():
+            wait([future], timeout=1.0)
+    except KeyboardInterrupt:
+        given_up.set()
+        raise
+    return future.result()

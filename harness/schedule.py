@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
@@ -21,11 +22,21 @@ from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from harness import tracking
 from harness.errors import UserError
-from harness.execute import RunTrial, abandoned, available_cpus, execute, known, on_signals, run_local, stop_now
+from harness.execute import (
+    RunTrial,
+    abandoned,
+    available_cpus,
+    execute,
+    interruptible,
+    known,
+    on_signals,
+    run_local,
+    stop_now,
+)
 from harness.failfast import StoppedByFailure, failure_stops
 from harness.forkserver import ForkServer
 from harness.housekeeping import take_up
@@ -256,12 +267,18 @@ def _run_ray(trials: Sequence[Trial], more: int, launch: Launch, progress: Progr
         if mirror is not None:
             mirror.grid = grid
 
+    asked = threading.Event()
+
+    def stop(*_: object) -> NoReturn:
+        asked.set()  # Ray may take the exception for itself
+        raise KeyboardInterrupt
+
     ray = _start_ray(trials or progress.grid.trials[:1], launch.concurrent, progress)
-    with on_signals(stop_now):  # again: Ray has put its own handler
+    with on_signals(stop):  # again: Ray has put its own handler
         try:
             progress.phase("waiting for workers")
             with failure_stops(trials, store, marker, progress) if launch.fail_fast else nullcontext():
-                _run_until_settled(ray, trials, more, launch, progress, joined)
+                _run_until_settled(trials, more, launch, progress, joined, asked)
             progress.phase("closing", quiet=True)
         except StoppedByFailure:
             pass  # the trials have stopped, and the store tells the rest
@@ -273,6 +290,8 @@ def _run_ray(trials: Sequence[Trial], more: int, launch: Launch, progress: Progr
             begun = progress.grid.trials
             while time.monotonic() < deadline and "running" in {store.status(t.trial_id) for t in begun}:
                 time.sleep(0.05)
+            if mirror is not None and "running" not in {store.status(t.trial_id) for t in trials}:
+                mirror.close()  # before Ray, which takes a while to end: a job is killed three seconds after this began
             raise
         finally:
             ray.shutdown()
@@ -280,23 +299,29 @@ def _run_ray(trials: Sequence[Trial], more: int, launch: Launch, progress: Progr
 
 
 def _run_until_settled(
-    ray: Any,
     trials: Sequence[Trial],
     more: int,
     launch: Launch,
     progress: Progress,
     joined: Callable[[Grid], None],
+    asked: threading.Event,
 ) -> None:
-    """Let Tune run the trials, and again those that another process was at and left."""
+    """Let Tune run the trials, and again those that another process was at and left; `asked` is the wish to stop."""
     left, store = trials, launch.store
     while left or more:
         try:
             errors, held_elsewhere = _tune(left, more, launch, progress.grid, joined)
-        except (OSError, ray.tune.TuneError) as error:  # it keeps notes of its own in the store
+        except Exception as error:  # Tune keeps notes of its own in the store
+            if asked.is_set():
+                raise KeyboardInterrupt from None
+            if not isinstance(error, OSError) and type(error).__name__ != "TuneError":
+                raise
             raise UserError(
                 f"store {store.root}: Ray Tune cannot go on ({tracking.one_line(error)}); is there room? "
                 "The same command goes on where it stopped"
             ) from error
+        if asked.is_set():
+            raise KeyboardInterrupt
         _mark_lost(progress.grid.trials, store, errors, progress)
         left = abandoned([trial for trial in left if trial.trial_id in held_elsewhere], store, progress)
         more = 0
@@ -330,10 +355,7 @@ def _start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progre
         options |= {"address": "local", "include_dashboard": False, "num_cpus": num_cpus}
         options["object_store_memory"] = 128 * 2**20
     try:
-        ray.init(**options)
-    except (KeyboardInterrupt, SystemExit):  # the latter comes from Ray's own signal handler
-        ray.shutdown()
-        raise KeyboardInterrupt from None
+        interruptible(lambda: ray.init(**options), ray.shutdown)
     except Exception as error:
         where = options["address"]
         raise UserError(

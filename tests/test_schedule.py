@@ -138,6 +138,19 @@ def test_a_signal_lets_the_trial_stop_by_itself(
     assert epochs_run(store, grid.trials[0]) == [1, 2, 3]
 
 
+def test_a_signal_gets_through_even_where_python_drops_what_its_handler_raises() -> None:
+    class Last:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)  # the handler raises here
+
+    with pytest.raises(KeyboardInterrupt), execute.on_signals(execute.stop_now):
+        last = Last()
+        del last
+        time.sleep(5)
+        pytest.fail("it was dropped")
+
+
 def test_data_is_checked_once_and_before_anything_runs(
     store: RunStore, lines: list[str], without_mlflow: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
