@@ -67,7 +67,8 @@ def export_records(
 
 def _parts(folder: Path, *, checkpoints: bool, detections: bool) -> list[str]:
     """Names, below a trial's folder, of the files that travel; result.json is the last one."""
-    names = [path.relative_to(folder).as_posix() for path in sorted((folder / ANALYSIS).rglob("*"))]
+    # Of an analysis its tables: maps and figures are large, and `codetr analyse` makes them again from the weights.
+    names = [path.relative_to(folder).as_posix() for path in sorted((folder / ANALYSIS).rglob("*.json"))]
     names = [name for name in names if _known(name)]
     names += [CHECKPOINT] * checkpoints + [DETECTIONS] * detections + list(FILES)
     return [name for name in names if (folder / name).is_file()]

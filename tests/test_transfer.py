@@ -37,7 +37,8 @@ def finish(store: RunStore, trial: Trial, status: str = "finished", **fields: An
         store.append_metrics(trial.trial_id, entry(trial, epoch))
     record(store, trial, status, config=config, **fields)
     folder = store.dir(trial.trial_id)
-    for name in ("checkpoint/model.safetensors", "checkpoint/state.safetensors", "analysis/conflict.json"):
+    analysis = ("analysis/conflict.json", "analysis/conflict.png")
+    for name in ("checkpoint/model.safetensors", "checkpoint/state.safetensors", *analysis):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text('{"of": "this trial"}')
     for name in ("per_class.json", "heartbeat.json", "detections.json", ".result.json.1.tmp"):
