@@ -21,9 +21,8 @@ def test_its_tables_are_made_again(tmp_path, monkeypatch, capsys):
     words[words.index("--out") + 1] = str(tmp_path / "out")
     assert main([*words, "--format", "md,tex,csv,png"]) == 0
     capsys.readouterr()
-    made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    kept = {
-        path.name: path.read_bytes() for path in (FOLDER / "report").iterdir() if path.suffix in (".md", ".tex", ".csv")
-    }
+    tables = (".md", ".tex", ".csv")
+    made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.suffix in tables}
+    kept = {path.name: path.read_bytes() for path in (FOLDER / "report").iterdir() if path.suffix in tables}
     assert made.keys() == kept.keys()
     assert [name for name in made if made[name] != kept[name]] == []
