@@ -216,13 +216,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if getattr(args, "store", None):
         os.environ["CODETR_STORE"] = str(Path(args.store).expanduser().absolute())  # for workers as well
     from harness import commands, store_commands
-    from harness.errors import UserError
+    from harness.errors import StorageError, UserError
 
     name = f"{args.command}_" if iskeyword(args.command) else args.command
     room = commands if hasattr(commands, name) else store_commands
     try:
         return int(getattr(room, name)(args))
-    except UserError as error:
+    except (StorageError, UserError) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
