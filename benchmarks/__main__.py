@@ -6,12 +6,12 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-import torch
+from harness.process import keep_freed_memory, wait_politely
 
-from benchmarks.table import Row, as_json, show
-from harness.allocator import keep_freed_memory
-from model.ops import implementation
+if TYPE_CHECKING:
+    from benchmarks.table import Row
 
 SUITES = ("ops", "step", "heads", "schedule")  # modules of this package that have `rows()`
 
@@ -23,7 +23,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table, the table on stderr")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: its own choice)")
     args = parser.parse_args(argv)
-    keep_freed_memory()  # as a trial does
+    wait_politely()  # this and the next line as for a trial
+    keep_freed_memory()
+    import torch
+
+    from benchmarks.table import as_json, show
+    from model.ops import implementation
+
     if args.threads:
         torch.set_num_threads(args.threads)
 

@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 
 import torch
 
-from harness.allocator import keep_freed_memory
-
 
 @dataclass(frozen=True)
 class Row:
@@ -35,23 +33,14 @@ def compare(
     reference_name: str,
     repeats: int = 7,
     note: str = "",
-    own_memory: bool = False,
 ) -> Row:
-    """Medians of `repeats` measurements each, taken in turn so that a busy machine harms both alike.
-
-    With `own_memory` only ours keeps freed memory, as a trial does; the reference runs as it comes. Each call that
-    is measured follows one that is not.
-    """
+    """Medians of `repeats` measurements each, taken in turn so that a busy machine harms both alike."""
     times: tuple[list[float], list[float]] = ([], [])
     for function in (ours, reference):
         function()  # caches and pages
     for _ in range(repeats):
         for function, measured in zip((ours, reference), times, strict=True):
-            if own_memory:
-                keep_freed_memory(function is ours)
-                function()
             measured.append(milliseconds(function))
-    keep_freed_memory()
     fast, slow = map(statistics.median, times)
     return Row(name, fast, reference_name, slow, slow / fast, note)
 

@@ -217,6 +217,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["CODETR_STORE"] = str(Path(args.store).expanduser().absolute())  # for workers as well
     from harness import commands, store_commands
     from harness.errors import StorageError, UserError
+    from harness.process import wait_politely
+
+    wait_politely()  # and so for every process that this one starts
 
     name = f"{args.command}_" if iskeyword(args.command) else args.command
     room = commands if hasattr(commands, name) else store_commands

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.allocator import keep_freed_memory
 from harness.data import open_splits
 from harness.data.coco import CocoDataset
 from harness.data.loader import Loader
 from harness.errors import UserError
 from harness.memory import await_free_memory
+from harness.process import keep_freed_memory
 from harness.ranks import ALONE, Ranks
 from harness.results import RunStore
 from harness.train import Progress, build_optimizer, load_checkpoint

@@ -448,6 +448,7 @@ def _environment(store: RunStore) -> dict[str, str]:
     """What workers on any node must know of the driver's environment."""
     commit, dirty = code_version()
     found = {"CODETR_STORE": str(store.root), "CODETR_CACHE": str(cache_dir())}
+    found |= {name: os.environ[name] for name in ("GOMP_SPINCOUNT",) if name in os.environ}
     if commit:
         found |= {"CODETR_COMMIT": commit, "CODETR_DIRTY": "" if dirty is None else str(int(dirty))}
     return found

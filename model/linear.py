@@ -51,7 +51,9 @@ class _Linear(torch.autograd.Function):
             gradient = torch.ops.aten.threshold_backward(gradient, positive, 0)
         to_rows = _product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
         to_weight = _weight_gradient(gradient, rows) if ctx.needs_input_grad[1] else None
-        return to_rows, to_weight, gradient.sum(0) if ctx.needs_input_grad[2] else None, None
+        # The product with ones is several times as fast as a sum along the first axis.
+        to_bias = gradient.new_ones(len(gradient)) @ gradient if ctx.needs_input_grad[2] else None
+        return to_rows, to_weight, to_bias, None
 
 
 def _weight_gradient(gradient: Tensor, rows: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ STORY = [
     *("analyse", "ranks", "report", "resample", "figures", "transfer", "mirror", "tracking", "views", "sqlite", "cost"),
     *("choose", "compare", "suggestions", "grid", "search", "labels", "identity", "spec", "space", "claims", "resolve"),
     *("data", "ledger", "housekeeping", "console", "progress", "results", "source", "lease", "parcel", "strict"),
-    *("allocator", "config", "errors"),
+    *("process", "config", "errors"),
 ]
 
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}
