@@ -1,4 +1,4 @@
-"""A reference that runs in a process of its own, as its users run it: with none of our settings of memory and threads."""
+"""A reference in a process of its own, as its users run it: with none of our settings of memory and threads."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from report_grid import make_grid, make_record
 from harness.claims import Claim
 from harness.errors import UserError
 from harness.grid import open_grid
-from harness.report.formats import to_text
+from harness.report.formats import claims_to_csv, to_text
 from harness.report.statistics import Difference, paired_difference
 from harness.report.tables import make_table
 from harness.report.verdicts import judge
@@ -153,6 +155,22 @@ def test_of_several_rows_the_one_that_says_least_decides():
     assert (table.verdicts[0].verdict, table.verdicts[0].deciding.row) == ("reproduced", "bad")
     text = " ".join(to_text(table).split())
     assert "claim: all help: reproduced (of 3 rows 'bad' decides; AP +0.5 [+0.4, +0.7], n = 3)" in text
+
+
+def test_claims_as_csv_have_a_line_for_each_comparison():
+    claims = Claim("all, or both, help", ("good", "bad"), "none", "AP"), Claim("equal", ("bad",), "none", "AP", 1.0)
+    rows = {"none": (30.0, 31, 32), "good": (31, 32, 33.1), "bad": (30, 32, 32)}
+    grid = make_grid({name: {} for name in rows}, claims=claims)
+    records = [make_record(f"{n}-{seed}", ap) for n, row in enumerate(rows.values()) for seed, ap in enumerate(row)]
+    lines = list(csv.DictReader(io.StringIO(claims_to_csv([make_table(grid, records[:-1])]))))
+    assert [(line["claim"], line["row"], line["row_verdict"], line["verdict"]) for line in lines] == [
+        ("all, or both, help", "good", "reproduced", "undecided"),
+        ("all, or both, help", "bad", "undecided", "undecided"),
+        ("equal", "bad", "undecided", "undecided"),
+    ]
+    assert lines[0]["difference"] == "1.033333" and lines[0]["n"] == "3" and lines[0]["margin"] == ""
+    assert float(lines[0]["low"]) == pytest.approx(1.033333 - 4.302653 * 0.057735 / 3**0.5, abs=1e-5)
+    assert lines[2]["margin"] == "1" and lines[2]["n"] == "2" and lines[2]["paper_difference"] == ""
 
 
 def test_the_farthest_row_decides_whether_all_are_equal():

@@ -257,7 +257,7 @@ def test_the_command_line_makes_all_of_it_twice_the_same(tmp_path, monkeypatch, 
     assert main(arguments) == 0
     assert "claim: An auxiliary head with its positive queries helps:" in capsys.readouterr().out
     before = files(tmp_path / "out", *FORMATS)
-    assert len(before) == 6
+    assert len(before) == 7
     page = Page(before["report.html"].decode())
     assert f"codetr run {arguments[1]} --preset digits_fast --seeds 0,1" in page.text
     assert main(arguments) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -172,8 +173,8 @@ def test_headings_say_which_way_is_better():
 
 def test_write_report_writes_and_returns(tmp_path):
     report = write_report([full_grid()], tmp_path / "out", ("md", "csv"), records=full_records())
-    assert [path.name for path in report.paths] == ["table_09.md", "table_09.csv"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["table_09.csv", "table_09.md"]
+    assert [path.name for path in report.paths] == ["table_09.md", "table_09.csv", "claims.csv"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["claims.csv", "table_09.csv", "table_09.md"]
     assert report.text == (EXPECTED / "table.txt").read_text()
 
 
@@ -182,4 +183,6 @@ def test_write_report_refuses_what_it_cannot_do(tmp_path):
         write_report([full_grid()], tmp_path, ("word",), records=[])
     with pytest.raises(UserError, match="two ablation files are named 'table_09'"):
         write_report([full_grid(), full_grid()], tmp_path, records=[])
+    with pytest.raises(UserError, match="an ablation file is named 'claims', as claims.csv is; rename it"):
+        write_report([replace(full_grid(), name="claims")], tmp_path, records=[])
     assert list(tmp_path.iterdir()) == []

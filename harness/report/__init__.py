@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
-from harness.report.formats import to_csv, to_latex, to_markdown, to_text
+from harness.report.formats import claims_to_csv, to_csv, to_latex, to_markdown, to_text
 from harness.report.ground import check_ground
 from harness.report.reading import (
     AUTO,
@@ -54,6 +54,7 @@ FIGURES = ("png", "pdf")
 PAGE = "html"
 FORMATS = (PAGE, *TABLES, *FIGURES)
 PAGE_NAME = "report.html"
+CLAIMS_NAME = "claims.csv"
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ def write_report(
     twice = [stem for stem in stems if stems.count(stem) > 1]
     if twice:
         raise UserError(f"report: two ablation files are named '{twice[0]}' and would write the same files; rename one")
+    if Path(CLAIMS_NAME).stem in stems:
+        raise UserError(f"report: an ablation file is named '{Path(CLAIMS_NAME).stem}', as {CLAIMS_NAME} is; rename it")
     if records is None:
         from harness.report import figures as drawn
 
@@ -135,6 +138,9 @@ def write_report(
         written, section = _write_grid(grid, table, known, Path(out_dir) / stem, formats, how)
         paths += written
         sections.append(section)
+    if "csv" in formats and any(table.verdicts for table in tables):
+        paths.append(Path(out_dir) / CLAIMS_NAME)
+        write_atomic(paths[-1], claims_to_csv(tables))
     if PAGE in formats:
         from harness.report.page import to_page
 

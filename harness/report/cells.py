@@ -96,7 +96,8 @@ def _number(value: float | None, metric: Metric, style: Style, signed: bool = Fa
 
 def written(value: float, metric: Metric, signed: bool = False) -> str:
     """Return `value` scaled and rounded as the metric wants it; zero has no sign."""
-    text = f"{value * metric.scale:{'+' if signed else ''}.{metric.decimals}f}"
+    decimals = metric.decimals if abs(value * metric.scale) < metric.whole_from else 0
+    text = f"{value * metric.scale:{'+' if signed else ''}.{decimals}f}"
     return text.lstrip("+-") if not any(digit in text for digit in "123456789") else text
 
 

@@ -156,6 +156,23 @@ def to_csv(table: Table) -> str:
     return stream.getvalue()
 
 
+def claims_to_csv(tables: Sequence[Table]) -> str:
+    """Return what became of every claim, a line per comparison; a claim's worst line decides it (see `verdicts.py`)."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    numbers = ["difference", "low", "high", "p", "n", "margin", "paper_difference"]
+    writer.writerow(["table", "claim", "verdict", "metric", "row", "than", *numbers, "row_verdict"])
+    for table in tables:
+        for verdict in table.verdicts:
+            claim = verdict.claim
+            for found in verdict.comparisons:
+                gap = found.difference
+                line = [table.name, claim.text, verdict.verdict, claim.metric, found.row, claim.reference]
+                line += _plain([gap.mean, gap.low, gap.high, gap.p_value, gap.n] if gap else [None] * 5)
+                writer.writerow([*line, *_plain([claim.within, found.published]), found.verdict])
+    return stream.getvalue()
+
+
 def _plain(numbers: Sequence[float | None]) -> list[str]:
     """Return each number with up to 6 decimals and no trailing zeros; None is an empty field."""
     return ["" if number is None else f"{number:.6f}".rstrip("0").rstrip(".") for number in numbers]

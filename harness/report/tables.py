@@ -31,19 +31,24 @@ class Metric:
     decimals: int = 2
     scale: float = 1.0  # multiplies the recorded number where a person reads it
     varies: bool = True  # between seeds; False: no deviation is written
+    whole_from: float = math.inf  # numbers this large are written without decimals
 
 
 COSTS = (
     Metric("loss", "loss", "lower", 2),
     Metric("peak_memory_mb", "memory (MB)", "lower", 0),
-    Metric("device_hours", "device hours", "lower", 2),
+    Metric("device_hours", "device hours", "lower", 2, whole_from=10),
     Metric("wall_seconds", "wall time (s)", "lower", 0),
     Metric("train_seconds", "training (s)", "lower", 0),
     Metric("eval_seconds", "evaluation (s)", "lower", 0),
     Metric("seconds_per_step", "s/step", "lower", 3),
     Metric("num_parameters", "parameters (M)", "", 2, 1e-6, varies=False),
 )
-KNOWN = {metric.name: metric for metric in COSTS}
+INSTABILITY = (
+    Metric("instability", "instability", "lower", 2),
+    Metric("instability_gt", "instability by ground truth", "lower", 2),
+)
+KNOWN = {metric.name: metric for metric in (*COSTS, *INSTABILITY)}
 DETECTION = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100")  # percent
 
 
@@ -56,7 +61,8 @@ def metric_of(name: str) -> Metric:
     if name.startswith("discriminability/"):
         return Metric(name, f"IoF-IoB area ({own.removesuffix('_auc')})", "higher", 3)
     if name.startswith("conflict"):
-        return Metric(name, name.replace("/", " "), "", 4)
+        bounds = name in ("conflict/floor", "conflict/ceiling", "conflict/left_out_share")
+        return Metric(name, name.replace("/", " "), "" if bounds else "lower", 4)
     if name.startswith("queries/"):
         return Metric(name, f"{branch.removeprefix('queries/')} {own.replace('_', ' ')}", "", 2)
     return KNOWN.get(name, Metric(name, name))
