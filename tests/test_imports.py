@@ -15,18 +15,18 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 
 # The story, read from the commands down to the leaves: a room imports only rooms that stand below it.
 STORY = [
-    *("__main__", "store_commands", "commands", "doctor", "submit", "schedule", "failfast", "tuner", "resources"),
-    *("forkserver", "execute", "trial", "revisit", "trained", "launch", "build", "memory", "train", "evaluate"),
-    *("analyse", "ranks", "report", "resample", "figures", "transfer", "mirror", "tracking", "views", "sqlite", "cost"),
-    *("choose", "compare", "suggestions", "grid", "search", "labels", "identity", "spec", "space", "claims", "resolve"),
-    *("data", "ledger", "housekeeping", "console", "progress", "results", "source", "lease", "parcel", "strict"),
-    *("process", "config", "errors"),
+    *("__main__", "store_commands", "commands", "doctor", "submit", "schedule", "on_ray", "failfast", "tuner"),
+    *("cluster", "forkserver", "execute", "trial", "revisit", "trained", "launch", "build", "memory", "train"),
+    *("evaluate", "analyse", "ranks", "report", "resample", "figures", "transfer", "mirror", "tracking", "views"),
+    *("sqlite", "cost", "choose", "compare", "suggestions", "grid", "search", "labels", "identity", "spec", "space"),
+    *("claims", "resolve", "data", "ledger", "housekeeping", "console", "progress", "results", "source", "lease"),
+    *("parcel", "strict", "process", "config", "errors"),
 ]
 
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}
 
 ROOMS = {  # foreign service: the only files that know it
-    "ray": ("harness/schedule.py", "harness/tuner.py"),
+    "ray": ("harness/on_ray.py", "harness/cluster.py", "harness/tuner.py"),
     "mlflow": ("harness/tracking.py",),
     "pycocotools": ("harness/evaluate.py", "harness/resample.py", "harness/data/masks.py"),
     "faster_coco_eval": ("harness/evaluate.py",),

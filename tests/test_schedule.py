@@ -17,10 +17,10 @@ import pytest
 from fakes import EPOCHS, epochs_run, finish, make_grid, make_trial, record, run_fake, starts
 
 from harness import execute, tracking
+from harness.cluster import bundle, resource_notes
 from harness.config import RuntimeConfig
 from harness.errors import UserError
 from harness.grid import Grid
-from harness.resources import bundle, resource_notes
 from harness.results import RunStore
 from harness.schedule import Summary, run_grid
 
@@ -205,7 +205,6 @@ from importlib import util
 found = util.find_spec
 util.find_spec = lambda name, package=None: None if name in ("ray", "mlflow") else found(name, package)
 from fakes import make_grid, make_trial, run_fake
-from harness.resources import bundle, resource_notes
 from harness.results import RunStore
 from harness.schedule import run_grid
 print(run_grid(make_grid(make_trial(1)), RunStore(), executor="local", run_trial=run_fake, check_data=lambda *_: None))

@@ -1,0 +1,118 @@
+"""The Ray cluster: the one that the environment names, or one on this machine, and whether trials fit into it.
+
+What trials ask of it is told in Ray's names. What runs there is decided in harness/on_ray.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness import tracking
+from harness.errors import UserError
+from harness.execute import available_cpus, interruptible
+
+if TYPE_CHECKING:
+    from harness.config import RuntimeConfig
+    from harness.grid import Trial
+    from harness.progress import Progress
+
+ACCELERATOR = "accelerator_type:"  # and a kind of GPU: a resource of every node that has it
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+def start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progress) -> Any:
+    """Connect to the cluster that the environment names (always so inside a Ray job), else start one on this machine.
+
+    Raises:
+        UserError: the cluster does not answer, or this machine cannot hold a trial.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    given = bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
+    if not given and "RAY_AUTH_MODE" not in os.environ:
+        # A token of this process alone: nobody else can use the cluster, and no file is left in the home folder.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    address = os.environ.get("RAY_ADDRESS") or "auto"
+    progress.phase(f"connecting to Ray ({address})" if given else "starting Ray")
+    if given:
+        _check_answers(address)
+    import ray
+
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    cpus = max(trial.runtime.cpus_per_trial for trial in trials)
+    if given:
+        options["address"] = address
+    else:
+        num_cpus = max(available_cpus(), math.ceil(cpus * (concurrent or 1)))
+        options |= {"address": "local", "include_dashboard": False}
+        options |= {"num_cpus": num_cpus, "object_store_memory": 128 * 2**20}
+    try:
+        interruptible(lambda: ray.init(**options), ray.shutdown)
+    except Exception as error:
+        text = f"Ray cluster {options['address']}: {tracking.one_line(error)}; check RAY_ADDRESS and RAY_AUTH_MODE"
+        raise UserError(text) from error
+    try:
+        for note in resource_notes([trial.runtime for trial in trials], ray.cluster_resources(), may_grow=given):
+            progress.say(f"note: {note}")
+    except UserError:
+        ray.shutdown()
+        raise
+    return ray
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto": looked up on this machine
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(f"Ray cluster {address} does not answer ({error}); check RAY_ADDRESS") from error
+
+
+def bundle(runtime: RuntimeConfig) -> dict[str, float]:
+    """What a trial asks of the one node that it runs on, for all its ranks, in Ray's names."""
+    asked = {"CPU": runtime.cpus_per_trial, "GPU": runtime.gpus_per_trial}
+    if runtime.accelerator_type is not None:
+        asked[ACCELERATOR + runtime.accelerator_type] = 0.001
+    return asked
+
+
+def resource_notes(runtimes: Sequence[RuntimeConfig], there: dict[str, float], *, may_grow: bool) -> list[str]:
+    """What a person should know of what trials ask for and what Ray has, as `ray.cluster_resources()` tells.
+
+    Raises:
+        UserError: a trial can never start, as nothing can be added to what is there.
+    """
+    cpus, gpus = (max(getattr(runtime, f"{kind}_per_trial") for runtime in runtimes) for kind in ("cpus", "gpus"))
+    asked = [f"{cpus:g} CPUs and {gpus:g} GPUs"] if cpus > there.get("CPU", 0) or gpus > there.get("GPU", 0) else []
+    wanted = {runtime.accelerator_type for runtime in runtimes if runtime.accelerator_type}
+    asked += [f"a GPU of type {kind}" for kind in sorted(wanted) if ACCELERATOR + kind not in there]
+    notes = []
+    if asked:
+        kinds = sorted(name.removeprefix(ACCELERATOR) for name in there if name.startswith(ACCELERATOR))
+        found = f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs"
+        found += f" ({', '.join(kinds)})" if kinds else ""
+        if not may_grow:
+            raise UserError(f"a trial asks for {' and '.join(asked)}, this machine has {found}")
+        notes.append(f"a trial asks for {' and '.join(asked)}; the cluster has {found} now")
+    if there.get("GPU") and not gpus:
+        notes.append("there are GPUs, but no trial asks for one; see --gpus-per-trial")
+    return notes
