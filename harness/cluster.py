@@ -13,8 +13,7 @@ import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness import tracking
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 from harness.execute import available_cpus, interruptible
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progres
     try:
         interruptible(lambda: ray.init(**options), ray.shutdown)
     except Exception as error:
-        text = f"Ray cluster {options['address']}: {tracking.one_line(error)}; check RAY_ADDRESS and RAY_AUTH_MODE"
+        text = f"Ray cluster {options['address']}: {one_line(error)}; check RAY_ADDRESS and RAY_AUTH_MODE"
         raise UserError(text) from error
     try:
         for note in resource_notes([trial.runtime for trial in trials], ray.cluster_resources(), may_grow=given):

@@ -29,3 +29,14 @@ class StorageError(OSError):
 
     def __str__(self) -> str:
         return f"{self.path} cannot be written ({self.reason}); make room there, then run the same command again"
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's text; of a broken connection, what the system says of it."""
+    root = error
+    while (below := root.__cause__ or root.__context__) is not None:
+        root = below
+    if isinstance(root, OSError) and root.strerror:
+        return root.strerror
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

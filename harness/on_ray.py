@@ -18,9 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from harness import tracking
 from harness.cluster import bundle, start_ray
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 from harness.execute import RunTrial, abandoned, execute, known, on_signals
 from harness.failfast import StoppedByFailure, failure_stops
 from harness.forkserver import ForkServer
@@ -114,7 +113,7 @@ def _run_until_settled(
             if not isinstance(error, OSError) and type(error).__name__ != "TuneError":
                 raise
             raise UserError(
-                f"store {store.root}: Ray Tune cannot go on ({tracking.one_line(error)}); is there room? "
+                f"store {store.root}: Ray Tune cannot go on ({one_line(error)}); is there room? "
                 "The same command goes on where it stopped"
             ) from error
         if asked.is_set():

@@ -224,8 +224,7 @@ def mirror_trials(store: RunStore, trial_ids: Sequence[str], say: Say) -> None:
     from harness import mirror, tracking
 
     uri = tracking.tracking_uri(store.root)
-    database = tracking.database_file(uri)
-    if not trial_ids or not tracking.available() or (database is not None and not database.exists()):
+    if not trial_ids or not tracking.available() or tracking.is_missing(uri):
         return
     try:
         count = mirror.sync_trials(store, trial_ids, uri)

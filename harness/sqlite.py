@@ -17,6 +17,12 @@ def database_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///").split("?")[0]).absolute() if uri.startswith("sqlite:///") else None
 
 
+def is_missing(uri: str) -> bool:
+    """Whether the store is a sqlite file, and not there."""
+    file = database_file(uri)
+    return file is not None and not file.exists()
+
+
 def check_database(uri: str, patience: float = 20.0) -> None:
     """Look into a sqlite store; nothing happens for any other, or when there is none yet.
 

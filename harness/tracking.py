@@ -1,36 +1,29 @@
-"""The only room that imports mlflow: reach a tracking store, write runs to it, read records back for a report.
+"""The tracking store: reach it, find runs in it, read records back for a report.
 
 Everything goes through `MlflowClient` and run ids; the fluent active run is state of the process and never used.
 There is one experiment. A grid is a run (tag `codetr.grid`), a trial is a run below it, found by its tag `trial_id`
 and tagged `grid.<name>` with its row for every grid it belongs to. Metrics of an epoch have the optimiser step as their
-step, those of the whole trial step 0. What is written when is decided in harness/mirror.py, how it looks in
-harness/views.py.
+step, those of the whole trial step 0. Runs are written by harness/mlflow_runs.py; only these two rooms import mlflow.
 """
 
 from __future__ import annotations
 
-import base64
-import getpass
 import json
 import logging
 import os
-import re
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 from harness.lease import file_lock
 from harness.results import store_dir
-from harness.sqlite import check_database, database_file
+from harness.sqlite import check_database, database_file, is_missing
 from harness.views import TRAINING_PAGES
 
 if TYPE_CHECKING:
@@ -44,10 +37,6 @@ MLFLOW_STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED
 STATUS = {mlflow_status: status for status, mlflow_status in MLFLOW_STATUS.items()}
 MLFLOW_STATUS["pruned"] = "KILLED"  # MLflow has no word for it: the tag `codetr.status` tells
 GROUPS = ("losses", "cost", "per_class")  # parts of a record that become metrics `<group>/<name>`
-MAX_BATCH = 1000  # metrics per call; MLflow's own limit
-MAX_TAG = 5000  # characters
-BY_LAYER = re.compile(r"(decoder|queries\.[^/]+)\.(\d+)/(.+)")  # decoder.0/giou: layers of a loss stand side by side
-VIEW_TAG = "mlflow.sharedViewState."
 FEW = 60  # up to this many trials are looked up one by one, more by reading all runs
 
 
@@ -66,17 +55,6 @@ def available() -> bool:
 def is_server(uri: str) -> bool:
     """Whether the tracking store is reached through a server, not as a file or database."""
     return uri.startswith(("http://", "https://"))
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's text; of a broken connection, what the system says of it."""
-    root = error
-    while (below := root.__cause__ or root.__context__) is not None:
-        root = below
-    if isinstance(root, OSError) and root.strerror:
-        return root.strerror
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
 
 
 @contextmanager
@@ -126,13 +104,18 @@ def ensure_store(uri: str | None = None) -> str:
     folder = database.parent if database else store_dir()
     with reaching(uri), file_lock(folder / ".tracking.lock"):
         client = connect(uri)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is not None:
-            return str(experiment.experiment_id)
+        if (known := find_experiment(client)) is not None:
+            return known
         # A server decides itself where artifacts go; a plain database needs to be told.
         location = None if is_server(uri) else (folder / "mlartifacts").as_uri()
         tags = {"mlflow.note.content": ABOUT, "mlflow.experimentKind": "custom_model_development"}
         return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags))
+
+
+def find_experiment(client: MlflowClient) -> str | None:
+    """The id of the experiment; None where nothing was ever recorded."""
+    found = client.get_experiment_by_name(EXPERIMENT)
+    return str(found.experiment_id) if found else None
 
 
 def find_runs(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:
@@ -154,8 +137,7 @@ def trial_of_run(run_id: str, uri: str | None = None) -> str | None:
         UserError: the tracking store cannot be reached.
     """
     uri = uri or tracking_uri()
-    database = database_file(uri)
-    if database is not None and not database.exists():
+    if is_missing(uri):
         return None
     with reaching(uri):
         client = connect(uri)
@@ -167,106 +149,6 @@ def trial_of_run(run_id: str, uri: str | None = None) -> str | None:
             check_database(uri)
             return None
     return tags.get("trial_id")
-
-
-def create_run(
-    client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str], started: str | None = None
-) -> Run:
-    """A new run of this user, RUNNING since `started` (ISO time; None: now)."""
-    tags = {"mlflow.source.name": EXPERIMENT, **tags}
-    with suppress(Exception):  # a container may have no user name
-        tags["mlflow.user"] = getpass.getuser()
-    return client.create_run(experiment_id, start_time=_milliseconds(started), run_name=name, tags=tags)
-
-
-def delete_runs(trial_ids: Sequence[str], uri: str) -> int:
-    """Delete the runs of these trials (MLflow can restore them for a while); returns how many there were.
-
-    Raises:
-        UserError: the tracking store cannot be reached.
-    """
-    database = database_file(uri)
-    if database is not None and not database.exists():
-        return 0
-    with reaching(uri):
-        client = connect(uri)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            return 0
-        key = str(experiment.experiment_id)
-        found = [run for name in trial_ids for run in find_runs(client, key, f"tags.trial_id = '{name}'")]
-        for run in found:
-            client.delete_run(run.info.run_id)
-        return len(found)
-
-
-def set_status(client: MlflowClient, run_id: str, status: str, ended: str | None = None) -> None:
-    """Give a run the status that a record has, and the time at which it came to that (ISO time; None: now)."""
-    if status == "running":
-        client.update_run(run_id, status="RUNNING")
-    else:
-        client.set_terminated(run_id, MLFLOW_STATUS[status], end_time=_milliseconds(ended))
-
-
-def _milliseconds(moment: str | None) -> int | None:
-    with suppress(ValueError):
-        return int(1000 * datetime.fromisoformat(moment).timestamp()) if moment else None
-    return None
-
-
-def set_tags(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> None:
-    """Set the tags that are not yet so."""
-    for key, value in tags.items():
-        if run.data.tags.get(key) != value[:MAX_TAG]:
-            client.set_tag(run.info.run_id, key, value[:MAX_TAG])
-
-
-def set_params(client: MlflowClient, run: Run, params: Mapping[str, Any]) -> None:
-    """Log the parameters that the run has not yet; MLflow lets none change."""
-    for key, value in params.items():
-        if key not in run.data.params:
-            client.log_param(run.info.run_id, key, value if isinstance(value, str) else json.dumps(value))
-
-
-def save_view(client: MlflowClient, experiment_id: str, key: str, name: str, state: Mapping[str, Any]) -> None:
-    """Put a view in the experiment's list of views, or replace it. One that a person has changed since is left alone.
-
-    The format is MLflow's own and not documented: an entry of the experiment's tags.
-    """
-    packed = "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-    known = _parsed(client.get_experiment(experiment_id).tags.get(VIEW_TAG + key) or "{}")
-    changed = known.get("updatedAt") != known.get("createdAt")
-    if not changed and known.get("state") != packed:
-        now = int(1000 * time.time())
-        view = {"name": name, "createdAt": now, "updatedAt": now, "state": packed}
-        client.set_experiment_tag(experiment_id, VIEW_TAG + key, json.dumps(view))
-
-
-def log_metrics(client: MlflowClient, run_id: str, metrics: Mapping[str, float], step: int, seconds: float) -> None:
-    """Log numbers at a step and a time (since 1970). The same numbers logged there twice are stored once."""
-    from mlflow.entities import Metric
-
-    # `epoch` tells how far logging got: it goes last. What is logged first is what MLflow compares first.
-    ordered = sorted(metrics.items(), key=lambda item: (item[0] == "epoch", item[0] == "loss", "/" in item[0]))
-    batch = [Metric(key, value, int(1000 * seconds), step) for key, value in ordered]
-    for start in range(0, len(batch), MAX_BATCH):
-        client.log_batch(run_id, metrics=batch[start : start + MAX_BATCH])
-
-
-def flat_metrics(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers of an epoch's entry or of a record by metric name; undefined ones, time and step are left out.
-
-    MLflow draws a section for whatever stands before the last slash: `losses/decoder/giou.0`, not one for each layer.
-    """
-    flat: dict[str, float] = {}
-    for key, value in entry.items():
-        grouped = key in GROUPS and isinstance(value, Mapping)
-        parts = {f"{key}/{name}": number for name, number in value.items()} if grouped else {key: value}
-        for name, number in parts.items():
-            if isinstance(number, int | float) and not isinstance(number, bool) and name not in ("time", "step"):
-                name = BY_LAYER.sub(r"\1/\3.\2", name)
-                flat[re.sub(r"[^\w./: -]", "_", name)] = float(number)
-    return flat
 
 
 def read_records(
@@ -293,15 +175,12 @@ def read_records(
         UserError: the tracking store cannot be reached, or nothing was ever recorded in it.
     """
     uri = uri or tracking_uri()
-    database = database_file(uri)
-    if database is not None and not database.exists():
-        raise UserError(f"tracking store {uri}: there is no such file; run a grid first, or set MLFLOW_TRACKING_URI")
+    _check_exists(uri)
     with reaching(uri):
         client = connect(uri)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
+        if (experiment := find_experiment(client)) is None:
             return []
-        runs = _runs_of(client, str(experiment.experiment_id), trial_ids)
+        runs = _runs_of(client, experiment, trial_ids)
         records = [_record(client, runs[trial_id], history) for trial_id in trial_ids if trial_id in runs]
         if analysis:
             for record in records:
@@ -318,11 +197,15 @@ def read_suggestions(key: str, uri: str | None = None) -> list[dict[str, Any]]:
     uri = uri or tracking_uri()
     with reaching(uri):
         client = connect(uri)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
+        if (experiment := find_experiment(client)) is None:
             return []
-        runs = find_runs(client, str(experiment.experiment_id), f"tags.`search.{key}` LIKE '%'")
+        runs = find_runs(client, experiment, f"tags.`search.{key}` LIKE '%'")
         return [json.loads(run.data.tags[f"search.{key}"]) for run in reversed(runs)]
+
+
+def _check_exists(uri: str) -> None:
+    if is_missing(uri):
+        raise UserError(f"tracking store {uri}: there is no such file; run a grid first, or set MLFLOW_TRACKING_URI")
 
 
 def _runs_of(client: MlflowClient, experiment_id: str, trial_ids: Sequence[str]) -> dict[str, Run]:
@@ -333,7 +216,8 @@ def _runs_of(client: MlflowClient, experiment_id: str, trial_ids: Sequence[str])
     return {run.data.tags["trial_id"]: run for run in reversed(found)}  # newest first: the newest stays
 
 
-def _parsed(text: str) -> Any:
+def parsed(text: str) -> Any:
+    """What a text says as JSON, else the text itself."""
     try:
         return json.loads(text)
     except ValueError:
@@ -360,10 +244,10 @@ def _record(client: MlflowClient, run: Run, history: Sequence[str]) -> dict[str,
         "history": _history(client, run, history),
         "cost": groups["cost"],
         "per_class": groups["per_class"],
-        "params": {key: _parsed(value) for key, value in run.data.params.items()},
+        "params": {key: parsed(value) for key, value in run.data.params.items()},
         "grids": {key.removeprefix("grid."): value for key, value in tags.items() if key.startswith("grid.")},
         "fingerprint": tags.get("codetr.fingerprint", ""),
-        "provenance": _parsed(tags.get("codetr.provenance", "{}")),
+        "provenance": parsed(tags.get("codetr.provenance", "{}")),
         "error": tags.get("codetr.error") or None,
         "started": tags.get("codetr.started"),
         "finished": tags.get("codetr.finished"),
@@ -402,8 +286,8 @@ def runs_page(uri: str | None = None) -> str:
     """The address, below that of the server, of the page that lists all runs."""
     uri = uri or tracking_uri()
     with reaching(uri):
-        found = connect(uri).get_experiment_by_name(EXPERIMENT)
-    return f"#/experiments/{found.experiment_id}/runs?{TRAINING_PAGES}" if found else "#/experiments"
+        experiment = find_experiment(connect(uri))
+    return f"#/experiments/{experiment}/runs?{TRAINING_PAGES}" if experiment else "#/experiments"
 
 
 def ui_command(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> list[str]:
@@ -415,10 +299,9 @@ def ui_command(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000
     uri = uri or tracking_uri()
     if is_server(uri):
         raise UserError(f"the tracking store is a server: open {uri} in a browser")
-    database = database_file(uri)
-    if database is not None and not database.exists():
-        raise UserError(f"tracking store {uri}: there is no such file; run a grid first, or set MLFLOW_TRACKING_URI")
+    _check_exists(uri)
     check_database(uri)
+    database = database_file(uri)
     folder = database.parent if database else store_dir()
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     return [*command, "--artifacts-destination", str(folder / "mlartifacts"), "--host", host, "--port", str(port)]

@@ -17,17 +17,17 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 STORY = [
     *("__main__", "store_commands", "commands", "doctor", "submit", "schedule", "on_ray", "failfast", "tuner"),
     *("cluster", "forkserver", "execute", "trial", "revisit", "trained", "launch", "build", "memory", "train"),
-    *("evaluate", "analyse", "ranks", "report", "resample", "figures", "transfer", "mirror", "tracking", "views"),
-    *("sqlite", "cost", "choose", "compare", "suggestions", "grid", "search", "labels", "identity", "spec", "space"),
-    *("claims", "resolve", "data", "ledger", "housekeeping", "console", "progress", "results", "source", "lease"),
-    *("parcel", "strict", "process", "config", "errors"),
+    *("evaluate", "analyse", "ranks", "report", "resample", "figures", "transfer", "mirror", "replay", "mlflow_runs"),
+    *("tracking", "views", "sqlite", "cost", "choose", "compare", "suggestions", "grid", "search", "labels"),
+    *("identity", "spec", "space", "claims", "resolve", "data", "ledger", "housekeeping", "console", "progress"),
+    *("results", "source", "lease", "parcel", "strict", "process", "config", "errors"),
 ]
 
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}
 
 ROOMS = {  # foreign service: the only files that know it
     "ray": ("harness/on_ray.py", "harness/cluster.py", "harness/tuner.py"),
-    "mlflow": ("harness/tracking.py",),
+    "mlflow": ("harness/tracking.py", "harness/mlflow_runs.py"),
     "pycocotools": ("harness/evaluate.py", "harness/resample.py", "harness/data/masks.py"),
     "faster_coco_eval": ("harness/evaluate.py",),
     "matplotlib": tuple(path.relative_to(ROOT).as_posix() for path in (ROOT / "harness/figures").glob("*.py")),

@@ -21,6 +21,7 @@ from harness import tracking, views
 from harness.errors import UserError
 from harness.identity import config_to_dict
 from harness.mirror import Mirror, sync
+from harness.mlflow_runs import VIEW_TAG, flat_metrics
 from harness.results import RunStore, write_atomic
 
 
@@ -235,7 +236,7 @@ def test_default_store_lies_beside_the_records(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_flat_metrics_have_names_that_mlflow_takes() -> None:
-    flat = tracking.flat_metrics({"AR@100": 1, "APL": None, "time": 3.0, "ok": True, "losses": {"a[0]/b(c)": 2.0}})
+    flat = flat_metrics({"AR@100": 1, "APL": None, "time": 3.0, "ok": True, "losses": {"a[0]/b(c)": 2.0}})
     assert flat == {"AR_100": 1.0, "losses/a_0_/b_c_": 2.0}
     assert json.dumps(flat)
 
@@ -243,7 +244,7 @@ def test_flat_metrics_have_names_that_mlflow_takes() -> None:
 def test_layers_of_a_loss_stand_side_by_side() -> None:
     """MLflow makes a section of charts of whatever stands before the last slash."""
     names = ("decoder.0/giou", "decoder.11/giou", "queries.atss.2.0/l1", "atss.2/centerness", "encoder/l1")
-    flat = tracking.flat_metrics({"losses": dict.fromkeys(names, 1.0), "epoch": 1, "step": 3})
+    flat = flat_metrics({"losses": dict.fromkeys(names, 1.0), "epoch": 1, "step": 3})
     assert list(flat) == [
         *("losses/decoder/giou.0", "losses/decoder/giou.11", "losses/queries.atss.2/l1.0"),
         *("losses/atss.2/centerness", "losses/encoder/l1", "epoch"),
@@ -271,7 +272,7 @@ def test_a_grid_can_be_looked_at(store: RunStore, tracking_store: str) -> None:
     sync(store, grid)
     client = MlflowClient(tracking_uri=tracking_store)
     experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
-    key = tracking.VIEW_TAG + views.view_id(grid)
+    key = VIEW_TAG + views.view_id(grid)
     view = json.loads(experiment.tags[key])
     assert view["name"] == "fakes (digits_fast)"
     state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
@@ -304,7 +305,7 @@ def test_a_view_that_cannot_be_written_costs_nothing_else(
     def refuse(*_: Any, **__: Any) -> None:
         raise ValueError("no views here")
 
-    monkeypatch.setattr(tracking, "save_view", refuse)
+    monkeypatch.setattr(mirror_room, "save_view", refuse)
     mirror = Mirror(store, make_grid(trial), warn=lines.append)
     mirror.open()
     assert mirror.close() and len(lines) == 1 and "no views here" in lines[0]

@@ -9,6 +9,7 @@ from typing import Any
 from harness import tracking
 from harness.grid import Trial
 from harness.identity import config_to_dict
+from harness.mlflow_runs import flat_metrics
 from harness.results import RunStore
 from harness.views import ALWAYS, params_of
 
@@ -43,7 +44,7 @@ def assert_equal_to_records(uri: str, store: RunStore, trials: Iterable[Trial], 
         files = {file.path for file in client.list_artifacts(run.info.run_id)}
         assert files == {name for name in ("config.yaml", "result.json") if (store.dir(trial.trial_id) / name).exists()}
 
-        of_epochs = [(line, tracking.flat_metrics(line)) for line in lines]
+        of_epochs = [(line, flat_metrics(line)) for line in lines]
         expected = {
             name: [(line["step"], flat[name]) for line, flat in of_epochs if name in flat]
             for name in {name for _, flat in of_epochs for name in flat}
@@ -52,7 +53,7 @@ def assert_equal_to_records(uri: str, store: RunStore, trials: Iterable[Trial], 
             history = client.get_metric_history(run.info.run_id, name)
             assert [(metric.step, metric.value) for metric in history] == expected[name], name
         parts = {group: record.get(group) or {} for group in ("cost", "per_class")}
-        final = tracking.flat_metrics({**(record.get("metrics") or {}), **parts})
+        final = flat_metrics({**(record.get("metrics") or {}), **parts})
         final = {name: value for name, value in final.items() if name not in expected}  # epochs know theirs better
         assert {name: run.data.metrics[name] for name in final} == final
         assert set(run.data.metrics) == set(expected) | set(final)
