@@ -1,15 +1,14 @@
 """An ablation file under a preset as an exact list of trials.
 
-rows x axes x seeds become `Trial`s. A trial *is* its resolved configuration: the id is a hash of all of it
-and of the data set's content, so a changed default is a new trial, two rows (or two files) that ask for the same
+rows x axes (harness/rows.py) x seeds become `Trial`s. A trial *is* its resolved configuration: the id is a hash of all
+of it and of the data set's content, so a changed default is a new trial, two rows (or two files) that ask for the same
 thing share one, and nothing about where or how fast it runs matters. Labels show only what differs.
 """
 
 from __future__ import annotations
 
-import itertools
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from harness.config import AnalyseConfig, DataConfig, RuntimeConfig, TrialConfig
 from harness.errors import UserError
 from harness.identity import canonical_model, config_from_dict, config_to_dict, trial_id
 from harness.labels import Factor, factor_of, settings_of, short_names, show_value
-from harness.resolve import Resolved, Setting, leaves, resolve
+from harness.resolve import Resolved, Setting, resolve
+from harness.rows import baseline_label, published_preset, rows_of
 from harness.search import Search, open_search
 from harness.space import Values, drawn
 from harness.spec import (
@@ -31,7 +31,7 @@ from harness.spec import (
     preset_settings,
     read_spec,
 )
-from harness.strict import Mistakes, suggest
+from harness.strict import Mistakes
 
 __all__ = ["Grid", "Row", "Trial", "config_from_dict", "config_to_dict", "expand", "open_grid", "trial_id"]
 
@@ -172,17 +172,16 @@ def expand(
         return _expand_search(spec, preset, below, above, chosen, require_data, mistakes)
     notes: list[str] = []
     preset_name = _preset_name(preset)
-    listed = _combinations(spec, preset_name, mistakes)
-    combinations = [(_overridden(row, own, above, notes), own) for row, own in listed]
-    resolved = [resolve([*below, *own, *above], spec.path, mistakes) for _, own in combinations]
-    labels = [row.label for row, _ in combinations]
-    baseline = _baseline(spec, labels, mistakes)
+    listed = rows_of(spec, preset_name, above, notes, mistakes)
+    resolved = [resolve([*below, *own, *above], spec.path, mistakes) for _, own in listed]
+    labels = [row.label for row, _ in listed]
+    baseline = baseline_label(spec, labels, mistakes)
     claims = claims_of(spec.claims, labels, spec.metrics, spec.path, mistakes)
     mistakes.check()
-    drafts = [(row, _canonical(r)) for (row, _), r in zip(combinations, resolved, strict=True) if r is not None]
+    drafts = [(row, _canonical(r)) for (row, _), r in zip(listed, resolved, strict=True) if r is not None]
     fingerprints = _fingerprints([draft.data for _, draft in drafts], require_data, notes)
     trials, rows = _assemble(drafts, chosen, fingerprints)
-    shown = _published_preset(spec, preset_name)
+    shown = published_preset(spec, preset_name)
     return Grid(
         name=spec.name,
         title=spec.title or spec.name,
@@ -202,10 +201,6 @@ def expand(
         claims=claims,
         notes=tuple(dict.fromkeys(notes)),
     )
-
-
-def _preset_name(preset: str) -> str:
-    return Path(preset).stem if preset.endswith((".yaml", ".yml")) else preset
 
 
 def _expand_search(
@@ -239,48 +234,6 @@ def _expand_search(
     if len(grid.trials) < wanted:
         notes.append(f"{spec.path}: search.space holds only {len(grid.trials)} trials that differ")
     return replace(grid, notes=tuple(dict.fromkeys(notes)))
-
-
-def _combinations(spec: AblationSpec, preset: str, mistakes: Mistakes) -> Iterator[tuple[RowSpec, list[Setting]]]:
-    """Every row with its settings under a preset, crossed with every combination of the axes."""
-    rows = spec.rows or (RowSpec(label=""),)
-    short = short_names(spec.axes)
-    for index, row in enumerate(rows):
-        where = f"{spec.path}:rows.{index}"
-        settings = list(leaves(row.set, f"{where}.set.", mistakes))
-        settings += leaves(row.presets.get(preset, {}), f"{where}.presets.{preset}.", mistakes)
-        for values in itertools.product(*spec.axes.values()):
-            along = dict(zip(spec.axes, values, strict=True))
-            label = " ".join(f"{short[key]}={show_value(value)}" for key, value in along.items())
-            extra = [
-                setting
-                for key, value in along.items()
-                for setting in leaves({key: value}, f"{spec.path}:axes.", mistakes)
-            ]
-            together = row.model_copy(update={"label": ", ".join(filter(None, (row.label, label)))})
-            yield together, [*settings, *extra]
-
-
-def _baseline(spec: AblationSpec, labels: list[str], mistakes: Mistakes) -> str:
-    """The label that the baseline row has in this grid."""
-    if spec.baseline and spec.baseline not in labels:
-        marked = [label for label in labels if label.startswith(f"{spec.baseline} [")]  # see `_overridden`
-        if marked:
-            return marked[0]
-        what = f"'{spec.baseline}' is not the label of a row{suggest(spec.baseline, labels)}"
-        mistakes.add(f"{spec.path}:baseline", what)
-    return spec.baseline
-
-
-def _overridden(row: RowSpec, settings: list[Setting], above: list[Setting], notes: list[str]) -> RowSpec:
-    """A row whose own setting was replaced from the command line says so, and loses its published numbers."""
-    own = [path for path, _, _ in settings]
-    hit = [s for s in above if any(path[: len(s[0])] == s[0] or s[0][: len(path)] == path for path in own)]
-    if not hit:
-        return row
-    told = ", ".join(f"{'.'.join(path)}={show_value(value)}" for path, value, _ in hit)
-    notes.append(f"{told} replaces what rows set themselves; their published numbers are left out")
-    return row.model_copy(update={"label": f"{row.label} [{told}]", "published": {}})
 
 
 def _canonical(resolved: Resolved) -> Resolved:
@@ -338,7 +291,5 @@ def _assemble(
     return tuple(trials.values()), tuple(rows)
 
 
-def _published_preset(spec: AblationSpec, preset: str) -> str:
-    """This preset where the paper's numbers are given for it, else the first that they are given for."""
-    given = list(dict.fromkeys(name for row in spec.rows for name in row.published if name))
-    return preset if preset in given else next(iter(given), "")
+def _preset_name(preset: str) -> str:
+    return Path(preset).stem if preset.endswith((".yaml", ".yml")) else preset

@@ -18,7 +18,7 @@ STORY = [
     *("__main__", "store_commands", "commands", "doctor", "submit", "schedule", "on_ray", "failfast", "tuner"),
     *("cluster", "forkserver", "execute", "trial", "revisit", "trained", "launch", "build", "memory", "train"),
     *("evaluate", "analyse", "ranks", "report", "resample", "figures", "transfer", "mirror", "replay", "mlflow_runs"),
-    *("tracking", "views", "sqlite", "cost", "choose", "compare", "suggestions", "grid", "search", "labels"),
+    *("tracking", "views", "sqlite", "cost", "choose", "compare", "suggestions", "grid", "search", "rows", "labels"),
     *("identity", "spec", "space", "claims", "resolve", "data", "ledger", "housekeeping", "console", "progress"),
     *("results", "source", "lease", "parcel", "strict", "process", "config", "errors"),
 ]
