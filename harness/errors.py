@@ -11,6 +11,10 @@ class RankLost(RuntimeError):
     """A process of a trial was killed or crashed; started again, the trial continues from its checkpoint."""
 
 
+class Interrupted(Exception):
+    """The trial was asked to stop and has left a checkpoint: an outcome, not an error."""
+
+
 class OutOfMemory(RuntimeError):
     """The trial does not fit; the one line says where, by how much, and what would make it fit."""
 

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DECIDING = (  # patterns below the repository; configuration is not here, for it is part of a trial's id
     "model/**/*.py",
     *("csrc/*.h", "csrc/*.cpp", "csrc/*.cu"),
-    *(f"harness/{name}.py" for name in ("train", "build", "trial", "ranks", "evaluate", "process")),
+    *(f"harness/{name}.py" for name in ("train", "build", "trial", "trial_record", "trial_analysis")),
+    *(f"harness/{name}.py" for name in ("ranks", "evaluate", "process")),
     "harness/data/**/*.py",
     "harness/analyse/instability.py",
 )

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from harness.errors import StorageError
+from harness.errors import Interrupted, StorageError
 from harness.results import RunStore
 from harness.train import CHECKPOINT, PREVIOUS, WEIGHTS
-from harness.trial import Interrupted, run_trial
+from harness.trial import run_trial
 from tests.kill_points import small_trial
 
 ROOT = Path(__file__).parents[1]
