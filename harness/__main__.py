@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.version:
-        from harness.results import provenance
+        from harness.source import provenance
 
         made = provenance()
         print(f"codetr {made['package'] or 'not installed'}, commit {made['commit'] or 'unknown'}")

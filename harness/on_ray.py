@@ -24,7 +24,8 @@ from harness.execute import RunTrial, abandoned, execute, known, on_signals
 from harness.failfast import StoppedByFailure, failure_stops
 from harness.forkserver import ForkServer
 from harness.lease import identity
-from harness.results import RunStore, cache_dir, code_version, write_atomic
+from harness.results import RunStore, cache_dir, write_atomic
+from harness.source import code_version
 
 if TYPE_CHECKING:
     from harness.grid import Grid, Trial

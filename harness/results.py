@@ -10,24 +10,18 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import shutil
-import subprocess
 import time
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from harness import lease
 from harness.errors import StorageError, UserError
-from harness.source import code_digest
 
 STATUSES = ("pending", "running", "finished", "failed", "interrupted", "pruned")
-PACKAGE = "codetr-harness"  # the name of the distribution
 
 
 def store_dir() -> Path:
@@ -289,50 +283,3 @@ class RunStore:
     def claim_grid(self, name: str) -> lease.Lease | None:
         """The lease that says a grid has a living driver, or None when another one has it."""
         return lease.claim(self.grid_dir(name) / "lease.json")
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def code_version(root: Path | None = None) -> tuple[str | None, bool | None]:
-    """Commit of the running code, and whether it was changed since.
-
-    $CODETR_COMMIT and $CODETR_DIRTY (0 or 1) win: a job upload has no .git. (None, None) when nothing is known.
-    """
-    commit = os.environ.get("CODETR_COMMIT")
-    if commit:
-        dirty = os.environ.get("CODETR_DIRTY", "")
-        return commit, {"0": False, "1": True}.get(dirty)
-    return _git_version(root or Path(__file__).resolve().parent.parent)
-
-
-@lru_cache(maxsize=8)  # of a process: what is committed later is not what runs
-def _git_version(root: Path) -> tuple[str | None, bool | None]:
-    top = _git(root, "rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != root.resolve():  # an installed copy inside somebody else's repository
-        return None, None
-    changes = _git(root, "status", "--porcelain", "--", "harness", "model", "csrc")
-    return _git(root, "rev-parse", "HEAD"), None if changes is None else bool(changes)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-@lru_cache(maxsize=1)
-def _versions() -> dict[str, str | None]:
-    return {"package": _version(PACKAGE), **{name: _version(name) for name in ("torch", "ray", "mlflow")}}
-
-
-def provenance() -> dict[str, Any]:
-    """Commit, dirty flag, digest of the code, versions; the trial adds device, kernels, evaluator and threads."""
-    commit, dirty = code_version()
-    return {"commit": commit, "dirty": dirty, "code": code_digest(), **_versions(), "python": platform.python_version()}

@@ -22,7 +22,8 @@ from harness.ledger import remember
 from harness.mirror import Mirror
 from harness.on_ray import Launch, run_on_ray
 from harness.progress import Progress, print_line
-from harness.results import RunStore, code_version
+from harness.results import RunStore
+from harness.source import code_version
 from harness.suggestions import suggested
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import torch
 from harness.build import TrialState, peak_memory_mb
 from harness.evaluate import evaluator_version
 from harness.identity import config_to_dict
-from harness.results import provenance
+from harness.source import provenance
 from harness.train import drop_checkpoints, save_checkpoint, save_weights
 from model.ops import implementation
 

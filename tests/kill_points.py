@@ -20,7 +20,8 @@ import torch._dynamo  # noqa: F401 - as above; the first optimiser would load it
 from harness import trial as _  # noqa: F401 - as above
 from harness.execute import execute
 from harness.grid import Trial, open_grid
-from harness.results import RunStore, provenance
+from harness.results import RunStore
+from harness.source import provenance
 
 QUICKSTART = Path(__file__).parents[1] / "ablations" / "quickstart.yaml"
 SMALL = (

@@ -181,29 +181,3 @@ def test_store_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="CODETR_STORE") as caught:
         RunStore(tmp_path / "file" / "store").prepare()
     assert "\n" not in str(caught.value)
-
-
-def test_code_version_from_git_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CODETR_COMMIT", raising=False)
-
-    def git(*arguments: str) -> None:
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
-
-    assert results.code_version(tmp_path) == (None, None)
-    results._git_version.cache_clear()
-    git("init")
-    write_atomic(tmp_path / "model" / "a.py", "")
-    git("add", ".")
-    git("commit", "-m", "start")
-    commit, dirty = results.code_version(tmp_path)
-    assert commit is not None and len(commit) == 40 and dirty is False
-    write_atomic(tmp_path / "model" / "new_head.py", "")
-    assert results.code_version(tmp_path) == (commit, False)  # a process has one version
-    results._git_version.cache_clear()
-    assert results.code_version(tmp_path) == (commit, True)
-    assert results.code_version(tmp_path / "model") == (None, None)  # not this package's repository
-    monkeypatch.setenv("CODETR_COMMIT", "abc")
-    monkeypatch.setenv("CODETR_DIRTY", "0")
-    assert results.code_version(tmp_path) == ("abc", False)
-    assert results.provenance()["commit"] == "abc" and results.provenance()["python"].startswith("3.")
