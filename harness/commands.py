@@ -261,7 +261,7 @@ def _named(args: argparse.Namespace, store: RunStore) -> list[str]:
             found = [trial_id for trial_id in store.trials() if trial_id.startswith(text)]
             if len(found) != 1:
                 told = f"begins the ids of {len(found)} trials" if found else "is neither an ablation file nor a trial"
-                raise UserError(f"'{text}' {told} in {store.root}; see `codetr status`")
+                raise UserError(f"'{text}' {told} in {store.root}; `codetr status --all` lists them")
             wanted += found
     return list(dict.fromkeys(wanted))
 

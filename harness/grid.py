@@ -19,7 +19,7 @@ from harness.config import AnalyseConfig, DataConfig, RuntimeConfig, TrialConfig
 from harness.errors import UserError
 from harness.identity import canonical_model, config_from_dict, config_to_dict, trial_id
 from harness.labels import Factor, factor_of, settings_of, short_names, show_value
-from harness.resolve import Resolved, Setting, leaves, resolve
+from harness.resolve import Resolved, Setting, leaves, overruled_epochs, resolve
 from harness.search import Search, open_search
 from harness.space import Values, drawn
 from harness.spec import (
@@ -174,11 +174,13 @@ def expand(
     preset_name = _preset_name(preset)
     listed = _combinations(spec, preset_name, mistakes)
     combinations = [(_overridden(row, own, above, notes), own) for row, own in listed]
-    resolved = [resolve([*below, *own, *above], spec.path, mistakes) for _, own in combinations]
+    layered = [[*below, *own, *above] for _, own in combinations]
+    resolved = [resolve(settings, spec.path, mistakes) for settings in layered]
     labels = [row.label for row, _ in combinations]
     baseline = _baseline(spec, labels, mistakes)
     claims = claims_of(spec.claims, labels, spec.metrics, spec.path, mistakes)
     mistakes.check()
+    notes += filter(None, (overruled_epochs(s, r) for s, r in zip(layered, resolved, strict=True) if r is not None))
     drafts = [(row, _canonical(r)) for (row, _), r in zip(combinations, resolved, strict=True) if r is not None]
     fingerprints = _fingerprints([draft.data for _, draft in drafts], require_data, notes)
     trials, rows = _assemble(drafts, chosen, fingerprints)
