@@ -7,6 +7,7 @@ first letters of its id.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +28,15 @@ class KnownGrid:
     preset: str
     title: str
     command: str  # runs what is missing of it
-    labels: dict[str, str]  # trial id -> label
+    labels: dict[str, str]  # trial id -> label, and the --data and --set that it was asked for with
 
 
 def remember(store: RunStore, grid: Grid) -> None:
     """Leave the grid's trials in the store. Those of an earlier form of it stay known while they have a record."""
     path = store.grid_dir(grid.name) / f"grid.{grid.preset}.json"
-    asked = {trial.trial_id: trial.label or trial.row for trial in grid.trials}
+    asked = {
+        trial.trial_id: " ".join([trial.label or trial.row, *_changes(grid.command)]).strip() for trial in grid.trials
+    }
     try:
         earlier = _read(path).labels
     except (OSError, ValueError):
@@ -42,6 +45,13 @@ def remember(store: RunStore, grid: Grid) -> None:
     labels = {**asked, **kept}
     known = {"name": grid.name, "preset": grid.preset, "title": grid.title, "command": grid.command, "trials": labels}
     write_atomic(path, to_json(known, indent=1) + "\n")
+
+
+def _changes(command: str) -> list[str]:
+    """The --data and --set of a grid's command: trials that differ in them alone have the same label."""
+    words = shlex.split(command)
+    pairs = zip(words, words[1:], strict=False)
+    return [shlex.join(pair) for pair in pairs if pair[0] in ("--data", "--set")]
 
 
 def known_grids(store: RunStore) -> tuple[list[KnownGrid], list[str]]:

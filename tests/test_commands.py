@@ -93,6 +93,18 @@ def test_the_ledger_keeps_earlier_trials_while_they_have_a_record(store):
     assert [grid.preset for grid in ledger.known_grids(store)[0]] == ["digits", "digits_fast"]
 
 
+def test_status_tells_trials_of_other_data_and_settings_apart(store, said):
+    """Labels show what differs within a grid; the same row asked for again with --data or --set has the same one."""
+    plain, changed = make_trial(1), make_trial(2)
+    command = "codetr run grid.yaml --preset digits_fast --set train.epochs=9 --data 'my data' --seeds 0,1"
+    ledger.remember(store, replace(make_grid(plain), command="codetr run grid.yaml --seeds 0,1"))
+    finish(store, plain)
+    ledger.remember(store, replace(make_grid(changed), command=command))
+    lines = {line.split()[0]: line for line in said("status", "--all")[1].splitlines() if line.strip()}
+    assert "--" not in lines[plain.trial_id]
+    assert f"{changed.label} --set train.epochs=9 --data 'my data'  " in lines[changed.trial_id]
+
+
 def test_a_grid_knows_the_command_that_runs_it(tmp_path):
     path = tmp_path / "my grid.yaml"
     path.write_text("rows: [{label: a}]")

@@ -55,5 +55,5 @@ def instabilities(previous: Tensor | None, current: Tensor) -> dict[str, float |
     if previous is None or previous.shape != current.shape:  # the data set has changed
         return {"instability": None, "instability_gt": None}
     count = int(torch.stack([previous[:, 0], current[:, 0]]).max()) + 1  # both need the same columns
-    by_object = [sources_by_object(*matching.unbind(1), count) for matching in (previous, current)]
+    by_object = [sources_by_object(matching[:, 0], matching[:, 1], count) for matching in (previous, current)]
     return {"instability": instability(previous[:, 0], current[:, 0]), "instability_gt": instability(*by_object)}
