@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 from harness.results import RunStore, to_json, write_atomic
+from harness.source import code_digest
 
 if TYPE_CHECKING:
     from harness.grid import Grid
@@ -80,6 +81,18 @@ def _read(path: Path) -> KnownGrid:
     if not whole:
         raise ValueError("names or trials are missing")
     return KnownGrid(found["name"], found["preset"], found["title"], found["command"], found["trials"])
+
+
+def made_by_other_code(store: RunStore, trial_ids: Iterable[str]) -> list[str]:
+    """Those that have finished with other code than is here now; records without a digest tell nothing."""
+    here = code_digest()
+    found = []
+    for trial_id in trial_ids:
+        record = store.read(trial_id) or {}
+        made = (record.get("provenance") or {}).get("code")
+        if record.get("status") == "finished" and made and made != here:
+            found.append(trial_id)
+    return found
 
 
 def find_trial(store: RunStore, text: str, among: Iterable[str] | None = None) -> str:
