@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import kernels
+from model.ops_compiled import call, threads
 
 SMALLEST = 2_000_000  # multiplications below which the calls around the product cost more than it gains
 NARROWEST = 32  # columns of a weight's gradient, likewise
@@ -62,8 +63,16 @@ def _weight_gradient(gradient: Tensor, rows: Tensor) -> Tensor:
     if min(outputs, inputs) < NARROWEST:
         return gradient.t() @ rows
     if outputs <= inputs:
-        return _product(gradient.t(), rows.t())
-    return _product(rows.t(), gradient.t()).t()
+        return _product(_transposed(gradient), rows.t())
+    return _transposed(_product(_transposed(rows), gradient.t()))
+
+
+def _transposed(matrix: Tensor) -> Tensor:
+    """[N, D] → [D, N], contiguous; torch copies with one thread."""
+    matrix = matrix.contiguous()
+    result = matrix.new_empty(matrix.shape[1], matrix.shape[0])
+    call("transpose", matrix.dtype, matrix, tuple(matrix.shape), result, threads(matrix.numel()))
+    return result
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:

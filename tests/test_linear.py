@@ -95,3 +95,11 @@ def test_torch_computes_what_onednn_is_not_for(calls, monkeypatch):
     monkeypatch.setattr(kernels, "library", lambda: None)
     torch.testing.assert_close(layer(x), expected)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 33), (33, 1), (16, 16), (17, 31), (6380, 256)])
+def test_transpose_is_exact_also_of_strided_matrices(calls, shape, dtype):
+    matrix = torch.randn(shape[0], 2 * shape[1], dtype=dtype)[:, ::2]
+    result = room._transposed(matrix)
+    assert result.is_contiguous() and torch.equal(result, matrix.t())
