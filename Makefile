@@ -14,6 +14,10 @@ BENCH_ARGS ?=
 
 demo: $(INSTALLED)
 	@$(BIN)/codetr run ablations/quickstart.yaml
+	@echo "Next: source $(BIN)/activate, then"
+	@echo "  codetr report ablations/quickstart.yaml    one page, tables and figures, in reports/"
+	@echo "  codetr ui                                  the trials in MLflow"
+	@echo "  codetr --help                              everything else"
 
 test: $(INSTALLED)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -35,11 +39,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No python3.11 or python3 found; name one: make PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "$(PYTHON) is older than 3.11; name another: make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "Setting up $(VENV): about 2 GB, one to three minutes, once"
+	@echo "Setting up $(VENV): one to three minutes, once; 2 GB, or 6 with a torch for CUDA (PyPI's on Linux)"
 	@$(PYTHON) -m venv $(VENV)
 	@log=$(VENV)/install.log; : > $$log; start=$$(date +%s); \
 	( while sleep 10 > /dev/null && kill -0 $$$$ 2> /dev/null; do \
-	    printf '  %3d s  %.100s\n' $$(( $$(date +%s) - start )) "$$(grep -v '^WARNING' $$log | tail -n 1)"; \
+	    printf '  %3d s  %.100s\n' $$(( $$(date +%s) - start )) "$$(grep -Ev '^WARNING|ninstall|Found existing' $$log | tail -n 1)"; \
 	done ) & beat=$$!; \
 	$(BIN)/python -m pip install --progress-bar off -c constraints.txt torch -e '.[dev]' > $$log 2>&1; status=$$?; \
 	kill $$beat; \

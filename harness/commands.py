@@ -17,6 +17,7 @@ from harness.console import count, remark, table
 from harness.errors import UserError
 from harness.grid import Grid, Trial, open_grid
 from harness.housekeeping import damages
+from harness.ledger import made_by_other_code
 from harness.progress import duration
 from harness.results import RunStore
 from harness.space import describe
@@ -125,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
     store = RunStore()
     failed = False
     for grid, ids in zip(grids, chosen, strict=True):
+        _tell_of_other_code(store, [trial.trial_id for trial in grid.trials if trial.trial_id in ids])
         summary = run_grid(
             grid,
             store,
@@ -142,6 +144,15 @@ def run(args: argparse.Namespace) -> int:
         if args.fail_fast and summary.failed:
             break
     return 1 if failed else 0
+
+
+def _tell_of_other_code(store: RunStore, trial_ids: Sequence[str]) -> None:
+    if other := made_by_other_code(store, trial_ids):
+        one = len(other) == 1
+        remark(
+            f"note: {len(other)} finished trial{' was' if one else 's were'} made by other code than is here now; "
+            f"to train {'it' if one else 'them'} again, first: codetr rm {' '.join(other)}"
+        )
 
 
 def submit(args: argparse.Namespace) -> int:
@@ -261,7 +272,7 @@ def _named(args: argparse.Namespace, store: RunStore) -> list[str]:
             found = [trial_id for trial_id in store.trials() if trial_id.startswith(text)]
             if len(found) != 1:
                 told = f"begins the ids of {len(found)} trials" if found else "is neither an ablation file nor a trial"
-                raise UserError(f"'{text}' {told} in {store.root}; see `codetr status`")
+                raise UserError(f"'{text}' {told} in {store.root}; `codetr status --all` lists them")
             wanted += found
     return list(dict.fromkeys(wanted))
 

@@ -18,7 +18,7 @@ from harness.config import AnalyseConfig, DataConfig, RuntimeConfig, TrialConfig
 from harness.errors import UserError
 from harness.identity import canonical_model, config_from_dict, config_to_dict, trial_id
 from harness.labels import Factor, factor_of, settings_of, short_names, show_value
-from harness.resolve import Resolved, Setting, resolve
+from harness.resolve import Resolved, Setting, overruled_epochs, resolve
 from harness.rows import baseline_label, published_preset, rows_of
 from harness.search import Search, open_search
 from harness.space import Values, drawn
@@ -173,11 +173,13 @@ def expand(
     notes: list[str] = []
     preset_name = _preset_name(preset)
     listed = rows_of(spec, preset_name, above, notes, mistakes)
-    resolved = [resolve([*below, *own, *above], spec.path, mistakes) for _, own in listed]
+    layered = [[*below, *own, *above] for _, own in listed]
+    resolved = [resolve(settings, spec.path, mistakes) for settings in layered]
     labels = [row.label for row, _ in listed]
     baseline = baseline_label(spec, labels, mistakes)
     claims = claims_of(spec.claims, labels, spec.metrics, spec.path, mistakes)
     mistakes.check()
+    notes += filter(None, (overruled_epochs(s, r) for s, r in zip(layered, resolved, strict=True) if r is not None))
     drafts = [(row, _canonical(r)) for (row, _), r in zip(listed, resolved, strict=True) if r is not None]
     fingerprints = _fingerprints([draft.data for _, draft in drafts], require_data, notes)
     trials, rows = _assemble(drafts, chosen, fingerprints)

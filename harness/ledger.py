@@ -7,6 +7,7 @@ first letters of its id.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 from harness.results import RunStore, to_json, write_atomic
+from harness.source import code_digest
 
 if TYPE_CHECKING:
     from harness.grid import Grid
@@ -27,13 +29,15 @@ class KnownGrid:
     preset: str
     title: str
     command: str  # runs what is missing of it
-    labels: dict[str, str]  # trial id -> label
+    labels: dict[str, str]  # trial id -> label, and the --data and --set that it was asked for with
 
 
 def remember(store: RunStore, grid: Grid) -> None:
     """Leave the grid's trials in the store. Those of an earlier form of it stay known while they have a record."""
     path = store.grid_dir(grid.name) / f"grid.{grid.preset}.json"
-    asked = {trial.trial_id: trial.label or trial.row for trial in grid.trials}
+    asked = {
+        trial.trial_id: " ".join([trial.label or trial.row, *_changes(grid.command)]).strip() for trial in grid.trials
+    }
     try:
         earlier = _read(path).labels
     except (OSError, ValueError):
@@ -42,6 +46,13 @@ def remember(store: RunStore, grid: Grid) -> None:
     labels = {**asked, **kept}
     known = {"name": grid.name, "preset": grid.preset, "title": grid.title, "command": grid.command, "trials": labels}
     write_atomic(path, to_json(known, indent=1) + "\n")
+
+
+def _changes(command: str) -> list[str]:
+    """The --data and --set of a grid's command: trials that differ in them alone have the same label."""
+    words = shlex.split(command)
+    pairs = zip(words, words[1:], strict=False)
+    return [shlex.join(pair) for pair in pairs if pair[0] in ("--data", "--set")]
 
 
 def known_grids(store: RunStore) -> tuple[list[KnownGrid], list[str]]:
@@ -70,6 +81,18 @@ def _read(path: Path) -> KnownGrid:
     if not whole:
         raise ValueError("names or trials are missing")
     return KnownGrid(found["name"], found["preset"], found["title"], found["command"], found["trials"])
+
+
+def made_by_other_code(store: RunStore, trial_ids: Iterable[str]) -> list[str]:
+    """Those that have finished with other code than is here now; records without a digest tell nothing."""
+    here = code_digest()
+    found = []
+    for trial_id in trial_ids:
+        record = store.read(trial_id) or {}
+        made = (record.get("provenance") or {}).get("code")
+        if record.get("status") == "finished" and made and made != here:
+            found.append(trial_id)
+    return found
 
 
 def find_trial(store: RunStore, text: str, among: Iterable[str] | None = None) -> str:

@@ -114,6 +114,27 @@ def resolve(settings: Iterable[Setting], where: str, mistakes: Mistakes) -> Reso
     return resolved
 
 
+def overruled_epochs(settings: Iterable[Setting], resolved: Resolved) -> str:
+    """A remark on epochs that somebody sets while `train.min_steps` of another file asks for more; empty when it holds.
+
+    Args:
+        settings: the layers that `resolved` was made from.
+        resolved: of these settings.
+    """
+    last = {path: (place, origin.partition(":")[0]) for place, (path, _, origin) in enumerate(settings)}
+    epochs, least = last.get(("train", "epochs")), last.get(("train", "min_steps"))
+    train, data = resolved.train, resolved.data
+    if epochs is None or least is None or least > epochs or epochs[1] == least[1] or train.min_steps == 0:
+        return ""
+    told = f"train.epochs={train.epochs}: train.min_steps={train.min_steps} asks for"
+    instead = f"train.min_steps=0 makes it {train.epochs}"
+    if data.path is not None:
+        images = -(-train.min_steps // train.epochs) * train.batch_size
+        return f"{told} more than {train.epochs} epochs of fewer than {images:,} images; {instead}"
+    needed = -(-train.min_steps // -(-data.digits.num_train // train.batch_size))
+    return f"{told} {needed} epochs of {data.digits.num_train:,} images; {instead}" if needed > train.epochs else ""
+
+
 def _detector(tree: dict[str, Any], tell: Tell) -> tuple[DetectorConfig | None, dict[str, Any]]:
     """The detector with its heads, and what the preset makes of each head it has settings for."""
     model = validate(DetectorConfig, {k: v for k, v in tree.items() if k not in ("heads", HEAD_DEFAULTS)}, tell)

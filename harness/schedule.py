@@ -174,13 +174,17 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
 
     configs: dict[Any, DataConfig] = {}
     with_masks: dict[Any, bool] = {}
+    queries: dict[Any, int] = {}
     for trial in trials:
         data, heads = trial.config.data, trial.config.model.heads
         key = (data.path, data.digits)
         configs[key] = data
         with_masks[key] = with_masks.get(key, False) or _need_masks(heads)
+        queries[key] = min(trial.config.model.num_queries, queries.get(key, trial.config.model.num_queries))
     for key, config in configs.items():
-        open_splits(config, progress=say, with_masks=with_masks[key])
+        most = max(data.most_objects for data in open_splits(config, progress=say, with_masks=with_masks[key]))
+        if most > queries[key]:
+            say(f"note: an image has {most} objects, and model.num_queries={queries[key]} can find no more than that")
 
 
 def _need_masks(heads: tuple[Any, ...]) -> bool:

@@ -158,6 +158,8 @@ def read_spec(path: str | Path, mistakes: Mistakes | None = None) -> AblationSpe
             del tree["path"]
         valid = validate(AblationSpec, tree, lambda where, what: found.add(f"{path}:{dotted(where)}", what))
         spec = valid or spec
+        if any(tree.get(part) and not getattr(spec, part) for part in ("rows", "axes")):
+            spec = spec.model_copy(update={"baseline": "", "claims": ()})  # labels of rows that cannot be read
         _check_whole(spec, tree, lambda where, what: found.add(f"{path}:{where}", what))
     elif not found.lines:
         found.add(str(path), "is empty; see ablations/README.md for what it may say")

@@ -157,7 +157,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or the known words when none is near."""
     words = list(known)
     near = difflib.get_close_matches(str(word), words, 1, 0.6)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(words) or 'none'}"
+    shown = [f"'{each}'" for each in words] if any("," in each for each in words) else words
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(shown) or 'none'}"
 
 
 def dotted(location: Iterable[str | int]) -> str:
@@ -252,9 +253,9 @@ def _is_number(text: str) -> bool:
 def validate(kind: type, tree: Any, tell: Callable[[Location, str], None]) -> Any | None:
     """An instance of a dataclass or pydantic model from YAML values, strictly.
 
-    Each mistake is told with its location; the mistaken values are then taken out and the rest is
-    checked again, because one mistake can hide others. Returns what is left (so that checks that
-    need other parts can go on), or None when nothing can be built.
+    Each mistake is told with its location; the mistaken values (of a missing one, what should hold it)
+    are then taken out and the rest is checked again, because one mistake can hide others. Returns what is
+    left (so that checks that need other parts can go on), or None when nothing can be built.
     """
     tree = json.loads(json.dumps(tree))  # a copy we may cut
     removed: list[Location] = []
@@ -267,9 +268,10 @@ def validate(kind: type, tree: Any, tell: Callable[[Location, str], None]) -> An
         fresh = [(where, what) for where, what in found if where not in removed]
         for where, what in fresh:
             tell(where, what)
-        cut = [where for where, _ in fresh if _cut(tree, where)]
-        removed += cut
-        if not cut:
+        before = len(removed)
+        for where, _ in fresh:
+            removed += next(([where[:end]] for end in range(len(where), 0, -1) if _cut(tree, where[:end])), [])
+        if len(removed) == before:
             return None
 
 

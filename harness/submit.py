@@ -47,8 +47,8 @@ def hand_over(run: Sequence[str], files: Sequence[str], address: str | None = No
         raise UserError("submit: there is no command `ray` here; install this package, or put ray on the PATH")
     command = [ray, "job", "submit", *(["--address", address] if address else []), *([] if wait else ["--no-wait"])]
     command += ["--working-dir", ".", "--runtime-env-json", json.dumps({"env_vars": environment})]
-    # The job client sends the cluster's token only in this mode.
-    own = {"RAY_AUTH_MODE": "token", **os.environ}
+    # The job client sends the cluster's token only in this mode; and it would keep the job's lines back in a pipe.
+    own = {"RAY_AUTH_MODE": "token", "PYTHONUNBUFFERED": "1", **os.environ}
     return subprocess.call([*command, "--", "python", "-m", "harness", "run", *run], env=own)
 
 

@@ -61,7 +61,7 @@ def find_trial(store: RunStore, name: str) -> str:
         if trial_id in known:
             return trial_id
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else f" in {store.root}; `codetr status` lists them"
+    hint = f"; did you mean '{near[0]}'?" if near else f" in {store.root}; `codetr status --all` lists them"
     raise UserError(f"'{name}': no trial, MLflow run or file of weights of this name{hint}")
 
 

@@ -14,6 +14,8 @@ from harness.config import DataConfig
 from harness.data import checks, fingerprint, open_dataset, open_splits
 from harness.data.coco import CocoDataset
 from harness.errors import UserError
+from harness.grid import open_grid
+from harness.schedule import check_datasets
 from tests.folders import real_data, tables, write_folder, write_split
 
 
@@ -231,11 +233,32 @@ def test_json_of_another_kind(folder):
 
 def test_missing_parts_of_the_layout(folder):
     assert "no such folder" in complaint(folder / "nowhere")
-    shutil.rmtree(folder / "train")
-    assert "image folder train/ is missing" in complaint(folder)
+    (folder / "train").rename(folder / "training")
+    text = complaint(folder)
+    assert "image folder train/ is missing" in text and "the layout is" in text
+    assert "here are annotations/instances_train.json, " in text and ", training/" in text
     (folder / "annotations" / "instances_train.json").unlink()
     text = complaint(folder)
     assert "annotations/instances_train.json is missing" in text and "the layout is" in text
+    shutil.rmtree(folder)
+    folder.mkdir()
+    assert "; here is nothing; " in complaint(folder)
+
+
+def test_more_objects_than_queries_is_told_before_training(folder, tmp_path):
+    """A query finds one object at most. Crowds are no objects."""
+    text = "rows: [{label: a, set: {model.num_queries: 1}}, {label: b, set: {model.num_queries: 2}}]"
+    (tmp_path / "table.yaml").write_text(text)
+    trials = open_grid(tmp_path / "table.yaml", "digits_fast", data=str(folder)).trials
+    most = max(len(data.boxes(index)[0]) for data in open_splits(trials[0].config.data) for index in range(len(data)))
+    assert most == 2
+    said: list[str] = []
+    check_datasets(trials, said.append)
+    [line] = said
+    assert line.startswith("note: ") and "2 objects" in line and "model.num_queries=1" in line
+    said.clear()
+    check_datasets(trials[1:], said.append)
+    assert not said
 
 
 def test_every_problem_stands_in_one_report(folder):

@@ -16,6 +16,7 @@ from harness.__main__ import main
 from harness.grid import config_to_dict, open_grid
 from harness.results import RunStore
 from harness.schedule import run_grid
+from harness.source import code_digest
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "ablations" / "quickstart.yaml")
@@ -91,6 +92,18 @@ def test_the_ledger_keeps_earlier_trials_while_they_have_a_record(store):
     assert list(known.labels) == [third.trial_id, first.trial_id] and not lines
     ledger.remember(store, replace(make_grid(second), preset="digits"))
     assert [grid.preset for grid in ledger.known_grids(store)[0]] == ["digits", "digits_fast"]
+
+
+def test_status_tells_trials_of_other_data_and_settings_apart(store, said):
+    """Labels show what differs within a grid; the same row asked for again with --data or --set has the same one."""
+    plain, changed = make_trial(1), make_trial(2)
+    command = "codetr run grid.yaml --preset digits_fast --set train.epochs=9 --data 'my data' --seeds 0,1"
+    ledger.remember(store, replace(make_grid(plain), command="codetr run grid.yaml --seeds 0,1"))
+    finish(store, plain)
+    ledger.remember(store, replace(make_grid(changed), command=command))
+    lines = {line.split()[0]: line for line in said("status", "--all")[1].splitlines() if line.strip()}
+    assert "--" not in lines[plain.trial_id]
+    assert f"{changed.label} --set train.epochs=9 --data 'my data'  " in lines[changed.trial_id]
 
 
 def test_a_grid_knows_the_command_that_runs_it(tmp_path):
@@ -385,6 +398,21 @@ def test_run_runs_the_chosen_ones_alone(store, without_mlflow):
     grid = make_grid(make_trial(1), make_trial(2))
     run_local(grid, store, only={grid.trials[1].trial_id})
     assert [starts(store, trial) for trial in grid.trials] == [0, 1]
+
+
+def test_run_tells_of_finished_trials_that_other_code_made(store, without_mlflow, said, tmp_path):
+    """An edited head is no other trial: nothing is trained again, so the person must be told, and what to do."""
+    path = tmp_path / "grid.yaml"
+    path.write_text("rows: [{label: a, set: {model.num_queries: 9}}, {label: b, set: {model.num_queries: 8}}]")
+    old, same = open_grid(path, "digits_fast").trials
+    finish(store, old), finish(store, same)
+    for trial, code in ((old, "0123456789ab"), (same, code_digest())):
+        record(store, trial, "finished", provenance={"code": code})
+    code, _, err = said("run", path, *FAST)
+    [line] = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert code == 0 and "1 finished trial was made by other code" in line
+    assert line.endswith(f"codetr rm {old.trial_id}") and same.trial_id not in line
+    assert "made by other code" not in said("run", path, *FAST, "--only", "row=b")[2]
 
 
 def test_fail_fast_starts_nothing_after_a_failure(store, without_mlflow, monkeypatch):

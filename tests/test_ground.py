@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from report_grid import make_grid, make_record
 
@@ -53,6 +55,8 @@ def test_mixed_trials_are_refused_and_named(tmp_path, made, what, groups):
     assert first == f"made: its trials come from different {what}, so their numbers do not compare:"
     assert [line.strip() for line in named] == groups
     assert "--allow-mixed" in last and "run the smaller group again" in last
+    ids = re.search(r"\(codetr rm ([^,]+), then run\)", last)
+    assert ids and ids.group(1).split() == [record["trial_id"] for record in records if record["trial_id"] == "1-1"]
     assert not (tmp_path / "out").exists()
     report = write_report([grid], tmp_path / "out", ("md",), records=records, allow_mixed=True)
     assert f"WARNING: trials of different {what}: " in " ".join(report.text.split())

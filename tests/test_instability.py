@@ -26,7 +26,22 @@ def test_keyed_by_ground_truth_the_slots_do_not_matter():
     assert instabilities(before, reordered) == {"instability": 3, "instability_gt": 0}
     moved = torch.stack([torch.tensor([[-1, 0, 1]]), places], 1)
     assert instabilities(before, moved) == {"instability": 2, "instability_gt": 1}
-    assert sources_by_object(moved[:, 0], places).tolist() == [[80, 90, -1]]
+    assert sources_by_object(moved[:, 0], places, 3).tolist() == [[80, 90, -1]]
+
+
+def test_more_objects_than_queries():
+    """Three queries for five objects: which of them are matched changes, and none is mistaken for a lack of a match."""
+    places = torch.tensor([[70, 80, 90]])
+    before = torch.stack([torch.tensor([[0, 3, 1]]), places], 1)
+    after = torch.stack([torch.tensor([[0, 3, 4]]), places], 1)
+    assert instabilities(before, before) == {"instability": 0, "instability_gt": 0}
+    assert instabilities(before, after) == {"instability": 1, "instability_gt": 2}
+    assert sources_by_object(after[:, 0], places, 5).tolist() == [[70, -1, -1, 80, 90]]
+
+
+def test_no_object_at_all():
+    nothing = torch.stack([torch.full((2, 3), -1), torch.arange(6).reshape(2, 3)], 1)
+    assert instabilities(nothing, nothing) == {"instability": 0, "instability_gt": 0}
 
 
 def test_nothing_to_compare_with():

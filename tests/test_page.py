@@ -259,6 +259,8 @@ def test_the_command_line_makes_all_of_it_twice_the_same(tmp_path, monkeypatch, 
     before = files(tmp_path / "out", *FORMATS)
     assert len(before) == 7
     page = Page(before["report.html"].decode())
+    assert 'href="claims.csv"' in before["report.html"].decode()
+    assert "margin" not in page.text  # no claim of this file needs one
     assert f"codetr run {arguments[1]} --preset digits_fast --seeds 0,1" in page.text
     assert main(arguments) == 0
     assert files(tmp_path / "out", *FORMATS) == before

@@ -195,6 +195,27 @@ def test_all_mistakes_of_file_preset_and_overrides_come_together(mistakes_of, tm
     assert "--seeds: seeds must not be negative, got [-1]" in told
 
 
+def test_a_mistake_that_spoils_a_part_hides_no_other(mistakes_of):
+    """A claim without `than` and a row without a label cannot be built; the rest of the file is still looked at."""
+    claim = "claims: [{text: t, better: [head], then: plain}]"
+    rows = "rows: [{label: plain}, {label: head, set: {model.numm_queries: 9}}]"
+    told = mistakes_of(f"{claim}\nseed: [0]\n{rows}\nbaseline: plane")
+    found = "\n".join(told)
+    assert "claims.0.then: unknown key; did you mean 'than'?" in told, found
+    assert "seed: unknown key; did you mean 'seeds'?" in told, found
+    assert "rows.1.set.model.numm_queries: unknown key; did you mean 'num_queries'?" in told, found
+    assert "baseline: 'plane' is not the label of a row; did you mean 'plain'?" in told, found
+    told = mistakes_of(f"{claim}\nrows: [{{labl: plain}}, {{label: head}}]\nbaseline: head\nbase: {{train.epoch: 1}}")
+    found = "\n".join(told)
+    assert "rows.0.label: missing; add it" in told and "base.train.epoch: unknown key; did you mean 'epochs'?" in told
+    assert "not the label" not in found, "rows that cannot be read are not held against the baseline"
+
+
+def test_labels_with_commas_are_told_in_quotes(mistakes_of):
+    [line] = mistakes_of("rows: [{label: a}]\naxes: {model.num_queries: [10, 20]}\nbaseline: none of these")
+    assert line.endswith("; known: 'a, num_queries=10', 'a, num_queries=20'")
+
+
 def test_mistake_in_a_preset_is_told_once(mistakes_of, tmp_path):
     preset = tmp_path / "own.yaml"
     preset.write_text("train: {epochs: 0}")

@@ -21,7 +21,11 @@ def ray(tmp_path, monkeypatch):
     """A `ray` on the PATH that notes its arguments and mode, and ends with $RAY_EXIT; call it for what it was asked."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    lines = ["#!/bin/sh", f'printf "%s\\0" "$@" > {tmp_path}/asked', f'echo "$RAY_AUTH_MODE" > {tmp_path}/mode']
+    lines = [
+        "#!/bin/sh",
+        f'printf "%s\\0" "$@" > {tmp_path}/asked',
+        f'echo "$RAY_AUTH_MODE $PYTHONUNBUFFERED" > {tmp_path}/mode',
+    ]
     (folder / "ray").write_text("\n".join([*lines, "exit ${RAY_EXIT:-0}"]))
     (folder / "ray").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
@@ -48,7 +52,7 @@ def test_a_job_gets_the_code_version_the_store_and_the_tracking_server(ray, monk
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
     }
     assert end == ["python", "-m", "harness", "run", FILE, "--preset", "digits_fast", "--seeds", "0,1"]
-    assert (tmp_path / "mode").read_text() == "token\n"
+    assert (tmp_path / "mode").read_text() == "token 1\n", "and the job's lines come at once, into a file too"
 
 
 def test_its_exit_code_is_the_clients(ray, monkeypatch):

@@ -26,7 +26,7 @@ def instability(previous: Tensor, current: Tensor) -> float:
     return float((previous != current).sum(1).double().mean())
 
 
-def sources_by_object(gt_index: Tensor, sources: Tensor) -> Tensor:
+def sources_by_object(gt_index: Tensor, sources: Tensor, count: int) -> Tensor:
     """V keyed by ground truth: where the query came from that each object was matched with.
 
     The queries of a two-stage detector are ranks among the encoder's proposals. They are others in every epoch; what
@@ -35,11 +35,11 @@ def sources_by_object(gt_index: Tensor, sources: Tensor) -> Tensor:
     Args:
         gt_index: [N, Q] ground truth of each query, or BACKGROUND.
         sources: [N, Q] (see `model.queries.QueryGroup.source`).
+        count: G, above every ground truth's number; an image may have more objects than queries.
 
     Returns:
-        [N, Q], entry g for ground truth g; BACKGROUND where there is none.
+        [N, G], entry g for ground truth g; BACKGROUND where there is none.
     """
-    count = gt_index.shape[1]
     found = torch.full((len(gt_index), count + 1), BACKGROUND, dtype=sources.dtype)
     slots = torch.where(gt_index >= 0, gt_index, count).long()  # unmatched queries share a column that is cut off
     return found.scatter(1, slots, sources)[:, :count]
@@ -54,5 +54,6 @@ def instabilities(previous: Tensor | None, current: Tensor) -> dict[str, float |
     """
     if previous is None or previous.shape != current.shape:  # the data set has changed
         return {"instability": None, "instability_gt": None}
-    by_object = [sources_by_object(*matching.unbind(1)) for matching in (previous, current)]
+    count = int(torch.stack([previous[:, 0], current[:, 0]]).max()) + 1  # both need the same columns
+    by_object = [sources_by_object(matching[:, 0], matching[:, 1], count) for matching in (previous, current)]
     return {"instability": instability(previous[:, 0], current[:, 0]), "instability_gt": instability(*by_object)}

@@ -131,6 +131,11 @@ class CocoDataset:
         """Objects that are not crowd regions."""
         return int((~self._crowd).sum())
 
+    @property
+    def most_objects(self) -> int:
+        """Objects of the image that has most of them, without crowd regions."""
+        return int(np.bincount(self._image[~self._crowd], minlength=1).max())
+
     def load_image(self, index: int) -> np.ndarray:
         """RGB uint8 [H, W, 3] of the image at `index` (order of image ids).
 

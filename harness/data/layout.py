@@ -17,6 +17,7 @@ from harness.results import cache_dir, write_atomic
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 Split = Literal["train", "val"]
+LAYOUT = "the layout is train/, val/, annotations/instances_train.json, annotations/instances_val.json"
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 
@@ -33,13 +34,19 @@ def find_split(root: Path, split: Split) -> tuple[Path, Path]:
         if annotation_file.is_file():
             folder = root / f"{split}{year}"
             if not folder.is_dir():
-                raise UserError(
-                    f"data set {root}: image folder {folder.name}/ is missing beside {annotation_file.name}"
-                )
+                raise UserError(f"data set {root}: image folder {folder.name}/ is missing; {_found(root)}; {LAYOUT}")
             return annotation_file, folder
-    raise UserError(
-        f"data set {root}: annotations/instances_{split}.json is missing; "
-        "the layout is train/, val/, annotations/instances_train.json, annotations/instances_val.json"
+    raise UserError(f"data set {root}: annotations/instances_{split}.json is missing; {_found(root)}; {LAYOUT}")
+
+
+def _found(root: Path) -> str:
+    """What is there instead: annotation files, then everything else beside `annotations/`."""
+    names = sorted(f"annotations/{path.name}" for path in root.glob("annotations/*.json"))
+    names += sorted(
+        f"{path.name}/" if path.is_dir() else path.name for path in root.iterdir() if path.name != "annotations"
+    )
+    return (
+        f"here {'are' if len(names) > 1 else 'is'} {', '.join(names[:6]) or 'nothing'}{', …' if len(names) > 6 else ''}"
     )
 
 

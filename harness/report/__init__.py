@@ -138,14 +138,16 @@ def write_report(
         written, section = _write_grid(grid, table, known, Path(out_dir) / stem, formats, how)
         paths += written
         sections.append(section)
-    if "csv" in formats and any(table.verdicts for table in tables):
-        paths.append(Path(out_dir) / CLAIMS_NAME)
+    claims_file = CLAIMS_NAME if "csv" in formats and any(table.verdicts for table in tables) else ""
+    if claims_file:
+        paths.append(Path(out_dir) / claims_file)
         write_atomic(paths[-1], claims_to_csv(tables))
     if PAGE in formats:
         from harness.report.page import to_page
 
         page = Path(out_dir) / PAGE_NAME
-        write_atomic(page, to_page(sections, how.report, making_notes(known, uri), links_from(page.parent, uri)))
+        links = links_from(page.parent, uri)
+        write_atomic(page, to_page(sections, how.report, making_notes(known, uri), links, claims_file))
         paths.insert(0, page)
     return Report(tuple(paths), "\n".join(to_text(section.table) for section in sections))
 

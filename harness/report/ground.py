@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 MANY = 4  # rows named one by one
+MANY_IDS = 24  # trials named one by one
 
 
 def finished_records(grid: Grid, records: Iterable[Record]) -> list[Record]:
@@ -84,15 +85,19 @@ def check_ground(grids: Sequence[Grid], records: Sequence[Record]) -> None:
         UserError: with the groups of each such table, and what to do.
     """
     lines = []
+    smaller: dict[str, None] = {}  # ids of the trials that are not of the largest group, in order
     for grid in grids:
         for what, groups in mixtures(grid, finished_records(grid, records)).items():
             lines.append(f"{grid.name}: its trials come from different {what}, so their numbers do not compare:")
             for name, members in groups.items():
                 lines.append(f"  {_named(name, members)}: {_members(grid, members)}")
+            for members in list(groups.values())[1:]:
+                smaller |= {str(record["trial_id"]): None for record in members}
     if lines:
+        ids = [*smaller][:MANY_IDS] + ["…"] * (len(smaller) > MANY_IDS)
         lines.append(
-            "run the smaller group again with what made the larger one, leave its rows or seeds out (--seeds), or say "
-            "--allow-mixed to have the table with a warning"
+            f"run the smaller group again with what made the larger one (codetr rm {' '.join(ids)}, then run), leave "
+            "its rows or seeds out (--seeds), or say --allow-mixed to have the table with a warning"
         )
         raise UserError("\n".join(lines))
 

@@ -77,6 +77,7 @@ def to_page(
     command: str = "codetr report",
     making: Sequence[str] = (),
     links: Callable[[Record], list[tuple[str, str]]] = lambda record: [],
+    claims_file: str = "",
 ) -> str:
     """Return the page.
 
@@ -85,6 +86,7 @@ def to_page(
         command: that made the page.
         making: further notes on how.
         links: address and words for what a record's trial can be looked up in.
+        claims_file: all comparisons as CSV, beside the page.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -95,6 +97,8 @@ def to_page(
         title=TITLE,
         lead=_lead(sections),
         claims=[_claim(section, verdict) for section, verdict in verdicts],
+        claims_file=claims_file,
+        margins=any(verdict.claim.within is not None for _, verdict in verdicts),
         tally=_tally([verdict for _, verdict in verdicts]),
         rules=rules_of([verdict for _, verdict in verdicts]) + ([CHANCE] if len(verdicts) > 1 else []),
         sections=[_section(section, links) for section in sections],
