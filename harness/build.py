@@ -100,7 +100,7 @@ def build_trial(
         UserError: the data cannot be used.
         OutOfMemory: less GPU memory is free than the trial demands.
     """
-    from harness.grid import config_to_dict
+    from harness.identity import config_to_dict
 
     config = trial.config
     clock = time.monotonic()

@@ -16,7 +16,7 @@ from typing import Any
 from harness.claims import Claim, claims_of
 from harness.config import AnalyseConfig, DataConfig, RuntimeConfig, TrialConfig
 from harness.errors import UserError
-from harness.identity import canonical_model, config_from_dict, config_to_dict, trial_id
+from harness.identity import canonical_model, trial_id
 from harness.labels import Factor, factor_of, settings_of, short_names, show_value
 from harness.resolve import Resolved, Setting, overruled_epochs, resolve
 from harness.rows import baseline_label, published_preset, rows_of
@@ -32,8 +32,6 @@ from harness.spec import (
     read_spec,
 )
 from harness.strict import Mistakes
-
-__all__ = ["Grid", "Row", "Trial", "config_from_dict", "config_to_dict", "expand", "open_grid", "trial_id"]
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class Mirror:
         self._seen: dict[str, tuple[Any, ...]] = {}  # state of a record's files when it was last mirrored
         self._next_attempt = 0.0
         self._warned = False
+        self._at_work = threading.Lock()  # a signal can end the wait for the thread of `repeated` while it replays
 
     def open(self) -> None:
         """Make store, experiment and the grid's run; set right what killed processes left as RUNNING.
@@ -82,8 +83,9 @@ class Mirror:
         if time.monotonic() < self._next_attempt:
             return False
         try:
-            for trial in self.grid.trials if trials is None else trials:
-                self._sync_trial(trial)
+            with self._at_work:
+                for trial in self.grid.trials if trials is None else trials:
+                    self._sync_trial(trial)
         except Exception as error:  # whatever happens on the tracking side, training goes on
             self._next_attempt = time.monotonic() + RETRY_SECONDS
             if not self._warned:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import TrialConfig
 from harness.errors import UserError
-from harness.grid import config_from_dict
+from harness.identity import config_from_dict
 from harness.results import RunStore
 from harness.train import WEIGHTS
 from model.detector import Detector

@@ -13,7 +13,8 @@ from fakes import STEPS, finish, make_grid, make_trial, record, run_fake, starts
 
 from harness import housekeeping, ledger, tracking
 from harness.__main__ import main
-from harness.grid import config_to_dict, open_grid
+from harness.grid import open_grid
+from harness.identity import config_to_dict
 from harness.results import RunStore
 from harness.schedule import run_grid
 from harness.source import code_digest

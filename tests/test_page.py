@@ -239,7 +239,8 @@ def test_a_record_of_a_killed_trial_does_not_say_that_it_runs(tmp_path, monkeypa
 
 def command_line_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **data) -> list[str]:
     """A store with finished records of the quickstart, and the arguments of a report on it."""
-    from harness.grid import config_to_dict, open_grid
+    from harness.grid import open_grid
+    from harness.identity import config_to_dict
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     file = str(Path(__file__).parents[1] / "ablations" / "quickstart.yaml")

@@ -6,6 +6,8 @@ import base64
 import json
 import socket
 import sqlite3
+import threading
+import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +100,26 @@ def test_repeated_and_gradual_mirroring_logs_each_epoch_once(store: RunStore, tr
         database = sqlite3.connect(tracking_store.removeprefix("sqlite:///"))
         rows = database.execute("select count(*) from metrics where key = ?", (name,)).fetchone()[0]
         assert rows == (1 if "/" in name else EPOCHS), name
+
+
+def test_one_replay_at_a_time(store: RunStore, tracking_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal can end the wait for the thread that replays every few seconds; what comes after waits for it."""
+    inside, most = [], []
+
+    def replay(mirror: Mirror, trial: Any) -> None:
+        inside.append(trial)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.remove(trial)
+
+    monkeypatch.setattr(Mirror, "_sync_trial", replay)
+    mirror = Mirror(store, make_grid(make_trial(1), make_trial(2)), tracking_store)
+    threads = [threading.Thread(target=mirror.sync) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 6 and max(most) == 1
 
 
 def test_a_trial_shared_by_two_grids_is_one_run(store: RunStore, tracking_store: str) -> None:

@@ -17,7 +17,8 @@ from fakes import entry, record
 from harness import transfer
 from harness.__main__ import main
 from harness.errors import UserError
-from harness.grid import Trial, config_to_dict, open_grid
+from harness.grid import Trial, open_grid
+from harness.identity import config_to_dict
 from harness.mirror import sync
 from harness.results import RunStore
 from harness.tracking import read_records

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from harness.errors import UserError
 from harness.results import RunStore
+from harness.sqlite import is_missing
 
 if TYPE_CHECKING:
     from harness.grid import Grid
@@ -39,8 +40,7 @@ def chosen_source(source: str = AUTO, uri: str | None = None, store: RunStore | 
     if uri is None and place.trials():
         if not tracking.available():
             return RECORDS
-        database = tracking.database_file(tracking.tracking_uri(place.root))
-        if database is not None and not database.exists():
+        if is_missing(tracking.tracking_uri(place.root)):
             return RECORDS
     return TRACKING
 
@@ -75,7 +75,7 @@ def identified(grid: Grid, store: RunStore | None = None) -> Grid:
     Raises:
         UserError: records of several data sets fit.
     """
-    from harness.grid import config_from_dict, trial_id
+    from harness.identity import config_from_dict, trial_id
 
     unknown = {trial.trial_id for trial in grid.trials if not trial.fingerprint}  # ids without a data set
     place = store or RunStore()
