@@ -98,7 +98,6 @@ def to_page(
         lead=_lead(sections),
         claims=[_claim(section, verdict) for section, verdict in verdicts],
         claims_file=claims_file,
-        margins=any(verdict.claim.within is not None for _, verdict in verdicts),
         tally=_tally([verdict for _, verdict in verdicts]),
         rules=rules_of([verdict for _, verdict in verdicts]) + ([CHANCE] if len(verdicts) > 1 else []),
         sections=[_section(section, links) for section in sections],
