@@ -1,13 +1,14 @@
 """A whole training step against `transformers`' Deformable-DETR of the same size.
 
 Both do forward, losses with Hungarian matching, backward, clipping and AdamW on the same images and boxes. Sizes: the
-digits preset (batch 8), and ResNet-50 at 480 x 640 (batch 1). Ours runs as in a trial, the reference in a process of
-its own as it comes. Needs the extra `backbones`.
+digits preset (batch 8), and ResNet-50 at 480 x 640 (batch 1). Each runs in a process
+of its own, ours with the settings of a trial. Needs the extra `backbones`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -110,16 +111,18 @@ def rows() -> Iterator[Row]:
         print("training steps: left out, transformers is not installed (pip install 'codetr-harness[backbones]')")
         return
     for name, config, batch, num_classes, repeats in (
-        ("digits preset, batch 8", DIGITS, random_batch(8, 160, 160, 10, 5), 10, 9),
-        ("R50, 480 x 640, batch 1", R50, random_batch(1, 480, 640, 80, 8), 80, 3),
+        ("digits preset, batch 8", DIGITS, random_batch(8, 160, 160, 10, 5), 10, 15),
+        ("R50, 480 x 640, batch 1", R50, random_batch(1, 480, 640, 80, 8), 80, 5),
     ):
-        theirs = Elsewhere(transformers_step, config, batch, num_classes)
-        for heads in ((), ("atss",)):
-            own = replace(config, heads=tuple(HEADS[head].Config() for head in heads))
-            yield compare(
-                f"training step, {name}, K = {len(heads)}",
-                our_step(own, batch, num_classes),
-                theirs,
-                reference_name="transformers, K = 0",
-                repeats=repeats,
-            )
+        arguments = batch, num_classes
+        with closing(Elsewhere(transformers_step, config, *arguments, as_trial=False)) as theirs:
+            for heads in ((), ("atss",)):
+                own = replace(config, heads=tuple(HEADS[head].Config() for head in heads))
+                with closing(Elsewhere(our_step, own, *arguments, as_trial=True)) as ours:
+                    yield compare(
+                        f"training step, {name}, K = {len(heads)}",
+                        ours,
+                        theirs,
+                        reference_name="transformers, K = 0",
+                        repeats=repeats,
+                    )

@@ -34,12 +34,14 @@ def compare(
     repeats: int = 7,
     note: str = "",
 ) -> Row:
-    """Medians of `repeats` measurements each, taken in turn so that a busy machine harms both alike."""
+    """Medians of `repeats` measurements each, taken in turn so that a busy machine harms both alike.
+
+    Each call that is measured follows one that is not: what the other left in caches and of waiting threads is its own.
+    """
     times: tuple[list[float], list[float]] = ([], [])
-    for function in (ours, reference):
-        function()  # caches and pages
     for _ in range(repeats):
         for function, measured in zip((ours, reference), times, strict=True):
+            function()
             measured.append(milliseconds(function))
     fast, slow = map(statistics.median, times)
     return Row(name, fast, reference_name, slow, slow / fast, note)
