@@ -5,6 +5,7 @@ What trials ask of it is told in Ray's names. What runs there is decided in harn
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -34,7 +35,7 @@ QUIET = {
 }
 
 
-def start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progress) -> Any:
+def start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progress) -> None:
     """Connect to the cluster that the environment names (always so inside a Ray job), else start one on this machine.
 
     Raises:
@@ -62,7 +63,7 @@ def start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progres
         options |= {"address": "local", "include_dashboard": False}
         options |= {"num_cpus": num_cpus, "object_store_memory": 128 * 2**20}
     try:
-        interruptible(lambda: ray.init(**options), ray.shutdown)
+        interruptible(lambda: ray.init(**options), stop_ray)
     except Exception as error:
         text = f"Ray cluster {options['address']}: {one_line(error)}; check RAY_ADDRESS and RAY_AUTH_MODE"
         raise UserError(text) from error
@@ -70,9 +71,26 @@ def start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progres
         for note in resource_notes([trial.runtime for trial in trials], ray.cluster_resources(), may_grow=given):
             progress.say(f"note: {note}")
     except UserError:
-        ray.shutdown()
+        stop_ray()
         raise
-    return ray
+
+
+def stop_ray() -> None:
+    """Leave the cluster, or end the one that this process started.
+
+    Objects of Ray that another thread's garbage collection frees while Ray shuts down end the whole process at once,
+    without a word (ray 2.60). So what is garbage goes first, and no more is collected until Ray is gone.
+    """
+    import ray
+
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _check_answers(address: str) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from harness.cluster import bundle, start_ray
+from harness.cluster import bundle, start_ray, stop_ray
 from harness.errors import UserError, one_line
 from harness.execute import RunTrial, abandoned, execute, known, on_signals
 from harness.failfast import StoppedByFailure, failure_stops
@@ -70,7 +70,7 @@ def run_on_ray(trials: Sequence[Trial], more: int, launch: Launch, progress: Pro
         asked.set()  # Ray may take the exception for itself
         raise KeyboardInterrupt
 
-    ray = start_ray(trials or progress.grid.trials[:1], launch.concurrent, progress)
+    start_ray(trials or progress.grid.trials[:1], launch.concurrent, progress)
     with on_signals(stop):  # again: Ray has put its own handler
         try:
             progress.phase("waiting for workers")
@@ -91,7 +91,7 @@ def run_on_ray(trials: Sequence[Trial], more: int, launch: Launch, progress: Pro
                 mirror.close()  # before Ray, which takes a while to end: a job is killed three seconds after this began
             raise
         finally:
-            ray.shutdown()
+            stop_ray()
             shutil.rmtree(launch.folder, ignore_errors=True)
 
 
