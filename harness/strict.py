@@ -33,8 +33,8 @@ class Mistakes:
         self.lines: dict[str, None] = {}  # a mistake met by several trials is told once
 
     def add(self, where: str, what: str) -> None:
-        """Note what is wrong at a place (`file:key.path`)."""
-        self.lines[f"{where}: {what}"] = None
+        """Note what is wrong at a place (`file:key.path`); names of several lines become one."""
+        self.lines[" ".join(f"{where}: {what}".splitlines())] = None
 
     def check(self) -> None:
         """Raise `UserError` with all lines, if there are any."""

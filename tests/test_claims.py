@@ -86,6 +86,12 @@ def test_each_mistake_is_told_with_its_place(tmp_path, claim, where, what):
     assert any(f":{where}" in line and what in line for line in str(caught.value).splitlines()), str(caught.value)
 
 
+def test_a_name_of_several_lines_is_told_in_one(tmp_path):
+    with pytest.raises(UserError) as caught:
+        claims(tmp_path, '  - {text: t, better: atss, than: none, metric: "one\\ntwo"}\n')
+    assert str(caught.value).splitlines() == [str(caught.value)] and "'one two' is not among" in str(caught.value)
+
+
 def test_a_claim_follows_a_row_that_the_command_line_changed(tmp_path):
     (claim,) = claims(tmp_path, "  - {text: t, better: atss, than: fcos}\n", "model.heads=[gfl]")
     assert claim.rows == ("atss [model.heads=gfl]",)
