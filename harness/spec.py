@@ -111,6 +111,7 @@ class AblationSpec(BaseModel):
         require(len(metrics) > 0, "name at least one metric, such as [AP]")
         for name in metrics:
             _metric(name)
+            require(metrics.count(name) == 1, f"{name} stands there twice; remove one")
         return metrics
 
     @field_validator("figures")

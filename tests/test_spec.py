@@ -320,3 +320,18 @@ def test_presets_of_a_row_are_checked(mistakes_of):
         "rows.0.presets.digit: unknown preset; did you mean 'digits'?",
         "rows.0.presets.digits.model.num_querys: unknown key; did you mean 'num_queries'?",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("rows: &a\n  - {label: x, published: *a}\n", ":2: not valid YAML: *a stands inside what it repeats"),
+        ("rows: [{label: x}]\nmetrics: [AP, AP50, AP]\n", ":metrics: AP stands there twice; remove one"),
+    ],
+)
+def test_what_repeats_itself_is_told(tmp_path, text, told):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        open_grid(path, "digits")
+    assert str(caught.value) == f"{path}{told}"
