@@ -20,6 +20,7 @@ from model.config import require
 
 KINDS = ("uniform", "log_uniform", "integer", "choice")
 STARTUP = 10  # trials drawn at random before Optuna's sampler has enough to model; its own default
+MOST_TRIALS = 5000  # of a search; more take a plan too long to draw
 STEPS = 1000  # at least so many different values in a uniform range
 DIGITS = 4  # significant digits of a log-uniform value
 TRIES = 50  # draws for each trial wanted, before the space counts as exhausted
@@ -89,6 +90,12 @@ class SearchSpec(BaseModel):
     @classmethod
     def _at_least_one(cls, number: int) -> int:
         require(number >= 1, f"must be at least 1, got {number}")
+        return number
+
+    @field_validator("num_trials")
+    @classmethod
+    def _drawn_in_seconds(cls, number: int) -> int:
+        require(number <= MOST_TRIALS, f"must be at most {MOST_TRIALS:,}, got {number}")
         return number
 
     @field_validator("reduction_factor")

@@ -326,6 +326,10 @@ def test_presets_of_a_row_are_checked(mistakes_of):
     ("text", "told"),
     [
         ("rows: &a\n  - {label: x, published: *a}\n", ":2: not valid YAML: *a stands inside what it repeats"),
+        (
+            "search: {space: {model.lambda1: {uniform: [0.5, 2.0]}}, num_trials: 10000000}\n",
+            ":search.num_trials: must be at most 5,000, got 10000000",
+        ),
         ("rows: [{label: x}]\nmetrics: [AP, AP50, AP]\n", ":metrics: AP stands there twice; remove one"),
     ],
 )
