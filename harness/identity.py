@@ -1,7 +1,9 @@
 """A trial is its resolved configuration: as a dictionary, and as the id that follows from it.
 
 The id hashes all settings that can change a result and the data set's content. Where the data lies, the `runtime`
-settings and what is analysed afterwards take no part. A changed default changes the id of what it affects.
+settings and what is analysed afterwards take no part. A field that was added after the first records carries
+`metadata={"since": 2}` (or a later number) and takes no part while it has its default, so that older trials keep their
+ids; such a default is frozen (tests/expected/fields.json), and better values go into presets.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def canonical_model(model: DetectorConfig) -> DetectorConfig:
 def head_difference(head: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """A head's name and those of its settings that are not the default; `defaults` holds a preset's, by name."""
     name = _head_name(head)
-    return {"name": name, **_difference(_plain(head), _plain(defaults.get(name) or type(head)()))}
+    return {"name": name, **_difference(plain(head), plain(defaults.get(name) or type(head)()))}
 
 
 def _difference(own: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
@@ -60,24 +62,42 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _plain(value: Any, hint: Any = None) -> Any:
-    """JSON types of a configuration value; an int in a float field becomes a float."""
+def plain(value: Any, hint: Any = None, *, deciding: bool = False) -> Any:
+    """JSON types of a configuration value; an int in a float field becomes a float.
+
+    With `deciding`, newer fields that have their default are left out.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = _hints(type(value))
-        return {f.name: _plain(getattr(value, f.name), hints[f.name]) for f in dataclasses.fields(value)}
+        return {
+            f.name: plain(getattr(value, f.name), hints[f.name], deciding=deciding)
+            for f in dataclasses.fields(value)
+            if not (deciding and "since" in f.metadata and getattr(value, f.name) == field_default(f))
+        }
     if isinstance(value, tuple | list):
         inner = next(iter(get_args(hint)), None)
-        return [_plain(item, inner) for item in value]
+        return [plain(item, inner, deciding=deciding) for item in value]
     if isinstance(value, int) and not isinstance(value, bool) and (hint is float or float in get_args(hint)):
         return float(value)
     return value
 
 
+def field_default(field: dataclasses.Field[Any]) -> Any:
+    """The default of a dataclass's field; `dataclasses.MISSING` where it has none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def config_to_dict(config: TrialConfig) -> dict[str, Any]:
     """A trial's configuration in JSON types; heads are `{"name": "atss", …all their settings}`."""
-    tree = _plain(config)
-    tree["model"]["heads"] = [{"name": _head_name(head), **_plain(head)} for head in config.model.heads]
-    return tree
+    return _tree(config)
+
+
+def _tree(config: TrialConfig, *, deciding: bool = False) -> dict[str, Any]:
+    tree = plain(config, deciding=deciding)
+    tree["model"]["heads"] = [
+        {"name": _head_name(head), **plain(head, deciding=deciding)} for head in config.model.heads
+    ]
+    return dict(tree)
 
 
 def config_from_dict(tree: Mapping[str, Any]) -> TrialConfig:
@@ -96,7 +116,7 @@ def config_from_dict(tree: Mapping[str, Any]) -> TrialConfig:
 
 def identity(config: TrialConfig, fingerprint: str) -> dict[str, Any]:
     """Everything that makes the trial what it is."""
-    tree = config_to_dict(replace(config, model=canonical_model(config.model)))
+    tree = _tree(replace(config, model=canonical_model(config.model)), deciding=True)
     data = tree["data"]
     if data.pop("path") is not None:
         del data["digits"]

@@ -1,15 +1,31 @@
-"""The committed tables of docs/mini-paper follow from the committed records, byte for byte."""
+"""The first mini-paper (docs/mini-paper/first): its trials keep their ids, and its tables follow from its records."""
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from pathlib import Path
 
+import pytest
+
 from harness.__main__ import main
+from harness.transfer import checked
 
 ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "docs" / "mini-paper"
+FOLDER = ROOT / "docs" / "mini-paper" / "first"
+TRIALS = sorted((FOLDER / "store" / "runs").iterdir())
+
+
+def test_all_its_records_are_there():
+    assert len(TRIALS) == 93
+
+
+@pytest.mark.parametrize("folder", TRIALS, ids=lambda folder: folder.name)
+def test_an_id_follows_from_its_record_alone(folder):
+    record = checked(folder.name, {"result.json": (folder / "result.json").read_bytes()})  # computes the id anew
+    assert record["trial_id"] == folder.name
+    assert json.loads((folder / "result.json").read_text())["status"] == "finished"
 
 
 def test_its_tables_are_made_again(tmp_path, monkeypatch, capsys):
