@@ -6,6 +6,11 @@ so that help comes at once. Exit codes: 0 done, 1 a trial failed, 2 a mistake of
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # `python -m harness`: before anything is imported that the working folder may hold as well
+    from harness.entrance import come_first
+
+    come_first()
+
 import argparse
 import os
 import sys
@@ -199,7 +204,11 @@ def _add_store_commands(commands: Any, grid: argparse.ArgumentParser, store: arg
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command; returns the exit code. Without `argv` this process is the command's own."""
+    if argv is None:
+        from harness.entrance import come_first
+
+        come_first()
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.version:

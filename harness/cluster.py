@@ -54,7 +54,7 @@ def start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progres
         _check_answers(address)
     import ray
 
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "job_config": _job_config()}
     cpus = max(trial.runtime.cpus_per_trial for trial in trials)
     if given:
         options["address"] = address
@@ -73,6 +73,20 @@ def start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progres
     except UserError:
         stop_ray()
         raise
+
+
+def _job_config() -> Any:
+    """Settings of this driver that keep its working folder off the workers' path.
+
+    Ray puts it there, in front of Python's own library; only where the job has a folder of its own it does not.
+    """
+    from ray.job_config import JobConfig
+
+    class OwnFolder(JobConfig):
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True
+
+    return OwnFolder()
 
 
 def stop_ray() -> None:

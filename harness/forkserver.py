@@ -20,8 +20,11 @@ from importlib import import_module
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, NoReturn
 
+from harness.entrance import python_command, python_path
+
 # What a trial loads. None of it may start a thread or touch a GPU: a fork has neither.
 PRELOAD = ("harness.trial", "torch._dynamo", "faster_coco_eval", "pycocotools.mask", "PIL.Image", "scipy.optimize")
+CHILD = "from harness.forkserver import main; main()"
 POLL_SECONDS = 0.05  # between two looks whether the trial has ended
 PR_SET_PDEATHSIG = 1  # Linux, sys/prctl.h
 
@@ -44,7 +47,7 @@ class ForkServer:
     def __init__(self, preload: Sequence[str] = PRELOAD) -> None:
         self._lock = threading.Lock()
         self._connection, theirs = Pipe()
-        command = [sys.executable, "-m", "harness.forkserver", str(theirs.fileno()), *preload]
+        command = [*python_command(CHILD), str(theirs.fileno()), *preload]
         self.process = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=_environment()
         )
@@ -81,15 +84,14 @@ class ForkServer:
 
 
 def _environment() -> dict[str, str]:
-    """The server must find modules where this process finds them (a Ray job's folder), and leave the GPU alone."""
-    found = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-    return {**os.environ, **found}
+    """The server must find modules where this process finds them, and leave the GPU alone."""
+    return {**os.environ, "PYTHONPATH": python_path(), "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 def serve(connection: Connection, preload: Sequence[str]) -> None:
     """Load, then fork for each request until the other side is gone."""
     for name in preload:
-        with suppress(ImportError):
+        with suppress(Exception):  # not installed, or broken: then the trial that needs it says so in its record
             import_module(name)
     with suppress(EOFError):
         while True:
@@ -137,6 +139,7 @@ def _work(
         os._exit(0)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The process of the server: the number of its connection, then what to load, stand among its arguments."""
     with suppress(KeyboardInterrupt):
         serve(Connection(int(sys.argv[1])), sys.argv[2:])

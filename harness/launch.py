@@ -12,7 +12,6 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,11 +23,12 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
+from harness.entrance import python_command, python_path
 from harness.errors import RankLost
 
 POLL_SECONDS = 0.2  # between two looks for the request to stop, and for processes that are gone
 GRACE_SECONDS = 1.0  # a failing rank makes others fail: for the first cause to show
-CHILD = "import sys; from harness.launch import run_rank; run_rank(int(sys.argv[1]))"
+CHILD = "from harness.launch import run_rank; run_rank(int(sys.argv[1]))"
 
 
 @dataclass
@@ -112,10 +112,10 @@ def run_ranks(
 def _start(number: int, folder: Path) -> _Rank:
     here, there = Pipe()
     output = folder / f"rank{number}.txt"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    environment = os.environ | {"PYTHONPATH": python_path()}
     with there, open(output, "wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", CHILD, str(there.fileno())],
+            [*python_command(CHILD), str(there.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import threading
 import time
 import uuid
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from harness.cluster import bundle, start_ray, stop_ray
+from harness.entrance import ROOT
 from harness.errors import UserError, one_line
 from harness.execute import RunTrial, abandoned, execute, known, on_signals
 from harness.failfast import StoppedByFailure, failure_stops
@@ -132,7 +134,7 @@ def _tune(
     Returns:
         Tune's errors by trial id, and the ids of the trials that another process was at.
     """
-    from ray import tune
+    from ray import cloudpickle, tune
 
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -149,7 +151,8 @@ def _tune(
         run_trial, order = search_order(grid, trials, more, launch.store, launch.folder, launch.run_trial, joined)
         launch = replace(launch, run_trial=run_trial)
     common = {"launch": launch, "driver": identity(), "environment": _environment(launch.store)}
-    work = tune.with_parameters(_work, trials=by_id, search=grid.search, **common)
+    task = cloudpickle.dumps((_work, {"trials": by_id, "search": grid.search, **common}))
+    work = tune.with_parameters(_entrance(ROOT, list(sys.path)), task=task)
 
     def name_of(ray_trial: Any) -> str:
         return str(ray_trial.config["trial"])
@@ -172,7 +175,7 @@ def _tune(
         ),
     )
     results = tuner.fit()
-    ended = {(results[index].config or {})["trial"]: results[index] for index in range(len(results))}
+    ended = {Path(results[index].path).name: results[index] for index in range(len(results))}  # of `name_of`
     errors = {key: _reason(result.error) for key, result in ended.items() if result.error is not None}
     return errors, {key for key, result in ended.items() if (result.metrics or {}).get("outcome") == "running"}
 
@@ -184,7 +187,37 @@ def _reason(error: BaseException) -> str:
         return str(error).rpartition("RankLost: ")[2].splitlines()[0]
     if any(name in type(error).__name__ for name in LOST):
         return f"its worker was lost again and again ({type(error).__name__}): killed, or out of memory?"
-    return f"its worker could not run it: {str(error).strip().splitlines()[-1]}"
+    last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return f"its worker could not run it: {last.removeprefix('RuntimeError: ')}"
+
+
+def _entrance(root: str, path: list[str]) -> Callable[..., dict[str, Any]]:
+    """What a worker is sent first: by value, as a name could mean another file there.
+
+    It puts the packages below `root` first (on a node without that folder, those installed there), and only then
+    unpickles its task, which imports them. Modules of `path`, the driver's, are found behind those.
+    """
+
+    def enter(config: dict[str, Any], task: bytes) -> dict[str, Any]:
+        import os
+        import pickle
+        import platform
+        import sys
+
+        sys.path[:0] = [root] if os.path.exists(os.path.join(root, "codetr_harness.py")) else []
+        try:
+            import codetr_harness
+
+            if codetr_harness.problem:
+                raise ImportError(codetr_harness.problem)
+            sys.path += [entry for entry in path if entry not in sys.path]
+            work, arguments = pickle.loads(task)
+        except Exception as error:
+            text = str(error).strip().partition("\n")[0]
+            raise RuntimeError(f"{type(error).__name__}: {text} (on node {platform.node()})") from None
+        return work(config, **arguments)
+
+    return enter
 
 
 def _environment(store: RunStore) -> dict[str, str]:
