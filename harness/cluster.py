@@ -9,9 +9,13 @@ import gc
 import logging
 import math
 import os
+import re
 import secrets
 import socket
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError, one_line
@@ -23,16 +27,25 @@ if TYPE_CHECKING:
     from harness.progress import Progress
 
 ACCELERATOR = "accelerator_type:"  # and a kind of GPU: a resource of every node that has it
-QUIET = {
+SETTINGS = {  # of Ray, unless the environment has them
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_prestart_worker_first_driver": "0",  # or `ray.init` waits for workers, for ever where none can start
+    "RAY_worker_niceness": "0",  # Ray's 15 is meant for machines that others share
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+WORKER_SECONDS = 20.0  # that a worker has to begin before what Ray notes of dead ones is believed
+SAID = 20  # messages of Ray that are kept
+CAUSE = re.compile(r"^\w+(?:Error|Exception|Exit): .+", re.MULTILINE)  # the last line of a traceback
+
+
+class NoWorkers(RuntimeError):
+    """No process that could run a trial can be started; the text says why."""
 
 
 def start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progress) -> None:
@@ -40,8 +53,9 @@ def start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progres
 
     Raises:
         UserError: the cluster does not answer, or this machine cannot hold a trial.
+        NoWorkers: none can begin on this machine.
     """
-    for name, value in QUIET.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     given = bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
     if not given and "RAY_AUTH_MODE" not in os.environ:
@@ -62,17 +76,42 @@ def start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progres
         num_cpus = max(available_cpus(), math.ceil(cpus * (concurrent or 1)))
         options |= {"address": "local", "include_dashboard": False}
         options |= {"num_cpus": num_cpus, "object_store_memory": 128 * 2**20}
+    _keep_quiet()
     try:
-        interruptible(lambda: ray.init(**options), stop_ray)
+        context = interruptible(lambda: ray.init(**options), stop_ray)
     except Exception as error:
-        text = f"Ray cluster {options['address']}: {one_line(error)}; check RAY_ADDRESS and RAY_AUTH_MODE"
-        raise UserError(text) from error
+        raise UserError(_init_advice(error, address if given else None)) from error
     try:
         for note in resource_notes([trial.runtime for trial in trials], ray.cluster_resources(), may_grow=given):
             progress.say(f"note: {note}")
-    except UserError:
+        progress.phase("waiting for workers")
+        if not given:
+            _await_worker(Path(context.address_info["session_dir"]) / "logs" / "raylet.err")
+    except BaseException:
         stop_ray()
         raise
+
+
+def _keep_quiet() -> None:
+    """Note what Ray would print about its workers, pages of tracebacks; `unimportable` looks into it."""
+    from ray._private import worker
+
+    def note(data: dict[str, Any], *_: object, **__: object) -> None:
+        _said.extend(data.get("lines") or ())
+        del _said[:-SAID]
+
+    worker.print_to_stdstream = note
+
+
+_said: list[str] = []
+
+
+def unimportable() -> str:
+    """Why a worker could not load what it was to do, as one line; empty where that was not its trouble."""
+    for text in reversed(_said):
+        if "failed to import on the worker" in text and (causes := CAUSE.findall(text)):
+            return str(next((cause for cause in reversed(causes) if "failed to import" not in cause), causes[-1]))
+    return ""
 
 
 def _job_config() -> Any:
@@ -87,6 +126,34 @@ def _job_config() -> Any:
             return True
 
     return OwnFolder()
+
+
+def _init_advice(error: BaseException, address: str | None) -> str:
+    """What went wrong with Ray, and what to do; `address` is that of a cluster, None for a Ray of this process's own."""
+    told = one_line(error)
+    if told.endswith(":"):  # versions of Python or Ray that differ, a line each
+        told = " ".join(str(error).split())
+    if address is not None:
+        return f"Ray cluster {address}: {told}; check RAY_ADDRESS and RAY_AUTH_MODE"
+    return f"Ray cannot start on this machine: {told}; --executor local needs no Ray"
+
+
+def _await_worker(log: Path) -> None:
+    """Wait until a first worker is there. Where none can begin Ray tries for ever, and its `log` has the reason."""
+    import ray
+
+    first = ray.remote(num_cpus=0)(lambda: None).remote()
+    begun = time.monotonic()
+    while not ray.wait([first], timeout=0.5)[0]:
+        if time.monotonic() - begun < WORKER_SECONDS:
+            continue
+        with suppress(OSError):
+            if causes := CAUSE.findall(log.read_text(encoding="utf-8", errors="replace")):
+                raise NoWorkers(f"its worker could not start: {causes[-1]} (on {socket.gethostname()})")
+    try:
+        ray.get(first)
+    except ray.exceptions.RayError as error:
+        raise NoWorkers(f"its worker could not start: {one_line(error)}") from None
 
 
 def stop_ray() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -37,6 +38,10 @@ class WorkerError(RuntimeError):
     """An exception in the process of the trial; its text is that of the exception."""
 
 
+class WorkerUnfit(RuntimeError):
+    """What a function and its arguments need cannot be loaded there; the text is that of the exception."""
+
+
 class ForkServer:
     """Runs functions in forks of one process that has loaded what they need. One at a time.
 
@@ -58,6 +63,7 @@ class ForkServer:
 
         Raises:
             WorkerError: the function raised.
+            WorkerUnfit: it could not be called at all.
             WorkerLost: the fork, or the server, was killed.
         """
         with self._lock:
@@ -69,15 +75,15 @@ class ForkServer:
                 raise WorkerLost("the process that forks the trials was killed") from None
         if answer[0] == "returned":
             return answer[1]
-        if answer[0] == "raised":
-            raise WorkerError(answer[1])
+        if answer[0] in ("raised", "unfit"):
+            raise (WorkerError if answer[0] == "raised" else WorkerUnfit)(answer[1])
         code = os.waitstatus_to_exitcode(status)
         raise WorkerLost(f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}")
 
     def close(self) -> None:
         """End the server, and with it what runs in a fork."""
         with suppress(OSError):
-            self._connection.send(None)
+            self._connection.send_bytes(b"")
         self.process.wait()
         with self._lock:
             self._connection.close()
@@ -95,13 +101,12 @@ def serve(connection: Connection, preload: Sequence[str]) -> None:
             import_module(name)
     with suppress(EOFError):
         while True:
-            request = connection.recv()
-            if request is None:
+            request = connection.recv_bytes()
+            if not request:
                 return
-            environment, function, arguments = request
             pid = os.fork()
             if pid == 0:
-                _work(connection, environment, function, arguments)
+                _work(connection, request)
             connection.send(("ended", _wait(pid, connection)))
 
 
@@ -121,18 +126,19 @@ def _wait(pid: int, connection: Connection) -> int:
             raise EOFError
 
 
-def _work(
-    connection: Connection, environment: dict[str, str], function: Callable[..., Any], arguments: Any
-) -> NoReturn:
+def _work(connection: Connection, request: bytes) -> NoReturn:
+    word = "unfit"
     try:
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        environment, function, arguments = pickle.loads(request)
         os.environ.clear()
         os.environ.update(environment)
+        word = "raised"
         connection.send(("returned", function(*arguments)))
     except BaseException as error:
         traceback.print_exc()
-        connection.send(("raised", f"{type(error).__name__}: {error}".splitlines()[0]))
+        connection.send((word, f"{type(error).__name__}: {error}".splitlines()[0]))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from harness.cluster import bundle, start_ray, stop_ray
+from harness.cluster import NoWorkers, bundle, start_ray, stop_ray, unimportable
 from harness.entrance import ROOT
 from harness.errors import UserError, one_line
 from harness.execute import RunTrial, abandoned, execute, known, on_signals
 from harness.failfast import StoppedByFailure, failure_stops
-from harness.forkserver import ForkServer
+from harness.forkserver import ForkServer, WorkerUnfit
 from harness.lease import identity
 from harness.results import RunStore, cache_dir, write_atomic
 from harness.source import code_version
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 STOP_POLL_SECONDS = 0.5  # between two looks for the request to stop
 STOP_GRACE_SECONDS = 1.5  # for trials to leave a checkpoint; a stopped Ray job is killed after 3 s
 LOST = ("ActorDied", "ActorUnavailable", "NodeDied", "OutOfMemory", "WorkerCrashed", "WorkerLost")  # errors of workers
+UNFIT = "its worker could not run it"
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,15 @@ def run_on_ray(trials: Sequence[Trial], more: int, launch: Launch, progress: Pro
         asked.set()  # Ray may take the exception for itself
         raise KeyboardInterrupt
 
-    start_ray(trials or progress.grid.trials[:1], launch.concurrent, progress)
+    try:
+        start_ray(trials or progress.grid.trials[:1], launch.concurrent, progress)
+    except NoWorkers as error:
+        if not trials:  # a search that has suggested nothing yet
+            raise UserError(str(error)) from None
+        _mark_lost(trials, store, {trial.trial_id: str(error) for trial in trials}, progress)
+        return
     with on_signals(stop):  # again: Ray has put its own handler
         try:
-            progress.phase("waiting for workers")
             with failure_stops(trials, store, marker, progress) if launch.fail_fast else nullcontext():
                 _run_until_settled(trials, more, launch, progress, joined, asked)
             progress.phase("closing", quiet=True)
@@ -176,11 +182,15 @@ def _tune(
     )
     results = tuner.fit()
     ended = {Path(results[index].path).name: results[index] for index in range(len(results))}  # of `name_of`
-    errors = {key: _reason(result.error) for key, result in ended.items() if result.error is not None}
-    return errors, {key for key, result in ended.items() if (result.metrics or {}).get("outcome") == "running"}
+    told = {key: result.metrics or {} for key, result in ended.items()}
+    errors = {key: f"{UNFIT}: {metrics['reason']}" for key, metrics in told.items() if metrics.get("reason")}
+    errors |= {key: _reason(result.error) for key, result in ended.items() if result.error is not None}
+    return errors, {key for key, metrics in told.items() if metrics.get("outcome") == "running"}
 
 
 def _reason(error: BaseException) -> str:
+    if "ActorDied" in type(error).__name__ and (cause := unimportable()):
+        return f"{UNFIT}: {cause}"
     if "OutOfMemory" in type(error).__name__:  # Ray's memory monitor ended the worker
         return "out of memory on its node, again and again: try fewer trials at a time (--concurrent, --cpus-per-trial)"
     if "RankLost: " in str(error):
@@ -188,7 +198,7 @@ def _reason(error: BaseException) -> str:
     if any(name in type(error).__name__ for name in LOST):
         return f"its worker was lost again and again ({type(error).__name__}): killed, or out of memory?"
     last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    return f"its worker could not run it: {last.removeprefix('RuntimeError: ')}"
+    return f"{UNFIT}: {last}"
 
 
 def _entrance(root: str, path: list[str]) -> Callable[..., dict[str, Any]]:
@@ -214,7 +224,7 @@ def _entrance(root: str, path: list[str]) -> Callable[..., dict[str, Any]]:
             work, arguments = pickle.loads(task)
         except Exception as error:
             text = str(error).strip().partition("\n")[0]
-            raise RuntimeError(f"{type(error).__name__}: {text} (on node {platform.node()})") from None
+            return {"outcome": "failed", "reason": f"{type(error).__name__}: {text} (on node {platform.node()})"}
         return work(config, **arguments)
 
     return enter
@@ -248,7 +258,10 @@ def _work(
     if search is not None:  # it tells Tune of every epoch, which only this process can
         return {"outcome": _run_one(trial, launch, driver)}
     _forks = _forks or (ForkServer() if launch.run_trial is None else ForkServer(preload=()))
-    return {"outcome": _forks.run(_run_one, trial, launch, driver)}
+    try:
+        return {"outcome": _forks.run(_run_one, trial, launch, driver)}
+    except WorkerUnfit as error:  # and it would be the next time
+        return {"outcome": "failed", "reason": str(error)}
 
 
 _forks: ForkServer | None = None  # of this worker

@@ -49,7 +49,9 @@ def hand_over(run: Sequence[str], files: Sequence[str], address: str | None = No
     command += ["--working-dir", ".", "--runtime-env-json", json.dumps({"env_vars": environment})]
     # The job client sends the cluster's token only in this mode; and it would keep the job's lines back in a pipe.
     own = {"RAY_AUTH_MODE": "token", "PYTHONUNBUFFERED": "1", **os.environ}
-    return subprocess.call([*command, "--", "python", "-m", "harness", "run", *run], env=own)
+    # A checkout brings its own code; elsewhere nothing in the folder may be taken for the cluster's.
+    module = "harness" if _is_checkout(folder) else "codetr_harness"
+    return subprocess.call([*command, "--", "python", "-m", module, "run", *run], env=own)
 
 
 def job_environment(folder: Path) -> dict[str, str]:
@@ -63,7 +65,7 @@ def job_environment(folder: Path) -> dict[str, str]:
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         print("note: MLFLOW_TRACKING_URI is not set; the job keeps MLflow's database in its store", file=sys.stderr)
     found = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
-    if Path(__file__).resolve().parents[1] != folder.resolve():
+    if not _is_checkout(folder):
         print("note: the code is not in this folder, so the cluster's own runs", file=sys.stderr)
         return found
     commit, dirty = code_version()
@@ -71,6 +73,10 @@ def job_environment(folder: Path) -> dict[str, str]:
         print("note: no git here, so records will not name the code's version", file=sys.stderr)
         return found
     return found | {"CODETR_COMMIT": commit, "CODETR_DIRTY": "" if dirty is None else str(int(dirty))}
+
+
+def _is_checkout(folder: Path) -> bool:
+    return Path(__file__).resolve().parents[1] == folder.resolve()
 
 
 def check_size(folder: Path) -> None:
