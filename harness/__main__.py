@@ -15,9 +15,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from keyword import iskeyword
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 DESCRIPTION = "Ablations of Co-DETR: one YAML file per paper table, trained with Ray, compared in MLflow."
 EXAMPLES = """\
@@ -209,6 +210,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from harness.entrance import come_first
 
         come_first()
+        from harness.console import begin_process
+
+        begin_process()
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.version:
@@ -233,7 +237,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = f"{args.command}_" if iskeyword(args.command) else args.command
     room = commands if hasattr(commands, name) else store_commands
     try:
-        return int(getattr(room, name)(args))
+        code = int(getattr(room, name)(args))
+        sys.stdout.flush()  # what cannot be written is told here
+        return code
     except (StorageError, UserError) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -242,8 +248,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ninterrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `codetr plan … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        if error.filename is not None or not _is_lost(sys.stdout):
+            raise
+        _drop_output()
+        print(f"error: standard output cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
+
+
+def _is_lost(stream: TextIO) -> bool:
+    """Does the output take no more? An empty line is tried: what failed before is not kept."""
+    try:
+        os.write(stream.fileno(), b"\n")
+    except OSError:
+        return True
+    return False
+
+
+def _drop_output() -> None:
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

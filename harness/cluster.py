@@ -129,7 +129,7 @@ def _job_config() -> Any:
 
 
 def _init_advice(error: BaseException, address: str | None) -> str:
-    """What went wrong with Ray, and what to do; `address` is that of a cluster, None for a Ray of this process's own."""
+    """What went wrong with Ray, and what to do; `address` is that of a cluster, None for a Ray of this process."""
     told = one_line(error)
     if told.endswith(":"):  # versions of Python or Ray that differ, a line each
         told = " ".join(str(error).split())

@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+import locale
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
+
+from harness.entrance import python_command
 
 ORDER = ("finished", "running", "interrupted", "failed", "pruned", "pending")  # of statuses in a summary
+
+
+def begin_process() -> None:
+    """Make this process, and those it starts, read and write UTF-8 files whatever the locale.
+
+    Python decides that when it begins. So where the locale has another encoding it begins once more, with the same
+    arguments and the terminal's encoding. Output that was closed goes nowhere instead of into the next opened file.
+    """
+    for number in (0, 1, 2):
+        with suppress(OSError):
+            os.fstat(number)
+            continue
+        os.open(os.devnull, os.O_RDWR)  # it takes the first number that is free: this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8")
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    os.environ["PYTHONIOENCODING"] = f"{encoding}:replace"
+    os.environ["PYTHONUTF8"] = "1"
+    encodings = {sys.getfilesystemencoding(), locale.getpreferredencoding(False)}
+    if {name.lower().replace("-", "") for name in encodings} != {"utf8"}:
+        command = [*python_command("from harness.__main__ import main; sys.exit(main())"), *sys.argv[1:]]
+        os.execv(command[0], command)
+    forgive()
+
+
+def forgive() -> None:
+    """Show characters that the output cannot show as `?`, instead of ending on them."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def remark(text: str) -> None:

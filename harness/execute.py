@@ -140,7 +140,7 @@ def available_cpus() -> int:
     """CPUs this process may use, a container's quota included."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
         count = min(count, math.ceil(float(quota) / float(period)))
     return max(count, 1)
 

@@ -158,7 +158,7 @@ def _loss(rank: _Rank, size: int) -> RankLost:
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     hint = "; out of memory?" if code == -signal.SIGKILL else ""
     error = RankLost(f"rank {rank.number} of {size} {how}{hint}")
-    output = rank.output.read_text(errors="replace")[-4000:].strip()
+    output = rank.output.read_text(encoding="utf-8", errors="replace")[-4000:].strip()
     if output:
         error.add_note(f"The last it wrote:\n{output}")
     return error

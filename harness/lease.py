@@ -41,7 +41,7 @@ def file_lock(path: Path) -> Iterator[None]:
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a") as handle:
+        with open(path, "ab") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX)
             except OSError as error:
@@ -69,7 +69,7 @@ def machine_id() -> str:
     """What process ids are relative to: host, boot and (in containers) process namespace."""
     parts = [socket.gethostname()]
     try:
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip())
         parts.append(os.readlink("/proc/self/ns/pid"))
     except OSError:
         pass  # not Linux: the host name has to do
@@ -79,7 +79,7 @@ def machine_id() -> str:
 def _process_start(pid: int) -> str | None:
     """A value that tells this process from a later one with the same id; None when the process is dead."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         if Path("/proc/self/stat").exists():
             return None
@@ -263,7 +263,9 @@ def claim(
             return None
         temporary = path.with_name(f".{path.name}.{token}")
         try:
-            temporary.write_text(json.dumps({**holder(owner), "driver": driver or identity(), "token": token}))
+            temporary.write_text(
+                json.dumps({**holder(owner), "driver": driver or identity(), "token": token}), encoding="utf-8"
+            )
             os.replace(temporary, path)
         except BaseException as error:
             temporary.unlink(missing_ok=True)

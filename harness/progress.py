@@ -28,8 +28,9 @@ ENDED = ("finished", "failed", "interrupted", "pruned")
 
 
 def print_line(line: str) -> None:
-    """Print one line at once, also into a pipe or a job's log."""
-    print(line, file=sys.stdout, flush=True)
+    """Print one line at once, also into a pipe or a job's log; where nobody reads any more, the work goes on."""
+    with suppress(OSError):
+        print(line, file=sys.stdout, flush=True)
 
 
 def duration(seconds: float) -> str:

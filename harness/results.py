@@ -39,7 +39,7 @@ def write_atomic(path: Path | str, data: bytes | str, *, durable: bool = True) -
 
     Args:
         path: the file.
-        data: text is written as UTF-8.
+        data: text is written as UTF-8, and what has no such form (bytes of a file's name) as escapes.
         durable: wait until the disk has it; False for what may be lost with the machine (heartbeats).
 
     Raises:
@@ -50,7 +50,7 @@ def write_atomic(path: Path | str, data: bytes | str, *, durable: bool = True) -
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as handle:
-            handle.write(data.encode() if isinstance(data, str) else data)
+            handle.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
             if durable:
                 handle.flush()
                 os.fsync(handle.fileno())

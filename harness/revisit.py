@@ -207,7 +207,7 @@ def _draw(
         examples=analysed.examples,
         history=(record or {}).get("history") or (),
         dataset=dataset,
-        detections=json.loads(kept.read_text()) if record and kept.exists() else None,
+        detections=json.loads(kept.read_text(encoding="utf-8")) if record and kept.exists() else None,
     )
 
 

@@ -112,7 +112,7 @@ def logs(args: argparse.Namespace) -> int:
     _warn_of_damage(store, trial_id)
     for folder in housekeeping.attempts(store, trial_id):
         log = folder / "log.txt"
-        last = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
+        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] if log.exists() else []
         print(f"earlier attempt failed: {''.join(last) or 'no log'}  ({folder})")
     seen: set[tuple[Any, ...]] = set()
     last_beat = _print_new(store, trial_id, seen, 0.0)
@@ -126,7 +126,7 @@ def logs(args: argparse.Namespace) -> int:
     if state == "failed":
         print(f"failed: {(record or {}).get('error') or 'no message was recorded'}")
         if log.exists():
-            print(f"{log}:\n{log.read_text(errors='replace').rstrip()}")
+            print(f"{log}:\n{log.read_text(encoding='utf-8', errors='replace').rstrip()}")
     elif args.follow:
         print(f"{state}  {_outcome(state, record or {})}".rstrip())
     return 0

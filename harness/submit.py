@@ -111,5 +111,5 @@ def _ignored(folder: Path, names: Sequence[str]) -> set[str]:
         subprocess.run([git, "init", "--quiet", "--bare", bare], check=True)
         options = ["-c", f"core.excludesFile={(folder / '.rayignore').absolute()}", f"--git-dir={bare}"]
         command = [git, *options, f"--work-tree={folder}", "check-ignore", "--no-index", "--stdin", "-z"]
-        done = subprocess.run(command, cwd=folder, input="\0".join(names), capture_output=True, text=True)
-    return set(done.stdout.split("\0"))
+        done = subprocess.run(command, cwd=folder, input=os.fsencode("\0".join(names)), capture_output=True)
+    return set(os.fsdecode(done.stdout).split("\0"))

@@ -54,7 +54,7 @@ def note_suggestion(grid: Grid, store: RunStore, values: Values) -> Grid:
 
 def _read(path: Path) -> list[Values]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         if not (isinstance(found, list) and all(isinstance(values, dict) for values in found)):
             raise ValueError("not a list of suggestions")
     except FileNotFoundError:

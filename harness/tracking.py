@@ -259,7 +259,7 @@ def _analysis(client: MlflowClient, run_id: str) -> dict[str, Any]:
     if "result.json" not in {file.path for file in client.list_artifacts(run_id)}:
         return {}
     with tempfile.TemporaryDirectory() as folder:
-        record = json.loads(Path(client.download_artifacts(run_id, "result.json", folder)).read_text())
+        record = json.loads(Path(client.download_artifacts(run_id, "result.json", folder)).read_text(encoding="utf-8"))
     return record.get("analysis") or {}
 
 

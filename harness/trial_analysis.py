@@ -41,7 +41,7 @@ def _draw(state: TrialState, found: Analysed) -> None:
     """The figures beside the tables. A figure that fails is drawn later by `codetr analyse`."""
     from harness.report.trial_figures import save_trial_figures
 
-    detections = json.loads((state.folder / "detections.json").read_text())
+    detections = json.loads((state.folder / "detections.json").read_text(encoding="utf-8"))
     try:
         save_trial_figures(
             state.folder / "analysis",

@@ -119,7 +119,7 @@ def write_record(state: TrialState, status: str) -> dict[str, Any]:
         "status": status,
         "metrics": metrics,
         "history": progress.history,
-        "per_class": json.loads(per_class.read_text()) if evaluated and per_class.exists() else {},
+        "per_class": json.loads(per_class.read_text(encoding="utf-8")) if evaluated and per_class.exists() else {},
         "cost": _cost(state),
         "provenance": provenance() | _circumstances(state),
         "analysis": state.analysis,

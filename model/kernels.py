@@ -126,7 +126,7 @@ def cached(key: str, suffix: str, build: Callable[[Path], Path]) -> Path:
         import fcntl  # not on every system, and this is the one place that needs it
 
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{key}.lock").open("w") as lock:
+        with (folder / f"{key}.lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system, even if this process is killed
             return _find(folder, key, suffix) or _make(folder, key, suffix, build)
     except ImportError as error:
@@ -197,7 +197,7 @@ def _processor() -> str:
     """What `-march=native` looks at; nodes of different kinds may share one cache."""
     described = [platform.machine(), platform.system()]
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return " ".join([*described, platform.processor()])
     for field in ("model name", "flags", "CPU part", "Features"):
@@ -209,7 +209,7 @@ def _processor() -> str:
 def _openmp_runtime() -> Path | None:
     """The OpenMP library that torch has loaded: with a second one, two pools of threads would fight for the cores."""
     try:
-        maps = Path("/proc/self/maps").read_text()
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     found = re.search(r"(/\S*/lib(?:gomp|iomp5|omp)[^/\s]*\.so[^/\s]*)$", maps, re.MULTILINE)
@@ -241,7 +241,9 @@ def _compile_with(folder: Path, compiler: str, flags: tuple[str, ...], runtime: 
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=True)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=COMPILE_SECONDS, check=True
+        )
     except subprocess.CalledProcessError as error:
         raise BuildError(f"{command[0]} failed: {_first_error(error.stderr or error.stdout)}") from error
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -71,7 +71,8 @@ def compile_source(source: str, defines: Defines, architecture: str) -> bytes:
     """
     library = nvrtc()
     headers = [path for path in kernels.SOURCES.glob("*.h") if path.name in ("geometry.h", "cuda.h")]
-    text = "using namespace codetr;\n" + (kernels.SOURCES / source).read_text()  # VALUE may be one of our types
+    text = (kernels.SOURCES / source).read_text(encoding="utf-8")
+    text = "using namespace codetr;\n" + text  # VALUE may be one of our types
     text = '#include "cuda.h"\n' + text
     program = ctypes.c_void_p()
     _check(

@@ -142,7 +142,7 @@ def check_files(folder: Path, images: list[dict[str, Any]], problems: Problems, 
     """
     record = cache_dir() / "checked" / f"{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]}.json"
     try:
-        known = json.loads(record.read_text())
+        known = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
     ticker = Ticker(progress, f"checking the images of {folder}", len(images))

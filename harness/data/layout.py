@@ -71,7 +71,7 @@ def _file_hash(path: Path) -> str:
     key = hashlib.sha256(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()[:32]
     record = cache_dir() / "hashes" / key
     try:
-        return record.read_text()
+        return record.read_text(encoding="utf-8")
     except OSError:
         pass
     with open(path, "rb") as stream:

@@ -77,4 +77,4 @@ def _resampled(grid: Grid, trial_id: str, store: RunStore) -> np.ndarray:
     if not path.exists():
         raise UserError(f"{path}: no such file; an interval over images needs the detections: leave out --images")
     dataset = open_dataset(grid.trial(trial_id).config.data, "val")
-    return resampled_ap(match_images(dataset, json.loads(path.read_text())), len(dataset))
+    return resampled_ap(match_images(dataset, json.loads(path.read_text(encoding="utf-8"))), len(dataset))
