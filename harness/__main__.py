@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from keyword import iskeyword
-from pathlib import Path
 from typing import Any, TextIO
 
 DESCRIPTION = "Ablations of Co-DETR: one YAML file per paper table, trained with Ray, compared in MLflow."
@@ -227,16 +226,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "submit":
         args.asked = parser.parse_args(["run", *args.run])  # mistakes are told here, not on the cluster
     if getattr(args, "store", None):
-        os.environ["CODETR_STORE"] = str(Path(args.store).expanduser().absolute())  # for workers as well
+        os.environ["CODETR_STORE"] = os.path.abspath(os.path.expanduser(args.store))  # for workers as well
     from harness import commands, store_commands
+    from harness.console import remark
     from harness.errors import StorageError, UserError
+    from harness.places import settle
     from harness.process import wait_politely
-
-    wait_politely()  # and so for every process that this one starts
 
     name = f"{args.command}_" if iskeyword(args.command) else args.command
     room = commands if hasattr(commands, name) else store_commands
+    wait_politely()  # and so for every process that this one starts
     try:
+        if argv is None:
+            for note in settle():
+                if args.command == "run":
+                    remark(f"note: {note}")
         code = int(getattr(room, name)(args))
         sys.stdout.flush()  # what cannot be written is told here
         return code

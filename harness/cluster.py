@@ -133,6 +133,9 @@ def _init_advice(error: BaseException, address: str | None) -> str:
     told = one_line(error)
     if told.endswith(":"):  # versions of Python or Ray that differ, a line each
         told = " ".join(str(error).split())
+    if "AF_UNIX" in told:
+        name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+        return f"{name}={os.environ.get(name, '')} is too long for Ray's sockets; RAY_TMPDIR=/tmp helps"
     if address is not None:
         return f"Ray cluster {address}: {told}; check RAY_ADDRESS and RAY_AUTH_MODE"
     return f"Ray cannot start on this machine: {told}; --executor local needs no Ray"

@@ -7,6 +7,7 @@ thing share one, and nothing about where or how fast it runs matters. Labels sho
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -240,7 +241,7 @@ def _canonical(resolved: Resolved) -> Resolved:
     """Absolute data path, and one form for settings without effect."""
     data = resolved.data
     if data.path is not None:
-        data = replace(data, path=str(Path(data.path).expanduser().absolute()))
+        data = replace(data, path=str(Path(os.path.expanduser(data.path)).absolute()))
     return replace(resolved, data=data, model=canonical_model(resolved.model))
 
 

@@ -25,13 +25,19 @@ STATUSES = ("pending", "running", "finished", "failed", "interrupted", "pruned")
 
 
 def store_dir() -> Path:
-    """The store of records: $CODETR_STORE, else ~/codetr. Absolute."""
-    return Path(os.environ.get("CODETR_STORE") or "~/codetr").expanduser().absolute()
+    """The store of records: $CODETR_STORE, else ~/codetr. Absolute.
+
+    Raises:
+        UserError: neither is there.
+    """
+    if not os.environ.get("CODETR_STORE") and os.environ.get("CODETR_HOMELESS"):
+        raise UserError("there is no home folder to keep records in: give --store DIR or set CODETR_STORE")
+    return Path(os.path.expanduser(os.environ.get("CODETR_STORE") or "~/codetr")).absolute()
 
 
 def cache_dir() -> Path:
     """Generated data sets and other things that can be made again: $CODETR_CACHE, else ~/.cache/codetr. Absolute."""
-    return Path(os.environ.get("CODETR_CACHE") or "~/.cache/codetr").expanduser().absolute()
+    return Path(os.path.expanduser(os.environ.get("CODETR_CACHE") or "~/.cache/codetr")).absolute()
 
 
 def write_atomic(path: Path | str, data: bytes | str, *, durable: bool = True) -> None:
@@ -116,7 +122,7 @@ class RunStore:
     """
 
     def __init__(self, root: Path | str | None = None, token: str | None = None) -> None:
-        self.root = Path(root).expanduser().absolute() if root is not None else store_dir()
+        self.root = Path(os.path.expanduser(root)).absolute() if root is not None else store_dir()
         self._token = token
 
     def fenced(self, token: str) -> RunStore:

@@ -89,7 +89,7 @@ def announce(error: Exception) -> None:
 
 def cache_folder() -> Path:
     """Where built libraries lie."""
-    return Path(os.environ.get("CODETR_CACHE") or "~/.cache/codetr").expanduser().absolute() / "ops"
+    return Path(os.path.expanduser(os.environ.get("CODETR_CACHE") or "~/.cache/codetr")).absolute() / "ops"
 
 
 def source_files() -> list[Path]:

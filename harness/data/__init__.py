@@ -6,6 +6,7 @@ folder), `masks`, `transforms`, `loader` (batches). Only `masks` and `loader` ne
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from harness.config import DataConfig
@@ -33,7 +34,7 @@ def open_dataset(
         UserError: every problem of the split in one message.
     """
     if config.path is not None:
-        return CocoDataset(Path(config.path).expanduser(), split, progress=progress, with_masks=with_masks)
+        return CocoDataset(Path(os.path.expanduser(config.path)), split, progress=progress, with_masks=with_masks)
     folder = ensure_digits(config.digits, progress)
     try:
         return CocoDataset(folder, split, progress=progress, name="digits", with_masks=with_masks)
@@ -71,5 +72,5 @@ def fingerprint(config: DataConfig) -> str:
         UserError: the folder or one of its parts is missing.
     """
     if config.path is not None:
-        return folder_fingerprint(Path(config.path).expanduser())
+        return folder_fingerprint(Path(os.path.expanduser(config.path)))
     return digits_fingerprint(config.digits)
