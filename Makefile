@@ -34,19 +34,22 @@ lint: $(INSTALLED)
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-# pip writes to a log; every 10 s one line tells what it is doing. The stamp makes later calls skip all this.
+# pip writes to a log, and its temporary files into $(VENV); every 10 s one line tells how much is there and what pip is
+# doing. The stamp makes later calls skip all this.
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No python3.11 or python3 found; name one: make PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "$(PYTHON) is older than 3.11; name another: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Setting up $(VENV): one to three minutes, once; 2 GB, or 6 with a torch for CUDA (PyPI's on Linux)"
 	@$(PYTHON) -m venv $(VENV)
-	@log=$(VENV)/install.log; : > $$log; start=$$(date +%s); \
+	@log=$(VENV)/install.log; : > $$log; start=$$(date +%s); mkdir -p $(VENV)/tmp; \
 	( while sleep 10 > /dev/null && kill -0 $$$$ 2> /dev/null; do \
-	    printf '  %3d s  %.100s\n' $$(( $$(date +%s) - start )) "$$(grep -Ev '^WARNING|ninstall|Found existing' $$log | tail -n 1)"; \
+	    printf '  %3d s  %4d MB  %3d packages  %.90s\n' $$(( $$(date +%s) - start )) $$(du -sm $(VENV) 2> /dev/null | cut -f 1) \
+	        $$(ls $(VENV)/lib/python3*/site-packages 2> /dev/null | grep -c 'dist-info$$') \
+	        "$$(grep -Ev '^WARNING|ninstall|Found existing' $$log | tail -n 1 | sed 's/^ *//; s/^Installing collected.*/Installing/; s/^Successfully.*/Cleaning up/')"; \
 	done ) & beat=$$!; \
-	$(BIN)/python -m pip install --progress-bar off -c constraints.txt torch -e '.[dev]' > $$log 2>&1; status=$$?; \
-	kill $$beat; \
+	TMPDIR="$(CURDIR)/$(VENV)/tmp" $(BIN)/python -m pip install --progress-bar off -c constraints.txt torch -e '.[dev]' > $$log 2>&1; status=$$?; \
+	kill $$beat; rm -rf $(VENV)/tmp; \
 	if [ $$status -ne 0 ]; then tail -n 20 $$log; echo "Installing failed; the whole log: $$log"; exit 1; fi; \
 	echo "Set up in $$(( $$(date +%s) - start )) s"
 	@touch $@
