@@ -9,17 +9,18 @@ import gc
 import logging
 import math
 import os
-import re
 import secrets
 import socket
-import time
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError, one_line
-from harness.execute import available_cpus, interruptible
+from harness.execute import available_cpus, on_signals, stop_now
+from harness.workers import await_worker, keep_quiet
 
 if TYPE_CHECKING:
     from harness.config import RuntimeConfig
@@ -39,79 +40,110 @@ SETTINGS = {  # of Ray, unless the environment has them
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-WORKER_SECONDS = 20.0  # that a worker has to begin before what Ray notes of dead ones is believed
-SAID = 20  # messages of Ray that are kept
-CAUSE = re.compile(r"^\w+(?:Error|Exception|Exit): .+", re.MULTILINE)  # the last line of a traceback
 
 
-class NoWorkers(RuntimeError):
-    """No process that could run a trial can be started; the text says why."""
+class RayStart:
+    """Ray begins in a thread, while this one has other things to do until it waits.
 
+    That is a connection to the cluster that the environment names (always so inside a Ray job), else a Ray of this
+    process's own. The thread stays as long as the process: what it starts may end with it, as Ray's processes do.
 
-def start_ray(trials: Sequence[Trial], concurrent: int | None, progress: Progress) -> None:
-    """Connect to the cluster that the environment names (always so inside a Ray job), else start one on this machine.
-
-    Raises:
-        UserError: the cluster does not answer, or this machine cannot hold a trial.
-        NoWorkers: none can begin on this machine.
+    Args:
+        trials: what is to run there.
+        concurrent: how many at a time; None: as many as fit.
+        prepare: has so many workers of an own Ray begin, and gives the promises of that (`harness.workers.prepare`).
     """
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    given = bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
-    if not given and "RAY_AUTH_MODE" not in os.environ:
-        # A token of this process alone: nobody else can use the cluster, and no file is left in the home folder.
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    address = os.environ.get("RAY_ADDRESS") or "auto"
-    progress.phase(f"connecting to Ray ({address})" if given else "starting Ray")
-    if given:
-        _check_answers(address)
-    import ray
 
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "job_config": _job_config()}
-    cpus = max(trial.runtime.cpus_per_trial for trial in trials)
-    if given:
-        options["address"] = address
-    else:
-        num_cpus = max(available_cpus(), math.ceil(cpus * (concurrent or 1)))
-        options |= {"address": "local", "include_dashboard": False}
-        options |= {"num_cpus": num_cpus, "object_store_memory": 128 * 2**20}
-    _keep_quiet()
-    try:
-        context = interruptible(lambda: ray.init(**options), stop_ray)
-    except Exception as error:
-        raise UserError(_init_advice(error, address if given else None)) from error
-    try:
-        for note in resource_notes([trial.runtime for trial in trials], ray.cluster_resources(), may_grow=given):
+    def __init__(
+        self, trials: Sequence[Trial], concurrent: int | None, prepare: Callable[[int], list[Any]] | None = None
+    ) -> None:
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        self._given = bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
+        if not self._given and "RAY_AUTH_MODE" not in os.environ:
+            # A token of this process alone: nobody else can use the cluster, and no file is left in the home folder.
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        self._address = os.environ.get("RAY_ADDRESS") or "auto"
+        self._trials, self._concurrent, self._prepare = trials, concurrent, prepare
+        self._future: Future[Callable[[], None]] = Future()  # of what is to be waited for then
+        self._lock = threading.Lock()
+        self._given_up = self._taken = False
+        self._notes: list[str] = []
+        threading.Thread(target=self._run, name="ray").start()
+
+    def wait(self, progress: Progress) -> None:
+        """Wait until trials can run; whoever has waited ends Ray with `stop_ray`. A signal gets out of it at once.
+
+        Raises:
+            UserError: the cluster does not answer, or this machine cannot hold a trial.
+            NoWorkers: none can begin on this machine.
+        """
+        progress.phase(f"connecting to Ray ({self._address})" if self._given else "starting Ray")
+        while not self._future.done():
+            wait([self._future], timeout=1.0)
+        await_workers = self._future.result()
+        for note in self._notes:
             progress.say(f"note: {note}")
         progress.phase("waiting for workers")
-        if not given:
-            _await_worker(Path(context.address_info["session_dir"]) / "logs" / "raylet.err")
-    except BaseException:
-        stop_ray()
-        raise
+        with on_signals(stop_now):  # again: Ray has put its own handler
+            await_workers()
+        self._taken = True
 
+    def __enter__(self) -> RayStart:
+        return self
 
-def _keep_quiet() -> None:
-    """Note what Ray would print about its workers, pages of tracebacks; `unimportable` looks into it."""
-    from ray._private import worker
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._given_up = True
+            begun = self._future.done() and self._future.exception() is None
+        if begun and not self._taken:
+            stop_ray()
 
-    def note(data: dict[str, Any], *_: object, **__: object) -> None:
-        _said.extend(data.get("lines") or ())
-        del _said[:-SAID]
+    def _run(self) -> None:
+        try:
+            outcome, error = self._begin(), None
+        except BaseException as caught:
+            outcome, error = None, caught
+        with self._lock:
+            given_up = self._given_up
+            if error is not None or outcome is None:
+                self._future.set_exception(error or RuntimeError("Ray has not begun"))
+            else:
+                self._future.set_result(outcome)
+        if given_up and error is None:
+            stop_ray()
+        threading.main_thread().join()
 
-    worker.print_to_stdstream = note
+    def _begin(self) -> Callable[[], None]:
+        if self._given:
+            _check_answers(self._address)
+        import ray
 
-
-_said: list[str] = []
-
-
-def unimportable() -> str:
-    """Why a worker could not load what it was to do, as one line; empty where that was not its trouble."""
-    for text in reversed(_said):
-        if "failed to import on the worker" in text and (causes := CAUSE.findall(text)):
-            return str(next((cause for cause in reversed(causes) if "failed to import" not in cause), causes[-1]))
-    return ""
+        keep_quiet()
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "job_config": _job_config()}
+        cpus = max(trial.runtime.cpus_per_trial for trial in self._trials)
+        num_cpus = max(available_cpus(), math.ceil(cpus * (self._concurrent or 1)))
+        if self._given:
+            options["address"] = self._address
+        else:
+            options |= {"address": "local", "include_dashboard": False}
+            options |= {"num_cpus": num_cpus, "object_store_memory": 128 * 2**20}
+        try:
+            context: Any = ray.init(**options)
+        except Exception as error:
+            raise UserError(_init_advice(error, self._address if self._given else None)) from error
+        runtimes = [trial.runtime for trial in self._trials]
+        try:
+            self._notes = resource_notes(runtimes, ray.cluster_resources(), may_grow=self._given)
+        except UserError:
+            stop_ray()
+            raise
+        if self._given or self._prepare is None:
+            return lambda: None
+        fitting = math.floor(num_cpus / cpus) if cpus else num_cpus
+        promises = self._prepare(max(1, min(len(self._trials), self._concurrent or fitting, fitting, num_cpus)))
+        return partial(await_worker, promises, Path(context.address_info["session_dir"]) / "logs" / "raylet.err")
 
 
 def _job_config() -> Any:
@@ -139,24 +171,6 @@ def _init_advice(error: BaseException, address: str | None) -> str:
     if address is not None:
         return f"Ray cluster {address}: {told}; check RAY_ADDRESS and RAY_AUTH_MODE"
     return f"Ray cannot start on this machine: {told}; --executor local needs no Ray"
-
-
-def _await_worker(log: Path) -> None:
-    """Wait until a first worker is there. Where none can begin Ray tries for ever, and its `log` has the reason."""
-    import ray
-
-    first = ray.remote(num_cpus=0)(lambda: None).remote()
-    begun = time.monotonic()
-    while not ray.wait([first], timeout=0.5)[0]:
-        if time.monotonic() - begun < WORKER_SECONDS:
-            continue
-        with suppress(OSError):
-            if causes := CAUSE.findall(log.read_text(encoding="utf-8", errors="replace")):
-                raise NoWorkers(f"its worker could not start: {causes[-1]} (on {socket.gethostname()})")
-    try:
-        ray.get(first)
-    except ray.exceptions.RayError as error:
-        raise NoWorkers(f"its worker could not start: {one_line(error)}") from None
 
 
 def stop_ray() -> None:

@@ -15,7 +15,6 @@ import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -258,31 +257,3 @@ def on_signals(
         sys.unraisablehook = told
         for number, former in kept.items():
             signal.signal(number, former)
-
-
-def interruptible(work: Callable[[], Any], undo: Callable[[], Any]) -> Any:
-    """`work()`, which a signal gets out of at once, whatever it waits for.
-
-    It is done in a thread, which stays as long as this process: what it starts may end with it (as Ray's processes
-    do). Where a signal came first, `undo()` follows on `work()` there.
-    """
-    future: Future[Any] = Future()
-    given_up = threading.Event()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-        if given_up.is_set():
-            undo()
-        threading.main_thread().join()
-
-    threading.Thread(target=run, name="interruptible").start()
-    try:
-        while not future.done():
-            wait([future], timeout=1.0)
-    except KeyboardInterrupt:
-        given_up.set()
-        raise
-    return future.result()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import shutil
 import sys
 import threading
@@ -16,10 +17,11 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from harness.cluster import NoWorkers, bundle, start_ray, stop_ray, unimportable
+from harness.cluster import RayStart, bundle, stop_ray
 from harness.entrance import ROOT
 from harness.errors import UserError, one_line
 from harness.execute import RunTrial, abandoned, execute, known, on_signals
@@ -28,6 +30,7 @@ from harness.forkserver import ForkServer, WorkerUnfit
 from harness.lease import identity
 from harness.results import RunStore, cache_dir, write_atomic
 from harness.source import code_version
+from harness.workers import NoWorkers, entrance, prepare, unimportable
 
 if TYPE_CHECKING:
     from harness.grid import Grid, Trial
@@ -58,8 +61,17 @@ class Launch:
         return self.store.root / "launches" / self.name
 
 
-def run_on_ray(trials: Sequence[Trial], more: int, launch: Launch, progress: Progress, mirror: Mirror | None) -> None:
-    """Run `trials`, and `more` that the grid's search is to suggest meanwhile."""
+def start_for(grid: Grid, trials: Sequence[Trial], launch: Launch) -> RayStart:
+    """Begin to start Ray for these trials of a grid, and on this machine workers that load what a trial needs."""
+    forks = grid.search is None and launch.run_trial is None
+    task = pickle.dumps((_load, {"environment": _environment(launch.store), "forks": forks}))
+    return RayStart(trials, launch.concurrent, partial(prepare, task=task, root=ROOT, path=list(sys.path)))
+
+
+def run_on_ray(
+    trials: Sequence[Trial], more: int, launch: Launch, start: RayStart, progress: Progress, mirror: Mirror | None
+) -> None:
+    """Run `trials`, and `more` that the grid's search is to suggest meanwhile, on the Ray that `start` begins."""
     store, marker = launch.store, launch.folder / "stop"
 
     def joined(grid: Grid) -> None:
@@ -74,7 +86,7 @@ def run_on_ray(trials: Sequence[Trial], more: int, launch: Launch, progress: Pro
         raise KeyboardInterrupt
 
     try:
-        start_ray(trials or progress.grid.trials[:1], launch.concurrent, progress)
+        start.wait(progress)
     except NoWorkers as error:
         if not trials:  # a search that has suggested nothing yet
             raise UserError(str(error)) from None
@@ -158,7 +170,7 @@ def _tune(
         launch = replace(launch, run_trial=run_trial)
     common = {"launch": launch, "driver": identity(), "environment": _environment(launch.store)}
     task = cloudpickle.dumps((_work, {"trials": by_id, "search": grid.search, **common}))
-    work = tune.with_parameters(_entrance(ROOT, list(sys.path)), task=task)
+    work = tune.with_parameters(entrance(ROOT, list(sys.path)), task=task)
 
     def name_of(ray_trial: Any) -> str:
         return str(ray_trial.config["trial"])
@@ -201,35 +213,6 @@ def _reason(error: BaseException) -> str:
     return f"{UNFIT}: {last}"
 
 
-def _entrance(root: str, path: list[str]) -> Callable[..., dict[str, Any]]:
-    """What a worker is sent first: by value, as a name could mean another file there.
-
-    It puts the packages below `root` first (on a node without that folder, those installed there), and only then
-    unpickles its task, which imports them. Modules of `path`, the driver's, are found behind those.
-    """
-
-    def enter(config: dict[str, Any], task: bytes) -> dict[str, Any]:
-        import os
-        import pickle
-        import platform
-        import sys
-
-        sys.path[:0] = [root] if os.path.exists(os.path.join(root, "codetr_harness.py")) else []
-        try:
-            import codetr_harness
-
-            if codetr_harness.problem:
-                raise ImportError(codetr_harness.problem)
-            sys.path += [entry for entry in path if entry not in sys.path]
-            work, arguments = pickle.loads(task)
-        except Exception as error:
-            text = str(error).strip().partition("\n")[0]
-            return {"outcome": "failed", "reason": f"{type(error).__name__}: {text} (on node {platform.node()})"}
-        return work(config, **arguments)
-
-    return enter
-
-
 def _environment(store: RunStore) -> dict[str, str]:
     """What workers on any node must know of the driver's environment."""
     commit, dirty = code_version()
@@ -238,6 +221,17 @@ def _environment(store: RunStore) -> dict[str, str]:
     if commit:
         found |= {"CODETR_COMMIT": commit, "CODETR_DIRTY": "" if dirty is None else str(int(dirty))}
     return found
+
+
+def _load(config: dict[str, Any], environment: dict[str, str], forks: bool) -> dict[str, Any]:
+    """A worker that will be given trials begins to load what they need, while Ray and MLflow are still starting."""
+    global _forks
+    os.environ.update(environment)
+    if forks:
+        _forks = _forks or ForkServer()
+    from ray import tune  # noqa: F401 - Ray unpickles the trial with it
+
+    return {}
 
 
 def _work(

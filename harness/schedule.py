@@ -20,7 +20,7 @@ from harness.execute import RunTrial, on_signals, run_local, stop_now
 from harness.housekeeping import take_up
 from harness.ledger import remember
 from harness.mirror import Mirror
-from harness.on_ray import Launch, run_on_ray
+from harness.on_ray import Launch, run_on_ray, start_for
 from harness.progress import Progress, print_line
 from harness.results import RunStore
 from harness.source import code_version
@@ -94,6 +94,10 @@ def run_grid(
             progress = stack.enter_context(Progress(grid, store, out))
             if (driver := store.claim_grid(grid.name)) is not None:
                 stack.enter_context(driver)
+            launch = Launch(store, run_trial, concurrent, max_failures, fail_fast)
+            ray = None
+            if executor == "ray" and (pending or more):  # it starts while the tracking store opens and data are checked
+                ray = stack.enter_context(start_for(grid, pending or grid.trials[:1], launch))
             mirror = _open_mirror(grid, store, progress)
             if mirror is not None:
                 stack.callback(mirror.close)
@@ -106,11 +110,10 @@ def run_grid(
                     progress.say(line)
                 progress.watch(pending)
                 stack.enter_context(mirror.repeated() if mirror is not None else nullcontext())
-                if executor == "local":
+                if ray is None:
                     run_local(pending, store, run_trial, concurrent, progress, fail_fast)
                 else:
-                    launch = Launch(store, run_trial, concurrent, max_failures, fail_fast)
-                    run_on_ray(pending, more, launch, progress, mirror)
+                    run_on_ray(pending, more, launch, ray, progress, mirror)
     except KeyboardInterrupt:
         grid = suggested(grid, store)
         out(f"{grid.name}  stopped: {_conclusion(grid, store, summarise(grid, store, skipped))}")

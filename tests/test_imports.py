@@ -16,7 +16,18 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 # The story, read from the commands down to the leaves: a room imports only rooms that stand below it.
 STORY = [
     *("__main__", "store_commands", "commands", "doctor", "submit", "schedule", "on_ray", "failfast", "tuner"),
-    *("cluster", "forkserver", "execute", "trial", "trial_analysis", "trial_record", "revisit", "trained", "launch"),
+    *(
+        "cluster",
+        "workers",
+        "forkserver",
+        "execute",
+        "trial",
+        "trial_analysis",
+        "trial_record",
+        "revisit",
+        "trained",
+        "launch",
+    ),
     *("build", "memory", "train", "evaluate", "analyse", "ranks", "report", "resample", "figures", "transfer"),
     *("mirror", "replay", "mlflow_runs", "tracking", "views", "sqlite", "cost", "choose", "compare", "suggestions"),
     *("grid", "search", "rows", "labels", "identity", "spec", "space", "claims", "resolve", "data", "ledger"),
@@ -27,7 +38,7 @@ STORY = [
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}
 
 ROOMS = {  # foreign service: the only files that know it
-    "ray": ("harness/on_ray.py", "harness/cluster.py", "harness/tuner.py"),
+    "ray": ("harness/on_ray.py", "harness/cluster.py", "harness/workers.py", "harness/tuner.py"),
     "mlflow": ("harness/tracking.py", "harness/mlflow_runs.py"),
     "pycocotools": ("harness/evaluate.py", "harness/resample.py", "harness/data/masks.py"),
     "faster_coco_eval": ("harness/evaluate.py",),
