@@ -12,15 +12,14 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError, one_line
-from harness.execute import available_cpus, on_signals, stop_now
-from harness.workers import await_worker, keep_quiet
+from harness.execute import available_cpus
+from harness.workers import keep_quiet
 
 if TYPE_CHECKING:
     from harness.config import RuntimeConfig
@@ -42,6 +41,11 @@ SETTINGS = {  # of Ray, unless the environment has them
 }
 
 
+def is_given() -> bool:
+    """Whether the environment names a cluster; else this process starts a Ray of its own."""
+    return bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
+
+
 class RayStart:
     """Ray begins in a thread, while this one has other things to do until it waits.
 
@@ -51,22 +55,20 @@ class RayStart:
     Args:
         trials: what is to run there.
         concurrent: how many at a time; None: as many as fit.
-        prepare: has so many workers of an own Ray begin, and gives the promises of that (`harness.workers.prepare`).
     """
 
-    def __init__(
-        self, trials: Sequence[Trial], concurrent: int | None, prepare: Callable[[int], list[Any]] | None = None
-    ) -> None:
+    def __init__(self, trials: Sequence[Trial], concurrent: int | None) -> None:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
-        self._given = bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
+        self.log: Path | None = None  # of Ray's daemon, where this process has started it
+        self._given = is_given()
         if not self._given and "RAY_AUTH_MODE" not in os.environ:
             # A token of this process alone: nobody else can use the cluster, and no file is left in the home folder.
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         self._address = os.environ.get("RAY_ADDRESS") or "auto"
-        self._trials, self._concurrent, self._prepare = trials, concurrent, prepare
-        self._future: Future[Callable[[], None]] = Future()  # of what is to be waited for then
+        self._trials, self._concurrent = trials, concurrent
+        self._future: Future[Path | None] = Future()  # of `log`
         self._lock = threading.Lock()
         self._given_up = self._taken = False
         self._notes: list[str] = []
@@ -77,18 +79,15 @@ class RayStart:
 
         Raises:
             UserError: the cluster does not answer, or this machine cannot hold a trial.
-            NoWorkers: none can begin on this machine.
         """
         progress.phase(f"connecting to Ray ({self._address})" if self._given else "starting Ray")
         while not self._future.done():
             wait([self._future], timeout=1.0)
-        await_workers = self._future.result()
+        self.log = self._future.result()
+        self._taken = True
         for note in self._notes:
             progress.say(f"note: {note}")
         progress.phase("waiting for workers")
-        with on_signals(stop_now):  # again: Ray has put its own handler
-            await_workers()
-        self._taken = True
 
     def __enter__(self) -> RayStart:
         return self
@@ -101,21 +100,22 @@ class RayStart:
             stop_ray()
 
     def _run(self) -> None:
+        log, failure = None, None
         try:
-            outcome, error = self._begin(), None
-        except BaseException as caught:
-            outcome, error = None, caught
+            log = self._begin()
+        except BaseException as error:
+            failure = error
         with self._lock:
             given_up = self._given_up
-            if error is not None or outcome is None:
-                self._future.set_exception(error or RuntimeError("Ray has not begun"))
+            if failure is not None:
+                self._future.set_exception(failure)
             else:
-                self._future.set_result(outcome)
-        if given_up and error is None:
+                self._future.set_result(log)
+        if given_up and failure is None:
             stop_ray()
         threading.main_thread().join()
 
-    def _begin(self) -> Callable[[], None]:
+    def _begin(self) -> Path | None:
         if self._given:
             _check_answers(self._address)
         import ray
@@ -139,11 +139,7 @@ class RayStart:
         except UserError:
             stop_ray()
             raise
-        if self._given or self._prepare is None:
-            return lambda: None
-        fitting = math.floor(num_cpus / cpus) if cpus else num_cpus
-        promises = self._prepare(max(1, min(len(self._trials), self._concurrent or fitting, fitting, num_cpus)))
-        return partial(await_worker, promises, Path(context.address_info["session_dir"]) / "logs" / "raylet.err")
+        return None if self._given else Path(context.address_info["session_dir"]) / "logs" / "raylet.err"
 
 
 def _job_config() -> Any:

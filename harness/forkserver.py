@@ -47,14 +47,19 @@ class ForkServer:
 
     Args:
         preload: modules to load first; those that are not installed are left out.
+        connection: to a server that another process has started (`harness.preloaded`); None: start one.
     """
 
-    def __init__(self, preload: Sequence[str] = PRELOAD) -> None:
+    def __init__(self, preload: Sequence[str] = PRELOAD, connection: Connection | None = None) -> None:
         self._lock = threading.Lock()
+        self.process: subprocess.Popen[bytes] | None = None
+        if connection is not None:
+            self._connection = connection
+            return
         self._connection, theirs = Pipe()
         command = [*python_command(CHILD), str(theirs.fileno()), *preload]
         self.process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=_environment()
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment()
         )
         theirs.close()  # so that the server's end is the end of the connection
 
@@ -84,21 +89,27 @@ class ForkServer:
         """End the server, and with it what runs in a fork."""
         with suppress(OSError):
             self._connection.send_bytes(b"")
-        self.process.wait()
+        if self.process is not None:
+            self.process.wait()
         with self._lock:
             self._connection.close()
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The server must find modules where this process finds them, and leave the GPU alone."""
     return {**os.environ, "PYTHONPATH": python_path(), "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
-def serve(connection: Connection, preload: Sequence[str]) -> None:
-    """Load, then fork for each request until the other side is gone."""
+def load(preload: Sequence[str]) -> None:
+    """Import these modules, as far as that is possible."""
     for name in preload:
         with suppress(Exception):  # not installed, or broken: then the trial that needs it says so in its record
             import_module(name)
+
+
+def serve(connection: Connection, preload: Sequence[str]) -> None:
+    """Load, then fork for each request until the other side is gone."""
+    load(preload)
     with suppress(EOFError):
         while True:
             request = connection.recv_bytes()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import shutil
 import sys
 import threading
@@ -17,7 +16,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,11 +24,12 @@ from harness.entrance import ROOT
 from harness.errors import UserError, one_line
 from harness.execute import RunTrial, abandoned, execute, known, on_signals
 from harness.failfast import StoppedByFailure, failure_stops
-from harness.forkserver import ForkServer, WorkerUnfit
+from harness.forkserver import PRELOAD, ForkServer, WorkerUnfit
 from harness.lease import identity
+from harness.preloaded import connect
 from harness.results import RunStore, cache_dir, write_atomic
 from harness.source import code_version
-from harness.workers import NoWorkers, entrance, prepare, unimportable
+from harness.workers import NoWorkers, entrance, no_start, unimportable
 
 if TYPE_CHECKING:
     from harness.grid import Grid, Trial
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
 STOP_POLL_SECONDS = 0.5  # between two looks for the request to stop
 STOP_GRACE_SECONDS = 1.5  # for trials to leave a checkpoint; a stopped Ray job is killed after 3 s
 LOST = ("ActorDied", "ActorUnavailable", "NodeDied", "OutOfMemory", "WorkerCrashed", "WorkerLost")  # errors of workers
+PLACE = "CODETR_FORKS"  # where workers of this machine find the process that has loaded everything
 UNFIT = "its worker could not run it"
 
 
@@ -61,13 +61,6 @@ class Launch:
         return self.store.root / "launches" / self.name
 
 
-def start_for(grid: Grid, trials: Sequence[Trial], launch: Launch) -> RayStart:
-    """Begin to start Ray for these trials of a grid, and on this machine workers that load what a trial needs."""
-    forks = grid.search is None and launch.run_trial is None
-    task = pickle.dumps((_load, {"environment": _environment(launch.store), "forks": forks}))
-    return RayStart(trials, launch.concurrent, partial(prepare, task=task, root=ROOT, path=list(sys.path)))
-
-
 def run_on_ray(
     trials: Sequence[Trial], more: int, launch: Launch, start: RayStart, progress: Progress, mirror: Mirror | None
 ) -> None:
@@ -85,20 +78,23 @@ def run_on_ray(
         asked.set()  # Ray may take the exception for itself
         raise KeyboardInterrupt
 
-    try:
-        start.wait(progress)
-    except NoWorkers as error:
-        if not trials:  # a search that has suggested nothing yet
-            raise UserError(str(error)) from None
-        _mark_lost(trials, store, {trial.trial_id: str(error) for trial in trials}, progress)
-        return
+    def changed() -> bool:
+        return any(store.status(trial.trial_id) != before.get(trial.trial_id) for trial in progress.grid.trials)
+
+    before = {trial.trial_id: store.status(trial.trial_id) for trial in progress.grid.trials}
+    start.wait(progress)
     with on_signals(stop):  # again: Ray has put its own handler
         try:
-            with failure_stops(trials, store, marker, progress) if launch.fail_fast else nullcontext():
+            failing = failure_stops(trials, store, marker, progress) if launch.fail_fast else nullcontext()
+            with failing, no_start(changed, start.log):
                 _run_until_settled(trials, more, launch, progress, joined, asked)
             progress.phase("closing", quiet=True)
         except StoppedByFailure:
             pass  # the trials have stopped, and the store tells the rest
+        except NoWorkers as error:
+            if not trials:  # a search that has suggested nothing yet
+                raise UserError(str(error)) from None
+            _mark_lost(trials, store, {trial.trial_id: str(error) for trial in trials}, progress)
         except KeyboardInterrupt:
             progress.say("stopping the trials")
             with suppress(OSError):  # a full disk: the trials end with their workers
@@ -217,21 +213,10 @@ def _environment(store: RunStore) -> dict[str, str]:
     """What workers on any node must know of the driver's environment."""
     commit, dirty = code_version()
     found = {"CODETR_STORE": str(store.root), "CODETR_CACHE": str(cache_dir())}
-    found |= {name: os.environ[name] for name in ("GOMP_SPINCOUNT",) if name in os.environ}
+    found |= {name: os.environ[name] for name in ("GOMP_SPINCOUNT", PLACE) if name in os.environ}
     if commit:
         found |= {"CODETR_COMMIT": commit, "CODETR_DIRTY": "" if dirty is None else str(int(dirty))}
     return found
-
-
-def _load(config: dict[str, Any], environment: dict[str, str], forks: bool) -> dict[str, Any]:
-    """A worker that will be given trials begins to load what they need, while Ray and MLflow are still starting."""
-    global _forks
-    os.environ.update(environment)
-    if forks:
-        _forks = _forks or ForkServer()
-    from ray import tune  # noqa: F401 - Ray unpickles the trial with it
-
-    return {}
 
 
 def _work(
@@ -251,7 +236,9 @@ def _work(
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a GPU that was not asked for belongs to others
     if search is not None:  # it tells Tune of every epoch, which only this process can
         return {"outcome": _run_one(trial, launch, driver)}
-    _forks = _forks or (ForkServer() if launch.run_trial is None else ForkServer(preload=()))
+    if _forks is None:
+        preload = PRELOAD if launch.run_trial is None else ()
+        _forks = ForkServer(preload, connect(place) if (place := os.environ.get(PLACE)) else None)
     try:
         return {"outcome": _forks.run(_run_one, trial, launch, driver)}
     except WorkerUnfit as error:  # and it would be the next time

@@ -8,6 +8,7 @@ prints lines (harness/progress.py) and talks to MLflow (harness/mirror.py).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness import tracking
+from harness.cluster import RayStart, is_given
 from harness.errors import UserError
 from harness.execute import RunTrial, on_signals, run_local, stop_now
 from harness.housekeeping import take_up
 from harness.ledger import remember
 from harness.mirror import Mirror
-from harness.on_ray import Launch, run_on_ray, start_for
+from harness.on_ray import PLACE, Launch, run_on_ray
+from harness.preloaded import Preloaded
 from harness.progress import Progress, print_line
 from harness.results import RunStore
 from harness.source import code_version
@@ -97,7 +100,10 @@ def run_grid(
             launch = Launch(store, run_trial, concurrent, max_failures, fail_fast)
             ray = None
             if executor == "ray" and (pending or more):  # it starts while the tracking store opens and data are checked
-                ray = stack.enter_context(start_for(grid, pending or grid.trials[:1], launch))
+                if run_trial is None and grid.search is None and not is_given():
+                    loaded = stack.enter_context(Preloaded())
+                    os.environ[PLACE] = loaded.place
+                ray = stack.enter_context(RayStart(pending or grid.trials[:1], concurrent))
             mirror = _open_mirror(grid, store, progress)
             if mirror is not None:
                 stack.callback(mirror.close)

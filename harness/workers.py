@@ -6,23 +6,27 @@ of that. Nothing is imported in a worker before `entrance` has put our packages 
 
 from __future__ import annotations
 
+import _thread
 import re
+import signal
 import socket
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from harness.errors import one_line
+from harness.execute import on_signals
 
-WORKER_SECONDS = 20.0  # that a worker has to begin before what Ray notes of dead ones is believed
+LOOK_SECONDS = 1.0
+WORKER_SECONDS = 20.0  # without another worker, before what Ray notes of dead ones is believed
 MESSAGES = 20  # of Ray that are kept
 CAUSE = re.compile(r"^\w+(?:Error|Exception|Exit): .+", re.MULTILINE)  # the last line of a traceback
 
 
-class NoWorkers(RuntimeError):
-    """No process that could run a trial can be started; the text says why."""
+class NoWorkers(BaseException):
+    """No process that could run a trial can be started; the text says why. Nobody may take it for his own error."""
 
 
 def entrance(root: str, path: list[str]) -> Callable[..., dict[str, Any]]:
@@ -54,33 +58,46 @@ def entrance(root: str, path: list[str]) -> Callable[..., dict[str, Any]]:
     return enter
 
 
-def prepare(count: int, task: bytes, root: str, path: list[str]) -> list[Any]:
-    """Have `count` workers begin and do `task` (see `entrance`) before trials come; returns the promises of that."""
-    import ray
+@contextmanager
+def no_start(begun: Callable[[], bool], log: Path | None) -> Iterator[None]:
+    """Leave the body where no worker of this machine can begin: Ray tries for ever, and its `log` has the reason.
 
-    work = ray.remote(num_cpus=0)(entrance(root, path))
-    return [work.remote({}, task) for _ in range(count)]
-
-
-def await_worker(promises: list[Any], log: Path) -> None:
-    """Wait until a first worker has begun, as `promises` of `prepare` tell; `log` is Ray's of those that died.
+    Args:
+        begun: whether a trial has begun, or ended.
+        log: what Ray's daemon writes about workers that died; None: a cluster's, which is not here.
 
     Raises:
-        NoWorkers: none can.
+        NoWorkers: in the main thread, when the body was left.
     """
-    import ray
+    ended = threading.Event()
+    reasons: list[str] = []
 
-    begun = time.monotonic()
-    while not (ready := ray.wait(promises, timeout=0.5)[0]):
-        if time.monotonic() - begun < WORKER_SECONDS:
-            continue
-        with suppress(OSError):
-            if causes := CAUSE.findall(log.read_text(encoding="utf-8", errors="replace")):
-                raise NoWorkers(f"its worker could not start: {causes[-1]} (on {socket.gethostname()})")
-    try:
-        ray.get(ready[0])
-    except ray.exceptions.RayError as error:
-        raise NoWorkers(f"its worker could not start: {one_line(error)}") from None
+    def watch(log: Path) -> None:
+        while not ended.wait(LOOK_SECONDS):
+            with suppress(OSError):
+                if not (causes := CAUSE.findall(log.read_text(encoding="utf-8", errors="replace"))):
+                    continue
+                if begun():
+                    return
+                if time.time() - log.stat().st_mtime > WORKER_SECONDS:
+                    reasons.append(f"its worker could not start: {causes[-1]} (on {socket.gethostname()})")
+                    _thread.interrupt_main(signal.SIGUSR2)  # without a handler (any more) it does nothing
+                    return
+
+    def leave(*_: object) -> NoReturn:
+        raise NoWorkers(reasons[0])
+
+    if log is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    thread = threading.Thread(target=watch, args=(log,), name="no-start", daemon=True)
+    with on_signals(leave, (signal.SIGUSR2,)):
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
 def keep_quiet() -> None:
