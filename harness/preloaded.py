@@ -81,6 +81,7 @@ def main() -> None:
     while True:
         ready, _, _ = select.select([listener.fileno(), 0], [], [], REAP_SECONDS)
         if 0 in ready:  # nothing is ever written there: its other end is gone
+            shutil.rmtree(os.path.dirname(listener.getsockname()), ignore_errors=True)
             os._exit(0)
         if listener.fileno() in ready:
             client, _ = listener.accept()

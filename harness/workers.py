@@ -95,6 +95,10 @@ def no_start(begun: Callable[[], bool], log: Path | None) -> Iterator[None]:
         thread.start()
         try:
             yield
+        except Exception:
+            if reasons:  # Ray has made an error of its own of it
+                raise NoWorkers(reasons[0]) from None
+            raise
         finally:
             ended.set()
             thread.join()
