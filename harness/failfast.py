@@ -58,7 +58,10 @@ def failure_stops(trials: Sequence[Trial], store: RunStore, marker: Path, progre
                 _thread.interrupt_main(signal.SIGUSR1)  # without a handler (any more) it does nothing
             return
 
+    left = threading.Event()
+
     def leave(*_: object) -> NoReturn:
+        left.set()
         raise StoppedByFailure
 
     thread = threading.Thread(target=watch, name="fail-fast", daemon=True)
@@ -66,6 +69,10 @@ def failure_stops(trials: Sequence[Trial], store: RunStore, marker: Path, progre
         thread.start()
         try:
             yield
+        except Exception:
+            if left.is_set():  # Ray has made an error of its own of it
+                raise StoppedByFailure from None
+            raise
         finally:
             ended.set()
             thread.join()

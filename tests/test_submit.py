@@ -67,6 +67,9 @@ def test_from_another_folder_the_clusters_own_code_runs(ray, monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     assert main(["submit", "mine.yaml"]) == 0
     assert not any("CODETR_COMMIT" in word for word in ray())
+    assert ray()[ray().index("--") + 1 :][:4] == ["python", "-m", "codetr_harness", "run"], (
+        "which no file there is called"
+    )
     assert "the cluster's own runs" in capsys.readouterr().err
 
 
