@@ -7,7 +7,6 @@ can be piped; remarks and mistakes go to standard error. Commands about the stor
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -238,7 +237,7 @@ def sync(args: argparse.Namespace) -> int:
 
     store = RunStore()
     for grid in open_grids(args):
-        mirror.sync(store, grid)
+        mirror.sync(store, grid, say=remark)
         print(f"{grid.name}: the tracking store has every record of its {len(grid.trials)} trials")
     return 0
 
@@ -305,11 +304,9 @@ def _number(trial_ids: Sequence[str]) -> str:
 
 def ui(args: argparse.Namespace) -> int:
     """Serve the MLflow pages of the tracking store until interrupted."""
-    from harness.tracking import runs_page, ui_command
+    from harness.ui import serve
 
-    command = ui_command(host=args.host, port=args.port)
-    print(f"MLflow at http://{args.host}:{args.port}/{runs_page()} (ready in about 20 s; Ctrl-C stops it)", flush=True)
-    os.execv(command[0], command)  # this process becomes the server, so that a signal to it stops the server
+    return serve(args.host, args.port, say=lambda line: print(line, flush=True))
 
 
 def doctor(args: argparse.Namespace) -> int:

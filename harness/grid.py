@@ -32,6 +32,7 @@ from harness.spec import (
     read_spec,
 )
 from harness.strict import Mistakes
+from harness.variants import Variant, heading, key_of, variant_of
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,17 @@ class Grid:
     notes: tuple[str, ...] = ()  # what a person should know before running
     command: str = ""  # runs what is missing of it; "" when it was not read from a file
     search: Search | None = None  # None: all trials are listed
+    variant: Variant = Variant()  # which data set and settings of the command line it has
+
+    @property
+    def key(self) -> str:
+        """The name of its folder in the store and of its tags in MLflow; unlike others of the same file and preset."""
+        return key_of(self.name, self.preset, self.variant)
+
+    @property
+    def heading(self) -> str:
+        """What people read: `quickstart (digits)`, and the data set and settings of the command line."""
+        return heading(self.name, self.preset, self.variant.words)
 
     @property
     def num_unknown(self) -> int:
@@ -200,6 +212,7 @@ def expand(
         figures=spec.figures,
         claims=claims,
         notes=tuple(dict.fromkeys(notes)),
+        variant=_variant(above, trials),
     )
 
 
@@ -233,7 +246,11 @@ def _expand_search(
     wanted = search.spec.num_trials if search.spec.algorithm == "random" else len(first)
     if len(grid.trials) < wanted:
         notes.append(f"{spec.path}: search.space holds only {len(grid.trials)} trials that differ")
-    return replace(grid, notes=tuple(dict.fromkeys(notes)))
+    return replace(grid, notes=tuple(dict.fromkeys(notes)), variant=_variant(above, grid.trials))
+
+
+def _variant(above: list[Setting], trials: Sequence[Trial]) -> Variant:
+    return variant_of(above, trials[0].fingerprint if trials else "")
 
 
 def _canonical(resolved: Resolved) -> Resolved:

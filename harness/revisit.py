@@ -227,7 +227,7 @@ def mirror_trials(store: RunStore, trial_ids: Sequence[str], say: Say) -> None:
     if not trial_ids or not tracking.available() or tracking.is_missing(uri):
         return
     try:
-        count = mirror.sync_trials(store, trial_ids, uri)
+        count = mirror.sync_trials(store, trial_ids, uri, say)
     except UserError as error:
         say(f"note: {error}; `codetr sync` brings it up to date later")
         return

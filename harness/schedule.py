@@ -92,7 +92,7 @@ def run_grid(
         with ExitStack() as stack:
             stack.enter_context(on_signals(stop_now))
             progress = stack.enter_context(Progress(grid, store, out))
-            if (driver := store.claim_grid(grid.name)) is not None:
+            if (driver := store.claim_grid(grid.key)) is not None:
                 stack.enter_context(driver)
             mirror = _open_mirror(grid, store, progress)
             if mirror is not None:
