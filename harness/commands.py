@@ -10,6 +10,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from harness.console import count, remark, table
@@ -172,8 +173,9 @@ def report(args: argparse.Namespace) -> int:
         grids = open_grids(args)  # neither the data nor a record of it is here: say so
     for index, grid in enumerate(grids):
         if grid.search is not None and grid.num_unknown and chosen_source(args.source) == TRACKING:
-            for values in read_suggestions(grid.search.key):  # the store of records may be elsewhere
-                grids[index] = grids[index].suggest(values)
+            with suppress(UserError):  # told where the records are read
+                for values in read_suggestions(grid.search.key):  # the store of records may be elsewhere
+                    grids[index] = grids[index].suggest(values)
     shared = _options(args)
     flags = [flag for flag, given in {"--allow-mixed": args.allow_mixed, "--images": args.images}.items() if given]
     how = How(
@@ -192,6 +194,8 @@ def report(args: argparse.Namespace) -> int:
         images=args.images,
         how=how,
     )
+    for note in made.notes:
+        remark(f"note: {note}")
     print(made.text)
     for path in made.paths:
         print(f"wrote {path}")

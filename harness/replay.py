@@ -87,13 +87,15 @@ class Replayer:
 
     def _replay_end(self, run: Run, trial_id: str, status: str, entries: list[dict[str, Any]]) -> None:
         record = self._store.read(trial_id) or {}
-        digest = hashlib.sha256(f"{status} {to_json(record)}".encode()).hexdigest()[:16]
+        whole = {group: record.get(group) or {} for group in GROUPS if group != "losses"}
+        names = renamed(record.get("metrics") or {}) | renamed(whole)
+        text = " ".join([status, to_json(record), *([to_json(names)] if names else [])])
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         if run.data.tags.get("codetr.record") == digest:
             return
         told = {name for entry in entries for name in flat_metrics(entry)}  # the epochs know them better
         last = entries[-1] if entries else {}
-        whole = {group: record.get(group) or {} for group in GROUPS if group != "losses"}
-        self._keep_names(run, renamed(record.get("metrics") or {}) | renamed(whole))
+        self._keep_names(run, names)
         # A number of the whole trial has step 0: MLflow then draws bars.
         for part, entry in (record.get("metrics") or {}, last), (whole, {**last, "step": 0, "epoch": 0}):
             final = flat_metrics(part)

@@ -68,7 +68,6 @@ def reaching(uri: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        check_database(uri)
         raise user_error(uri, error) from error
 
 
@@ -159,7 +158,7 @@ def find_experiment(client: MlflowClient) -> str | None:
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None and found.lifecycle_stage != "active":
         raise ExperimentDeleted(
-            f"tracking store: its experiment '{EXPERIMENT}' was deleted; `codetr sync FILES` restores it, as "
+            f"the experiment '{EXPERIMENT}' of the tracking store was deleted; `codetr sync FILES` restores it, as "
             f"`mlflow experiments restore --experiment-id {found.experiment_id}` does"
         )
     return str(found.experiment_id) if found else None

@@ -6,13 +6,17 @@ here by these words alone, so that no library need be loaded.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 
 from harness.errors import UserError, one_line
 from harness.passwords import masked, shown
+from harness.sqlite import check_database
 
 ELSEWHERE = "or set MLFLOW_TRACKING_URI"
 AWAY = "away"
@@ -48,11 +52,11 @@ DRIVERS = {
     "MySQLdb": "mysqlclient",
 }
 
-# In order: the first that fits. {found} is the first group of the pattern, {uri} the address without its password.
+# In order: the first that fits. {found} is the first group of the pattern, {uri} the address for a command.
 KINDS = {
     DELETED: _Kind(
         r"Current state is deleted|must be in the 'active' (?:state|lifecycle)|experiment .*lifecycle_stage.*deleted",
-        "its experiment 'codetr' was deleted",
+        "has lost its experiment 'codetr', which was deleted",
         "`codetr sync FILES` restores it, as `mlflow experiments restore` does",
     ),
     "driver": _Kind(
@@ -74,11 +78,11 @@ KINDS = {
         r"Invalid IPv6 URL|Could not parse SQLAlchemy URL|InvalidURL|nonnumeric port|invalid literal for int\(\)"
         r"|Port could not be cast|unknown url type|no host given|Invalid port",
         "is no address that can be understood",
-        "write it as http://HOST:PORT or postgresql://USER:PASSWORD@HOST/NAME, with %40 for @ in a password, "
-        "in MLFLOW_TRACKING_URI",
+        "write MLFLOW_TRACKING_URI as http://HOST:PORT or postgresql://HOST/NAME, with user:password@ before HOST "
+        "where they are needed, and %40 for an @ in them",
     ),
     "older": _Kind(
-        r"out-of-date database schema",
+        r"out-of-date database schema(?:.*found version (\w+))?",
         "was made by an older mlflow",
         "make a copy, then: mlflow db upgrade {uri}",
     ),
@@ -158,8 +162,10 @@ def failure_of(uri: str, error: BaseException) -> Failure:
     for name, kind in KINDS.items():
         if match := re.search(kind.words, words, re.IGNORECASE):
             found = next(filter(None, match.groups()), "")
-            parts = {"why": why, "found": found, "package": DRIVERS.get(found, found), "uri": shown(uri)}
+            parts = {"why": why, "found": found, "package": DRIVERS.get(found, found), "uri": _argument(uri)}
             parts["mlflow"] = _mlflow_version()
+            if name == "older" and not _knows_revision(found):
+                name, kind = "newer", KINDS["newer"]
             return Failure(name, masked(kind.reason.format(**parts), uri), kind.advice.format(**parts))
     return Failure("other", f"cannot be used: {why}", f"check it, {ELSEWHERE}")
 
@@ -170,8 +176,14 @@ def failure_line(uri: str, failure: Failure) -> str:
 
 
 def user_error(uri: str, error: BaseException) -> UserError:
-    """The error for a person."""
+    """The error for a person.
+
+    Raises:
+        UserError: another one: the store is a file, and damaged.
+    """
     failure = failure_of(uri, error)
+    if failure.kind != "locked":  # or it would be waited for
+        check_database(uri)
     kind = ExperimentDeleted if failure.kind == DELETED else UserError
     return kind(failure_line(uri, failure))
 
@@ -184,6 +196,22 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         yield one
         reason = getattr(one, "reason", None)  # of a URLError
         one = one.__cause__ or one.__context__ or (reason if isinstance(reason, BaseException) else None)
+
+
+def _argument(uri: str) -> str:
+    """The address in a command that can be typed, without its password."""
+    named = os.environ.get("MLFLOW_TRACKING_URI") == uri != shown(uri)
+    return '"$MLFLOW_TRACKING_URI"' if named else shown(uri)
+
+
+def _knows_revision(revision: str) -> bool:
+    """Whether the mlflow that is here has this step of its database's form; it calls a later one out of date too."""
+    package = find_spec("mlflow")
+    folders = [
+        Path(place) / "store/db_migrations/versions" for place in (package and package.submodule_search_locations) or ()
+    ]
+    known = [file.name for folder in folders for file in folder.glob("*.py")]
+    return not known or not revision or any(name.startswith(revision) for name in known)
 
 
 def _mlflow_version() -> str:

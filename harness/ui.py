@@ -59,15 +59,15 @@ def serve(host: str = "127.0.0.1", port: int = 5000, uri: str | None = None, say
     check_port(host, port)
     log = _log_file(port)
     say(f"starting MLflow (its log: {log})")
-    with _end_on_signals(), _server(command, environment, log) as process:
-        try:
+    try:
+        with _end_on_signals(), _server(command, environment, log) as process:
             page = opening_page(uri, say)  # while the server starts
             _wait_until_ready(process, host, port, log)
             say(f"MLflow at http://{_browsed(host)}:{port}/{page} (ready; Ctrl-C stops it)")
             process.wait()
-        except KeyboardInterrupt:
-            say("MLflow is stopped")
-            return 0
+    except KeyboardInterrupt:
+        say("MLflow is stopped")
+        return 0
     say(f"MLflow has ended by itself ({_last_words(log)}; its log: {log})")
     return 1
 

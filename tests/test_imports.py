@@ -18,7 +18,7 @@ STORY = [
     *("__main__", "store_commands", "commands", "doctor", "submit", "schedule", "on_ray", "failfast", "tuner"),
     *("cluster", "forkserver", "execute", "trial", "trial_analysis", "trial_record", "revisit", "trained", "launch"),
     *("build", "memory", "train", "evaluate", "analyse", "ranks", "report", "resample", "figures", "transfer"),
-    *("ui", "mirror", "replay", "mlflow_runs", "tracking", "views", "sqlite", "tracking_failures", "metric_names"),
+    *("ui", "mirror", "replay", "mlflow_runs", "tracking", "views", "tracking_failures", "sqlite", "metric_names"),
     *("cost", "choose", "compare", "suggestions", "grid", "search", "ledger", "variants", "rows", "labels"),
     *("identity", "spec", "space", "claims", "resolve", "data"),
     *("housekeeping", "console", "progress", "results", "source", "lease", "parcel", "strict"),

@@ -63,6 +63,7 @@ class Report:
 
     paths: tuple[Path, ...]
     text: str  # all tables as plain text, for a terminal or a job log
+    notes: tuple[str, ...] = ()  # where the numbers come from, when that is not what was to be expected
 
 
 def grid_text(grid: Grid, records: Iterable[Mapping[str, Any]]) -> str:
@@ -115,6 +116,7 @@ def write_report(
         raise UserError(f"report: two ablation files are named '{twice[0]}' and would write the same files; rename one")
     if Path(CLAIMS_NAME).stem in stems:
         raise UserError(f"report: an ablation file is named '{Path(CLAIMS_NAME).stem}', as {CLAIMS_NAME} is; rename it")
+    notes: list[str] = []
     if records is None:
         from harness.report import figures as drawn
 
@@ -122,7 +124,7 @@ def write_report(
         asked = {name for grid in grids for name in grid.figures} if pictured else set()
         history = ("loss", *(metric for name in drawn.HISTORY if name in asked for metric in drawn.HISTORY[name]))
         analysis = bool(asked & set(drawn.TABLES))
-        records = read_trials(trial_ids(grids), source, uri, history=history, analysis=analysis)
+        records = read_trials(trial_ids(grids), source, uri, notes=notes, history=history, analysis=analysis)
     known = list(records)
     if not allow_mixed:
         check_ground(grids, known)
@@ -147,9 +149,9 @@ def write_report(
 
         page = Path(out_dir) / PAGE_NAME
         links = links_from(page.parent, uri)
-        write_atomic(page, to_page(sections, how.report, making_notes(known, uri), links, claims_file))
+        write_atomic(page, to_page(sections, how.report, [*making_notes(known, uri), *notes], links, claims_file))
         paths.insert(0, page)
-    return Report(tuple(paths), "\n".join(to_text(section.table) for section in sections))
+    return Report(tuple(paths), "\n".join(to_text(section.table) for section in sections), tuple(notes))
 
 
 def _write_grid(

@@ -1,12 +1,15 @@
 """Where a report's records come from: the tracking store, or the records themselves.
 
 Both give the same tables. The records need neither mlflow nor a database, so a folder of them that travels with a paper
-is enough to make its tables again.
+is enough to make its tables again. Where the tracking store has less than the records (runs or an experiment deleted
+there, a server that was away), the records count, and a note says so.
 """
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from harness.errors import UserError
+from harness.passwords import without_login
 from harness.results import RunStore
 from harness.sqlite import is_missing
 
@@ -46,25 +50,86 @@ def chosen_source(source: str = AUTO, uri: str | None = None, store: RunStore | 
 
 
 def read_trials(
-    ids: Sequence[str], source: str = AUTO, uri: str | None = None, store: RunStore | None = None, **wanted: Any
+    ids: Sequence[str],
+    source: str = AUTO,
+    uri: str | None = None,
+    store: RunStore | None = None,
+    *,
+    notes: list[str] | None = None,
+    **wanted: Any,
 ) -> list[dict[str, Any]]:
     """Records of these trials, in the given order; unknown ones are left out.
 
     Args:
         ids: of the trials.
-        source: one of `SOURCES`.
+        source: one of `SOURCES`. With `auto` a trial of which the tracking store has less than the records is taken
+            from these.
         uri: the tracking store; None takes the usual one.
         store: the records; None takes the usual store.
+        notes: takes a line where the tracking store has less.
         wanted: what the tracking store is asked for besides (see `harness.tracking.read_records`).
 
     Raises:
-        UserError: the tracking store cannot be reached.
+        UserError: the tracking store cannot be read, and the records know none of these trials (or `tracking` is asked
+            for).
     """
-    if chosen_source(source, uri, store) == TRACKING:
-        from harness.tracking import read_records
+    place, told = store or RunStore(), [] if notes is None else notes
+    known = {record["trial_id"]: record for record in _from_records(ids, place)}
+    if chosen_source(source, uri, store) == RECORDS:
+        return list(known.values())
+    from harness.tracking import read_records
 
-        return read_records(ids, uri, **wanted)
-    return _from_records(ids, store or RunStore())
+    try:
+        tracked = {record["trial_id"]: record for record in read_records(ids, uri, **wanted)}
+    except UserError as error:
+        if source != AUTO or not known:
+            raise
+        told.append(f"made from the records of the trials (result.json): {error}")
+        return list(known.values())
+    lacks = {key: lack for key in known if (lack := _lack(tracked.get(key), known[key], wanted))}
+    if lacks:
+        words = ", ".join(f"{number} {lack}" for lack, number in Counter(lacks.values()).items())
+        told.append(f"the tracking store has less than the records ({words}); {_remedy(source)}")
+    taken = {key: {**tracked.get(key, {}), **known[key]} for key in lacks} if source == AUTO else {}
+    found = tracked | taken
+    return [found[key] for key in dict.fromkeys(ids) if key in found]
+
+
+def _remedy(source: str) -> str:
+    if source == AUTO:
+        return "these numbers are those of the records; `codetr sync FILES` brings it up to date"
+    return "`codetr sync FILES` brings it up to date, and without --from tracking the records count"
+
+
+def _lack(tracked: Mapping[str, Any] | None, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What the tracking store lacks of a trial; empty when it has all that the record has.
+
+    Args:
+        tracked: what it has; None where it has no run of the trial.
+        known: the record.
+        wanted: what the tracking store was asked for besides.
+    """
+    if tracked is None:
+        return "without a run"
+    if known["status"] != "finished" or tracked["status"] != "finished":
+        behind = known["status"] != tracked["status"] and tracked["status"] != "finished"
+        return f"{tracked['status']} instead of {known['status']}" if behind else ""
+    parts = ("metrics", "cost", "per_class")
+    if any(_differ(known.get(part) or {}, tracked.get(part) or {}) for part in parts):
+        return "without some metrics"
+    if wanted.get("history", True) and len(tracked["history"]) < len(known.get("history") or ()):
+        return "without some epochs"
+    if wanted.get("analysis") and known.get("analysis") and not tracked.get("analysis"):
+        return "without their analysis"
+    return ""
+
+
+def _differ(known: Mapping[str, Any], tracked: Mapping[str, Any]) -> bool:
+    numbers = {name: value for name, value in known.items() if isinstance(value, int | float)}
+    return any(
+        not isinstance(value, bool) and not math.isclose(value, tracked.get(name, math.nan), rel_tol=1e-9)
+        for name, value in numbers.items()
+    )
 
 
 def identified(grid: Grid, store: RunStore | None = None) -> Grid:
@@ -123,7 +188,7 @@ def links_from(
 
     place = store or RunStore()
     server = uri or tracking.tracking_uri(place.root)
-    base = server.rstrip("/") if tracking.is_server(server) else UI
+    base = without_login(server).rstrip("/") if tracking.is_server(server) else UI
 
     def links(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         found = []
