@@ -11,7 +11,8 @@ from pathlib import Path
 from harness.config import DataConfig
 from harness.data.coco import CocoDataset, same_categories
 from harness.data.digits import digits_fingerprint, ensure_digits
-from harness.data.layout import SPLITS, Split, folder_fingerprint
+from harness.data.fingerprint import folder_fingerprint
+from harness.data.layout import SPLITS, Split, find_splits
 from harness.data.ticker import Progress
 from harness.errors import UserError
 
@@ -51,6 +52,8 @@ def open_splits(
     Raises:
         UserError: every problem of both splits in one message.
     """
+    if config.path is not None:
+        find_splits(Path(config.path).expanduser())  # what is missing of either split comes in one list
     opened, problems = [], []
     for split in SPLITS:
         try:
@@ -68,7 +71,7 @@ def fingerprint(config: DataConfig) -> str:
     """16 hex characters that change with the data's content, not with its place. Generates and decodes nothing.
 
     Raises:
-        UserError: the folder or one of its parts is missing.
+        UserError: the folder or parts of it are missing, all in one message; or the system lets us not see them.
     """
     if config.path is not None:
         return folder_fingerprint(Path(config.path).expanduser())
