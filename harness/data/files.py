@@ -104,7 +104,10 @@ def _remembered(record: Path) -> dict[str, _Verdict]:
 def _inspect(path: Path, known: Any) -> tuple[_Verdict | None, str]:
     """What is known of a good image file, else None and what is wrong with it."""
     try:
-        status = path.stat()
+        try:
+            status = path.stat()
+        except ValueError:  # a zero byte, or half of a surrogate pair
+            return None, "cannot be the name of a file; correct it or remove the image from the annotation file"
         if not stat.S_ISREG(status.st_mode):
             what = KINDS.get(stat.S_IFMT(status.st_mode), "a device")
             return None, f"is {what}, not a file; put the image there or remove it from the annotation file"
@@ -129,7 +132,7 @@ def _unreadable(path: Path, error: BaseException) -> str:
     """What is wrong with a file that could not be opened or decoded."""
     remove = "or remove the image from the annotation file"
     if isinstance(error, OSError) and error.errno in ABSENT:
-        link = f" (a link to {shown(os.readlink(path))}, which is not there)" if os.path.islink(path) else ""
+        link = f" (a link to {shown(os.readlink(path))} that leads nowhere)" if os.path.islink(path) else ""
         return f"is missing in {shown(path.parent)}{link}; add it {remove}"
     if "cannot identify" not in str(error):
         said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

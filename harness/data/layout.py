@@ -40,7 +40,7 @@ def find_splits(root: Path, splits: Sequence[Split] = SPLITS) -> dict[Split, tup
         UserError: everything that is missing of these splits, each part with the nearest name that is there.
     """
     if not is_folder(root):
-        raise UserError(f"data set {shown(root)}: {_no_folder(root)}")
+        raise UserError(f"data set {shown(root)}{_no_folder(root)}")
     parts: dict[Split, tuple[Path, Path]] = {}
     missing: list[str] = []
     for split in splits:
@@ -54,7 +54,9 @@ def find_splits(root: Path, splits: Sequence[Split] = SPLITS) -> dict[Split, tup
             hint = _hint(root, split, folder.name, _image_folders(root)) or _shared_folder(root, folder.name)
             missing.append(f"image folder {folder.name}/ is missing{hint}")
     if missing:
-        rest = f"{_present(root)}; {_other_root(root) or LAYOUT}"
+        if other := _other_root(root):
+            raise UserError(f"data set {shown(root)}: no annotations/ here; did you mean {shown(other)}?")
+        rest = f"{_present(root)}; {LAYOUT}"
         if len(missing) == 1:
             raise UserError(f"data set {shown(root)}: {missing[0]}; {rest}")
         lines = "".join(f"\n  {line}" for line in missing)
@@ -75,24 +77,24 @@ def _year(root: Path, split: Split) -> str:
 
 def _no_folder(root: Path) -> str:
     """What is wrong with a data set's path."""
-    what = "no such folder"
+    what = ": no such folder"
     if is_file(root):
-        what = "is a file, not a folder"
+        what = " is a file, not a folder"
     elif os.path.islink(root):
-        what = f"is a link to {shown(os.readlink(root))}, which is not there"
+        what = f" is a link to {shown(os.readlink(root))} that leads nowhere"
     near = difflib.get_close_matches(root.name, [path.name for path in _entries(root.parent, is_folder)], 1, 0.6)
     hint = f", did you mean {shown(root.parent / near[0])}?" if near else ""
     return f"{what}{hint}; data.path must name a folder in COCO layout"
 
 
-def _other_root(root: Path) -> str:
-    """Where the annotations of a data set lie above or below `root`; empty where `root` has a folder of them."""
+def _other_root(root: Path) -> Path | None:
+    """The folder above or below `root` that is a data set, where `root` itself has no `annotations/`."""
     if is_folder(root / "annotations"):
-        return ""
+        return None
     for folder in (root.parent, *_entries(root, is_folder)):
         if any(path.name.startswith("instances_") for path in _entries(folder / "annotations", is_file)):
-            return f"did you mean {shown(folder)}?"
-    return ""
+            return folder
+    return None
 
 
 def _present(root: Path) -> str:
@@ -157,8 +159,9 @@ def _hint(root: Path, split: Split, wanted: str, paths: list[Path]) -> str:
 def _shared_folder(root: Path, wanted: str) -> str:
     """A folder of images that stands for no split, as for both: `; link images/ as train/?`. Empty where none is."""
     for path in _image_folders(root):
-        stands_for = [split for split in SPLITS if _rank(root, path, split) is not None]
-        if not stands_for and _has_image(_entries(path, is_file)):
+        own = [path] if path.parent == root else [path.parent, path]
+        free = all(_rank(root, one, split) is None for one in own for split in SPLITS)
+        if free and _has_image(_entries(path, is_file)):
             return f"; link {shown(path.relative_to(root))}/ as {wanted}/?"
     return ""
 
