@@ -10,8 +10,8 @@ from pathlib import Path
 
 from harness.config import DataConfig
 from harness.data.coco import CocoDataset, same_categories
+from harness.data.content import folder_fingerprint
 from harness.data.digits import digits_fingerprint, ensure_digits
-from harness.data.fingerprint import folder_fingerprint
 from harness.data.layout import SPLITS, Split, find_splits
 from harness.data.ticker import Progress
 from harness.errors import UserError

@@ -82,7 +82,7 @@ def _no_folder(root: Path) -> str:
         what = " is a file, not a folder"
     elif os.path.islink(root):
         what = f" is a link to {shown(os.readlink(root))} that leads nowhere"
-    near = difflib.get_close_matches(root.name, [path.name for path in _entries(root.parent, is_folder)], 1, 0.6)
+    near = difflib.get_close_matches(root.name, [path.name for path in _entries(root.parent, os.path.isdir)], 1, 0.6)
     hint = f", did you mean {shown(root.parent / near[0])}?" if near else ""
     return f"{what}{hint}; data.path must name a folder in COCO layout"
 
@@ -91,18 +91,18 @@ def _other_root(root: Path) -> Path | None:
     """The folder above or below `root` that is a data set, where `root` itself has no `annotations/`."""
     if is_folder(root / "annotations"):
         return None
-    for folder in (root.parent, *_entries(root, is_folder)):
-        if any(path.name.startswith("instances_") for path in _entries(folder / "annotations", is_file)):
+    for folder in (root.parent, *_entries(root, os.path.isdir)):
+        if any(path.name.startswith("instances_") for path in _entries(folder / "annotations", os.path.isfile)):
             return folder
     return None
 
 
 def _present(root: Path) -> str:
     """What is there instead: annotation files, then everything else beside `annotations/`."""
-    names = [f"annotations/{path.name}" for path in _entries(root / "annotations", is_file) if _is_json(path)]
+    names = [f"annotations/{path.name}" for path in _entries(root / "annotations", os.path.isfile) if _is_json(path)]
     for path in _entries(root):
         if path.name != "annotations":
-            names.append(f"{path.name}/" if path.is_dir() else path.name)
+            names.append(f"{path.name}/" if os.path.isdir(path) else path.name)
     listed = ", ".join(map(shown, names[:6])) or "nothing"
     return f"here {'are' if len(names) > 1 else 'is'} {listed}{', …' if len(names) > 6 else ''}"
 
@@ -113,7 +113,7 @@ def _entries(folder: Path, kind: Callable[[Path], bool] = bool) -> list[Path]:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in islice(entries, MANY_ENTRIES)]
         return sorted(path for path in map(folder.joinpath, names) if path.name[0] != "." and kind(path))
-    except (OSError, UserError):
+    except OSError:
         return []
 
 
@@ -127,16 +127,16 @@ def _is_json(path: Path) -> bool:
 
 def _annotation_files(root: Path) -> list[Path]:
     """JSON files in the data set's folder and one below, those in `annotations/` first."""
-    folders = dict.fromkeys((root / "annotations", root, *_entries(root, is_folder)))
-    return [path for folder in folders for path in _entries(folder, is_file) if _is_json(path)]
+    folders = dict.fromkeys((root / "annotations", root, *_entries(root, os.path.isdir)))
+    return [path for folder in folders for path in _entries(folder, os.path.isfile) if _is_json(path)]
 
 
 def _image_folders(root: Path) -> list[Path]:
     """Folders in the data set's folder, then those one below, that hold images or no file at all."""
     found = []
-    for folder in (root, *_entries(root, is_folder)):
-        for path in _entries(folder, is_folder):
-            files = _entries(path, is_file)
+    for folder in (root, *_entries(root, os.path.isdir)):
+        for path in _entries(folder, os.path.isdir):
+            files = _entries(path, os.path.isfile)
             if path.name != "annotations" and (not files or _has_image(files)):
                 found.append(path)
     return found
@@ -161,7 +161,7 @@ def _shared_folder(root: Path, wanted: str) -> str:
     for path in _image_folders(root):
         own = [path] if path.parent == root else [path.parent, path]
         free = all(_rank(root, one, split) is None for one in own for split in SPLITS)
-        if free and _has_image(_entries(path, is_file)):
+        if free and _has_image(_entries(path, os.path.isfile)):
             return f"; link {shown(path.relative_to(root))}/ as {wanted}/?"
     return ""
 

@@ -44,7 +44,7 @@ TRAITS = {  # what images of a kind are, and what becomes of them
     "YCbCr": ("YCbCr", "converted to RGB"),
     "LAB": ("LAB", "converted to sRGB"),
     "frames": ("of several frames or pages", "of which the first is taken"),
-    "turned": ("TIFFs with an orientation", "and are turned as it says"),
+    "turned": ("stored turned, as TIFFs can be", "and turned as the file says"),
 }
 
 
