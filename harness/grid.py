@@ -159,9 +159,7 @@ def expand(
     below = preset_settings(preset, spec, mistakes)
     above = override_settings(overrides, mistakes)
     if data is not None and (folder := str(Path(data).absolute())) != (said := _in_utf8(folder)):
-        mistakes.add(
-            "--data", f"{said} is a name that is not UTF-8, which no record can hold; rename it, or link to it"
-        )
+        mistakes.add("--data", f"{said} is no UTF-8 name, so no record can hold it; rename it, or link to it")
     elif data is not None:
         above.append((("data", "path"), str(data), "--data"))
     chosen = tuple(seeds) if seeds is not None else spec.seeds

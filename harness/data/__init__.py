@@ -1,7 +1,8 @@
 """Images and their objects: where they come from, whether they are sound, how they reach the network.
 
 Read in this order: `scenes` and `digits` (the embedded data set), `layout`, `coco` and `checks` (any COCO-layout
-folder), `masks`, `transforms`, `loader` (batches). Only `masks` and `loader` need torch: import `harness.data.loader`.
+folder), `disk`, `files` and `pixels` (its images), `content` (its fingerprint), `masks`, `transforms`, `loader`
+(batches). Only `masks` and `loader` need torch: import `harness.data.loader`.
 """
 
 from __future__ import annotations
