@@ -25,7 +25,7 @@ from harness.data.disk import open_file
 # what Pillow raises for damaged files, depending on where the damage is
 UNREADABLE: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, RuntimeError, EOFError, ArithmeticError, AssertionError),
-    *(LookupError, TypeError, struct.error, zlib.error, Image.DecompressionBombError),
+    *(LookupError, TypeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError),
 )
 CONVERTED = ("1", "L", "P", "PA", "LA", "La", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB", "HSV")
 SIXTEEN_BITS = ("PNG", "TIFF", "JPEG2000", "PPM")  # formats whose grey has a range that is known
