@@ -137,6 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="gains on one seed get an interval over images (needs detections and data)",
     )
+    report.add_argument("--wide", action="store_true", help="LaTeX with every column (default: AP and its gain)")
 
     analyse = commands.add_parser("analyse", parents=[grid, store], help="what the heads of a trained detector look at")
     analyse.add_argument(

@@ -17,7 +17,7 @@ from harness.__main__ import main
 from harness.claims import Claim
 from harness.mirror import sync
 from harness.report import FORMATS, How, write_report
-from harness.report.formats import to_latex
+from harness.report.latex import to_latex
 from harness.report.page import Picture, Section, to_page
 from harness.report.tables import make_table
 from harness.results import RunStore, to_json

@@ -2,9 +2,9 @@
 
 `reading.py` fetches records, `ground.py` refuses those that do not compare, `tables.py` gathers them into rows,
 `statistics.py` gives deviations and intervals, `verdicts.py` says which claims held, `notes.py` the small print,
-`cells.py` and `formats.py` write Markdown, LaTeX, CSV and plain text, `figures.py` and `trial_figures.py` gather what
-is drawn of a grid and of one trial, `published.py` holds numbers of the paper that belong to no row, and `page.py` puts
-all of it on one page.
+`cells.py`, `formats.py` and `latex.py` write Markdown, CSV, plain text and LaTeX (with `letters.py`, `widths.py`),
+`figures.py` and `trial_figures.py` gather what is drawn of a grid and of one trial, `published.py` holds numbers of the
+paper that belong to no row, and `page.py` puts all of it on one page.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
-from harness.report.formats import claims_to_csv, to_csv, to_latex, to_markdown, to_text
+from harness.report.formats import claims_to_csv, to_csv, to_markdown, to_text
 from harness.report.ground import check_ground
+from harness.report.latex import to_latex
 from harness.report.reading import (
     AUTO,
     SOURCES,
@@ -88,6 +89,7 @@ def write_report(
     records: Iterable[Mapping[str, Any]] | None = None,
     allow_mixed: bool = False,
     images: bool = False,
+    wide: bool = False,
     how: How | None = None,
 ) -> Report:
     """Write each grid's table and the figures that it asks for into `out_dir`, and one page with all of them.
@@ -101,6 +103,7 @@ def write_report(
         records: records to use instead of reading any.
         allow_mixed: write tables whose trials come from different code, data or operators, with a warning.
         images: give gains on one seed an interval over the validation images (see `images.py`).
+        wide: LaTeX with every column, instead of the first metric with its gain.
         how: commands for the page.
 
     Raises:
@@ -135,7 +138,7 @@ def write_report(
     sections: list[Section] = []
     paths: list[Path] = []
     for grid, table, stem in zip(grids, tables, stems, strict=True):
-        written, section = _write_grid(grid, table, known, Path(out_dir) / stem, formats, how)
+        written, section = _write_grid(grid, table, known, Path(out_dir) / stem, formats, how, wide)
         paths += written
         sections.append(section)
     claims_file = CLAIMS_NAME if "csv" in formats and any(table.verdicts for table in tables) else ""
@@ -153,14 +156,20 @@ def write_report(
 
 
 def _write_grid(
-    grid: Grid, table: Table, records: Sequence[Mapping[str, Any]], base: Path, formats: Sequence[str], how: How
+    grid: Grid,
+    table: Table,
+    records: Sequence[Mapping[str, Any]],
+    base: Path,
+    formats: Sequence[str],
+    how: How,
+    wide: bool,
 ) -> tuple[list[Path], Section]:
     """Write the files of one grid beside `base`, and return its part of the page."""
     from harness.report.page import Section
 
     figures, pictures = _figures(grid, records, base, formats)
     shown = [path.name for path in figures if path.suffix == ".png"]
-    texts = {"md": to_markdown(table, shown), "tex": to_latex(table), "csv": to_csv(table)}
+    texts = {"md": to_markdown(table, shown), "tex": to_latex(table, wide), "csv": to_csv(table)}
     paths = []
     for ending in (ending for ending in TABLES if ending in formats):
         paths.append(base.with_name(f"{base.name}.{ending}"))
