@@ -178,6 +178,7 @@ def report(args: argparse.Namespace) -> int:
     shared = _options(args)
     switches = {"--allow-mixed": args.allow_mixed, "--images": args.images, "--wide": args.wide}
     flags = [flag for flag, given in switches.items() if given]
+    flags += ["--score", f"{args.score:g}"] if args.score is not None else []
     how = How(
         {
             grid.name: (shlex.join(["codetr", "run", file, *shared]),)
@@ -193,6 +194,7 @@ def report(args: argparse.Namespace) -> int:
         allow_mixed=args.allow_mixed,
         images=args.images,
         wide=args.wide,
+        score=args.score,
         how=how,
     )
     print(made.text)

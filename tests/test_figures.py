@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -26,6 +27,7 @@ from harness.figures.queries import draw_query_distances, draw_query_positions
 from harness.figures.series import epoch_curves
 from harness.figures.style import head_name, head_style, line_style, plain, save_figure, wrapped
 from harness.report import write_report
+from harness.report.detected import Sheet
 from harness.report.figures import analysis_figures
 from harness.report.published import PUBLISHED_CONFLICT, published_conflict
 from harness.report.trial_figures import trial_figures
@@ -74,6 +76,20 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         [(LONG, [np.eye(4), np.ones((8, 6)) / 2]), ("two", [None, np.eye(3, dtype=np.float16)])],
     ),
     "detections": lambda: draw_detections(scenes(3), {1: "a thing", 2: "another thing"}),
+    "detections of a crowd": lambda: draw_detections(
+        [
+            Scene(
+                LONG,
+                made.image(90, 60),
+                [made.annotation(1, 5 * (n % 12), 8 * (n // 12), 4, 7) for n in range(100)],
+                [made.detection(2, 0.9, 5 * (n % 12), 8 * (n // 12), 4, 7) for n in range(90)],
+                f"{LONG}/{LONG}.jpg",
+            )
+        ],
+        {1: LONG, 2: "红"},
+        0.002,
+        LONG,
+    ),
     "detections of one": lambda: draw_detections(scenes(1), {1: "a", 2: "b"}),
 }
 
@@ -269,19 +285,48 @@ def test_matrix_prints_its_numbers():
     table = made.conflict(2)
     table["matrix"][1][2] = None
     figure = draw_conflict_matrices([("ours", table), ("paper, Figure 8", PUBLISHED_CONFLICT["paper, Figure 8"])])
-    ours, paper = ([text.get_text() for text in axes.texts] for axes in figure.axes)
+    ours, paper, _ = ([text.get_text() for text in axes.texts] for axes in figure.axes)
     assert ours == ["0", "0.0110", "0.0120", "0.0120", "0", "–", "0.0140", "0.0150", "0"]
     assert paper == ["0", "0.0078", "0.0085", "0.0073", "0", "0.0062", "0.0079", "0.0059", "0"]
-    (axes, _) = figure.axes
+    (axes, _, _) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("head j", "head i")
     assert [label.get_text() for label in axes.get_xticklabels()] == ["DETR", "ATSS", "Faster R-CNN"]
 
 
 def test_matrix_of_seeds_prints_mean_and_deviation():
-    (axes,) = draw_conflict_matrices([("a", made.conflict(1, level)) for level in (0.01, 0.02, 0.03)]).axes
-    assert [text.get_text() for text in axes.texts] == ["0", "0.0220\n±0.0110", "0.0240\n±0.0120", "0"]
+    axes, _ = draw_conflict_matrices([("a", made.conflict(2, level)) for level in (0.01, 0.02, 0.03)]).axes
+    assert [text.get_text() for text in axes.texts][:3] == ["0", "0.0220\n±0.0110", "0.0240\n±0.0120"]
     with pytest.raises(ValueError, match="different heads"):
         draw_conflict_matrices([("a", made.conflict(1)), ("a", made.conflict(2))])
+
+
+def test_two_heads_alone_have_one_number():
+    """S at K = 1 is the mean of both directions, whichever head is asked; it stands there once."""
+    figure = draw_conflict_matrices([("K = 1", made.conflict(1, level)) for level in (0.01, 0.03)])
+    assert [text.get_text() for text in figure.findobj(Text) if re.search(r"0\.\d", text.get_text())] == [
+        "0.0230\n±0.0163"
+    ]
+    (axes,) = figure.axes
+    names = [[label.get_text() for label in labels] for labels in (axes.get_yticklabels(), axes.get_xticklabels())]
+    assert names == [["DETR"], ["ATSS"]]
+    (axes,) = draw_conflict_distances([("K = 1", made.conflict(1))]).axes
+    marks = [line for line in axes.lines if line.get_marker() not in ("None", "") and line.get_markevery() != []]
+    assert [line.get_xydata().tolist() for line in marks] == [[[0.0, pytest.approx(0.0115)]]]
+    one = made.conflict(1)
+    one["matrix"][0][1] = None
+    assert [text.get_text() for text in draw_conflict_matrices([("a", one)]).axes[0].texts] == ["–"]
+
+
+def test_matrices_share_one_scale_with_a_bar():
+    tables = [("ours", made.conflict(2, 0.04)), ("paper", made.conflict(2, 0.01))]
+    ours, paper, bar = draw_conflict_matrices(tables).axes
+    colours = [
+        [patch.get_facecolor() for patch in axes.patches if patch.get_facecolor()[2] > 0] for axes in (ours, paper)
+    ]
+    blue = [1 - sum(face[:2]) / 2 for face in (colours[0][5], colours[1][5])]  # of the same cell, 0.044 and 0.011
+    assert blue[0] > 2 * blue[1]
+    assert [label.get_text() for label in bar.get_xticklabels()] == ["0", "0.0600"]
+    assert bar.get_ylabel() == "S (nats)" and bar.get_xlim() == (0.0, pytest.approx(0.06))
 
 
 @pytest.mark.parametrize(
@@ -298,7 +343,9 @@ def test_distances_stand_over_k_with_anchors_and_the_papers_numbers():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "6"]  # without heads there is no distance
     assert axes.get_xlabel() == "number K of auxiliary heads" and "nats" in axes.get_ylabel()
     names = [head_name(head) for head in made.HEADS]
-    assert legend_texts(figure) == [*names, "ceiling: images shuffled", "floor: same head, another seed", "paper"]
+    assert legend_texts(figure) == [
+        *(*names, "ceiling: images shuffled", "floor: same head, another seed", "both heads (K = 1)", "paper")
+    ]
     decoder = figure.legends[0].legend_handles[0].get_color()
     lines = [
         line
@@ -370,7 +417,7 @@ def test_analysis_figures_group_the_seeds_of_a_row():
     assert list(figures) == [*names[:4], "conflict_matrix_K_2_a_b", "queries"]
     assert legend_texts(figures["discriminability"])[0] == "K = 0: 0.667 ± 0.000 | 0.667 ± 0.000"
     assert legend_texts(figures["ap"]) == ["K = 0", "K = 2: a/b"]
-    assert len(figures["conflict_matrix_K_2_a_b"].axes) == 2  # the paper has these heads, too
+    assert len(figures["conflict_matrix_K_2_a_b"].axes) == 3  # the paper has these heads, too, and there is a bar
     records[3]["status"] = "running"
     assert "± " not in legend_texts(analysis_figures(grid, records)["discriminability"])[1]
 
@@ -413,8 +460,7 @@ def test_one_trial_has_all_figures_of_its_analysis():
         history=made.history(9),
         maps={name: np.eye(4, dtype=np.float16) for name in names},
         examples={1: (made.image(), np.zeros((0, 4))), 7: (made.image(), np.ones((1, 4)))},
-        worst=scenes(1),
-        categories={1: "a", 2: "b"},
+        sheet=Sheet(0.5, "", (), tuple(scenes(1)), {1: "a", 2: "b"}),
     )
     assert list(figures) == [
         *(
@@ -428,7 +474,7 @@ def test_one_trial_has_all_figures_of_its_analysis():
         *("maps_encoder", "maps_attention", "maps_cam", "detections"),
     ]
     assert [axes.get_title() for axes in figures["maps_cam"].axes[:3]] == ["image", "DETR", "ATSS"]
-    assert len(figures["conflict_matrix"].axes) == 2
+    assert len(figures["conflict_matrix"].axes) == 3
     without_heads = {"conflict": made.conflict(0), "queries": {"distances": {}, "examples": []}}
     assert trial_figures("K = 0", without_heads, history=made.history(9)[:1]) == {}
 

@@ -14,6 +14,7 @@ from harness.figures.series import Estimate, estimate, grouped, seed_note
 from harness.figures.style import COLUMN, head_name, head_style, legend_below, new_figure, styled, wrapped
 
 Table = Mapping[str, Any]
+PAIR_COLOUR = "#444444"
 REFERENCES = {  # key of a table -> colour, words
     "ceiling": ("#d9d9d9", "ceiling: images shuffled"),
     "floor": ("#a6a6a6", "floor: same head, another seed"),
@@ -25,7 +26,8 @@ def draw_conflict_distances(tables: Iterable[tuple[str, Table]], published: Sequ
     """Average distance of every head to the others against the number K of auxiliary heads (paper Figure 6).
 
     Points stand at the mean over seeds with a bar from the lowest to the highest; of one seed the bar is the table's
-    95 % interval over images. Grey bands are the ceiling and the floor of the same model, where it has them.
+    95 % interval over images. At K = 1 both heads have one distance, and one point. Grey bands are the ceiling and the
+    floor of the same model, where it has them.
 
     Args:
         tables: (label, table of kind `conflict`); models without auxiliary heads are left out. Where several labels
@@ -46,7 +48,12 @@ def draw_conflict_distances(tables: Iterable[tuple[str, Table]], published: Sequ
     handles: dict[str, Artist] = {}
     for place, seeds in enumerate(groups.values()):
         handles |= _draw_references(axes, seeds, place)
-    handles = {head_name(head): _draw_head(axes, list(groups.values()), head, heads) for head in heads} | handles
+    lines = {head: _draw_head(axes, list(groups.values()), head, heads) for head in heads}
+    apart = {head for seeds in groups.values() if _num_auxiliary(seeds[0]) > 1 for head in seeds[0]["heads"]}
+    handles = {head_name(head): line for head, line in lines.items() if head in apart} | handles
+    for place, seeds in enumerate(groups.values()):
+        if _num_auxiliary(seeds[0]) == 1:
+            handles |= _draw_pair(axes, seeds, place)
     counts = [_num_auxiliary(seeds[0]) for seeds in groups.values()]
     for name, table in published:
         if _num_auxiliary(table) in counts:
@@ -85,13 +92,32 @@ def _draw_head(axes: Axes, groups: Sequence[Sequence[Table]], head: str, heads: 
     ]
     if len({_num_auxiliary(seeds[0]) for seeds in groups}) < len(groups):
         style["linestyle"] = ""  # a line along an axis of names would mean nothing
+    pairs = [place for place, seeds in enumerate(groups) if _num_auxiliary(seeds[0]) == 1]
     for x, one in found:
-        if one.low is not None and one.high is not None:
+        if one.low is not None and one.high is not None and x not in pairs:
             axes.plot([x, x], [one.low, one.high], color=style["color"], linewidth=0.9, zorder=2)
+    style["linewidth"] = 0.8
     (line,) = axes.plot(
-        [x for x, _ in found], [one.mean for _, one in found], **{**style, "linewidth": 0.8}, clip_on=False, zorder=3
+        [x for x, _ in found],
+        [one.mean for _, one in found],
+        **style,
+        markevery=[number for number, (x, _) in enumerate(found) if x not in pairs],
+        clip_on=False,
+        zorder=3,
     )
     return line
+
+
+def _draw_pair(axes: Axes, seeds: Sequence[Table], place: int) -> dict[str, Artist]:
+    """The one distance between two heads alone, drawn once: it is that of either."""
+    one = _estimate(seeds, "distance", seeds[0]["heads"][0])
+    if one is None:
+        return {}
+    if one.low is not None and one.high is not None:
+        axes.plot([place, place], [one.low, one.high], color=PAIR_COLOUR, linewidth=0.9, zorder=2)
+    mark: dict[str, Any] = {"marker": "P", "markersize": 5.0, "color": PAIR_COLOUR, "markeredgecolor": "white"}
+    axes.plot(place, one.mean, **mark, markeredgewidth=0.5, linestyle="", clip_on=False, zorder=4)
+    return {"both heads (K = 1)": Line2D([], [], **mark, markeredgewidth=0.5, linestyle="")}
 
 
 def _draw_references(axes: Axes, seeds: Sequence[Table], place: int) -> dict[str, Artist]:
@@ -112,8 +138,10 @@ def _draw_references(axes: Axes, seeds: Sequence[Table], place: int) -> dict[str
 
 
 def _shift(head: str, table: Table) -> float:
-    """Where the head stands beside the middle of its place."""
+    """Where the head stands beside the middle of its place; two alone share one number and stand in the middle."""
     heads = table["heads"]
+    if len(heads) == 2:
+        return 0.0
     return min(0.12, 0.7 / len(heads)) * (heads.index(head) - (len(heads) - 1) / 2)
 
 

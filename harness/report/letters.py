@@ -53,7 +53,7 @@ def latex_letter(letter: str) -> str:
         return LATEX_CHARACTERS[letter]
     if letter.isascii() and letter.isprintable():
         return letter
-    base, *accents = unicodedata.normalize("NFD", letter)
+    base, *accents = list(unicodedata.normalize("NFD", letter))
     if accents and base.isascii() and base.isalpha() and all(accent in _ACCENTS for accent in accents):
         shown = base
         for accent in accents:
