@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -34,6 +35,7 @@ from harness.report.trial_figures import trial_figures
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # a child imports what this process imports
 LONG = "Co-Deformable-DETR++ with ATSS, Faster R-CNN and whatever else a person wants to tell (K = 6) for $5"
+UNBROKEN = "learning_rate=0.0002,weight_decay=0.0001,drop_epochs=[11,20],warmup_fraction=0.1,clip_grad_norm=0.1"
 SEEDS = range(3)
 
 
@@ -59,6 +61,18 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     ),
     "distances of pairs": lambda: draw_conflict_distances(
         [("ATSS + Faster R-CNN", made.conflict(2)), ("two ATSS", made.conflict(2, heads=("decoder", "atss", "atss.2")))]
+    ),
+    "ap of an unbroken title": lambda: draw_curves([(UNBROKEN, made.history(9)) for _ in SEEDS], "AP", UNBROKEN),
+    "discriminability of twenty": lambda: draw_discriminability(
+        [(f"row {n}", made.discriminability(1 + n / 4 + s)) for n in range(20) for s in SEEDS]
+    ),
+    "distances of twenty": lambda: draw_conflict_distances([(f"row {n}: {LONG}", made.conflict(2)) for n in range(20)]),
+    "distances of long names": lambda: draw_conflict_distances([(f"{LONG} {n}", made.conflict(2)) for n in range(4)]),
+    "query distances of long names": lambda: draw_query_distances(
+        [(UNBROKEN, made.queries("atss", "a_head_with_a_very_long_name_indeed"))]
+    ),
+    "matrix of long names": lambda: draw_conflict_matrices(
+        [(UNBROKEN, made.conflict(2, heads=("decoder", "a_head_with_a_very_long_name_indeed.2", "another_one")))]
     ),
     "distances of one": lambda: draw_conflict_distances([("one", made.conflict(1))]),
     "matrices": lambda: draw_conflict_matrices(
@@ -134,6 +148,16 @@ def test_nothing_is_cut_off_or_too_small_to_read(name, tmp_path):
         assert text.get_fontsize() >= 5.5
 
 
+@pytest.mark.parametrize("name", ["distances of twenty", "distances of long names", "distances of pairs", "matrices"])
+def test_names_below_an_axis_cover_no_other(name):
+    figure = FIGURES[name]()
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [label.get_tightbbox() for label in axes.get_xticklabels() if label.get_text()]
+        if axes.get_xticklabels()[0].get_rotation() in (0, 90):
+            assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+
+
 @pytest.mark.parametrize("name", [name for name in FIGURES if " of " not in name])
 def test_files_are_whole_and_the_same_every_time(name, tmp_path):
     paths = [save_figure(FIGURES[name](), tmp_path / attempt) for attempt in ("first", "second")]
@@ -193,6 +217,8 @@ def test_a_head_looks_the_same_wherever_it_occurs():
 
 def test_letters_that_the_font_lacks_become_question_marks():
     assert plain("λ₁ ≥ ½ 红细胞") == "λ₁ ≥ ½ ???"
+    assert wrapped("drop_epochs=[11,20] a", 13) == "drop_epochs=\n[11,20] a"  # after a sign
+    assert wrapped("x" * 30, 13) == "x" * 13 + "\n" + "x" * 13 + "\n" + "x" * 4
     assert wrapped("the heads (K = 2)", 13).split("\n") == ["the heads", "(K\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}2)"]
 
 
