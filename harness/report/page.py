@@ -302,9 +302,7 @@ def _chosen_classes(shown: Sequence[tuple[str, int | None, Any]]) -> str:
 
 def _sheet_words(found: Detected) -> str:
     assert found.sheet is not None
-    text = (
-        f"Images of trial {found.trial} ({found.row}, seed {found.seed}), of the best row whose detections are here. "
-    )
+    text = f"Images of trial {found.trial} ({found.row}, seed {found.seed}), of the best row that left its detections. "
     return text + f"A detection counts from a score of {found.sheet.score:g} on ({found.sheet.why})."
 
 
