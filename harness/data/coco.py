@@ -130,6 +130,11 @@ class CocoDataset:
         return len(self.category_ids)
 
     @property
+    def file_names(self) -> tuple[str, ...]:
+        """Of the images in order of their ids, as they stand in the annotation file."""
+        return tuple(self._files)
+
+    @property
     def num_boxes(self) -> int:
         """Objects that are not crowd regions."""
         return int((~self._crowd).sum())
