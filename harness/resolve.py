@@ -2,7 +2,8 @@
 
 Settings are layered preset < base < presets.<name> < row < axes < command line, and each keeps the place it was
 written at: a mistake is told where the person made it, once, however many trials it concerns. Heads, given as
-names or mappings, become the frozen `Config` of their class; torch is loaded only when a head is named.
+names or mappings, become the frozen `Config` of their class. No torch is loaded, unless a head of one's own keeps its
+`Config` beside its class.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, get_type_hints
 from harness.config import AnalyseConfig, DataConfig, EvaluateConfig, RuntimeConfig, TrainConfig, TrialConfig
 from harness.strict import Location, Mistakes, dotted, field_names, non_finite, show, suggest, validate
 from model.config import DetectorConfig
+from model.heads import HEADS, head_config, instance_names
 
 SECTIONS: dict[str, type] = {
     "model": DetectorConfig,
@@ -156,10 +158,8 @@ def read_heads(value: Any, settings: Any, tell_section: Tell) -> tuple[tuple[Any
         tell((), f"must be a list of heads such as [atss], or [] for none, got {show(value)}")
         return (), {}
     if not value:
-        return (), {}  # the plain detector needs no torch
-    from model.heads import HEADS
-
-    defaults = _head_defaults(settings, HEADS, tell_section)
+        return (), {}
+    defaults = _head_defaults(settings, tell_section)
     configs = []
     for index, entry in enumerate(value):
         options = dict(entry) if isinstance(entry, dict) else {"name": entry}
@@ -172,13 +172,12 @@ def read_heads(value: Any, settings: Any, tell_section: Tell) -> tuple[tuple[Any
         def tell_option(location: Location, what: str, index: int = index) -> None:
             tell((index, *location), what)
 
-        kind: Any = HEADS[name]
         below = settings[name] if name in defaults else {}
-        configs.append(validate(kind.Config, _merged(below, options), tell_option))
+        configs.append(validate(head_config(name), _merged(below, options), tell_option))
     return tuple(configs), defaults
 
 
-def _head_defaults(settings: Any, heads: Mapping[str, Any], tell_section: Tell) -> dict[str, Any]:
+def _head_defaults(settings: Any, tell_section: Tell) -> dict[str, Any]:
     """A preset's `Config` by head; what has a mistake is left out."""
     if not isinstance(settings, dict):
         tell_section((HEAD_DEFAULTS,), f"must map a head's name to its settings, got {show(settings)}")
@@ -191,10 +190,10 @@ def _head_defaults(settings: Any, heads: Mapping[str, Any], tell_section: Tell) 
             told.append(what)
             tell_section((HEAD_DEFAULTS, name, *location), what)
 
-        if name not in heads:
-            tell((), f"unknown head '{name}'; known: {', '.join(heads)}")
+        if name not in HEADS:
+            tell((), f"unknown head '{name}'; known: {', '.join(HEADS)}")
             continue
-        config = validate(heads[name].Config, options, tell)
+        config = validate(head_config(name), options, tell)
         if not told:
             defaults[name] = config
     return defaults
@@ -210,8 +209,6 @@ def _merged(below: Any, above: Any) -> Any:
 def _check_branches(resolved: Resolved, tell: Callable[[str], None]) -> None:
     heads: tuple[str, ...] = ()
     if resolved.model.heads:
-        from model.heads import instance_names
-
         heads = instance_names(resolved.model.heads)
     for branch in resolved.evaluate.branches:
         if branch not in ("decoder", *heads):
