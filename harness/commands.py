@@ -21,20 +21,20 @@ from harness.ledger import made_by_other_code
 from harness.progress import duration
 from harness.results import RunStore
 from harness.space import describe
-from harness.spec import DEFAULT_PRESET
+from harness.spec import DEFAULT_PRESET, OPTIONS
 from harness.suggestions import suggested
 
 
 def open_grids(args: argparse.Namespace, *, require_data: bool = True) -> list[Grid]:
     """The grids of the files that a command names."""
-    overrides = list(args.overrides)
-    for option in ("cpus_per_trial", "gpus_per_trial", "accelerator_type", "ranks"):
-        if getattr(args, option, None) is not None:
-            overrides.append(f"runtime.{option}={getattr(args, option)}")
+    given = {option: getattr(args, option.removeprefix("--").replace("-", "_"), None) for option in OPTIONS}
+    options = {option: str(value) for option, value in given.items() if value is not None}
     grids = []
     for file in args.files:
         preset = args.preset or DEFAULT_PRESET
-        grid = open_grid(file, preset, overrides, data=args.data, seeds=args.seeds, require_data=require_data)
+        grid = open_grid(
+            file, preset, args.overrides, data=args.data, seeds=args.seeds, options=options, require_data=require_data
+        )
         for note in grid.notes:
             remark(f"note: {note}")
         grids.append(suggested(grid, RunStore()))

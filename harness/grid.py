@@ -114,6 +114,7 @@ def open_grid(
     *,
     data: str | None = None,
     seeds: Sequence[int] | None = None,
+    options: Mapping[str, str] | None = None,
     require_data: bool = True,
 ) -> Grid:
     """Read an ablation file and expand it; see `expand`.
@@ -123,9 +124,13 @@ def open_grid(
     """
     mistakes = Mistakes()
     spec = read_spec(path, mistakes)
-    grid = expand(spec, preset, overrides, data=data, seeds=seeds, require_data=require_data, mistakes=mistakes)
+    given = options or {}
+    grid = expand(
+        spec, preset, overrides, data=data, seeds=seeds, options=given, require_data=require_data, mistakes=mistakes
+    )
     words = ["codetr", "run", str(path), *(() if preset == DEFAULT_PRESET else ("--preset", preset))]
     words += [word for text in overrides for word in ("--set", text)]
+    words += [word for option in given.items() for word in option]
     words += ["--data", data] if data is not None else []
     words += ["--seeds", ",".join(map(str, seeds))] if seeds is not None else []
     return replace(grid, command=shlex.join(words))
@@ -138,6 +143,7 @@ def expand(
     *,
     data: str | None = None,
     seeds: Sequence[int] | None = None,
+    options: Mapping[str, str] | None = None,
     require_data: bool = True,
     mistakes: Mistakes | None = None,
 ) -> Grid:
@@ -149,6 +155,7 @@ def expand(
         overrides: `key=value` texts as given to --set; they win over everything.
         data: folder of a COCO-layout data set instead of the preset's.
         seeds: instead of the file's.
+        options: texts of further options of the command line (`harness.spec.OPTIONS`), which win over `overrides`.
         require_data: False lets a data set that is not there pass; its trials then have no final id.
         mistakes: found so far; they are raised with those found here.
 
@@ -157,7 +164,7 @@ def expand(
     """
     mistakes = mistakes or Mistakes()
     below = preset_settings(preset, spec, mistakes)
-    above = override_settings(overrides, mistakes)
+    above = override_settings(overrides, options or {}, mistakes)
     if data is not None:
         above.append((("data", "path"), str(data), "--data"))
     chosen = tuple(seeds) if seeds is not None else spec.seeds

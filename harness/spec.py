@@ -228,8 +228,19 @@ def preset_settings(preset: str, spec: AblationSpec, mistakes: Mistakes) -> list
     return settings
 
 
-def override_settings(overrides: Iterable[str], mistakes: Mistakes) -> list[Setting]:
-    """Settings of `--set key=value`; the value is YAML, so lists and mappings work."""
+OPTIONS = {  # of the command line, for settings that have one of their own
+    "--cpus-per-trial": ("runtime", "cpus_per_trial"),
+    "--gpus-per-trial": ("runtime", "gpus_per_trial"),
+    "--accelerator-type": ("runtime", "accelerator_type"),
+    "--ranks": ("runtime", "ranks"),
+}
+
+
+def override_settings(overrides: Iterable[str], options: Mapping[str, str], mistakes: Mistakes) -> list[Setting]:
+    """What the command line sets: `--set key=value` texts, and `OPTIONS` with their texts, which win.
+
+    The value after `--set` is YAML, so lists and mappings work.
+    """
     settings: list[Setting] = []
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -240,4 +251,7 @@ def override_settings(overrides: Iterable[str], mistakes: Mistakes) -> list[Sett
         tree = {key.strip(): read_yaml(value, f"--set {key}", mistakes)}
         if len(mistakes.lines) == before:
             settings += leaves(tree, "--set ", mistakes)
+    for option, text in options.items():
+        number = option != "--accelerator-type"
+        settings.append((OPTIONS[option], read_yaml(text, option, mistakes) if number else text, option))
     return settings

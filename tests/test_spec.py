@@ -115,7 +115,8 @@ def test_heads_by_name_and_by_mapping(grid_of):
         ),
         (
             "base: {evaluate.branches: [decoder, atss]}\nrows: [{label: a}]",
-            "base.evaluate.branches: unknown branch 'atss'; known for these heads: decoder",
+            'base.evaluate.branches=["decoder", "atss"]: unknown branch "atss" in evaluate.branches; known for these '
+            "heads: decoder; model.heads is [] (the default); change it too",
         ),
         ("base: {train.epochs: 3, train: {epochs: 4}}", "base.train.epochs: set twice, nested and dotted; remove one"),
         ("seeds: []", "seeds: seeds are empty, so the grid is empty; write seeds: [0]"),

@@ -28,7 +28,7 @@ def find_split(root: Path, split: Split) -> tuple[Path, Path]:
         UserError: the folder, the annotation file or the image folder is missing.
     """
     if not root.is_dir():
-        raise UserError(f"data set {root}: no such folder; data.path must name a folder in COCO layout")
+        raise UserError(f"data set {root}: no such folder; --data (or data.path) must name a folder in COCO layout")
     for year in ("", "2017", "2014"):
         annotation_file = root / "annotations" / f"instances_{split}{year}.json"
         if annotation_file.is_file():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from model.config import FORBID_UNKNOWN, require
+from model.config import FORBID_UNKNOWN, require, require_together
 
 
 def check_settings(config: Any) -> None:
@@ -27,6 +27,14 @@ def check_settings(config: Any) -> None:
         if setting.name.endswith("_weight"):
             value = getattr(config, setting.name)
             require(value >= 0, f"{setting.name} must not be negative, got {value}")
+
+
+def _check_ious(config: Any) -> None:
+    """`negative_iou` and `positive_iou`: below the one is background, from the other on an object."""
+    for name in ("negative_iou", "positive_iou"):
+        require(0 <= getattr(config, name) <= 1, f"{name} must be from 0 to 1, got {getattr(config, name)}")
+    ordered = config.negative_iou <= config.positive_iou
+    require_together(ordered, "negative_iou must not exceed positive_iou", config, "negative_iou", "positive_iou")
 
 
 @dataclass(frozen=True)
@@ -54,10 +62,7 @@ class RPNConfig:
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         require(0 <= self.positive_fraction <= 1, f"positive_fraction must be in [0, 1], got {self.positive_fraction}")
         require(0 < self.nms_threshold <= 1, f"nms_threshold must be in (0, 1], got {self.nms_threshold}")
-        require(
-            0 <= self.negative_iou <= self.positive_iou <= 1,
-            f"negative_iou ({self.negative_iou}) must not exceed positive_iou ({self.positive_iou}), both in [0, 1]",
-        )
+        _check_ious(self)
         require(0 <= self.min_best_iou <= 1, f"min_best_iou must be in [0, 1], got {self.min_best_iou}")
 
 
@@ -175,11 +180,7 @@ class RetinaNetConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        require(
-            0 <= self.negative_iou <= self.positive_iou <= 1,
-            f"negative_iou ({self.negative_iou}) and positive_iou ({self.positive_iou}) must be ordered and "
-            "from 0 to 1",
-        )
+        _check_ious(self)
 
 
 @dataclass(frozen=True)
