@@ -88,7 +88,7 @@ class AblationSpec(BaseModel):
     seeds: tuple[int, ...] = (0,)
     metrics: tuple[str, ...] = ("AP", "AP50", "AP75")
     figures: tuple[str, ...] = ("ap",)  # some of `FIGURES`
-    baseline: str = ""  # label of the row that gains are measured from
+    baseline: Any = ""  # what gains are measured from: a row's label, or values on axes
     claims: tuple[ClaimSpec, ...] = ()  # what the rows are said to show
     path: str = ""  # where the file lies; filled in by `read_spec`
 
@@ -120,6 +120,13 @@ class AblationSpec(BaseModel):
         for name in figures:
             require(name in FIGURES, f"unknown figure '{name}'{suggest(name, FIGURES)}")
         return tuple(dict.fromkeys(figures))
+
+    @field_validator("baseline")
+    @classmethod
+    def _baseline(cls, baseline: Any) -> Any:
+        good = isinstance(baseline, str | dict)
+        require(good, f"must be the label of a row, or values on axes such as {{lambda1: 1}}, got {show(baseline)}")
+        return baseline
 
     @field_validator("axes")
     @classmethod

@@ -214,7 +214,7 @@ def test_a_mistake_that_spoils_a_part_hides_no_other(mistakes_of):
 
 def test_labels_with_commas_are_told_in_quotes(mistakes_of):
     [line] = mistakes_of("rows: [{label: a}]\naxes: {model.num_queries: [10, 20]}\nbaseline: none of these")
-    assert line.endswith("; known: 'a, num_queries=10', 'a, num_queries=20'")
+    assert line.endswith("; known: 'a', 'a, num_queries=10', 'a, num_queries=20'")
 
 
 def test_mistake_in_a_preset_is_told_once(mistakes_of, tmp_path):
