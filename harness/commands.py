@@ -165,7 +165,7 @@ def submit(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Write the page, tables and figures of the grids, and print the tables."""
-    from harness.report import FORMATS, TRACKING, How, chosen_source, identified, write_report
+    from harness.report import DEFAULT_FORMATS, TRACKING, How, chosen_source, identified, write_report
     from harness.tracking import read_suggestions
 
     grids = [identified(grid) for grid in open_grids(args, require_data=False)]
@@ -187,7 +187,7 @@ def report(args: argparse.Namespace) -> int:
     made = write_report(
         grids,
         args.out,
-        args.formats or FORMATS,
+        args.formats or DEFAULT_FORMATS,
         source=args.source,
         allow_mixed=args.allow_mixed,
         images=args.images,
