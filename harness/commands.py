@@ -13,11 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.console import count, remark, table
+from harness.console import count, fitted, remark, table
 from harness.errors import UserError
 from harness.grid import Grid, Trial, open_grid
 from harness.housekeeping import damages
 from harness.ledger import made_by_other_code
+from harness.listing import WIDTH, list_grid
 from harness.progress import duration
 from harness.results import RunStore
 from harness.space import describe
@@ -51,29 +52,30 @@ def _chosen(args: argparse.Namespace, grids: Sequence[Grid]) -> list[frozenset[s
 
 
 def plan(args: argparse.Namespace) -> int:
-    """Show every trial of the grids, what differs, and which are done."""
+    """Show every row of the grids with its trials, what differs, and which are done."""
     store = RunStore()
     grids = open_grids(args, require_data=False)
     for grid, chosen in zip(grids, _chosen(args, grids), strict=True):
         trials = [trial for trial in grid.trials if trial.trial_id in chosen]
         states = {trial.trial_id: _state(store, trial) for trial in trials}
-        columns = {"trial": False, "row": True, "label": True, "status": False}
-        rows = [[t.trial_id if t.fingerprint else "-", t.row, t.label, states[t.trial_id]] for t in trials]
+        listing = list_grid(grid, chosen, states)
         total = count(states[trial.trial_id] for trial in trials)
         asked = len(grid.rows) * len(grid.seeds)
         if asked > len(grid.trials) == len(trials):
             total += f" ({asked} cells share them)"
         if args.cost:
-            columns["left"] = False
-            for row, text in zip(rows, told := _costs(store, trials, states), strict=False):
-                row.append(text)
-            total += "".join(f"\n{line}" for line in told[len(rows) :])
+            listing.columns["left"] = False
+            told = _costs(store, trials, states)
+            left = {trial.trial_id: text for trial, text in zip(trials, told, strict=False)}
+            for row, trial_id in zip(listing.rows, listing.trials, strict=True):
+                row.append(left.get(trial_id, ""))
+            total += "".join(f"\n{line}" for line in told[len(trials) :])
         if grid.num_unknown:
             total += f", {grid.num_unknown} to be suggested"
-        table(f"{grid.title} (preset {grid.preset})", columns, rows)
-        print(total)
+        table(f"{grid.title} (preset {grid.preset})", listing.columns, listing.rows, WIDTH)
+        print(fitted(total, WIDTH))
         if grid.search is not None:
-            print(f"search: {describe(grid.search.spec)}")
+            print(fitted(f"search: {describe(grid.search.spec)}", WIDTH))
     return 0
 
 

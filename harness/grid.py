@@ -17,7 +17,7 @@ from harness.claims import Claim, claims_of
 from harness.config import AnalyseConfig, DataConfig, RuntimeConfig, TrialConfig
 from harness.errors import UserError
 from harness.identity import canonical_model, trial_id
-from harness.labels import Factor, factor_of, settings_of, short_names, show_value
+from harness.labels import Factor, factor_of, factors_label, settings_of, short_names
 from harness.resolve import Resolved, Setting, overruled_epochs, resolve
 from harness.rows import baseline_of, published_preset, rows_of
 from harness.search import Search, open_search
@@ -312,7 +312,7 @@ def _assemble(
             key = trial_id(config, fingerprint)
             ids.append(key)
             shown = {**factors, "seed": seed} if len(seeds) > 1 else factors
-            label = " ".join(f"{short[name]}={show_value(value)}" for name, value in shown.items())
+            label = factors_label(shown, short)
             full = {**factors, "seed": seed}
             named = label or row.label
             made = Trial(key, config, resolved.runtime, named, row.label, full, fingerprint, resolved.analyse)

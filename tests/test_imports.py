@@ -18,7 +18,7 @@ STORY = [
     *("__main__", "store_commands", "commands", "doctor", "submit", "schedule", "on_ray", "failfast", "tuner"),
     *("cluster", "forkserver", "execute", "trial", "trial_analysis", "trial_record", "revisit", "trained", "launch"),
     *("build", "memory", "train", "evaluate", "analyse", "ranks", "report", "resample", "figures", "transfer"),
-    *("mirror", "replay", "mlflow_runs", "tracking", "views", "sqlite", "cost", "choose", "compare", "suggestions"),
+    *("mirror", "replay", "mlflow_runs", "tracking", "views", "sqlite", "cost", "choose", "compare", "suggestions", "listing"),
     *(
         "grid",
         "search",

@@ -13,6 +13,7 @@ from harness.figures.style import COLUMN, legend_below, line_style, new_figure, 
 from harness.labels import show_value
 
 DECADE = 10.0  # numbers that span more stand on a logarithmic axis
+MANY = 8  # numbers on an axis that are no longer written one by one
 APART = 0.012  # of the axis, between the bars of two lines at one value
 
 
@@ -51,10 +52,11 @@ def draw_against(
                 axes.plot([x, x], point.interval, color=style["color"], linewidth=1.0, zorder=2)
     if logarithmic:
         axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator([_place(value, values, numeric) for value in values]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xticklabels([wrapped(show_value(value), 14) for value in values])
+    if not numeric or len(values) <= MANY:
+        axes.xaxis.set_major_locator(FixedLocator([_place(value, values, numeric) for value in values]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xticklabels([wrapped(show_value(value), 14) for value in values])
     axes.set_xlabel(plain(axis + (" (logarithmic)" if logarithmic else "")))
     percent = metric.rpartition(" ")[2].startswith(("AP", "AR"))
     axes.set_ylabel(plain(f"{metric} (%)" if percent else metric))
