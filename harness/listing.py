@@ -33,11 +33,14 @@ def list_grid(grid: Grid, chosen: Collection[str], states: Mapping[str, str]) ->
     """
     known = {trial.trial_id: trial for trial in grid.trials}
     short = short_names(dict.fromkeys(key for row in grid.rows for key in row.factors))
-    labels = [factors_label(row.factors, short) for row in grid.rows]
+    labels = [  # a row with axes tells their values itself
+        factors_label({key: value for key, value in row.factors.items() if key not in row.along}, short)
+        for row in grid.rows
+    ]
     tells = any(label not in row.label for label, row in zip(labels, grid.rows, strict=True))
     columns = {"trial": False, "row": True}
-    columns |= {"label": True} if tells else {}
-    columns |= {"seed": False} if len(grid.seeds) > 1 else {}
+    several = len(grid.seeds) > 1
+    columns |= {"label": True} if tells else {"seed": False} if several else {}
     lines: list[list[str]] = []
     first: dict[str, str] = {}  # by trial, the row of its first line
     trials = []
@@ -48,8 +51,13 @@ def list_grid(grid: Grid, chosen: Collection[str], states: Mapping[str, str]) ->
             again = trial_id in first
             above = first.setdefault(trial_id, row.label)
             cells = [trial_id if known[trial_id].fingerprint else "-", row.label]
-            cells += [label] if tells else []
-            cells += [str(seed)] if len(grid.seeds) > 1 else []
+            if tells:
+                cells.append(f"{label} seed={seed}" if several else label)
+            elif several:
+                cells.append(str(seed))
             lines.append([*cells, f"same trial as '{above}'" if again else states[trial_id]])
             trials.append("" if again else trial_id)
+    if sum(max(map(len, column)) + 3 for column in zip(*lines, strict=True)) > WIDTH:
+        for line, trial_id in zip(lines, trials, strict=True):
+            line[-1] = line[-1] if trial_id else "same trial as above"  # its id tells which
     return Listing({**columns, "status": True}, lines, trials)

@@ -13,20 +13,21 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
-
 from harness.errors import UserError
 from harness.labels import factor_of, show_value
 from harness.results import RunStore, write_atomic
-from harness.spec import DEFAULT_PRESET
+from harness.spec import COCO_METRICS, COST_METRICS, DEFAULT_PRESET
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from harness.grid import Grid, Row
     from harness.report.tables import Cell, Table
 
 Record = Mapping[str, Any]
 PROVENANCE = ("commit", "dirty", "code", "ops", "device", "torch")
-NOT_MEASURED = ("epoch", "step")  # numbers of an epoch that say where it is
+NOT_MEASURED = ("epoch", "step", "seconds")  # numbers of an epoch that say where it is
+ORDER = (*COCO_METRICS, *COST_METRICS)  # of columns; others follow by name
 
 
 class Frames(NamedTuple):
@@ -91,12 +92,15 @@ def trials_frame(grid: Grid, records: Iterable[Record]) -> pd.DataFrame:
         grid: what was asked for.
         records: shaped like result.json; those of other trials are left aside.
     """
+    import pandas as pd
+
     by_id = {record["trial_id"]: record for record in records}
     lines = _lines(grid)
     own = [by_id.get(line["trial_id"]) or {} for line in lines]
     finished = [record if record.get("status") == "finished" else {} for record in own]
     last = [(record.get("history") or [{}])[-1] for record in own]
-    names = dict.fromkeys([*grid.metrics, *(name for record in finished for name in _measured(record))])
+    there = {name for record in finished for name in _measured(record)}
+    names = dict.fromkeys([*grid.metrics, *(name for name in ORDER if name in there), *sorted(there)])
     columns = {
         **_columns(lines),
         "status": _column([record.get("status", "failed" if record else "pending") for record in own]),
@@ -121,16 +125,19 @@ def epochs_frame(grid: Grid, records: Iterable[Record]) -> pd.DataFrame:
         grid: what was asked for.
         records: shaped like result.json.
     """
+    import pandas as pd
+
     by_id = {record["trial_id"]: record for record in records}
     lines: list[dict[str, Any]] = []
     numbers: list[dict[str, float | None]] = []
     for line in _lines(grid):
         record = by_id.get(line["trial_id"]) or {}
         for entry in record.get("history") or ():
-            place = {name: _whole(entry.get(name)) for name in NOT_MEASURED}
+            place = {name: _whole(entry.get(name)) for name in ("epoch", "step")}
             lines.append({**line, "status": record.get("status", "failed"), **place})
             numbers.append(_numbers(entry))
-    names = dict.fromkeys(name for entry in numbers for name in entry if name not in NOT_MEASURED)
+    there = [name for entry in numbers for name, number in entry.items() if number is not None]
+    names = dict.fromkeys(name for name in there if name not in ("epoch", "step"))
     measured = {name: pd.Series([entry.get(name) for entry in numbers], dtype="float64") for name in names}
     return pd.DataFrame({**_columns(lines), **measured})
 
@@ -182,6 +189,8 @@ def summary_frame(table: Table) -> pd.DataFrame:
     `_std`, `_n`, `_gain`, `_gain_low`, `_gain_high`, `_gain_p`, `_paper`, `_paper_gain`; `notes` says why a number is
     missing.
     """
+    import pandas as pd
+
     reasons = dict(table.footnotes)
     keys = sorted({key for row in table.rows for key in row.factors if key != "seed"})
     lines, numbers = [], []
@@ -251,6 +260,8 @@ def _columns(lines: Sequence[Mapping[str, Any]]) -> dict[str, pd.Series]:
 
 def _column(values: Sequence[Any]) -> pd.Series:
     """A column of one kind: of whole numbers, numbers, truth values or texts; a mixture is text, as labels show it."""
+    import pandas as pd
+
     kinds = {type(value) for value in values if value is not None}
     missing = any(value is None for value in values)
     if kinds == {bool}:
@@ -264,7 +275,10 @@ def _column(values: Sequence[Any]) -> pd.Series:
 
 
 def _times(values: Sequence[Any]) -> pd.Series:
-    return pd.to_datetime(pd.Series(values, dtype="object"), utc=True, errors="coerce", format="ISO8601")
+    import pandas as pd
+
+    times = pd.to_datetime(pd.Series(values, dtype="object"), utc=True, errors="coerce", format="ISO8601")
+    return times.dt.as_unit("ms")  # Parquet has no whole seconds
 
 
 def _whole(value: Any) -> int | None:
@@ -281,7 +295,7 @@ def _measured(record: Record) -> list[str]:
     """Names of what a finished record has numbers of, but for the parts of its loss."""
     last = (record.get("history") or [{}])[-1]
     names = [*(record.get("metrics") or ()), *(record.get("cost") or ()), *(["loss"] if "loss" in last else [])]
-    return [name for name in names if name not in NOT_MEASURED]
+    return [name for name in names if name not in NOT_MEASURED and recorded(record, name) is not None]
 
 
 def _numbers(entry: Mapping[str, Any], path: str = "") -> dict[str, float | None]:

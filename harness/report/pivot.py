@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from harness.labels import short_names, show_value
 from harness.report.cells import Style, cell_words, written
 from harness.report.tables import Metric, Table, TableRow
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from harness.grid import Grid
 
 MOST_AXES = 2
@@ -122,6 +122,8 @@ def _words(row: TableRow | None, metric: Metric, style: Style) -> str:
 
 def pivot_frame(pivot: Pivot) -> pd.DataFrame:
     """The means of a pivot as data: a line per row, a column per value of the axis, and one for each gain."""
+    import pandas as pd
+
     frame: dict[str, Any] = {pivot.corner or "metric": [label for label, _ in pivot.rows]}
     for place, column in enumerate(pivot.columns):
         below = [rows[place] for _, rows in pivot.rows]
