@@ -18,6 +18,7 @@ from harness.errors import UserError
 from harness.grid import Grid, Trial, open_grid
 from harness.housekeeping import damages
 from harness.ledger import made_by_other_code
+from harness.pretrained import frozen_at_random
 from harness.progress import duration
 from harness.results import RunStore
 from harness.space import describe
@@ -45,8 +46,8 @@ def _chosen(args: argparse.Namespace, grids: Sequence[Grid]) -> list[frozenset[s
     """By grid: ids of the trials that --only chooses."""
     from harness.choose import choose
 
-    if not all(trial.fingerprint for grid in grids for trial in grid.trials) and args.only:
-        raise UserError("--only: trials have no ids while the data set is not there; see the note")
+    if not all(trial.has_id for grid in grids for trial in grid.trials) and args.only:
+        raise UserError("--only: trials have no ids while the data set or the weights are not there; see the note")
     return [choose(grid, args.only) for grid in grids]
 
 
@@ -57,8 +58,10 @@ def plan(args: argparse.Namespace) -> int:
     for grid, chosen in zip(grids, _chosen(args, grids), strict=True):
         trials = [trial for trial in grid.trials if trial.trial_id in chosen]
         states = {trial.trial_id: _state(store, trial) for trial in trials}
+        if line := frozen_at_random(trial for trial in trials if states[trial.trial_id] != "finished"):
+            remark(f"note: {line}")
         columns = {"trial": False, "row": True, "label": True, "status": False}
-        rows = [[t.trial_id if t.fingerprint else "-", t.row, t.label, states[t.trial_id]] for t in trials]
+        rows = [[t.trial_id if t.has_id else "-", t.row, t.label, states[t.trial_id]] for t in trials]
         total = count(states[trial.trial_id] for trial in trials)
         asked = len(grid.rows) * len(grid.seeds)
         if asked > len(grid.trials) == len(trials):
@@ -78,7 +81,7 @@ def plan(args: argparse.Namespace) -> int:
 
 
 def _state(store: RunStore, trial: Trial) -> str:
-    if not trial.fingerprint:
+    if not trial.has_id:
         return "pending"
     for line in damages(store, trial.trial_id):
         remark(f"warning: {line}")
@@ -157,7 +160,9 @@ def _tell_of_other_code(store: RunStore, trial_ids: Sequence[str]) -> None:
 
 def submit(args: argparse.Namespace) -> int:
     """Run on a Ray cluster what `codetr run` would run here."""
-    open_grids(args.asked, require_data=False)
+    for grid in open_grids(args.asked, require_data=False):
+        if line := frozen_at_random(grid.trials):
+            remark(f"note: {line}")
     from harness.submit import hand_over
 
     return hand_over(args.run, args.asked.files, args.address, wait=not args.no_wait)
@@ -169,8 +174,8 @@ def report(args: argparse.Namespace) -> int:
     from harness.tracking import read_suggestions
 
     grids = [identified(grid) for grid in open_grids(args, require_data=False)]
-    if any(grid.trials and not any(trial.fingerprint for trial in grid.trials) for grid in grids):
-        grids = open_grids(args)  # neither the data nor a record of it is here: say so
+    if any(grid.trials and not any(trial.has_id for trial in grid.trials) for grid in grids):
+        grids = open_grids(args)  # neither data and weights nor a record of them are here: say so
     for index, grid in enumerate(grids):
         if grid.search is not None and grid.num_unknown and chosen_source(args.source) == TRACKING:
             for values in read_suggestions(grid.search.key):  # the store of records may be elsewhere
@@ -266,7 +271,7 @@ def _named(args: argparse.Namespace, store: RunStore) -> list[str]:
     files = [text for text in args.what if text.endswith((".yaml", ".yml"))]
     wanted: list[str] = []
     for grid in open_grids(argparse.Namespace(**{**vars(args), "files": files}), require_data=False):
-        wanted += [trial.trial_id for trial in grid.trials if trial.fingerprint]
+        wanted += [trial.trial_id for trial in grid.trials if trial.has_id]
     for text in args.what:
         if text not in files:
             found = [trial_id for trial_id in store.trials() if trial_id.startswith(text)]

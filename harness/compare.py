@@ -13,7 +13,7 @@ ABSENT = "-"
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what, its value in the first, in the second) of two records, only where they differ.
 
-    Settings first (`model.num_queries`), then the data's fingerprint, provenance, metrics and costs.
+    Settings first (`model.num_queries`), then the data's fingerprint, the hash of pretrained weights, provenance, metrics and costs.
     """
     flat = [dict(_flat(record)) for record in (first, second)]
     heads = [{key for key in side if key.endswith(".")} for side in flat]
@@ -26,7 +26,7 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tup
     return found
 
 
-_SECTIONS = ("config", "fingerprint", "status", "error", "provenance", "metrics", "cost")
+_SECTIONS = ("config", "fingerprint", "weights_hash", "status", "error", "provenance", "metrics", "cost")
 
 
 def _place(key: str) -> int:

@@ -21,9 +21,11 @@ from harness.housekeeping import take_up
 from harness.ledger import remember
 from harness.mirror import Mirror
 from harness.on_ray import Launch, run_on_ray
+from harness.pretrained import check_backbones
 from harness.progress import Progress, print_line
 from harness.results import RunStore
 from harness.source import code_version
+from harness.space import corners
 from harness.suggestions import suggested
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def run_grid(
         max_failures: how often a trial whose worker or node was lost is started again. A trial that fails by itself
             is not.
         run_trial: instead of `harness.trial.run_trial`.
-        check_data: instead of `check_datasets`.
+        check_data: instead of `check_inputs`.
         out: takes each line of progress.
 
     Raises:
@@ -101,7 +103,7 @@ def run_grid(
                 suggestions = f", {more} to be suggested" if more else ""
                 progress.say(f"{len(pending)} of {len(grid.trials)} trials to run{suggestions}")
                 progress.phase("checking the data")
-                (check_data or check_datasets)(pending or grid.trials[:1], progress.say)
+                (check_data or check_inputs)(_examples(grid, pending, more), progress.say)
                 for line in take_up(store, [trial.trial_id for trial in pending]):
                     progress.say(line)
                 progress.watch(pending)
@@ -162,6 +164,23 @@ def _check_search(grid: Grid, executor: str) -> None:
         raise UserError(f"{grid.name}: search with {what} needs Ray; leave --executor local out")
     if spec.algorithm == "optuna" and find_spec("optuna") is None:
         raise UserError(f"{grid.name}: algorithm: optuna needs optuna; pip install -c constraints.txt -e '.[search]'")
+
+
+def _examples(grid: Grid, pending: list[Trial], more: int) -> list[Trial]:
+    """Trials that show what is wrong with any of those to run: also with those that a search may still suggest."""
+    if grid.search is None or not more:
+        return pending or list(grid.trials[:1])
+    return [*pending, *(grid.search.make(values)[0] for values in corners(grid.search.spec))]
+
+
+def check_inputs(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
+    """Check what the trials start from, their backbones and data sets, before anything is trained.
+
+    Raises:
+        UserError: what is wrong, a line each.
+    """
+    check_backbones(trials)
+    check_datasets(trials, say)
 
 
 def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:

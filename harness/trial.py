@@ -24,6 +24,7 @@ from harness.evaluate import Evaluation, evaluate
 from harness.launch import run_ranks
 from harness.lease import LeaseLost
 from harness.memory import explain_out_of_memory
+from harness.pretrained import check_start
 from harness.ranks import ALONE, Ranks, join
 from harness.results import RunStore, write_atomic
 from harness.train import train_step
@@ -59,6 +60,7 @@ def run_trial(
     """
     should_stop = should_stop or (lambda: False)
     try:
+        check_start(trial)
         if trial.runtime.ranks == 1:
             return _work(trial, store, report, should_stop)
         check_ranks(trial)

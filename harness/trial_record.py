@@ -100,6 +100,7 @@ def identity_fields(trial: Trial) -> dict[str, Any]:
         "label": trial.label,
         "config": config_to_dict(trial.config),
         "fingerprint": trial.fingerprint,
+        "weights_hash": trial.weights_hash,
         "factors": dict(trial.factors),
     }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -59,25 +60,36 @@ def folder_fingerprint(root: Path) -> str:
     digest = hashlib.sha256()
     for split in SPLITS:
         annotation_file, folder = find_split(root, split)
-        digest.update(f"{split}\0{_file_hash(annotation_file)}\0".encode())
+        digest.update(f"{split}\0{file_hash(annotation_file)}\0".encode())
         for name, size in sorted(_list_images(str(folder))):
             digest.update(f"{name}\0{size}\0".encode())
     return digest.hexdigest()[:16]
 
 
-def _file_hash(path: Path) -> str:
-    """SHA-256 of a file, remembered while its size and modification time stay."""
+def file_hash(path: Path, *, same_entry: bool = False) -> str:
+    """SHA-256 of a file, 64 hex digits, remembered while its size and modification time stay.
+
+    Args:
+        path: the file.
+        same_entry: its inode and time of change must stay as well: a file that is moved here, as one of several of the
+            same size often is, keeps its modification time.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     status = path.stat()
-    key = hashlib.sha256(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()[:32]
-    record = cache_dir() / "hashes" / key
-    try:
-        return record.read_text()
-    except OSError:
-        pass
+    marks = [status.st_size, status.st_mtime_ns, *([status.st_ctime_ns, status.st_ino] if same_entry else [])]
+    key = b"\0".join([os.fsencode(path.absolute()), *(str(mark).encode() for mark in marks)])
+    record = cache_dir() / "hashes" / hashlib.sha256(key).hexdigest()[:32]
+    with suppress(OSError, UnicodeDecodeError):
+        if re.fullmatch("[0-9a-f]{64}", known := record.read_text()):
+            return known
     with open(path, "rb") as stream:
         value = hashlib.file_digest(stream, "sha256").hexdigest()
-    with suppress(OSError):  # a cache that cannot be written costs time, nothing else
-        write_atomic(record, value, durable=False)
+        after = os.fstat(stream.fileno())
+    if (after.st_size, after.st_mtime_ns) == (marks[0], marks[1]):  # else somebody is writing it
+        with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            write_atomic(record, value, durable=False)
     return value
 
 
