@@ -24,6 +24,7 @@ from harness.results import RunStore
 from harness.space import describe
 from harness.spec import DEFAULT_PRESET
 from harness.suggestions import suggested
+from harness.training_length import lengths
 
 
 def open_grids(args: argparse.Namespace, *, require_data: bool = True) -> list[Grid]:
@@ -75,6 +76,8 @@ def plan(args: argparse.Namespace) -> int:
             total += f", {grid.num_unknown} to be suggested"
         table(f"{grid.title} (preset {grid.preset})", columns, rows)
         print(total)
+        for line in lengths(trial.config for trial in trials):
+            print(f"training: {line}")
         if grid.search is not None:
             print(f"search: {describe(grid.search.spec)}")
     return 0

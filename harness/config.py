@@ -57,7 +57,7 @@ class TrainConfig:
 
     __pydantic_config__ = FORBID_UNKNOWN
     epochs: int = 12
-    min_steps: int = 0  # a data set that gives fewer optimiser steps in `epochs` is gone through more often
+    min_steps: int = 0  # a data set that gives fewer optimiser steps in `epochs` is gone through more often, whole
     batch_size: int = 16  # images per optimiser step, over all accumulation steps
     accumulate_steps: int = 1  # a batch is cut into this many forward-backward passes
     learning_rate: float = 2e-4
@@ -86,6 +86,10 @@ class TrainConfig:
             f"batch_size ({self.batch_size}) must be a multiple of accumulate_steps ({self.accumulate_steps})",
         )
         require(0 <= self.warmup_fraction < 1, f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
+
+    def epochs_of(self, steps_per_epoch: int) -> int:
+        """Epochs of the whole training: `epochs`, or as many whole ones as `min_steps` takes."""
+        return max(self.epochs, -(-self.min_steps // steps_per_epoch))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """An ablation file under a preset as an exact list of trials.
 
 rows x axes (harness/rows.py) x seeds become `Trial`s. A trial *is* its resolved configuration: the id is a hash of all
-of it, of the data set's content and of that of pretrained weights, so a changed default is a new trial, two rows (or two
-files) that ask for the same thing share one, and nothing about where or how fast it runs matters. Labels show only what
-differs.
+of it, of the data set's content and of that of pretrained weights, so a changed default is a new trial, two rows (or
+two files) that ask for the same thing share one, and nothing about where or how fast it runs matters. Labels show only
+what differs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from harness.spec import (
     read_spec,
 )
 from harness.strict import Mistakes
+from harness.training_length import num_training_images
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,9 @@ def expand(
     baseline = baseline_label(spec, labels, mistakes)
     claims = claims_of(spec.claims, labels, spec.metrics, spec.path, mistakes)
     mistakes.check()
-    notes += filter(None, (overruled_epochs(s, r) for s, r in zip(layered, resolved, strict=True) if r is not None))
+    images = cache(num_training_images)
+    pairs = [(settings, r) for settings, r in zip(layered, resolved, strict=True) if r is not None]
+    notes += filter(None, (overruled_epochs(settings, r, images) for settings, r in pairs))
     here = Path.cwd()
     drafts = [(row, _canonical(r, here)) for (row, _), r in zip(listed, resolved, strict=True) if r is not None]
     fingerprints = _fingerprints([draft.data for _, draft in drafts], require_data, notes)

@@ -1,9 +1,9 @@
 """A trial is its resolved configuration: as a dictionary, and as the id that follows from it.
 
 The id hashes all settings that can change a result, the data set's content and that of a file of pretrained weights.
-Where these lie, the `runtime` settings and what is analysed afterwards take no part. A field that was added after the first records carries
-`metadata={"since": 2}` (or a later number) and takes no part while it has its default, so that older trials keep their
-ids; such a default is frozen (tests/expected/fields.json), and better values go into presets.
+Where these lie, the `runtime` settings and what is analysed afterwards take no part. A field that was added after the
+first records carries `metadata={"since": 2}` (or a later number) and takes no part while it has its default, so that
+older trials keep their ids; such a default is frozen (tests/expected/fields.json), and better values go into presets.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any, get_args, get_type_hints
@@ -86,6 +86,21 @@ def plain(value: Any, hint: Any = None, *, deciding: bool = False) -> Any:
 def field_default(field: dataclasses.Field[Any]) -> Any:
     """The default of a dataclass's field; `dataclasses.MISSING` where it has none."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+@cache
+def newer_defaults() -> dict[str, Any]:
+    """Dotted key and default, in JSON types, of each newer setting: what older records leave out. None of a head."""
+
+    def walk(kind: type, path: str, newer: bool) -> Iterator[tuple[str, Any]]:
+        for field in dataclasses.fields(kind):
+            hint, name, own = _hints(kind)[field.name], f"{path}{field.name}", newer or "since" in field.metadata
+            if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+                yield from walk(hint, f"{name}.", own)
+            elif own:
+                yield name, plain(field_default(field), hint)
+
+    return dict(walk(TrialConfig, "", False))
 
 
 def config_to_dict(config: TrialConfig) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.data.layout import file_hash
 from harness.errors import UserError, one_line
 from model.config import BackboneConfig
 from model.weights import file_trouble
@@ -32,6 +31,8 @@ def content_hash(path: str) -> str:
     """
     if trouble := file_trouble(Path(path)):
         raise UserError(f"{KEY}: {path} {trouble}; {WANTED}")
+    from harness.data.layout import file_hash
+
     try:
         return file_hash(Path(path), same_entry=True)
     except OSError as error:

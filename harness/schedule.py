@@ -27,6 +27,7 @@ from harness.results import RunStore
 from harness.source import code_version
 from harness.space import corners
 from harness.suggestions import suggested
+from harness.training_length import training_length
 
 if TYPE_CHECKING:
     from harness.config import DataConfig
@@ -201,7 +202,11 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
         with_masks[key] = with_masks.get(key, False) or _need_masks(heads)
         queries[key] = min(trial.config.model.num_queries, queries.get(key, trial.config.model.num_queries))
     for key, config in configs.items():
-        most = max(data.most_objects for data in open_splits(config, progress=say, with_masks=with_masks[key]))
+        splits = open_splits(config, progress=say, with_masks=with_masks[key])
+        most = max(data.most_objects for data in splits)
+        asked = [trial.config.train for trial in trials if (trial.config.data.path, trial.config.data.digits) == key]
+        for length in dict.fromkeys(training_length(train, len(splits[0])) for train in asked if train.min_steps):
+            say(f"training: {length}")
         if most > queries[key]:
             say(f"note: an image has {most} objects, and model.num_queries={queries[key]} can find no more than that")
 

@@ -16,8 +16,8 @@ from harness.errors import UserError
 from harness.identity import config_from_dict
 from harness.results import RunStore
 from harness.train import WEIGHTS
-from model.detector import Detector
 from model import weights as files
+from model.detector import Detector
 from model.official import convert
 
 if TYPE_CHECKING:

@@ -161,10 +161,11 @@ def train_epoch(state: TrialState) -> None:
         stopping = state.should_stop()
         if stopping or (now - saved >= CHECKPOINT_SECONDS and not last):
             progress.train_seconds += now - mark
-            mark, mark_step = now, progress.step
             save(state)
-            saved = time.monotonic()
+            saved = mark = time.monotonic()  # a checkpoint is no training
+            mark_step = progress.step
             if stopping:
+                write_record(state, "running")  # with what the checkpoint itself took
                 state.ranks.wait()  # until the first has saved
                 raise Interrupted(f"stopped at step {progress.step} of {state.total_steps}")
     progress.train_seconds += time.monotonic() - mark
@@ -238,4 +239,5 @@ def _evaluate(state: TrialState, loss: float | None) -> Evaluation:
             )
     except Interrupted:
         save(state)
+        write_record(state, "running")
         raise

@@ -6,7 +6,6 @@ What stands in a file decides how it is read, not its suffix. A file that cannot
 from __future__ import annotations
 
 import os
-import pickle
 import stat
 import warnings
 import zipfile
@@ -84,8 +83,8 @@ def _read(path: Path) -> Any:
         warnings.simplefilter("ignore")
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            if "truncated" in str(error):
+        except Exception as error:
+            if type(error).__name__ != "UnpicklingError" or "truncated" in str(error):
                 raise
             raise _NoWeights(f"{NO_WEIGHTS} (another kind of file, or Python objects besides tensors)") from error
 

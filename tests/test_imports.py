@@ -19,7 +19,8 @@ STORY = [
     *("cluster", "forkserver", "execute", "trial", "trial_analysis", "trial_record", "revisit", "trained", "launch"),
     *("build", "memory", "train", "evaluate", "analyse", "ranks", "report", "resample", "figures", "transfer"),
     *("mirror", "replay", "mlflow_runs", "tracking", "views", "sqlite", "cost", "choose", "compare", "suggestions"),
-    *("grid", "search", "rows", "labels", "pretrained", "training_length", "identity", "spec", "space", "claims", "resolve", "data", "ledger"),
+    *("grid", "search", "rows", "labels", "pretrained", "identity", "spec", "space", "claims", "resolve"),
+    *("training_length", "data", "ledger"),
     *("housekeeping", "console", "progress", "results", "source", "lease", "parcel", "strict"),
     *("process", "config", "errors"),
 ]
