@@ -258,11 +258,18 @@ def _canonical(resolved: Resolved, here: Path) -> Resolved:
     """Absolute paths, those that were given relative to `here`, and one form for settings without effect."""
     data, model = resolved.data, canonical_model(resolved.model)
     if data.path is not None:
-        data = replace(data, path=str(here / Path(data.path).expanduser()))
+        data = replace(data, path=_absolute("data.path", data.path, here))
     if model.backbone.weights is not None:
-        weights = str(here / Path(model.backbone.weights).expanduser())
+        weights = _absolute("model.backbone.weights", model.backbone.weights, here)
         model = replace(model, backbone=replace(model.backbone, weights=weights))
     return replace(resolved, data=data, model=model)
+
+
+def _absolute(key: str, path: str, here: Path) -> str:
+    try:
+        return str(here / Path(path).expanduser())
+    except RuntimeError as error:  # nobody of that name, or nobody knows the home of this user
+        raise UserError(f"{key}: {path}: {str(error).rstrip('.')}; write the path without ~") from error
 
 
 def _fingerprints(datas: Iterable[DataConfig], required: bool, notes: list[str]) -> dict[DataConfig, str]:

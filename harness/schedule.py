@@ -178,10 +178,16 @@ def check_inputs(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
     """Check what the trials start from, their backbones and data sets, before anything is trained.
 
     Raises:
-        UserError: what is wrong, a line each.
+        UserError: all that is wrong, a line each.
     """
-    check_backbones(trials)
-    check_datasets(trials, say)
+    problems = []
+    for check in (lambda: check_backbones(trials), lambda: check_datasets(trials, say)):
+        try:
+            check()
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:

@@ -64,7 +64,8 @@ def describe(grid: Grid, rows: Sequence[TableRow], records: Sequence[Record]) ->
     configs = [grid.trial(record["trial_id"]).config for record in records]
     provenance = [record.get("provenance") or {} for record in records]
     data = sorted({_data(config.data, record) for config, record in zip(configs, records, strict=True)})
-    made = [f"preset {grid.preset}", " and ".join(data), _schedule(configs, records), versions]
+    weights = sorted({_weights(config, record) for config, record in zip(configs, records, strict=True)} - {""})
+    made = [f"preset {grid.preset}", " and ".join(data), " and ".join(weights), _schedule(configs, records), versions]
     made += [_distinct(provenance, "evaluator"), _area_bounds(provenance), _distinct(provenance, "ops", "operators ")]
     made += [_distinct(provenance, "device", "on "), _threads(provenance)]
     notes = [*(WARNING + text for text in warnings), *_reading(grid, rows)]
@@ -135,6 +136,15 @@ def _data(config: DataConfig, record: Record) -> str:
         words += f", difficulty {digits.difficulty:g}"
     fingerprint = str(record.get("fingerprint") or "")[:12]
     return f"{words} ({fingerprint})" if fingerprint else words
+
+
+def _weights(config: TrialConfig, record: Record) -> str:
+    """The file of pretrained weights, with the hash of its content; empty without one."""
+    if config.model.backbone.weights is None:
+        return ""
+    weights_hash = str(record.get("weights_hash") or "")[:12]
+    words = f"pretrained weights {PurePath(config.model.backbone.weights).name}"
+    return f"{words} ({weights_hash})" if weights_hash else words
 
 
 def _schedule(configs: Sequence[TrialConfig], records: Sequence[Record]) -> str:
