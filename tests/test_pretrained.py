@@ -508,6 +508,19 @@ def test_every_file_of_a_grid_is_told_at_once(grid_of, weights, tmp_path):
     assert [line.split()[1] for line in str(caught.value).splitlines()] == [f"{tmp_path}/a.pth", f"{tmp_path}/b.pth"]
 
 
+def test_weights_and_data_are_told_together(grid_of, tmp_path):
+    from folders import write_folder
+
+    folder = write_folder(tmp_path / "coco")
+    (tmp_path / "resnet.pth").write_bytes(b"")
+    trials = grid_of(ONE_ROW, with_weights(tmp_path / "resnet.pth"), data=str(folder)).trials
+    next((folder / "train").iterdir()).unlink()
+    with pytest.raises(UserError) as caught:
+        check_inputs(trials, lambda line: None)
+    text = str(caught.value)
+    assert text.startswith("model.backbone.weights: ") and "it is empty" in text and "is missing in" in text
+
+
 # ---- a trial that starts
 
 
