@@ -23,7 +23,7 @@ from model.config import require
 
 COCO_METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100")
 COST_METRICS = (
-    *("loss", "wall_seconds", "train_seconds", "eval_seconds", "seconds_per_step"),
+    *("loss", "wall_seconds", "train_seconds", "eval_seconds", "checkpoint_seconds", "seconds_per_step"),
     *("device_hours", "peak_memory_mb", "num_parameters"),
 )
 FIGURES = ("ap", "instability", "discriminability", "conflict", "conflict_matrix", "queries")
