@@ -198,13 +198,14 @@ class Mirror:
         if self.grid.search is not None:
             return  # its rows are what was suggested, each once
         own = {trial.trial_id for trial in self.grid.trials}
-        cells = {(trial.fingerprint, _unseeded(trial.config)) for trial in self.grid.trials}
+        cells = {(trial.fingerprint, trial.weights_hash, _unseeded(trial.config)) for trial in self.grid.trials}
         for run in self._find(views.grid_filter(self.grid)):
             record = self.store.read(run.data.tags["trial_id"]) or {}
             if run.data.tags["trial_id"] in own or not record.get("config"):
                 continue
             with suppress(UserError, KeyError, TypeError, ValueError):  # a configuration of another version
-                if (record.get("fingerprint"), _unseeded(config_from_dict(record["config"]))) not in cells:
+                contents = (record.get("fingerprint"), record.get("weights_hash"))
+                if (*contents, _unseeded(config_from_dict(record["config"]))) not in cells:
                     self._client.delete_tag(run.info.run_id, views.grid_tag(self.grid))
 
     def _names(self) -> tuple[str, ...]:
@@ -284,8 +285,10 @@ class Mirror:
 
 
 def _unseeded(config: TrialConfig) -> TrialConfig:
-    """A configuration without its seed, and without where its data lie."""
-    return dataclasses.replace(config, seed=0, data=dataclasses.replace(config.data, path=None))
+    """A configuration without its seed, and without where its data and weights lie."""
+    backbone = dataclasses.replace(config.model.backbone, weights=None)
+    model, data = dataclasses.replace(config.model, backbone=backbone), dataclasses.replace(config.data, path=None)
+    return dataclasses.replace(config, seed=0, model=model, data=data)
 
 
 def sync_trials(

@@ -21,10 +21,13 @@ from harness.housekeeping import take_up
 from harness.ledger import remember
 from harness.mirror import Mirror
 from harness.on_ray import Launch, run_on_ray
+from harness.pretrained import check_backbones
 from harness.progress import Progress, print_line
 from harness.results import RunStore
 from harness.source import code_version
+from harness.space import corners
 from harness.suggestions import suggested
+from harness.training_length import training_length
 
 if TYPE_CHECKING:
     from harness.config import DataConfig
@@ -70,7 +73,7 @@ def run_grid(
         max_failures: how often a trial whose worker or node was lost is started again. A trial that fails by itself
             is not.
         run_trial: instead of `harness.trial.run_trial`.
-        check_data: instead of `check_datasets`.
+        check_data: instead of `check_inputs`.
         out: takes each line of progress.
 
     Raises:
@@ -101,7 +104,7 @@ def run_grid(
                 suggestions = f", {more} to be suggested" if more else ""
                 progress.say(f"{len(pending)} of {len(grid.trials)} trials to run{suggestions}")
                 progress.phase("checking the data")
-                (check_data or check_datasets)(pending or grid.trials[:1], progress.say)
+                (check_data or check_inputs)(_examples(grid, pending, more), progress.say)
                 for line in take_up(store, [trial.trial_id for trial in pending]):
                     progress.say(line)
                 progress.watch(pending)
@@ -164,6 +167,29 @@ def _check_search(grid: Grid, executor: str) -> None:
         raise UserError(f"{grid.name}: algorithm: optuna needs optuna; pip install -c constraints.txt -e '.[search]'")
 
 
+def _examples(grid: Grid, pending: list[Trial], more: int) -> list[Trial]:
+    """Trials that show what is wrong with any of those to run: also with those that a search may still suggest."""
+    if grid.search is None or not more:
+        return pending or list(grid.trials[:1])
+    return [*pending, *(grid.search.make(values)[0] for values in corners(grid.search.spec))]
+
+
+def check_inputs(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
+    """Check what the trials start from, their backbones and data sets, before anything is trained.
+
+    Raises:
+        UserError: all that is wrong, a line each.
+    """
+    problems = []
+    for check in (lambda: check_backbones(trials), lambda: check_datasets(trials, say)):
+        try:
+            check()
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
 def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
     """Generate and check every data set once, before anything is trained on it.
 
@@ -182,7 +208,11 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
         with_masks[key] = with_masks.get(key, False) or _need_masks(heads)
         queries[key] = min(trial.config.model.num_queries, queries.get(key, trial.config.model.num_queries))
     for key, config in configs.items():
-        most = max(data.most_objects for data in open_splits(config, progress=say, with_masks=with_masks[key]))
+        splits = open_splits(config, progress=say, with_masks=with_masks[key])
+        most = max(data.most_objects for data in splits)
+        asked = [trial.config.train for trial in trials if (trial.config.data.path, trial.config.data.digits) == key]
+        for length in dict.fromkeys(training_length(train, len(splits[0])) for train in asked if train.min_steps):
+            say(f"training: {length}")
         if most > queries[key]:
             say(f"note: an image has {most} objects, and model.num_queries={queries[key]} can find no more than that")
 

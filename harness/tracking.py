@@ -201,7 +201,7 @@ def read_records(
     trial_ids: Sequence[str],
     uri: str | None = None,
     *,
-    history: Sequence[str] = ("loss", "AP"),
+    history: Sequence[str] | None = ("loss", "AP"),
     analysis: bool = False,
 ) -> list[dict[str, Any]]:
     """Records of these trials from MLflow alone, in the given order; trials it does not know are left out.
@@ -209,13 +209,13 @@ def read_records(
     Args:
         trial_ids: ids.
         uri: the tracking store; None takes `tracking_uri()`.
-        history: metrics whose course over the epochs is read (a look-up each).
+        history: metrics whose course over the epochs is read (a look-up each); None: all, by each run's own record.
         analysis: fetch each finished trial's record, for the tables that its analysis left there.
 
     Returns:
         dicts shaped like result.json: trial_id, label, status, metrics, history, cost, per_class, fingerprint,
-        provenance, error, started, finished; besides `params` (see `harness.views`), `grids` (grid name -> row there),
-        `run_id` and `experiment_id`.
+        weights_hash, provenance, error, started, finished; besides `params` (see `harness.views`), `grids` (grid name
+        -> row there), `run_id` and `experiment_id`.
 
     Raises:
         UserError: the tracking store cannot be reached, or nothing was ever recorded in it.
@@ -227,7 +227,10 @@ def read_records(
         if (experiment := find_experiment(client)) is None:
             return []
         runs = _runs_of(client, experiment, trial_ids)
-        records = [_record(client, runs[trial_id], history) for trial_id in trial_ids if trial_id in runs]
+        records = [_record(client, runs[trial_id], history or ()) for trial_id in trial_ids if trial_id in runs]
+        if history is None:
+            for record in records:
+                record["history"] = _whole_history(client, runs[record["trial_id"]])
         if analysis:
             for record in records:
                 record["analysis"] = _analysis(client, record["run_id"]) if record["status"] == "finished" else {}
@@ -295,6 +298,7 @@ def _record(client: MlflowClient, run: Run, history: Sequence[str]) -> dict[str,
         "params": {key: parsed(value) for key, value in run.data.params.items()},
         "grids": {key.removeprefix("grid."): value for key, value in tags.items() if key.startswith("grid.")},
         "fingerprint": tags.get("codetr.fingerprint", ""),
+        "weights_hash": tags.get("codetr.weights_hash") or None,
         "provenance": parsed(tags.get("codetr.provenance", "{}")),
         "error": tags.get("codetr.error") or None,
         "started": tags.get("codetr.started"),
@@ -310,6 +314,14 @@ def _names(client: MlflowClient, run: Run) -> Mapping[str, str]:
         return names if isinstance(names, dict) else {}
     record = _kept_record(client, run.info.run_id)
     return renamed(record.get("metrics") or {}) | renamed({"per_class": record.get("per_class") or {}})
+
+
+def _whole_history(client: MlflowClient, run: Run) -> list[dict[str, Any]]:
+    """Every number of every epoch: from the record that the run keeps, or while it has none, by a look-up each."""
+    kept = _kept_record(client, run.info.run_id).get("history")
+    names = _names(client, run)
+    wanted = [names.get(safe, safe) for safe in run.data.metrics if safe.partition("/")[0] not in ("cost", "per_class")]
+    return list(kept or _history(client, run, wanted, names))
 
 
 def _analysis(client: MlflowClient, run_id: str) -> dict[str, Any]:

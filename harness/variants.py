@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ IDLE = ("analyse", "runtime")  # sections that change no trial
 LONGEST_WORDS = 60  # letters of all words together
 LONGEST_WORD = 32
 LONGEST_KEY = 120  # bytes, so that folders and tags take it whatever the language
-DATA = "data.path"
+DATA, WEIGHTS = "data.path", "model.backbone.weights"  # paths, which count by what lies there
 
 
 @dataclass(frozen=True)
@@ -34,22 +35,23 @@ class Variant:
     digest: str = ""  # of all of it
 
 
-def variant_of(overrides: Iterable[Setting], fingerprint: str = "") -> Variant:
+def variant_of(overrides: Iterable[Setting], fingerprint: str = "", weights_hash: str = "") -> Variant:
     """The variant that settings of the command line make.
 
     Args:
         overrides: settings of --set and --data, in order: the last one wins.
         fingerprint: of the data set that they name; a path alone says little of what lies there.
+        weights_hash: of the file of weights, likewise.
     """
     chosen = _chosen(overrides)
     if not chosen:
         return Variant()
     words, identity = [], dict(chosen)
-    path = chosen.pop(DATA, None)
-    if path is not None:
-        folder = Path(str(path)).expanduser().absolute()
-        identity[DATA] = fingerprint or str(folder)
-        words.append(" ".join(filter(None, (_plain(folder.name or str(folder)), fingerprint[:4]))))
+    for key, content in ((DATA, fingerprint), (WEIGHTS, weights_hash)):
+        if chosen.get(key) is not None:
+            path = Path(os.path.abspath(os.path.expanduser(str(chosen.pop(key)))))
+            identity[key] = content or str(path)
+            words.append(" ".join(filter(None, (_plain(path.name or str(path)), content[:4]))))
     exact = all(map(_is_exact, chosen.values()))
     words += [_plain(f"{key}={show_value(value)}") for key, value in sorted(chosen.items())]
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), default=str)

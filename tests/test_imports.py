@@ -19,8 +19,8 @@ STORY = [
     *("cluster", "forkserver", "execute", "trial", "trial_analysis", "trial_record", "revisit", "trained", "launch"),
     *("build", "memory", "train", "evaluate", "analyse", "ranks", "report", "resample", "figures", "transfer"),
     *("ui", "mirror", "replay", "mlflow_runs", "tracking", "views", "tracking_failures", "sqlite", "metric_names"),
-    *("cost", "choose", "compare", "suggestions", "grid", "search", "ledger", "variants", "rows", "labels"),
-    *("identity", "spec", "space", "claims", "resolve", "data"),
+    *("cost", "choose", "compare", "suggestions", "listing", "grid", "search", "ledger", "variants", "rows", "labels"),
+    *("pretrained", "identity", "spec", "space", "claims", "resolve", "origins", "training_length", "data"),
     *("housekeeping", "console", "progress", "results", "source", "lease", "parcel", "strict"),
     *("process", "config", "errors", "passwords"),
 ]

@@ -58,7 +58,12 @@ def test_what_makes_no_other_trial_makes_no_other_variant(tmp_path: Path, monkey
     assert variant("model.num_queries=9", "train.epochs=2", data=str(tmp_path / "cards")) == first
     assert variant("data.path=cards", "model={num_queries: 9}", "train.epochs=5", "train.epochs=2") == first
     assert variant("train.epochs=2", "model.num_queries=9", "runtime.ranks=2", data="./cards/") == first
-    assert variant("train.epochs=2", "model.num_queries=9", "data.path=other", data="cards") == first
+    assert variant("train.epochs=2", "model.num_queries=9", "data.path=other", data="x/../cards") == first
+    weights = variant("model.backbone.weights=w.safetensors")
+    assert weights == variant(f"model.backbone.weights={tmp_path}/w.safetensors") != NONE
+    assert variant_of(settings("model.backbone.weights=a"), weights_hash="ab") != variant_of(
+        settings("model.backbone.weights=a"), weights_hash="cd"
+    )
 
 
 def test_what_makes_other_trials_makes_other_names() -> None:
