@@ -31,7 +31,7 @@ NONE = Variant()
 
 
 def settings(*overrides: str, data: str | None = None) -> list[Setting]:
-    found = override_settings(overrides, Mistakes())
+    found = override_settings(overrides, {}, Mistakes())
     return found + ([(("data", "path"), data, "--data")] if data is not None else [])
 
 
