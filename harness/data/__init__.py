@@ -1,7 +1,8 @@
 """Images and their objects: where they come from, whether they are sound, how they reach the network.
 
 Read in this order: `scenes` and `digits` (the embedded data set), `layout`, `coco` and `checks` (any COCO-layout
-folder), `masks`, `transforms`, `loader` (batches). Only `masks` and `loader` need torch: import `harness.data.loader`.
+folder), `plausibility`, `readings`, `duplicates` and `segmentations` (more checks of it), `masks`, `transforms`,
+`loader` (batches). Only `masks` and `loader` need torch: import `harness.data.loader`.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.config import DataConfig
-from harness.data.coco import CocoDataset, same_categories
+from harness.data.coco import CocoDataset, notes_across, same_categories
 from harness.data.digits import digits_fingerprint, ensure_digits
 from harness.data.layout import SPLITS, Split, folder_fingerprint
-from harness.data.ticker import Progress
+from harness.data.ticker import Progress, print_line
 from harness.errors import UserError
 
 __all__ = ["CocoDataset", "fingerprint", "open_dataset", "open_splits"]
@@ -61,6 +62,8 @@ def open_splits(
         raise UserError("\n".join(dict.fromkeys(problems)))
     train, val = opened
     same_categories(train, val)
+    for note in notes_across(train, val):
+        (progress or print_line)(note)
     return train, val
 
 

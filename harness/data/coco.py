@@ -12,7 +12,7 @@ from array import array
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -24,11 +24,14 @@ from harness.data.checks import (
     check_categories,
     check_files,
     check_images,
-    check_segmentations,
     check_tables,
     is_number,
+    shown,
 )
+from harness.data.duplicates import check_same_image, note_same_objects, shared_images
 from harness.data.layout import Split, find_split
+from harness.data.plausibility import check_boxes, check_objects, object_areas
+from harness.data.segmentations import check_segmentations
 from harness.data.ticker import Progress, print_line
 from harness.errors import UserError
 
@@ -70,20 +73,26 @@ class CocoDataset:
             (progress or print_line)(f"checking {len(content['annotations']):,} annotations")
         check_categories(content["categories"], problems)
         check_images(content["images"], problems)
-        check_annotations(content, problems)
+        sound = check_annotations(content, problems)
+        check_objects(content["annotations"], problems)
+        check_boxes(sound, content["images"], problems)
         if with_masks:
             check_segmentations(content, problems)
-        check_files(self.image_folder, content["images"], problems, progress)
+        marks = check_files(self.image_folder, content["images"], problems, progress)
+        check_same_image(content["images"], sound, self.image_folder, marks, problems)
         self.area_bounds = _area_bounds(content, problems)
         problems.raise_if_any()
-        self._read_tables(content)
+        self._read_tables(content, problems)
+        self._marks = np.array([marks[name] for name in self._files], np.int64)
+        for note in problems.notes:
+            (progress or print_line)(note)
         if self.num_clipped:
             (progress or print_line)(f"{self.annotation_file}: {self.num_clipped} boxes clipped by at most 1 pixel")
         if self.num_left_out:
             (progress or print_line)(f"{self.annotation_file}: {self.num_left_out} known boxes without area left out")
 
-    def _read_tables(self, content: dict[str, Any]) -> None:
-        """Turn the checked lists into arrays: annotations sorted by image."""
+    def _read_tables(self, content: dict[str, Any], problems: Problems) -> None:
+        """Turn the checked lists into arrays: annotations sorted by image. What is odd is noted in `problems`."""
         categories = sorted(content["categories"], key=lambda row: row["id"])
         self.category_ids: tuple[int, ...] = tuple(row["id"] for row in categories)
         self.category_names: tuple[str, ...] = tuple(row["name"] for row in categories)
@@ -102,14 +111,9 @@ class CocoDataset:
         self._labels = np.fromiter((label[row["category_id"]] for row in kept), np.int64, count)
         self._crowd = np.fromiter((bool(row.get("iscrowd", 0)) for row in kept), bool, count)
         self._xywh = np.array([row["bbox"] for row in kept], np.float64).reshape(count, 4)
-        box_areas = self._xywh[:, 2] * self._xywh[:, 3]
-        self._areas = np.array(
-            [
-                box_area if row.get("area") is None else row["area"]
-                for row, box_area in zip(kept, box_areas, strict=True)
-            ],
-            np.float64,
-        )
+        self._areas = object_areas(kept, self._xywh, problems)
+        keys = np.stack([self._image, self._labels, self._crowd], 1)
+        note_same_objects(keys, self._xywh, self._ids, np.array(self.image_ids)[self._image], problems)
         self._segmentations = [row["segmentation"] for row in kept] if self.has_masks else []
         self._starts = np.searchsorted(self._image, np.arange(len(images) + 1))
         corners = np.concatenate([self._xywh[:, :2], self._xywh[:, :2] + self._xywh[:, 2:]], 1)
@@ -120,6 +124,10 @@ class CocoDataset:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def files(self) -> tuple[Path, list[str], list[tuple[int, int]]]:
+        """The folder of the images, and by index their names and (bytes, modification time) when they were checked."""
+        return self.image_folder, self._files, [(size, time) for size, time in self._marks.tolist()]
 
     @property
     def num_classes(self) -> int:
@@ -221,6 +229,22 @@ def same_categories(train: CocoDataset, val: CocoDataset) -> None:
     )
 
 
+def notes_across(train: CocoDataset, val: CocoDataset) -> list[str]:
+    """What is odd about the two splits together: images of both, classes that are measured but not learnt."""
+    notes = []
+    both = shared_images(train.files(), val.files())
+    if both:
+        names = f"{both[0][1]}" if both[0][0] == both[0][1] else f"{both[0][1]}, there {both[0][0]}"
+        told = f"{len(both):,} of {len(val):,} images are in the training split too ({names})"
+        notes.append(f"note: {val.annotation_file}: {told}: what is measured on them was learnt by heart")
+    unseen = np.setdiff1d(val._labels[~val._crowd], train._labels[~train._crowd])
+    if len(unseen):
+        names = ", ".join(shown(val.category_names[label]) for label in unseen[:5]) + (", …" if len(unseen) > 5 else "")
+        told = f"{len(unseen):,} of its classes have no object in {train.annotation_file.name} ({names})"
+        notes.append(f"note: {val.annotation_file}: {told}: nothing teaches them, so their AP will be 0")
+    return notes
+
+
 def _read_json(path: Path, progress: Progress, with_masks: bool) -> Any:
     """The file's content; segmentations would fill the memory, so they are left out or made compact on the way."""
     if path.stat().st_size > LARGE_FILE:
@@ -241,10 +265,17 @@ def _with_compact_segmentation(row: dict[str, Any]) -> dict[str, Any]:
     """Lists of numbers become arrays; what is none stays for the checks to tell."""
     with suppress(TypeError, OverflowError):
         if isinstance(row.get("segmentation"), list):
-            row["segmentation"] = [array("d", polygon) for polygon in row["segmentation"]]
+            row["segmentation"] = [_compact("d", polygon) for polygon in row["segmentation"]]
         if isinstance(row.get("counts"), list):  # of run lengths, a mapping of their own
-            row["counts"] = array("q", row["counts"])
+            row["counts"] = _compact("q", row["counts"])
     return row
+
+
+def _compact(code: Literal["d", "q"], numbers: Any) -> array[Any]:
+    """An array of numbers; `TypeError` where one is none, as `true` is."""
+    if bool in map(type, numbers):
+        raise TypeError
+    return array(code, numbers)
 
 
 def _area_bounds(content: dict[str, Any], problems: Problems) -> tuple[float, float]:
@@ -255,6 +286,6 @@ def _area_bounds(content: dict[str, Any], problems: Problems) -> tuple[float, fl
         return COCO_AREA_BOUNDS
     numbers = isinstance(bounds, list) and len(bounds) == 2 and all(map(is_number, bounds))
     if not numbers or not 0 < bounds[0] < bounds[1]:
-        problems.add("area bounds", f"info.area_bounds {bounds!r} must be two rising areas in square pixels")
+        problems.add("area bounds", f"info.area_bounds {shown(bounds)} must be two rising areas in square pixels")
         return COCO_AREA_BOUNDS
     return float(bounds[0]), float(bounds[1])
