@@ -21,7 +21,7 @@ STORY = [
     *("mirror", "replay", "mlflow_runs", "tracking", "views", "sqlite", "cost", "choose", "compare", "suggestions"),
     *("grid", "search", "rows", "labels", "identity", "spec", "space", "claims", "resolve", "data", "ledger"),
     *("housekeeping", "console", "progress", "results", "source", "lease", "parcel", "strict"),
-    *("process", "config", "errors"),
+    *("process", "config", "detection_metrics", "errors"),
 ]
 
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}

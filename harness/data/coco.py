@@ -140,9 +140,14 @@ class CocoDataset:
         return int((~self._crowd).sum())
 
     @property
+    def objects_of_images(self) -> np.ndarray:
+        """[I] how many objects each image has, without crowd regions."""
+        return np.bincount(self._image[~self._crowd], minlength=len(self))
+
+    @property
     def most_objects(self) -> int:
         """Objects of the image that has most of them, without crowd regions."""
-        return int(np.bincount(self._image[~self._crowd], minlength=1).max())
+        return int(self.objects_of_images.max())
 
     def load_image(self, index: int) -> np.ndarray:
         """RGB uint8 [H, W, 3] of the image at `index` (order of image ids).
