@@ -171,12 +171,8 @@ def _report_outside(
         problems.add("box", f"{place}: bbox {shown(row['bbox'])} {told}")
 
 
-def check_files(
-    folder: Path, images: list[dict[str, Any]], problems: Problems, progress: Progress | None
-) -> dict[str, tuple[int, int]]:
+def check_files(folder: Path, images: list[dict[str, Any]], problems: Problems, progress: Progress | None) -> None:
     """Is every image there, whole, readable and of the size the annotation file says?
-
-    Returns (bytes, modification time) of each that is, by name.
 
     A JPEG or PNG is whole when its end marker is there; one without is decoded to be sure. Damage in the
     middle of a file is found only when training decodes it.
@@ -206,7 +202,6 @@ def check_files(
     if seen != known:
         with suppress(OSError):  # a cache that cannot be written costs time, nothing else
             write_atomic(record, json.dumps(seen), durable=False)
-    return {name: (verdict[0], verdict[1]) for name, verdict in seen.items()}
 
 
 def _inspect(path: Path, known: list[int] | None) -> tuple[list[int] | None, str]:

@@ -28,7 +28,7 @@ from harness.data.checks import (
     is_number,
     shown,
 )
-from harness.data.duplicates import check_same_image, note_same_objects, shared_images
+from harness.data.duplicates import Mark, check_same_image, file_marks, note_same_objects, shared_images
 from harness.data.layout import Split, find_split
 from harness.data.plausibility import check_boxes, check_objects, object_areas
 from harness.data.segmentations import check_segmentations
@@ -78,12 +78,14 @@ class CocoDataset:
         check_boxes(sound, content["images"], problems)
         if with_masks:
             check_segmentations(content, problems)
-        marks = check_files(self.image_folder, content["images"], problems, progress)
-        check_same_image(content["images"], sound, self.image_folder, marks, problems)
+        check_files(self.image_folder, content["images"], problems, progress)
+        marks = file_marks(self.image_folder, (row.get("file_name") for row in content["images"]))
+        check_same_image(content["images"], sound, marks, problems)
         self.area_bounds = _area_bounds(content, problems)
         problems.raise_if_any()
         self._read_tables(content, problems)
-        self._marks = np.array([marks[name] for name in self._files], np.int64)
+        gone = Mark(0, -1, -1)  # since it was checked; told when it is loaded
+        self._marks = np.array([marks.get(name, gone) for name in self._files], np.int64)
         for note in problems.notes:
             (progress or print_line)(note)
         if self.num_clipped:
@@ -125,9 +127,9 @@ class CocoDataset:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def files(self) -> tuple[Path, list[str], list[tuple[int, int]]]:
-        """The folder of the images, and by index their names and (bytes, modification time) when they were checked."""
-        return self.image_folder, self._files, [(size, time) for size, time in self._marks.tolist()]
+    def files(self) -> tuple[Path, list[str], list[Mark]]:
+        """The folder of the images, and by index their names and marks when they were checked."""
+        return self.image_folder, self._files, [Mark(*row) for row in self._marks.tolist()]
 
     @property
     def num_classes(self) -> int:

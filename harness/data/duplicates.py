@@ -9,19 +9,34 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from harness.data.checks import Problems, is_whole
 
-Mark = tuple[int, int]  # bytes and modification time of a file
+
+class Mark(NamedTuple):
+    """By which a file is known."""
+
+    file: int  # the same for all names of one file, as links are
+    size: int  # bytes
+    time: int  # of its last modification, in nanoseconds
+
+
+def file_marks(folder: Path, names: Iterable[Any]) -> dict[str, Mark]:
+    """Of each file by its name; what is no name, or not there, is left out."""
+    found = {}
+    for name in names:
+        with suppress(OSError, ValueError, TypeError):
+            status = os.stat(folder / name)
+            found[name] = Mark(hash((status.st_dev, status.st_ino)), status.st_size, status.st_mtime_ns)
+    return found
 
 
 def check_same_image(
     images: Sequence[dict[str, Any]],
     sound: Sequence[dict[str, Any]],
-    folder: Path,
     marks: Mapping[str, Mark],
     problems: Problems,
 ) -> None:
@@ -32,16 +47,14 @@ def check_same_image(
     Args:
         images: as the annotation file lists them.
         sound: its annotations that nothing is wrong with.
-        folder: of the images.
         marks: of each file, by its name.
         problems: takes what is wrong, and notes.
     """
+    names: dict[int, str] = {}
     ids: dict[str, list[Any]] = defaultdict(list)
-    same = _same_files(folder, marks)
     for row in images:
-        if isinstance(row.get("file_name"), str):
-            name = posixpath.normpath(row["file_name"])
-            ids[same.get(name, name)].append(row.get("id"))
+        if (mark := marks.get(row["file_name"]) if isinstance(row.get("file_name"), str) else None) is not None:
+            ids[names.setdefault(mark.file, row["file_name"])].append(row.get("id"))
     shared = {name: own for name, own in ids.items() if len(own) > 1 and all(map(is_whole, own))}
     objects: dict[int, set[tuple[Any, ...]]] = {key: set() for own in shared.values() for key in own}
     for row in sound if shared else ():
@@ -61,21 +74,6 @@ def check_same_image(
         name, own = harmless[0]
         more = f", and so are {len(harmless) - 1:,} more" if len(harmless) > 1 else ""
         problems.note(f"images {_listed(own)} are one file ({name}) with the same objects{more}: it counts each time")
-
-
-def _same_files(folder: Path, marks: Mapping[str, Mark]) -> dict[str, str]:
-    """The first name of a file for every other name that links lead to it by."""
-    by_mark = defaultdict(list)
-    for name, mark in marks.items():
-        by_mark[mark].append(name)
-    first: dict[tuple[int, int], str] = {}
-    found = {}
-    for name in (name for names in by_mark.values() if len(names) > 1 for name in names):
-        with suppress(OSError):
-            status = os.stat(folder / name)
-            known = first.setdefault((status.st_dev, status.st_ino), posixpath.normpath(name))
-            found[posixpath.normpath(name)] = known
-    return found
 
 
 def note_same_objects(
@@ -115,37 +113,33 @@ def shared_images(
         val: the same.
     """
     (folder, names, marks), (other_folder, other_names, other_marks) = train, val
-    of_mark, of_name = defaultdict(list), defaultdict(list)
+    one = {mark.file: name for name, mark in zip(names, marks, strict=True)}
+    alike: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for name, mark in zip(names, marks, strict=True):
-        of_mark[mark].append(name)
-        of_name[posixpath.basename(name), mark[0]].append(name)
-    inodes: dict[Mark, dict[tuple[int, int], str]] = {}
+        for key in _keys(name, mark):
+            alike[key].append(name)
     found = []
     for name, mark in zip(other_names, other_marks, strict=True):
-        own = other_folder / name
-        with suppress(OSError):
-            if mark in of_mark:
-                if mark not in inodes:
-                    inodes[mark] = _inodes(folder, of_mark[mark])
-                twin = inodes[mark].get(_inode(own))
-                if twin is not None:
-                    found.append((twin, name))
-                    continue
-            alone = of_mark[mark] if len(of_mark.get(mark, ())) == 1 else []
-            twins = of_name.get((posixpath.basename(name), mark[0])) or alone
-            twin = next((twin for twin in twins if filecmp.cmp(folder / twin, own, shallow=False)), None)
-            if twin is not None:
-                found.append((twin, name))
+        twin = one.get(mark.file)
+        if twin is None:
+            twins = [names[0] for key in _keys(name, mark) if len(names := alike.get(key, [])) == 1]
+            twin = next(
+                (twin for twin in dict.fromkeys(twins) if _same_bytes(folder / twin, other_folder / name)), None
+            )
+        if twin is not None:
+            found.append((twin, name))
     return found
 
 
-def _inodes(folder: Path, names: Iterable[str]) -> dict[tuple[int, int], str]:
-    return {_inode(folder / name): name for name in names}
+def _keys(name: str, mark: Mark) -> tuple[tuple[Any, ...], ...]:
+    """What a copy shares with its original: size, and its bare name or its time."""
+    return (posixpath.basename(name), mark.size), (mark.size, mark.time)
 
 
-def _inode(path: Path) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
+def _same_bytes(first: Path, second: Path) -> bool:
+    with suppress(OSError):
+        return filecmp.cmp(first, second, shallow=False)
+    return False
 
 
 def _listed(ids: Sequence[int]) -> str:
