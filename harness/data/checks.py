@@ -38,7 +38,7 @@ _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring, _REPR.maxother = 2, 8, 4, 60, 40
 
 
-def shown(value: Any) -> str:
+def brief(value: Any) -> str:
     """`repr` that stays short whatever stands in the file, and whose depth has an end."""
     return _REPR.repr(value)
 
@@ -95,11 +95,11 @@ def check_categories(categories: list[dict[str, Any]], problems: Problems) -> No
     names = Counter(row["name"] for row in categories if is_text(row.get("name")))
     for row in categories:
         if not is_text(row.get("name")):
-            told = f"name {shown(row['name'])}, which is no text" if row.get("name") is not None else "no name"
-            problems.add("category name", f"category {shown(row.get('id'))} has {told}; add one")
+            told = f"name {brief(row['name'])}, which is no text" if row.get("name") is not None else "no name"
+            problems.add("category name", f"category {brief(row.get('id'))} has {told}; add one")
     for name, count in names.items():
         if name and count > 1:
-            problems.add("category name", f"{count} categories are called {shown(name)}; give each its own name")
+            problems.add("category name", f"{count} categories are called {brief(name)}; give each its own name")
 
 
 def check_images(images: list[dict[str, Any]], problems: Problems) -> None:
@@ -107,11 +107,11 @@ def check_images(images: list[dict[str, Any]], problems: Problems) -> None:
     _check_ids("image", images, problems)
     for row in images:
         if not isinstance(row.get("file_name"), str):
-            problems.add("file name", f"image {shown(row.get('id'))} has no file_name; add it")
+            problems.add("file name", f"image {brief(row.get('id'))} has no file_name; add it")
         for side in ("width", "height"):
             if not is_side(row.get(side)):
-                told = f"{side} {shown(row.get(side))}; must be whole pixels, 1 to {MAX_SIDE:,}"
-                problems.add("image size", f"image {shown(row.get('id'))} has {told}")
+                told = f"{side} {brief(row.get(side))}; must be whole pixels, 1 to {MAX_SIDE:,}"
+                problems.add("image size", f"image {brief(row.get('id'))} has {told}")
 
 
 def check_annotations(content: dict[str, Any], problems: Problems) -> list[dict[str, Any]]:
@@ -124,24 +124,25 @@ def check_annotations(content: dict[str, Any], problems: Problems) -> list[dict[
     for row in annotations:
         image_id, category, area = row.get("image_id"), row.get("category_id"), row.get("area")
         if not is_whole(image_id) or image_id not in sizes:
-            told = f"is of image {shown(image_id)}, which is not listed"
-            problems.add("unknown image", f"annotation {shown(row.get('id'))} {told}")
+            told = f"is of image {brief(image_id)}, which is not listed"
+            problems.add("unknown image", f"annotation {brief(row.get('id'))} {told}")
             continue
         before = problems.count
         if not is_whole(category) or category not in categories:
-            told = f"has category {shown(category)}, which is not listed; add it to categories or remove the annotation"
-            problems.add("unknown category", f"annotation {shown(row.get('id'))} (image {image_id}) {told}")
+            told = f"has category {brief(category)}, which is not listed; add it to categories or remove the annotation"
+            problems.add("unknown category", f"annotation {brief(row.get('id'))} (image {image_id}) {told}")
         if row.get("iscrowd", 0) not in (0, 1):
             problems.add(
-                "crowd", f"annotation {shown(row.get('id'))} has iscrowd {shown(row['iscrowd'])}; must be 0 or 1"
+                "crowd", f"annotation {brief(row.get('id'))} has iscrowd {brief(row['iscrowd'])}; must be 0 or 1"
             )
         if area is not None and not (is_number(area) and area >= 0):
             problems.add(
-                "area", f"annotation {shown(row.get('id'))} has area {shown(area)}; must be a number of square pixels"
+                "area",
+                f"annotation {brief(row.get('id'))} has area {brief(area)}; must be a number of square pixels",
             )
         empty = _box_trouble(row.get("bbox"))
         if empty and not (is_whole(row.get("id")) and (image_id, row["id"]) in KNOWN_EMPTY_BOXES):
-            problems.add("box", f"annotation {shown(row.get('id'))} (image {image_id}): {empty}")
+            problems.add("box", f"annotation {brief(row.get('id'))} (image {image_id}): {empty}")
         if empty or not all(map(is_side, sizes[image_id])):
             continue
         if _is_outside(row["bbox"], *sizes[image_id]):
@@ -161,14 +162,14 @@ def _report_outside(
         rows = outside + sound
         reading = other_reading([row["bbox"] for row in rows], [sizes[row["image_id"]] for row in rows])
     for row in outside:
-        place = f"annotation {shown(row.get('id'))} (image {shown(row['image_id'])})"
+        place = f"annotation {brief(row.get('id'))} (image {brief(row['image_id'])})"
         if reading:
             told = f"{len(outside):,} of {count:,} boxes reach outside their images, but all fit as {reading}"
-            problems.add("box", f"{told}: {place} has bbox {shown(row['bbox'])}; convert them to x, y, width, height")
+            problems.add("box", f"{told}: {place} has bbox {brief(row['bbox'])}; convert them to x, y, width, height")
             return
         size = "x".join(map(str, sizes[row["image_id"]]))
         told = f"(x, y, width, height) reaches outside the image of {size} pixels; clip or remove it"
-        problems.add("box", f"{place}: bbox {shown(row['bbox'])} {told}")
+        problems.add("box", f"{place}: bbox {brief(row['bbox'])} {told}")
 
 
 def check_files(folder: Path, images: list[dict[str, Any]], problems: Problems, progress: Progress | None) -> None:
@@ -248,7 +249,7 @@ def _check_ids(what: str, rows: Iterable[dict[str, Any]], problems: Problems) ->
     for row in rows:
         number: Any = row.get("id")
         if not is_whole(number) or abs(number) >= 2**63:
-            problems.add(f"{what} id", f"{what} id {shown(number)} must be a whole number below 2^63")
+            problems.add(f"{what} id", f"{what} id {brief(number)} must be a whole number below 2^63")
         elif number in seen:
             problems.add(f"{what} id", f"{what} id {number} is there twice; ids must be distinct")
         else:
@@ -280,9 +281,9 @@ def is_text(value: Any) -> bool:
 def _box_trouble(box: Any) -> str:
     """What is wrong with a COCO box (x, y, width, height) in any image; empty when nothing is."""
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-        return f"bbox {shown(box)} must be four numbers: x, y, width, height; correct it"
+        return f"bbox {brief(box)} must be four numbers: x, y, width, height; correct it"
     if box[2] <= 0 or box[3] <= 0:
-        return f"bbox {shown(box)} has no area; correct or remove it"
+        return f"bbox {brief(box)} has no area; correct or remove it"
     return ""
 
 

@@ -20,13 +20,13 @@ from PIL import Image
 from harness.data.checks import (
     KNOWN_EMPTY_BOXES,
     Problems,
+    brief,
     check_annotations,
     check_categories,
     check_files,
     check_images,
     check_tables,
     is_number,
-    shown,
 )
 from harness.data.duplicates import Mark, check_same_image, file_marks, note_same_objects, shared_images
 from harness.data.layout import Split, find_split
@@ -246,7 +246,7 @@ def notes_across(train: CocoDataset, val: CocoDataset) -> list[str]:
         notes.append(f"note: {val.annotation_file}: {told}: what is measured on them was learnt by heart")
     unseen = np.setdiff1d(val._labels[~val._crowd], train._labels[~train._crowd])
     if len(unseen):
-        names = ", ".join(shown(val.category_names[label]) for label in unseen[:5]) + (", …" if len(unseen) > 5 else "")
+        names = ", ".join(brief(val.category_names[label]) for label in unseen[:5]) + (", …" if len(unseen) > 5 else "")
         told = f"{len(unseen):,} of its classes have no object in {train.annotation_file.name} ({names})"
         notes.append(f"note: {val.annotation_file}: {told}: nothing teaches them, so their AP will be 0")
     return notes
@@ -293,6 +293,6 @@ def _area_bounds(content: dict[str, Any], problems: Problems) -> tuple[float, fl
         return COCO_AREA_BOUNDS
     numbers = isinstance(bounds, list) and len(bounds) == 2 and all(map(is_number, bounds))
     if not numbers or not 0 < bounds[0] < bounds[1]:
-        problems.add("area bounds", f"info.area_bounds {shown(bounds)} must be two rising areas in square pixels")
+        problems.add("area bounds", f"info.area_bounds {brief(bounds)} must be two rising areas in square pixels")
         return COCO_AREA_BOUNDS
     return float(bounds[0]), float(bounds[1])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.checks import Problems, is_whole, shown
+from harness.data.checks import Problems, brief, is_whole
 
 CORNER = 1.001  # pixels: boxes that end here are shares of the image's sides
 THIN = 1e-3  # pixels: below it nothing is left of a side where the network works with 32-bit numbers
@@ -46,17 +46,17 @@ def check_boxes(sound: Sequence[dict[str, Any]], images: Sequence[dict[str, Any]
     clipped = np.clip(corners, 0, np.tile(limits, 2))
     for index in map(int, np.flatnonzero((clipped[:, 2:] - clipped[:, :2] < THIN).any(1))):
         row = sound[index]
-        problems.add("box", f"{_place(row)}: bbox {shown(row['bbox'])} is too thin for any pixel; correct or remove it")
+        problems.add("box", f"{_place(row)}: bbox {brief(row['bbox'])} is too thin for any pixel; correct or remove it")
     few = [what for what in (in_corner, tiny) if 2 * len(what) >= len(sound)]
     if few:
         kind = "lie in the first pixel of their images" if few[0] is in_corner else "are smaller than a pixel"
         told = f"{len(few[0]):,} of {len(sound):,} boxes {kind}, as shares of its sides (0 to 1) would"
         row = sound[few[0][0]]
-        problems.add("box", f"{told}: {_place(row)} has bbox {shown(row['bbox'])}; give pixels: x, y, width, height")
+        problems.add("box", f"{told}: {_place(row)} has bbox {brief(row['bbox'])}; give pixels: x, y, width, height")
     elif len(tiny):
         row = sound[tiny[0]]
         told = f"{len(tiny):,} of {len(sound):,} boxes are smaller than a pixel"
-        problems.note(f"{told}: {_place(row)} has bbox {shown(row['bbox'])}")
+        problems.note(f"{told}: {_place(row)} has bbox {brief(row['bbox'])}")
 
 
 def object_areas(rows: Sequence[dict[str, Any]], boxes_xywh: np.ndarray, problems: Problems) -> np.ndarray:
@@ -84,7 +84,7 @@ def object_areas(rows: Sequence[dict[str, Any]], boxes_xywh: np.ndarray, problem
     for kind, where in kinds.items():
         if where.any():
             first = rows[int(where.argmax())]
-            example = f"{_place(first)} has area {shown(first.get('area'))} and bbox {shown(first['bbox'])}"
+            example = f"{_place(first)} has area {brief(first.get('area'))} and bbox {brief(first['bbox'])}"
             problems.note(f"{where.sum():,} of {len(rows):,} objects have {kind}: {example}; {taken}")
     return np.where(missing | too_large | shares, box_areas, told)
 

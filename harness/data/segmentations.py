@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.checks import Problems, is_side, is_whole, shown
+from harness.data.checks import Problems, brief, is_side, is_whole
 
 POLYGON_TOLERANCE = 0.1  # of the image's sides: how far a polygon may reach over the border, where it is cut
 TEXTS_AT_ONCE = 4096  # compressed masks read in one go
@@ -80,7 +80,7 @@ def decoded_areas(texts: Sequence[str]) -> list[int | None]:
 
 
 def _report(row: dict[str, Any], trouble: str, problems: Problems) -> None:
-    problems.add("mask", f"annotation {shown(row.get('id'))} (image {row['image_id']}) {trouble}")
+    problems.add("mask", f"annotation {brief(row.get('id'))} (image {row['image_id']}) {trouble}")
 
 
 def _text_trouble(area: int | None, height: int, width: int) -> str:
@@ -119,11 +119,11 @@ def _polygon_trouble(polygon: array[float], height: int, width: int) -> str:
 def _run_lengths_trouble(segmentation: dict[str, Any], height: int, width: int) -> str:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size != [height, width] or not all(map(is_whole, size)):
-        return f"has a mask of size {shown(size)}, but the image's is {[height, width]}; correct it"
+        return f"has a mask of size {brief(size)}, but the image's is {[height, width]}; correct it"
     if isinstance(counts, str):
         return ""  # read with others
     if not isinstance(counts, array):
-        return f"has a mask whose counts are {shown(counts)}, not a list of whole numbers or text; correct it"
+        return f"has a mask whose counts are {brief(counts)}, not a list of whole numbers or text; correct it"
     if min(counts, default=-1) < 0 or sum(counts) != height * width:
         return "has a mask whose counts do not add up to the image's area; correct it"
     return ""
