@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.config import DataConfig
-from harness.data.coco import CocoDataset, notes_across, same_categories
+from harness.data.coco import CocoDataset, notes_across, same_categories, without_objects
 from harness.data.digits import digits_fingerprint, ensure_digits
 from harness.data.layout import SPLITS, Split, folder_fingerprint
 from harness.data.ticker import Progress, print_line
@@ -52,10 +52,12 @@ def open_splits(
     Raises:
         UserError: every problem of both splits in one message.
     """
-    opened, problems = [], []
+    opened: list[CocoDataset] = []
+    problems: list[str] = []
     for split in SPLITS:
         try:
             opened.append(open_dataset(config, split, progress=progress, with_masks=with_masks))
+            problems += filter(None, [without_objects(opened[-1])])
         except UserError as error:
             problems.append(str(error))
     if problems:

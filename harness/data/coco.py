@@ -30,7 +30,7 @@ from harness.data.checks import (
 )
 from harness.data.duplicates import Mark, check_same_image, file_marks, note_same_objects, shared_images
 from harness.data.layout import Split, find_split
-from harness.data.plausibility import check_boxes, check_objects, object_areas
+from harness.data.plausibility import check_boxes, object_areas
 from harness.data.segmentations import check_segmentations
 from harness.data.ticker import Progress, print_line
 from harness.errors import UserError
@@ -74,7 +74,6 @@ class CocoDataset:
         check_categories(content["categories"], problems)
         check_images(content["images"], problems)
         sound = check_annotations(content, problems)
-        check_objects(content["annotations"], problems)
         check_boxes(sound, content["images"], problems)
         if with_masks:
             check_segmentations(content, problems)
@@ -222,6 +221,16 @@ class CocoDataset:
                 for category, name in zip(self.category_ids, self.category_names, strict=True)
             ],
         }
+
+
+def without_objects(data: CocoDataset) -> str:
+    """Why there is nothing to learn from a split, or to measure; empty where there is something."""
+    if data.num_boxes:
+        return ""
+    found = "has no annotations"
+    if len(data._crowd):
+        found = "all annotations are crowd regions (iscrowd: 1)"
+    return f"{data.annotation_file}: {found}, so there is nothing to learn from or to measure; add objects"
 
 
 def same_categories(train: CocoDataset, val: CocoDataset) -> None:

@@ -18,15 +18,6 @@ LARGEST_AREA = 2.0  # areas of its box that an object's pieces can cover togethe
 AREA_SLACK = 4.0  # square pixels for each pixel of the box's sides, which drawing may add
 
 
-def check_objects(annotations: Sequence[dict[str, Any]], problems: Problems) -> None:
-    """Is there anything to learn from, or to measure?"""
-    if not annotations:
-        problems.add("objects", "has no annotations, so there is nothing to learn from or to measure; add them")
-    elif all(row.get("iscrowd", 0) == 1 for row in annotations):
-        told = "all annotations are crowd regions (iscrowd: 1), which nobody learns from or is measured by"
-        problems.add("objects", f"{told}; add objects, or correct iscrowd")
-
-
 def check_boxes(sound: Sequence[dict[str, Any]], images: Sequence[dict[str, Any]], problems: Problems) -> None:
     """Are the boxes in pixels, and of some size within their images?
 
