@@ -1,8 +1,9 @@
 """Images and their objects: where they come from, whether they are sound, how they reach the network.
 
 Read in this order: `scenes` and `digits` (the embedded data set), `layout`, `coco` and `checks` (any COCO-layout
-folder), `plausibility`, `readings`, `duplicates` and `segmentations` (more checks of it), `masks`, `transforms`,
-`loader` (batches). Only `masks` and `loader` need torch: import `harness.data.loader`.
+folder), `disk`, `files` and `pixels` (its images), `content` (its fingerprint), `plausibility`, `readings`,
+`duplicates` and `segmentations` (more checks of its annotations), `masks`, `transforms`, `loader` (batches). Only
+`masks` and `loader` need torch: import `harness.data.loader`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from pathlib import Path
 
 from harness.config import DataConfig
 from harness.data.coco import CocoDataset, notes_across, same_categories, without_objects
+from harness.data.content import folder_fingerprint
 from harness.data.digits import digits_fingerprint, ensure_digits
-from harness.data.layout import SPLITS, Split, folder_fingerprint
+from harness.data.layout import SPLITS, Split, find_splits
 from harness.data.ticker import Progress, print_line
 from harness.errors import UserError
 
@@ -52,6 +54,8 @@ def open_splits(
     Raises:
         UserError: every problem of both splits in one message.
     """
+    if config.path is not None:
+        find_splits(Path(config.path).expanduser())  # what is missing of either split comes in one list
     opened: list[CocoDataset] = []
     problems: list[str] = []
     for split in SPLITS:
@@ -73,7 +77,7 @@ def fingerprint(config: DataConfig) -> str:
     """16 hex characters that change with the data's content, not with its place. Generates and decodes nothing.
 
     Raises:
-        UserError: the folder or one of its parts is missing.
+        UserError: the folder or parts of it are missing, all in one message; or the system lets us not see them.
     """
     if config.path is not None:
         return folder_fingerprint(Path(config.path).expanduser())

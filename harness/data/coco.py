@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from harness.data.checks import (
     KNOWN_EMPTY_BOXES,
@@ -23,13 +22,15 @@ from harness.data.checks import (
     brief,
     check_annotations,
     check_categories,
-    check_files,
     check_images,
     check_tables,
     is_number,
 )
+from harness.data.disk import no_access, open_file, shown
 from harness.data.duplicates import Mark, check_same_image, file_marks, note_same_objects, shared_images
+from harness.data.files import check_files
 from harness.data.layout import Split, find_split
+from harness.data.pixels import UNREADABLE, read_rgb
 from harness.data.plausibility import check_boxes, object_areas
 from harness.data.segmentations import check_segmentations
 from harness.data.ticker import Progress, print_line
@@ -77,7 +78,7 @@ class CocoDataset:
         check_boxes(sound, content["images"], problems)
         if with_masks:
             check_segmentations(content, problems)
-        check_files(self.image_folder, content["images"], problems, progress)
+        notes = check_files(self.image_folder, content["images"], problems, progress)
         marks = file_marks(self.image_folder, (row.get("file_name") for row in content["images"]))
         check_same_image(content["images"], sound, marks, problems)
         self.area_bounds = _area_bounds(content, problems)
@@ -85,7 +86,7 @@ class CocoDataset:
         self._read_tables(content, problems)
         gone = Mark(0, -1, -1)  # since it was checked; told when it is loaded
         self._marks = np.array([marks.get(name, gone) for name in self._files], np.int64)
-        for note in problems.notes:
+        for note in (*notes, *problems.notes):
             (progress or print_line)(note)
         if self.num_clipped:
             (progress or print_line)(f"{self.annotation_file}: {self.num_clipped} boxes clipped by at most 1 pixel")
@@ -136,6 +137,11 @@ class CocoDataset:
         return len(self.category_ids)
 
     @property
+    def file_names(self) -> tuple[str, ...]:
+        """Of the images in order of their ids, as they stand in the annotation file."""
+        return tuple(self._files)
+
+    @property
     def num_boxes(self) -> int:
         """Objects that are not crowd regions."""
         return int((~self._crowd).sum())
@@ -151,19 +157,21 @@ class CocoDataset:
         return int(self.objects_of_images.max())
 
     def load_image(self, index: int) -> np.ndarray:
-        """RGB uint8 [H, W, 3] of the image at `index` (order of image ids).
+        """RGB uint8 [H, W, 3] of the image at `index` (order of image ids), read as `pixels` tells.
 
         Raises:
-            UserError: the file has gone or broken since it was checked.
+            UserError: the file has gone, broken or changed since it was checked.
         """
         path = self.image_folder / self._files[index]
+        where = f"{shown(path)}: image {self.image_ids[index]}"
         try:
-            with Image.open(path) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(
-                f"{path}: image {self.image_ids[index]} cannot be read: {error}; restore the file"
-            ) from error
+            image = read_rgb(path)
+        except UNREADABLE as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{where} cannot be read: {said}; restore the file") from error
+        if image.shape[:2] != self.image_hw[index]:
+            raise UserError(f"{where} has another size than when it was checked; restore the file")
+        return image
 
     def boxes(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of the image at `index`: boxes_xyxy [G, 4] float32 pixels, labels [G] int64, crowd_xyxy [N, 4]."""
@@ -250,7 +258,8 @@ def notes_across(train: CocoDataset, val: CocoDataset) -> list[str]:
     notes = []
     both = shared_images(train.files(), val.files())
     if both:
-        names = f"{both[0][1]}" if both[0][0] == both[0][1] else f"{both[0][1]}, there {both[0][0]}"
+        there, here = map(shown, both[0])
+        names = here if there == here else f"{here}, there {there}"
         told = f"{len(both):,} of {len(val):,} images are in the training split too ({names})"
         notes.append(f"note: {val.annotation_file}: {told}: what is measured on them was learnt by heart")
     unseen = np.setdiff1d(val._labels[~val._crowd], train._labels[~train._crowd])
@@ -267,7 +276,11 @@ def _read_json(path: Path, progress: Progress, with_masks: bool) -> Any:
         progress(f"reading {path} ({path.stat().st_size / 1e6:.0f} MB)")
     try:
         hook = _with_compact_segmentation if with_masks else _without_segmentation
-        return json.loads(path.read_bytes(), object_hook=hook)
+        with open_file(path) as stream:
+            content = stream.read()
+        return json.loads(content, object_hook=hook)
+    except OSError as error:
+        raise no_access(path, error) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: broken JSON: {error}; repair or replace the file") from error
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.data.checks import Problems, is_whole
+from harness.data.disk import shown
 
 
 class Mark(NamedTuple):
@@ -68,12 +69,13 @@ def check_same_image(
         if all(objects[key] == objects[own[0]] for key in own):
             harmless.append((name, own))
             continue
-        told = f"images {_listed(own)} are one file ({name}) with different objects, which are background to each other"
+        told = f"images {_listed(own)} are one file ({shown(name)}) with different objects, background to each other"
         problems.add("same image", f"{told}; give all of them one id, or remove those that should not be there")
     if harmless:
         name, own = harmless[0]
         more = f", and so are {len(harmless) - 1:,} more" if len(harmless) > 1 else ""
-        problems.note(f"images {_listed(own)} are one file ({name}) with the same objects{more}: it counts each time")
+        told = f"images {_listed(own)} are one file ({shown(name)}) with the same objects"
+        problems.note(f"{told}{more}: it counts each time")
 
 
 def note_same_objects(
