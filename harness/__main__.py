@@ -130,7 +130,11 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
     report.add_argument("--out", metavar="DIR", default="reports", help="folder for the files (default: reports)")
     report.add_argument(
-        "--format", metavar="LIST", type=_words, dest="formats", help="of html,md,tex,csv,png,pdf (all)"
+        "--format",
+        metavar="LIST",
+        type=_words,
+        dest="formats",
+        help="of html,md,tex,csv,png,pdf,parquet (default: all but parquet); csv and parquet: the trials as data, too",
     )
     report.add_argument(
         "--from",

@@ -13,28 +13,29 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.console import count, remark, table
+from harness.console import count, fitted, remark, table
 from harness.errors import UserError
 from harness.grid import Grid, Trial, open_grid
 from harness.housekeeping import damages
 from harness.ledger import made_by_other_code
+from harness.listing import WIDTH, list_grid
 from harness.progress import duration
 from harness.results import RunStore
 from harness.space import describe
-from harness.spec import DEFAULT_PRESET
+from harness.spec import DEFAULT_PRESET, OPTIONS
 from harness.suggestions import suggested
 
 
 def open_grids(args: argparse.Namespace, *, require_data: bool = True) -> list[Grid]:
     """The grids of the files that a command names."""
-    overrides = list(args.overrides)
-    for option in ("cpus_per_trial", "gpus_per_trial", "accelerator_type", "ranks"):
-        if getattr(args, option, None) is not None:
-            overrides.append(f"runtime.{option}={getattr(args, option)}")
+    given = {option: getattr(args, option.removeprefix("--").replace("-", "_"), None) for option in OPTIONS}
+    options = {option: str(value) for option, value in given.items() if value is not None}
     grids = []
     for file in args.files:
         preset = args.preset or DEFAULT_PRESET
-        grid = open_grid(file, preset, overrides, data=args.data, seeds=args.seeds, require_data=require_data)
+        grid = open_grid(
+            file, preset, args.overrides, data=args.data, seeds=args.seeds, options=options, require_data=require_data
+        )
         for note in grid.notes:
             remark(f"note: {note}")
         grids.append(suggested(grid, RunStore()))
@@ -51,29 +52,30 @@ def _chosen(args: argparse.Namespace, grids: Sequence[Grid]) -> list[frozenset[s
 
 
 def plan(args: argparse.Namespace) -> int:
-    """Show every trial of the grids, what differs, and which are done."""
+    """Show every row of the grids with its trials, what differs, and which are done."""
     store = RunStore()
     grids = open_grids(args, require_data=False)
     for grid, chosen in zip(grids, _chosen(args, grids), strict=True):
         trials = [trial for trial in grid.trials if trial.trial_id in chosen]
         states = {trial.trial_id: _state(store, trial) for trial in trials}
-        columns = {"trial": False, "row": True, "label": True, "status": False}
-        rows = [[t.trial_id if t.fingerprint else "-", t.row, t.label, states[t.trial_id]] for t in trials]
+        listing = list_grid(grid, chosen, states)
         total = count(states[trial.trial_id] for trial in trials)
         asked = len(grid.rows) * len(grid.seeds)
         if asked > len(grid.trials) == len(trials):
             total += f" ({asked} cells share them)"
         if args.cost:
-            columns["left"] = False
-            for row, text in zip(rows, told := _costs(store, trials, states), strict=False):
-                row.append(text)
-            total += "".join(f"\n{line}" for line in told[len(rows) :])
+            listing.columns["left"] = False
+            told = _costs(store, trials, states)
+            left = {trial.trial_id: text for trial, text in zip(trials, told, strict=False)}
+            for row, trial_id in zip(listing.rows, listing.trials, strict=True):
+                row.append(left.get(trial_id, ""))
+            total += "".join(f"\n{line}" for line in told[len(trials) :])
         if grid.num_unknown:
             total += f", {grid.num_unknown} to be suggested"
-        table(f"{grid.title} (preset {grid.preset})", columns, rows)
-        print(total)
+        table(f"{grid.title} (preset {grid.preset})", listing.columns, listing.rows, WIDTH)
+        print(fitted(total, WIDTH))
         if grid.search is not None:
-            print(f"search: {describe(grid.search.spec)}")
+            print(fitted(f"search: {describe(grid.search.spec)}", WIDTH))
     return 0
 
 
@@ -165,7 +167,7 @@ def submit(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Write the page, tables and figures of the grids, and print the tables."""
-    from harness.report import FORMATS, TRACKING, How, chosen_source, identified, write_report
+    from harness.report import DEFAULT_FORMATS, TRACKING, How, chosen_source, identified, write_report
     from harness.tracking import read_suggestions
 
     grids = [identified(grid) for grid in open_grids(args, require_data=False)]
@@ -189,7 +191,7 @@ def report(args: argparse.Namespace) -> int:
     made = write_report(
         grids,
         args.out,
-        args.formats or FORMATS,
+        args.formats or DEFAULT_FORMATS,
         source=args.source,
         allow_mixed=args.allow_mixed,
         images=args.images,

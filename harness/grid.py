@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from harness.config import AnalyseConfig, DataConfig, RuntimeConfig, TrialConfig
 from harness.detection_metrics import unmeasured
 from harness.errors import UserError
 from harness.identity import canonical_model, trial_id
-from harness.labels import Factor, factor_of, settings_of, short_names, show_value
+from harness.labels import Factor, factor_of, factors_label, settings_of, short_names
 from harness.resolve import Resolved, Setting, overruled_epochs, resolve
-from harness.rows import baseline_label, published_preset, rows_of
+from harness.rows import baseline_of, published_preset, rows_of
 from harness.search import Search, open_search
 from harness.space import Values, drawn
 from harness.spec import (
@@ -58,6 +58,10 @@ class Row:
     trial_ids: tuple[str, ...]  # by seed
     published: dict[str, float]  # the paper's numbers, by metric
     note: str = ""
+    own: str = ""  # its label in the file, without the values on axes
+    along: dict[str, Any] = field(default_factory=dict)  # by axis (a dotted key), its value
+    baseline: str = ""  # label of the row that its gain is measured from; "": the grid's
+    same_as: str = ""  # label of the first row that has the same trials; "" where it is itself
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ class Grid:
     metrics: tuple[str, ...]
     rows: tuple[Row, ...]
     seeds: tuple[int, ...] = (0,)
-    baseline: str = ""  # label of the row that gains are measured from
+    baseline: str = ""  # the row that gains are measured from, or what the baselines of all rows share
+    held: tuple[str, ...] = ()  # names of what a row has in common with its baseline
     published_preset: str = ""  # the preset whose published numbers the rows hold; "" when they name none
     description: str = ""
     figures: tuple[str, ...] = ("ap",)  # which figures its report draws
@@ -96,6 +101,16 @@ class Grid:
         search = replace(self.search, values={**self.search.values, trial.trial_id: values})
         return replace(self, trials=(*self.trials, trial), rows=(*self.rows, row), search=search)
 
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The dotted keys of the axes that rows are crossed with."""
+        return tuple(dict.fromkeys(key for row in self.rows for key in row.along))
+
+    def baseline_of(self, row: Row) -> Row | None:
+        """The row that gains of `row` are measured from, which may be itself; None where there is none."""
+        label = row.baseline or self.baseline
+        return next((other for other in self.rows if label and other.label == label), None)
+
     def trial(self, trial_id: str) -> Trial:
         """The trial with this id.
 
@@ -115,6 +130,7 @@ def open_grid(
     *,
     data: str | None = None,
     seeds: Sequence[int] | None = None,
+    options: Mapping[str, str] | None = None,
     require_data: bool = True,
 ) -> Grid:
     """Read an ablation file and expand it; see `expand`.
@@ -124,9 +140,13 @@ def open_grid(
     """
     mistakes = Mistakes()
     spec = read_spec(path, mistakes)
-    grid = expand(spec, preset, overrides, data=data, seeds=seeds, require_data=require_data, mistakes=mistakes)
+    given = options or {}
+    grid = expand(
+        spec, preset, overrides, data=data, seeds=seeds, options=given, require_data=require_data, mistakes=mistakes
+    )
     words = ["codetr", "run", str(path), *(() if preset == DEFAULT_PRESET else ("--preset", preset))]
     words += [word for text in overrides for word in ("--set", text)]
+    words += [word for option in given.items() for word in option]
     words += ["--data", data] if data is not None else []
     words += ["--seeds", ",".join(map(str, seeds))] if seeds is not None else []
     return replace(grid, command=shlex.join(words))
@@ -139,6 +159,7 @@ def expand(
     *,
     data: str | None = None,
     seeds: Sequence[int] | None = None,
+    options: Mapping[str, str] | None = None,
     require_data: bool = True,
     mistakes: Mistakes | None = None,
 ) -> Grid:
@@ -150,6 +171,7 @@ def expand(
         overrides: `key=value` texts as given to --set; they win over everything.
         data: folder of a COCO-layout data set instead of the preset's.
         seeds: instead of the file's.
+        options: texts of further options of the command line (`harness.spec.OPTIONS`), which win over `overrides`.
         require_data: False lets a data set that is not there pass; its trials then have no final id.
         mistakes: found so far; they are raised with those found here.
 
@@ -158,7 +180,7 @@ def expand(
     """
     mistakes = mistakes or Mistakes()
     below = preset_settings(preset, spec, mistakes)
-    above = override_settings(overrides, mistakes)
+    above = override_settings(overrides, options or {}, mistakes)
     if data is not None and (folder := str(Path(data).absolute())) != (said := _in_utf8(folder)):
         mistakes.add("--data", f"{said} is no UTF-8 name, so no record can hold it; rename it, or link to it")
     elif data is not None:
@@ -174,14 +196,14 @@ def expand(
     notes: list[str] = []
     preset_name = _preset_name(preset)
     listed = rows_of(spec, preset_name, above, notes, mistakes)
-    layered = [[*below, *own, *above] for _, own in listed]
+    layered = [[*below, *each.settings, *above] for each in listed]
     resolved = [resolve(settings, spec.path, mistakes) for settings in layered]
-    labels = [row.label for row, _ in listed]
-    baseline = baseline_label(spec, labels, mistakes)
+    labels = [each.row.label for each in listed]
+    baseline = baseline_of(spec, listed, mistakes)
     claims = claims_of(spec.claims, labels, spec.metrics, spec.path, mistakes)
     mistakes.check()
     notes += filter(None, (overruled_epochs(s, r) for s, r in zip(layered, resolved, strict=True) if r is not None))
-    drafts = [(row, _canonical(r)) for (row, _), r in zip(listed, resolved, strict=True) if r is not None]
+    drafts = [(each.row, _canonical(r)) for each, r in zip(listed, resolved, strict=True) if r is not None]
     notes += unmeasured(spec.metrics, [draft.evaluate.max_detections for _, draft in drafts])
     fingerprints = _fingerprints([draft.data for _, draft in drafts], require_data, notes)
     trials, rows = _assemble(drafts, chosen, fingerprints)
@@ -194,11 +216,18 @@ def expand(
         trials=trials,
         metrics=spec.metrics,
         rows=tuple(
-            replace(row, published=draft.published.get(shown, draft.published.get("", {})))
-            for row, (draft, _) in zip(rows, drafts, strict=True)
+            replace(
+                row,
+                published=each.row.published.get(shown, each.row.published.get("", {})),
+                own=each.own,
+                along=each.along,
+                baseline=baseline.labels.get(row.label, ""),
+            )
+            for row, each in zip(rows, listed, strict=True)
         ),
         seeds=chosen,
-        baseline=baseline,
+        baseline=baseline.words,
+        held=baseline.held,
         published_preset=shown,
         description=spec.description,
         figures=spec.figures,
@@ -289,7 +318,8 @@ def _assemble(
     varied = [key for key in keys if len({repr(flat[key]) for flat in flats if key in flat}) > 1]
     short = short_names([*varied, "seed"])
     trials: dict[str, Trial] = {}
-    rows = []
+    first: dict[tuple[str, ...], str] = {}  # label of the first row with these trials
+    rows: list[Row] = []
     for (row, resolved), flat in zip(drafts, flats, strict=True):
         factors: dict[str, Factor] = {key: factor_of(flat[key]) for key in varied if key in flat}
         ids = []
@@ -299,12 +329,13 @@ def _assemble(
             key = trial_id(config, fingerprint)
             ids.append(key)
             shown = {**factors, "seed": seed} if len(seeds) > 1 else factors
-            label = " ".join(f"{short[name]}={show_value(value)}" for name, value in shown.items())
+            label = factors_label(shown, short)
             full = {**factors, "seed": seed}
             named = label or row.label
             made = Trial(key, config, resolved.runtime, named, row.label, full, fingerprint, resolved.analyse)
             trials.setdefault(key, made)
-        rows.append(Row(row.label, factors, tuple(ids), {}, row.note))
+        same = first.setdefault(tuple(ids), row.label)
+        rows.append(Row(row.label, factors, tuple(ids), {}, row.note, same_as="" if same == row.label else same))
     return tuple(trials.values()), tuple(rows)
 
 

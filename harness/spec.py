@@ -88,7 +88,7 @@ class AblationSpec(BaseModel):
     seeds: tuple[int, ...] = (0,)
     metrics: tuple[str, ...] = ("AP", "AP50", "AP75")
     figures: tuple[str, ...] = ("ap",)  # some of `FIGURES`
-    baseline: str = ""  # label of the row that gains are measured from
+    baseline: Any = ""  # what gains are measured from: a row's label, or values on axes
     claims: tuple[ClaimSpec, ...] = ()  # what the rows are said to show
     path: str = ""  # where the file lies; filled in by `read_spec`
 
@@ -120,6 +120,13 @@ class AblationSpec(BaseModel):
         for name in figures:
             require(name in FIGURES, f"unknown figure '{name}'{suggest(name, FIGURES)}")
         return tuple(dict.fromkeys(figures))
+
+    @field_validator("baseline")
+    @classmethod
+    def _baseline(cls, baseline: Any) -> Any:
+        good = isinstance(baseline, str | dict)
+        require(good, f"must be the label of a row, or values on axes such as {{lambda1: 1}}, got {show(baseline)}")
+        return baseline
 
     @field_validator("axes")
     @classmethod
@@ -228,8 +235,19 @@ def preset_settings(preset: str, spec: AblationSpec, mistakes: Mistakes) -> list
     return settings
 
 
-def override_settings(overrides: Iterable[str], mistakes: Mistakes) -> list[Setting]:
-    """Settings of `--set key=value`; the value is YAML, so lists and mappings work."""
+OPTIONS = {  # of the command line, for settings that have one of their own
+    "--cpus-per-trial": ("runtime", "cpus_per_trial"),
+    "--gpus-per-trial": ("runtime", "gpus_per_trial"),
+    "--accelerator-type": ("runtime", "accelerator_type"),
+    "--ranks": ("runtime", "ranks"),
+}
+
+
+def override_settings(overrides: Iterable[str], options: Mapping[str, str], mistakes: Mistakes) -> list[Setting]:
+    """What the command line sets: `--set key=value` texts, and `OPTIONS` with their texts, which win.
+
+    The value after `--set` is YAML, so lists and mappings work.
+    """
     settings: list[Setting] = []
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -240,4 +258,7 @@ def override_settings(overrides: Iterable[str], mistakes: Mistakes) -> list[Sett
         tree = {key.strip(): read_yaml(value, f"--set {key}", mistakes)}
         if len(mistakes.lines) == before:
             settings += leaves(tree, "--set ", mistakes)
+    for option, text in options.items():
+        number = option != "--accelerator-type"
+        settings.append((OPTIONS[option], read_yaml(text, option, mistakes) if number else text, option))
     return settings

@@ -155,7 +155,7 @@ def read_records(
     trial_ids: Sequence[str],
     uri: str | None = None,
     *,
-    history: Sequence[str] = ("loss", "AP"),
+    history: Sequence[str] | None = ("loss", "AP"),
     analysis: bool = False,
 ) -> list[dict[str, Any]]:
     """Records of these trials from MLflow alone, in the given order; trials it does not know are left out.
@@ -163,7 +163,7 @@ def read_records(
     Args:
         trial_ids: ids.
         uri: the tracking store; None takes `tracking_uri()`.
-        history: metrics whose course over the epochs is read (a look-up each).
+        history: metrics whose course over the epochs is read (a look-up each); None: all, by each run's own record.
         analysis: fetch each finished trial's record, for the tables that its analysis left there.
 
     Returns:
@@ -181,7 +181,10 @@ def read_records(
         if (experiment := find_experiment(client)) is None:
             return []
         runs = _runs_of(client, experiment, trial_ids)
-        records = [_record(client, runs[trial_id], history) for trial_id in trial_ids if trial_id in runs]
+        records = [_record(client, runs[trial_id], history or ()) for trial_id in trial_ids if trial_id in runs]
+        if history is None:
+            for record in records:
+                record["history"] = _whole_history(client, runs[record["trial_id"]])
         if analysis:
             for record in records:
                 record["analysis"] = _analysis(client, record["run_id"]) if record["status"] == "finished" else {}
@@ -254,13 +257,24 @@ def _record(client: MlflowClient, run: Run, history: Sequence[str]) -> dict[str,
     }
 
 
+def _whole_history(client: MlflowClient, run: Run) -> list[dict[str, Any]]:
+    """Every number of every epoch: from the record that the run keeps, or while it has none, by a look-up each."""
+    kept = _kept_record(client, run.info.run_id).get("history")
+    names = [name for name in run.data.metrics if name.partition("/")[0] not in ("cost", "per_class")]
+    return list(kept or _record(client, run, names)["history"])
+
+
 def _analysis(client: MlflowClient, run_id: str) -> dict[str, Any]:
-    """The tables of the analysis by name, from the record that the run keeps; none where it has no record."""
+    """The tables of the analysis by name, from the record that the run keeps."""
+    return _kept_record(client, run_id).get("analysis") or {}
+
+
+def _kept_record(client: MlflowClient, run_id: str) -> dict[str, Any]:
+    """The record among a run's artifacts; empty where it has none."""
     if "result.json" not in {file.path for file in client.list_artifacts(run_id)}:
         return {}
     with tempfile.TemporaryDirectory() as folder:
-        record = json.loads(Path(client.download_artifacts(run_id, "result.json", folder)).read_text())
-    return record.get("analysis") or {}
+        return dict(json.loads(Path(client.download_artifacts(run_id, "result.json", folder)).read_text()))
 
 
 def _status(run: Run) -> str:

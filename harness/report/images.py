@@ -62,10 +62,12 @@ def over_images(table: Table, grid: Grid, store: RunStore | None = None) -> Tabl
 
 def _shared_trials(table: Table, grid: Grid, store: RunStore) -> dict[int, tuple[str, str]]:
     """For each row the finished trial of the one seed that it shares with the baseline, and the baseline's."""
-    baseline = next(row for row in grid.rows if row.label == grid.baseline)
     labels = {row.label: row for row in grid.rows}
     found = {}
     for number, row in enumerate(table.rows):
+        baseline = grid.baseline_of(labels[row.label])
+        if baseline is None:
+            continue
         for own, other in zip(labels[row.label].trial_ids, baseline.trial_ids, strict=True):
             if store.status(own) == store.status(other) == "finished":
                 found[number] = (own, other)

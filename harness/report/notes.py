@@ -88,6 +88,8 @@ def _reading(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
         notes.append(f"mean ± sample standard deviation over seeds {listed(grid.seeds)}")
     if pairs:
         text = f"gain: over the row '{grid.baseline}', paired by seed"
+        if grid.held:
+            text = f"gain: over '{grid.baseline}' at the same {' and '.join(grid.held)}, paired by seed"
         if max(pairs) > 1:
             text += ", with its 95 % t interval; p: exact two-sided sign-flip permutation test"
         notes.append(text)
