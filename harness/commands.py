@@ -19,11 +19,13 @@ from harness.grid import Grid, Trial, open_grid
 from harness.housekeeping import damages
 from harness.ledger import made_by_other_code
 from harness.listing import WIDTH, list_grid
+from harness.pretrained import frozen_at_random
 from harness.progress import duration
 from harness.results import RunStore
 from harness.space import describe
 from harness.spec import DEFAULT_PRESET, OPTIONS
 from harness.suggestions import suggested
+from harness.training_length import lengths
 
 
 def open_grids(args: argparse.Namespace, *, require_data: bool = True) -> list[Grid]:
@@ -46,8 +48,8 @@ def _chosen(args: argparse.Namespace, grids: Sequence[Grid]) -> list[frozenset[s
     """By grid: ids of the trials that --only chooses."""
     from harness.choose import choose
 
-    if not all(trial.fingerprint for grid in grids for trial in grid.trials) and args.only:
-        raise UserError("--only: trials have no ids while the data set is not there; see the note")
+    if not all(trial.has_id for grid in grids for trial in grid.trials) and args.only:
+        raise UserError("--only: trials have no ids while the data set or the weights are not there; see the note")
     return [choose(grid, args.only) for grid in grids]
 
 
@@ -59,6 +61,8 @@ def plan(args: argparse.Namespace) -> int:
         trials = [trial for trial in grid.trials if trial.trial_id in chosen]
         states = {trial.trial_id: _state(store, trial) for trial in trials}
         listing = list_grid(grid, chosen, states)
+        if line := frozen_at_random(trial for trial in trials if states[trial.trial_id] != "finished"):
+            remark(f"note: {line}")
         total = count(states[trial.trial_id] for trial in trials)
         asked = len(grid.rows) * len(grid.seeds)
         if asked > len(grid.trials) == len(trials):
@@ -74,13 +78,15 @@ def plan(args: argparse.Namespace) -> int:
             total += f", {grid.num_unknown} to be suggested"
         table(f"{grid.title} (preset {grid.preset})", listing.columns, listing.rows, WIDTH)
         print(fitted(total, WIDTH))
+        for line in lengths(trial.config for trial in trials):
+            print(fitted(f"training: {line}", WIDTH))
         if grid.search is not None:
             print(fitted(f"search: {describe(grid.search.spec)}", WIDTH))
     return 0
 
 
 def _state(store: RunStore, trial: Trial) -> str:
-    if not trial.fingerprint:
+    if not trial.has_id:
         return "pending"
     for line in damages(store, trial.trial_id):
         remark(f"warning: {line}")
@@ -159,7 +165,9 @@ def _tell_of_other_code(store: RunStore, trial_ids: Sequence[str]) -> None:
 
 def submit(args: argparse.Namespace) -> int:
     """Run on a Ray cluster what `codetr run` would run here."""
-    open_grids(args.asked, require_data=False)
+    for grid in open_grids(args.asked, require_data=False):
+        if line := frozen_at_random(grid.trials):
+            remark(f"note: {line}")
     from harness.submit import hand_over
 
     return hand_over(args.run, args.asked.files, args.address, wait=not args.no_wait)
@@ -171,8 +179,8 @@ def report(args: argparse.Namespace) -> int:
     from harness.tracking import read_suggestions
 
     grids = [identified(grid) for grid in open_grids(args, require_data=False)]
-    if any(grid.trials and not any(trial.fingerprint for trial in grid.trials) for grid in grids):
-        grids = open_grids(args)  # neither the data nor a record of it is here: say so
+    if any(grid.trials and not any(trial.has_id for trial in grid.trials) for grid in grids):
+        grids = open_grids(args)  # neither data and weights nor a record of them are here: say so
     for index, grid in enumerate(grids):
         if grid.search is not None and grid.num_unknown and chosen_source(args.source) == TRACKING:
             for values in read_suggestions(grid.search.key):  # the store of records may be elsewhere
@@ -272,7 +280,7 @@ def _named(args: argparse.Namespace, store: RunStore) -> list[str]:
     files = [text for text in args.what if text.endswith((".yaml", ".yml"))]
     wanted: list[str] = []
     for grid in open_grids(argparse.Namespace(**{**vars(args), "files": files}), require_data=False):
-        wanted += [trial.trial_id for trial in grid.trials if trial.fingerprint]
+        wanted += [trial.trial_id for trial in grid.trials if trial.has_id]
     for text in args.what:
         if text not in files:
             found = [trial_id for trial_id in store.trials() if trial_id.startswith(text)]

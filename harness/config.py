@@ -62,7 +62,7 @@ class TrainConfig:
 
     __pydantic_config__ = FORBID_UNKNOWN
     epochs: int = 12
-    min_steps: int = 0  # a data set that gives fewer optimiser steps in `epochs` is gone through more often
+    min_steps: int = 0  # a data set that gives fewer optimiser steps in `epochs` is gone through more often, whole
     batch_size: int = 16  # images per optimiser step, over all accumulation steps
     accumulate_steps: int = 1  # a batch is cut into this many forward-backward passes
     learning_rate: float = 2e-4

@@ -1,8 +1,9 @@
 """An ablation file under a preset as an exact list of trials.
 
 rows x axes (harness/rows.py) x seeds become `Trial`s. A trial *is* its resolved configuration: the id is a hash of all
-of it and of the data set's content, so a changed default is a new trial, two rows (or two files) that ask for the same
-thing share one, and nothing about where or how fast it runs matters. Labels show only what differs.
+of it, of the data set's content and of that of pretrained weights, so a changed default is a new trial, two rows (or
+two files) that ask for the same thing share one, and nothing about where or how fast it runs matters. Labels show only
+what differs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from harness.spec import (
     read_spec,
 )
 from harness.strict import Mistakes
+from harness.training_length import num_training_images
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,13 @@ class Trial:
     factors: dict[str, Factor]  # varied dotted keys and their values, and the seed
     fingerprint: str  # of the data set's content; "" when the data set is not there
     analyse: AnalyseConfig = AnalyseConfig()  # no part of the identity either
+    # SHA-256 of the file of pretrained weights; None: there are none; "": the file is not there
+    weights_hash: str | None = None
+
+    @property
+    def has_id(self) -> bool:
+        """Whether the id is final: it is not while the data set or the file of pretrained weights is not there."""
+        return bool(self.fingerprint) and self.weights_hash != ""
 
 
 @dataclass(frozen=True)
@@ -172,7 +182,7 @@ def expand(
         data: folder of a COCO-layout data set instead of the preset's.
         seeds: instead of the file's.
         options: texts of further options of the command line (`harness.spec.OPTIONS`), which win over `overrides`.
-        require_data: False lets a data set that is not there pass; its trials then have no final id.
+        require_data: False lets a data set or file of weights that is not there pass; its trials have no final id.
         mistakes: found so far; they are raised with those found here.
 
     Raises:
@@ -202,11 +212,15 @@ def expand(
     baseline = baseline_of(spec, listed, mistakes)
     claims = claims_of(spec.claims, labels, spec.metrics, spec.path, mistakes)
     mistakes.check()
-    notes += filter(None, (overruled_epochs(s, r) for s, r in zip(layered, resolved, strict=True) if r is not None))
-    drafts = [(each.row, _canonical(r)) for each, r in zip(listed, resolved, strict=True) if r is not None]
+    images = cache(num_training_images)
+    pairs = [(settings, r) for settings, r in zip(layered, resolved, strict=True) if r is not None]
+    notes += filter(None, (overruled_epochs(settings, r, images) for settings, r in pairs))
+    here = Path.cwd()
+    drafts = [(each.row, _canonical(r, here)) for each, r in zip(listed, resolved, strict=True) if r is not None]
     notes += unmeasured(spec.metrics, [draft.evaluate.max_detections for _, draft in drafts])
     fingerprints = _fingerprints([draft.data for _, draft in drafts], require_data, notes)
-    trials, rows = _assemble(drafts, chosen, fingerprints)
+    hashes = _weights_hashes([draft.model.backbone.weights for _, draft in drafts], require_data, notes)
+    trials, rows = _assemble(drafts, chosen, fingerprints, hashes)
     shown = published_preset(spec, preset_name)
     return Grid(
         name=spec.name,
@@ -247,14 +261,18 @@ def _expand_search(
 ) -> Grid:
     """The grid of a search, with the trials that are known before anything ran."""
     notes: list[str] = []
+    here = Path.cwd()  # a worker that makes a trial of a suggestion may be elsewhere,
+    hashes: dict[str | None, str | None] = {}  # and finds the weights that the driver found, or refuses
 
     def assemble(row: RowSpec, resolved: Resolved, factors: dict[str, Factor]) -> tuple[Trial, Row]:
-        draft = _canonical(resolved)
+        draft = _canonical(resolved, here)
         fingerprint = _fingerprints([draft.data], require_data, notes)[draft.data]
-        config = draft.trial(seeds[0])
-        key = trial_id(config, fingerprint)
+        config, path = draft.trial(seeds[0]), draft.model.backbone.weights
+        if path not in hashes:
+            hashes.update(_weights_hashes([path], require_data, notes))
+        key = _trial_id(config, fingerprint, hashes[path])
         full = {**factors, "seed": seeds[0]}
-        trial = Trial(key, config, draft.runtime, row.label, row.label, full, fingerprint)
+        trial = Trial(key, config, draft.runtime, row.label, row.label, full, fingerprint, weights_hash=hashes[path])
         return trial, Row(row.label, factors, (key,), {})
 
     search = open_search(spec, below, above, seeds, assemble, mistakes)
@@ -273,12 +291,22 @@ def _expand_search(
     return replace(grid, notes=tuple(dict.fromkeys(notes)))
 
 
-def _canonical(resolved: Resolved) -> Resolved:
-    """Absolute data path, and one form for settings without effect."""
-    data = resolved.data
+def _canonical(resolved: Resolved, here: Path) -> Resolved:
+    """Absolute paths, those that were given relative to `here`, and one form for settings without effect."""
+    data, model = resolved.data, canonical_model(resolved.model)
     if data.path is not None:
-        data = replace(data, path=str(Path(data.path).expanduser().absolute()))
-    return replace(resolved, data=data, model=canonical_model(resolved.model))
+        data = replace(data, path=_absolute("data.path", data.path, here))
+    if model.backbone.weights is not None:
+        weights = _absolute("model.backbone.weights", model.backbone.weights, here)
+        model = replace(model, backbone=replace(model.backbone, weights=weights))
+    return replace(resolved, data=data, model=model)
+
+
+def _absolute(key: str, path: str, here: Path) -> str:
+    try:
+        return str(here / Path(path).expanduser())
+    except RuntimeError as error:  # nobody of that name, or nobody knows the home of this user
+        raise UserError(f"{key}: {path}: {str(error).rstrip('.')}; write the path without ~") from error
 
 
 def _in_utf8(text: str) -> str:
@@ -309,8 +337,35 @@ def _fingerprints(datas: Iterable[DataConfig], required: bool, notes: list[str])
     return found
 
 
+def _weights_hashes(paths: Iterable[str | None], required: bool, notes: list[str]) -> dict[str | None, str | None]:
+    """By path: SHA-256 of the file; "" where it is not there and need not be."""
+    from harness.pretrained import content_hash
+
+    found: dict[str | None, str | None] = {None: None}
+    for path in paths:
+        if path is None or path in found:
+            continue
+        try:
+            found[path] = content_hash(path)
+        except UserError as error:
+            if required:
+                raise
+            notes.append(f"{error} (ids are known once the file is there)")
+            found[path] = ""
+    return found
+
+
+def _trial_id(config: TrialConfig, fingerprint: str, weights_hash: str | None) -> str:
+    """The trial's id; while the file of weights is not there, one that no trial has."""
+    unknown = f"not there: {config.model.backbone.weights}"
+    return trial_id(config, fingerprint, unknown if weights_hash == "" else weights_hash)
+
+
 def _assemble(
-    drafts: list[tuple[RowSpec, Resolved]], seeds: tuple[int, ...], fingerprints: Mapping[DataConfig, str]
+    drafts: list[tuple[RowSpec, Resolved]],
+    seeds: tuple[int, ...],
+    fingerprints: Mapping[DataConfig, str],
+    hashes: Mapping[str | None, str | None],
 ) -> tuple[tuple[Trial, ...], tuple[Row, ...]]:
     """Trials, each once in order of first mention, and the rows that refer to them."""
     flats = [settings_of(resolved.trial(0), resolved.head_defaults) for _, resolved in drafts]
@@ -325,14 +380,16 @@ def _assemble(
         ids = []
         for seed in seeds:
             config = resolved.trial(seed)
-            fingerprint = fingerprints[resolved.data]
-            key = trial_id(config, fingerprint)
+            fingerprint, weights_hash = fingerprints[resolved.data], hashes[resolved.model.backbone.weights]
+            key = _trial_id(config, fingerprint, weights_hash)
             ids.append(key)
             shown = {**factors, "seed": seed} if len(seeds) > 1 else factors
             label = factors_label(shown, short)
             full = {**factors, "seed": seed}
             named = label or row.label
-            made = Trial(key, config, resolved.runtime, named, row.label, full, fingerprint, resolved.analyse)
+            made = Trial(
+                key, config, resolved.runtime, named, row.label, full, fingerprint, resolved.analyse, weights_hash
+            )
             trials.setdefault(key, made)
         same = first.setdefault(tuple(ids), row.label)
         rows.append(Row(row.label, factors, tuple(ids), {}, row.note, same_as="" if same == row.label else same))

@@ -50,7 +50,7 @@ def list_grid(grid: Grid, chosen: Collection[str], states: Mapping[str, str]) ->
                 continue
             again = trial_id in first
             above = first.setdefault(trial_id, row.label)
-            cells = [trial_id if known[trial_id].fingerprint else "-", row.label]
+            cells = [trial_id if known[trial_id].has_id else "-", row.label]
             if tells:
                 cells.append(f"{label} seed={seed}" if several else label)
             elif several:

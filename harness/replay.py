@@ -93,7 +93,9 @@ class Replayer:
         for path in sorted((self._store.dir(trial_id) / "analysis").glob("[!.]*")):
             self._client.log_artifact(run.info.run_id, str(path), "analysis")
         provenance = record.get("provenance") or {}
-        tags = {key: str(record.get(key) or "") for key in ("error", "started", "finished", "fingerprint")}
+        tags = {
+            key: str(record.get(key) or "") for key in ("error", "started", "finished", "fingerprint", "weights_hash")
+        }
         tags |= {"status": status, "provenance": to_json(provenance)}
         tags = {f"codetr.{key}": value for key, value in tags.items()}
         if provenance.get("commit"):

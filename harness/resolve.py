@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from harness.config import AnalyseConfig, DataConfig, EvaluateConfig, RuntimeConfig, TrainConfig, TrialConfig
 from harness.origins import Origins
 from harness.strict import Location, Mistakes, field_names, non_finite, show, suggest, validate
+from harness.training_length import training_length
 from model.config import Conflict, DetectorConfig
 from model.heads import HEADS, head_config, head_name, instance_names
 
@@ -127,12 +128,15 @@ def resolve(settings: Iterable[Setting], where: str, mistakes: Mistakes) -> Reso
     return resolved
 
 
-def overruled_epochs(settings: Iterable[Setting], resolved: Resolved) -> str:
+def overruled_epochs(
+    settings: Iterable[Setting], resolved: Resolved, num_images: Callable[[DataConfig], int | None]
+) -> str:
     """A remark on epochs that somebody sets while `train.min_steps` of another file asks for more; empty when it holds.
 
     Args:
         settings: the layers that `resolved` was made from.
         resolved: of these settings.
+        num_images: gives the number of images of a training split; None where it is not known.
     """
     last = {path: (place, origin.partition(":")[0]) for place, (path, _, origin) in enumerate(settings)}
     epochs, least = last.get(("train", "epochs")), last.get(("train", "min_steps"))
@@ -141,11 +145,11 @@ def overruled_epochs(settings: Iterable[Setting], resolved: Resolved) -> str:
         return ""
     told = f"train.epochs={train.epochs}: train.min_steps={train.min_steps} asks for"
     instead = f"train.min_steps=0 makes it {train.epochs}"
-    if data.path is not None:
+    if (images := num_images(data)) is None:
         images = -(-train.min_steps // train.epochs) * train.batch_size
         return f"{told} more than {train.epochs} epochs of fewer than {images:,} images; {instead}"
-    needed = -(-train.min_steps // -(-data.digits.num_train // train.batch_size))
-    return f"{told} {needed} epochs of {data.digits.num_train:,} images; {instead}" if needed > train.epochs else ""
+    length = training_length(train, images)
+    return f"{told} {length}, of {images:,} images; {instead}" if length.epochs > train.epochs else ""
 
 
 def _detector(tree: dict[str, Any], tell: Tell, blame: Blame) -> tuple[DetectorConfig | None, dict[str, Any]]:

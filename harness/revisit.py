@@ -89,7 +89,7 @@ def _request(args: argparse.Namespace, settings: AnalyseConfig) -> Request:
 def _file(path: Path, args: argparse.Namespace) -> Found:
     """A file of weights under the configuration of a preset."""
     spec = AblationSpec(name=path.stem, rows=(RowSpec(label=path.stem),))
-    grid = expand(spec, args.preset or DEFAULT_PRESET, args.overrides, data=args.data)
+    grid = expand(spec, args.preset or DEFAULT_PRESET, args.overrides, data=args.data, require_data=False)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of weights")
     return Found(path.stem, grid.trials[0].config, path, None, str(path))

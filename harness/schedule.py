@@ -22,10 +22,13 @@ from harness.housekeeping import take_up
 from harness.ledger import remember
 from harness.mirror import Mirror
 from harness.on_ray import Launch, run_on_ray
+from harness.pretrained import check_backbones
 from harness.progress import Progress, print_line
 from harness.results import RunStore
 from harness.source import code_version
+from harness.space import corners
 from harness.suggestions import suggested
+from harness.training_length import training_length
 
 if TYPE_CHECKING:
     from harness.config import DataConfig
@@ -71,7 +74,7 @@ def run_grid(
         max_failures: how often a trial whose worker or node was lost is started again. A trial that fails by itself
             is not.
         run_trial: instead of `harness.trial.run_trial`.
-        check_data: instead of `check_datasets`.
+        check_data: instead of `check_inputs`.
         out: takes each line of progress.
 
     Raises:
@@ -102,7 +105,7 @@ def run_grid(
                 suggestions = f", {more} to be suggested" if more else ""
                 progress.say(f"{len(pending)} of {len(grid.trials)} trials to run{suggestions}")
                 progress.phase("checking the data")
-                (check_data or check_datasets)(pending or grid.trials[:1], progress.say)
+                (check_data or check_inputs)(_examples(grid, pending, more), progress.say)
                 for line in take_up(store, [trial.trial_id for trial in pending]):
                     progress.say(line)
                 progress.watch(pending)
@@ -165,6 +168,29 @@ def _check_search(grid: Grid, executor: str) -> None:
         raise UserError(f"{grid.name}: algorithm: optuna needs optuna; pip install -c constraints.txt -e '.[search]'")
 
 
+def _examples(grid: Grid, pending: list[Trial], more: int) -> list[Trial]:
+    """Trials that show what is wrong with any of those to run: also with those that a search may still suggest."""
+    if grid.search is None or not more:
+        return pending or list(grid.trials[:1])
+    return [*pending, *(grid.search.make(values)[0] for values in corners(grid.search.spec))]
+
+
+def check_inputs(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
+    """Check what the trials start from, their backbones and data sets, before anything is trained.
+
+    Raises:
+        UserError: all that is wrong, a line each.
+    """
+    problems = []
+    for check in (lambda: check_backbones(trials), lambda: check_datasets(trials, say)):
+        try:
+            check()
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
 def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
     """Generate and check every data set once, before anything is trained on it.
 
@@ -191,6 +217,9 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
         if crowded and crowded["most"] > limits[key]:
             say(f"note: {limit_words(crowded, limits[key])}")
         most = max(data.most_objects for data in splits)
+        asked = [trial.config.train for trial in trials if (trial.config.data.path, trial.config.data.digits) == key]
+        for length in dict.fromkeys(training_length(train, len(splits[0])) for train in asked if train.min_steps):
+            say(f"training: {length}")
         if most > queries[key]:
             say(f"note: an image has {most} objects, and model.num_queries={queries[key]} can find no more than that")
 

@@ -23,7 +23,7 @@ from harness.strict import Mistakes, dotted, non_finite, read_yaml, read_yaml_fi
 from model.config import require
 
 COST_METRICS = (
-    *("loss", "wall_seconds", "train_seconds", "eval_seconds", "seconds_per_step"),
+    *("loss", "wall_seconds", "train_seconds", "eval_seconds", "checkpoint_seconds", "seconds_per_step"),
     *("device_hours", "peak_memory_mb", "num_parameters"),
 )
 FIGURES = ("ap", "instability", "discriminability", "conflict", "conflict_matrix", "queries")

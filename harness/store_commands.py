@@ -56,7 +56,7 @@ def _groups_of_files(args: argparse.Namespace) -> list[tuple[str, dict[str, str]
     from harness.commands import open_grids
 
     grids = open_grids(args, require_data=False)
-    groups = [(f"{g.name} ({g.preset})", {t.trial_id: t.label for t in g.trials if t.fingerprint}) for g in grids]
+    groups = [(f"{g.name} ({g.preset})", {t.trial_id: t.label for t in g.trials if t.has_id}) for g in grids]
     return [group for group in groups if group[1]]
 
 
@@ -232,7 +232,7 @@ def _asked(args: argparse.Namespace, store: RunStore, known: Sequence[ledger.Kno
         from harness.commands import open_grids
 
         grids = open_grids(argparse.Namespace(**{**vars(args), "files": files}), require_data=False)
-        found += [trial.trial_id for grid in grids for trial in grid.trials if trial.fingerprint]
+        found += [trial.trial_id for grid in grids for trial in grid.trials if trial.has_id]
     return list(dict.fromkeys(found)) if args.what else store.trials()
 
 

@@ -31,7 +31,7 @@ def suggested(grid: Grid, store: RunStore) -> Grid:
     Raises:
         UserError: the list cannot be read.
     """
-    if grid.search is None or not all(trial.fingerprint for trial in grid.trials):
+    if grid.search is None or not all(trial.has_id for trial in grid.trials):
         return grid
     for values in _read(suggestions_file(store, grid)):
         grid = grid.suggest(values)

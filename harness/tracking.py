@@ -168,8 +168,8 @@ def read_records(
 
     Returns:
         dicts shaped like result.json: trial_id, label, status, metrics, history, cost, per_class, fingerprint,
-        provenance, error, started, finished; besides `params` (see `harness.views`), `grids` (grid name -> row there),
-        `run_id` and `experiment_id`.
+        weights_hash, provenance, error, started, finished; besides `params` (see `harness.views`), `grids` (grid name
+        -> row there), `run_id` and `experiment_id`.
 
     Raises:
         UserError: the tracking store cannot be reached, or nothing was ever recorded in it.
@@ -250,6 +250,7 @@ def _record(client: MlflowClient, run: Run, history: Sequence[str]) -> dict[str,
         "params": {key: parsed(value) for key, value in run.data.params.items()},
         "grids": {key.removeprefix("grid."): value for key, value in tags.items() if key.startswith("grid.")},
         "fingerprint": tags.get("codetr.fingerprint", ""),
+        "weights_hash": tags.get("codetr.weights_hash") or None,
         "provenance": parsed(tags.get("codetr.provenance", "{}")),
         "error": tags.get("codetr.error") or None,
         "started": tags.get("codetr.started"),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from harness.detection_metrics import beyond_limit
 from harness.evaluate import evaluator_version
 from harness.identity import config_to_dict
 from harness.source import provenance
-from harness.train import drop_checkpoints, save_checkpoint, save_weights
+from harness.train import Progress, drop_checkpoints, save_checkpoint, save_weights
 from model.ops import implementation
 
 if TYPE_CHECKING:
@@ -81,8 +82,17 @@ def save(state: TrialState) -> None:
     update_clock(state)
     if not state.ranks.is_first:
         return
-    state.ranks.return_random_state()
-    save_checkpoint(state.folder / "checkpoint", state.detector, state.optimizer, state.progress)
+    with counted(state.progress):
+        state.ranks.return_random_state()
+        save_checkpoint(state.folder / "checkpoint", state.detector, state.optimizer, state.progress)
+
+
+@contextmanager
+def counted(progress: Progress) -> Iterator[None]:
+    """Count the time inside as that of checkpoints."""
+    started = time.monotonic()
+    yield
+    progress.checkpoint_seconds += time.monotonic() - started
 
 
 def update_clock(state: TrialState) -> None:
@@ -101,6 +111,7 @@ def identity_fields(trial: Trial) -> dict[str, Any]:
         "label": trial.label,
         "config": config_to_dict(trial.config),
         "fingerprint": trial.fingerprint,
+        "weights_hash": trial.weights_hash,
         "factors": dict(trial.factors),
     }
 
@@ -138,6 +149,7 @@ def _cost(state: TrialState) -> dict[str, Any]:
     return {
         "train_seconds": progress.train_seconds,
         "eval_seconds": progress.eval_seconds,
+        "checkpoint_seconds": progress.checkpoint_seconds,
         "wall_seconds": progress.wall_seconds,
         "seconds_per_step": progress.train_seconds / progress.step if progress.step else None,
         "peak_memory_mb": progress.peak_memory_mb,
@@ -164,7 +176,8 @@ def finish(state: TrialState) -> dict[str, Any]:
     """Keep the weights, write the final record, drop what only a continuation would need."""
     if not state.ranks.is_first:
         return {}
-    save_weights(state.folder / "checkpoint", state.detector)
+    with counted(state.progress):
+        save_weights(state.folder / "checkpoint", state.detector)
     record = write_record(state, "finished")
     drop_checkpoints(state.folder / "checkpoint")
     state.report({**record["history"][-1], "kind": "done", "trial_id": record["trial_id"], "label": record["label"]})

@@ -55,6 +55,8 @@ class BackboneConfig:
     stages: tuple[int, ...] = (2, 3, 4)  # stages handed to the neck, 1-based
     frozen_stages: int = 1  # the stem and this many stages are not trained; 0: the stem only; -1: all is trained
     weights: str | None = None  # a torchvision ResNet state dict (.pth or .safetensors); None: random
+    # train although parts that are never trained are random: frozen stages, or a frozen norm (then no norm at all)
+    random_frozen: bool = field(default=False, metadata={"since": 2})
 
     def __post_init__(self) -> None:
         require(min(self.depths) >= 1, f"depths must be at least 1, got {self.depths}")
@@ -64,6 +66,19 @@ class BackboneConfig:
             f"stages must be ascending numbers from 1 to 4, got {self.stages}",
         )
         require(-1 <= self.frozen_stages <= 4, f"frozen_stages must be from -1 to 4, got {self.frozen_stages}")
+        require(self.weights is None or bool(self.weights.strip()), "weights must name a file, or be null for none")
+
+    @property
+    def frozen_at_random(self) -> str:
+        """Which parts stay as they were drawn, because neither a file nor the training sets them; empty when none do.
+
+        A frozen batch norm without a file is the identity: nothing is normalised, and nothing learns to be.
+        """
+        if self.weights is not None:
+            return ""
+        stages = "" if self.frozen_stages < 1 else f" and {self.frozen_stages} stage{'s'[: self.frozen_stages != 1]}"
+        parts = [f"the stem{stages}"] if self.frozen_stages >= 0 else []
+        return ", ".join([*parts, *(["every norm"] if self.norm == "frozen_batch" else [])])
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ STORY = [
     *("cluster", "forkserver", "execute", "trial", "trial_analysis", "trial_record", "revisit", "trained", "launch"),
     *("build", "memory", "train", "evaluate", "analyse", "ranks", "report", "resample", "figures", "transfer"),
     *("mirror", "replay", "mlflow_runs", "tracking", "views", "sqlite", "cost", "choose", "compare", "suggestions"),
-    *("listing", "grid", "search", "rows", "labels", "identity", "spec", "space", "claims", "resolve", "origins"),
-    *("data", "ledger"),
+    *("listing", "grid", "search", "rows", "labels", "pretrained", "identity", "spec", "space", "claims", "resolve"),
+    *("origins", "training_length", "data", "ledger"),
     *("housekeeping", "console", "progress", "results", "source", "lease", "parcel", "strict"),
     *("process", "config", "detection_metrics", "errors"),
 ]

@@ -17,6 +17,7 @@ from harness.detection_metrics import limit_of, limit_words, own_name
 from harness.report.ground import mixtures
 from harness.report.statistics import smallest_p_value
 from harness.space import describe as describe_search
+from harness.training_length import recorded_length, training_length
 
 if TYPE_CHECKING:
     from harness.config import DataConfig, TrialConfig
@@ -67,7 +68,8 @@ def describe(grid: Grid, rows: Sequence[TableRow], records: Sequence[Record]) ->
     configs = [grid.trial(record["trial_id"]).config for record in records]
     provenance = [record.get("provenance") or {} for record in records]
     data = sorted({_data(config.data, record) for config, record in zip(configs, records, strict=True)})
-    made = [f"preset {grid.preset}", " and ".join(data), _schedule(configs), versions]
+    weights = sorted({_weights(config, record) for config, record in zip(configs, records, strict=True)} - {""})
+    made = [f"preset {grid.preset}", " and ".join(data), " and ".join(weights), _schedule(configs, records), versions]
     made += [_distinct(provenance, "evaluator"), _area_bounds(provenance), _distinct(provenance, "ops", "operators ")]
     made += [_distinct(provenance, "device", "on "), _threads(provenance)]
     notes = [*(WARNING + text for text in warnings), *_reading(grid, rows), *_limits(configs, provenance)]
@@ -142,17 +144,34 @@ def _data(config: DataConfig, record: Record) -> str:
     return f"{words} ({fingerprint})" if fingerprint else words
 
 
-def _schedule(configs: Sequence[TrialConfig]) -> str:
-    """Epochs and batch size where all trials share them."""
-    epochs = {(config.train.epochs, config.train.min_steps) for config in configs}
+def _weights(config: TrialConfig, record: Record) -> str:
+    """The file of pretrained weights, with the hash of its content; empty without one."""
+    if config.model.backbone.weights is None:
+        return ""
+    weights_hash = str(record.get("weights_hash") or "")[:12]
+    words = f"pretrained weights {PurePath(config.model.backbone.weights).name}"
+    return f"{words} ({weights_hash})" if weights_hash else words
+
+
+def _schedule(configs: Sequence[TrialConfig], records: Sequence[Record]) -> str:
+    """Epochs, steps where at least some were asked for, and batch size, where all trials share them."""
+    lengths = {_length(config, record) for config, record in zip(configs, records, strict=True)}
     sizes = {config.train.batch_size for config in configs}
-    words = [
-        f"{number} {plural('epoch', number)}" + (f" or {steps} steps if that is more" if steps else "")
-        for number, steps in epochs
-        if len(epochs) == 1
-    ]
+    words = [length for length in lengths if len(lengths) == 1]
     words += [f"batch {number}" for number in sizes if len(sizes) == 1]
     return ", ".join(words)
+
+
+def _length(config: TrialConfig, record: Record) -> str:
+    """How long a trial was trained; the steps run are told beside those asked for."""
+    train = config.train
+    epochs = f"{train.epochs} {plural('epoch', train.epochs)}"
+    if not train.min_steps:
+        return epochs
+    known = recorded_length(train, record.get("history"))
+    if known is None and config.data.path is None:
+        known = training_length(train, config.data.digits.num_train)
+    return f"{epochs}, more where these are fewer than {train.min_steps:,} steps" if known is None else str(known)
 
 
 def _distinct(provenance: Sequence[Record], key: str, before: str = "") -> str:

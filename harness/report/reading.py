@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -18,6 +18,7 @@ from harness.results import RunStore
 from harness.sqlite import is_missing
 
 if TYPE_CHECKING:
+    from harness.config import TrialConfig
     from harness.grid import Grid
 
 AUTO, TRACKING, RECORDS = "auto", "tracking", "records"
@@ -68,41 +69,69 @@ def read_trials(
 
 
 def identified(grid: Grid, store: RunStore | None = None) -> Grid:
-    """The grid of a data set that is not here, with the ids of those records that were made with the same settings.
+    """The grid of a data set or pretrained weights that are not here, with the ids of records of the same settings.
 
-    A trial's id holds its data's content, which nobody can know without the data; records from elsewhere do.
+    A trial's id holds the content of both, which nobody can know without them; records from elsewhere do. A file of
+    weights that is not here is known by its name.
 
     Raises:
-        UserError: records of several data sets fit.
+        UserError: records of several data sets, or of several files of weights of the same name, fit.
     """
-    from harness.identity import config_from_dict, trial_id
+    from harness.identity import config_from_dict
 
-    unknown = {trial.trial_id for trial in grid.trials if not trial.fingerprint}  # ids without a data set
+    unknown: dict[str, list[str]] = {}
+    for trial in grid.trials:
+        if not trial.has_id:
+            likeness = _likeness(trial.config, trial.fingerprint, trial.weights_hash)
+            unknown.setdefault(likeness, []).append(trial.trial_id)
+    missing = {(not trial.fingerprint, trial.weights_hash == "") for trial in grid.trials if not trial.has_id}
     place = store or RunStore()
-    known: dict[str, tuple[str, str]] = {}
+    known: dict[str, tuple[str, str, str | None]] = {}
     for key in place.trials() if unknown else ():
         record = place.read(key) or {}
-        fingerprint = str(record.get("fingerprint") or "")
+        fingerprint, weights_hash = str(record.get("fingerprint") or ""), record.get("weights_hash")
         try:
-            own = trial_id(config_from_dict(record["config"]), "")
+            config = config_from_dict(record["config"])
         except (KeyError, TypeError, ValueError):  # no configuration, or one of another version
             continue
-        fits = own in unknown and bool(fingerprint)
-        if fits and known.setdefault(own, (key, fingerprint))[1] != fingerprint:
-            raise UserError(f"{grid.name}: records of several data sets fit it; name the data set with --data")
+        if not fingerprint:
+            continue
+        for no_data, no_weights in missing:
+            if no_weights and weights_hash is None:
+                continue  # made without, or by code that did not look into the file
+            own = _likeness(config, "" if no_data else fingerprint, "" if no_weights else weights_hash)
+            if len(unknown.get(own, ())) != 1:
+                continue
+            found = known.setdefault(unknown[own][0], (key, fingerprint, weights_hash))
+            if found[1] != fingerprint:
+                raise UserError(f"{grid.name}: records of several data sets fit it; name the data set with --data")
+            if found[2] != weights_hash:
+                name = PurePath(str(config.model.backbone.weights)).name
+                raise UserError(
+                    f"{grid.name}: records of several files {name} fit it; give the one that is meant "
+                    "(model.backbone.weights)"
+                )
     if not known:
         return grid
-    trials = [
-        replace(trial, trial_id=known[trial.trial_id][0], fingerprint=known[trial.trial_id][1])
-        if trial.trial_id in known
-        else trial
-        for trial in grid.trials
-    ]
+    trials = []
+    for trial in grid.trials:
+        if trial.trial_id in known:
+            key, fingerprint, weights_hash = known[trial.trial_id]
+            trial = replace(trial, trial_id=key, fingerprint=fingerprint, weights_hash=weights_hash)
+        trials.append(trial)
     rows = [
         replace(row, trial_ids=tuple(known[key][0] if key in known else key for key in row.trial_ids))
         for row in grid.rows
     ]
     return replace(grid, trials=tuple(trials), rows=tuple(rows))
+
+
+def _likeness(config: TrialConfig, fingerprint: str, weights_hash: str | None) -> str:
+    """The same for trials of the same settings: "" stands for data, and for weights of a name, that are not here."""
+    from harness.identity import trial_id
+
+    name = PurePath(str(config.model.backbone.weights)).name
+    return trial_id(config, fingerprint, f"some {name}" if weights_hash == "" else weights_hash)
 
 
 def _from_records(ids: Sequence[str], store: RunStore) -> list[dict[str, Any]]:

@@ -45,6 +45,7 @@ COSTS = (
     Metric("wall_seconds", "wall time (s)", "lower", 0),
     Metric("train_seconds", "training (s)", "lower", 0),
     Metric("eval_seconds", "evaluation (s)", "lower", 0),
+    Metric("checkpoint_seconds", "checkpoints (s)", "lower", 0),
     Metric("seconds_per_step", "s/step", "lower", 3),
     Metric("num_parameters", "parameters (M)", "", 2, 1e-6, varies=False),
 )
