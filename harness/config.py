@@ -105,10 +105,16 @@ class EvaluateConfig:
     every_epochs: int = 1  # the last epoch is always evaluated
     evaluator: Literal["faster_coco_eval", "pycocotools"] = "faster_coco_eval"
     branches: tuple[str, ...] = ("decoder",)  # or a head's name: each is evaluated as in paper Table 11
+    # per image; more than COCO's 100 add AP@300 and the like, where images hold more objects than that
+    max_detections: int = field(default=100, metadata={"since": 2})
 
     def __post_init__(self) -> None:
         require(self.every_epochs >= 1, f"every_epochs must be at least 1, got {self.every_epochs}")
         require(len(self.branches) > 0, "branches must name at least 'decoder'")
+        require(
+            100 <= self.max_detections <= 100_000,
+            f"max_detections must be from 100, which AP always counts, to 100,000, got {self.max_detections}",
+        )
 
 
 Analysis = Literal["conflict", "discriminability", "queries"]

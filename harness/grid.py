@@ -17,6 +17,7 @@ from typing import Any
 
 from harness.claims import Claim, claims_of
 from harness.config import AnalyseConfig, DataConfig, RuntimeConfig, TrialConfig
+from harness.detection_metrics import unmeasured
 from harness.errors import UserError
 from harness.identity import canonical_model, trial_id
 from harness.labels import Factor, factor_of, factors_label, settings_of, short_names
@@ -228,6 +229,7 @@ def expand(
     notes += filter(None, (overruled_epochs(settings, r, images) for settings, r in pairs))
     here = Path.cwd()
     drafts = [(each.row, _canonical(r, here)) for each, r in zip(listed, resolved, strict=True) if r is not None]
+    notes += unmeasured(spec.metrics, [draft.evaluate.max_detections for _, draft in drafts])
     fingerprints = _fingerprints([draft.data for _, draft in drafts], require_data, notes)
     hashes = _weights_hashes([draft.model.backbone.weights for _, draft in drafts], require_data, notes)
     trials, rows = _assemble(drafts, chosen, fingerprints, hashes)
@@ -292,6 +294,10 @@ def _expand_search(
     grid = Grid(spec.name, title, spec.paper, name, (), metrics, (), seeds, description=spec.description, search=search)
     for values in (first := drawn(search.spec)):
         grid = grid.suggest(values)
+    for line in unmeasured([search.spec.metric], [trial.config.evaluate.max_detections for trial in grid.trials]):
+        mistakes.add(f"{spec.path}:search.metric", line)
+    mistakes.check()
+    notes += unmeasured(spec.metrics, [trial.config.evaluate.max_detections for trial in grid.trials])
     wanted = search.spec.num_trials if search.spec.algorithm == "random" else len(first)
     if len(grid.trials) < wanted:
         notes.append(f"{spec.path}: search.space holds only {len(grid.trials)} trials that differ")

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness import tracking
+from harness.detection_metrics import beyond_limit, limit_words
 from harness.errors import UserError
 from harness.execute import RunTrial, on_signals, run_local, stop_now
 from harness.housekeeping import take_up
@@ -201,14 +202,20 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
     configs: dict[Any, DataConfig] = {}
     with_masks: dict[Any, bool] = {}
     queries: dict[Any, int] = {}
+    limits: dict[Any, int] = {}
     for trial in trials:
         data, heads = trial.config.data, trial.config.model.heads
         key = (data.path, data.digits)
         configs[key] = data
         with_masks[key] = with_masks.get(key, False) or _need_masks(heads)
         queries[key] = min(trial.config.model.num_queries, queries.get(key, trial.config.model.num_queries))
+        limit = trial.config.evaluate.max_detections
+        limits[key] = min(limit, limits.get(key, limit))
     for key, config in configs.items():
         splits = open_splits(config, progress=say, with_masks=with_masks[key])
+        crowded = beyond_limit(splits[1].objects_of_images)
+        if crowded and crowded["most"] > limits[key]:
+            say(f"note: {limit_words(crowded, limits[key])}")
         most = max(data.most_objects for data in splits)
         asked = [trial.config.train for trial in trials if (trial.config.data.path, trial.config.data.digits) == key]
         for length in dict.fromkeys(training_length(train, len(splits[0])) for train in asked if train.min_steps):

@@ -16,12 +16,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from harness.claims import ClaimSpec
+from harness.detection_metrics import COCO_METRICS, is_detection_metric, own_name, trouble
 from harness.resolve import Setting, leaves
 from harness.space import SearchSpec
 from harness.strict import Mistakes, dotted, non_finite, read_yaml, read_yaml_file, show, suggest, validate
 from model.config import require
 
-COCO_METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100")
 COST_METRICS = (
     *("loss", "wall_seconds", "train_seconds", "eval_seconds", "checkpoint_seconds", "seconds_per_step"),
     *("device_hours", "peak_memory_mb", "num_parameters"),
@@ -53,10 +53,10 @@ def _published(value: Any) -> dict[str, Published]:
 
 
 def _metric(name: str) -> None:
-    if ANALYSIS_METRIC.fullmatch(name):
+    if ANALYSIS_METRIC.fullmatch(name) or is_detection_metric(name):
         return
     known = (*COCO_METRICS, *COST_METRICS)
-    require(name.rpartition("/")[2].removeprefix("segm_") in known, f"unknown metric '{name}'{suggest(name, known)}")
+    require(own_name(name) in known, trouble(name) or f"unknown metric '{name}'{suggest(name, known)}")
 
 
 class RowSpec(BaseModel):
@@ -201,9 +201,9 @@ def _check_search(spec: AblationSpec, tree: dict[str, Any], tell: Callable[[str,
     if spec.search is None:
         return
     metric, mode = spec.search.metric, spec.search.mode
-    name = metric.rpartition("/")[2].removeprefix("segm_")
-    if name not in COCO_METRICS and metric != "loss":
-        tell("search.metric", f"unknown metric '{metric}'{suggest(metric, (*COCO_METRICS, 'loss'))}")
+    if not is_detection_metric(metric) and metric != "loss":
+        what = trouble(metric) or f"unknown metric '{metric}'{suggest(metric, (*COCO_METRICS, 'loss'))}"
+        tell("search.metric", what)
     elif mode != ("min" if metric == "loss" else "max"):
         better = "lower" if metric == "loss" else "higher"
         tell("search.mode", f"a {better} {metric} is better; write mode: {'min' if metric == 'loss' else 'max'}")

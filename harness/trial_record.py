@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.build import TrialState, peak_memory_mb
+from harness.detection_metrics import beyond_limit
 from harness.evaluate import evaluator_version
 from harness.identity import config_to_dict
 from harness.source import provenance
@@ -159,6 +160,7 @@ def _cost(state: TrialState) -> dict[str, Any]:
 
 def _circumstances(state: TrialState) -> dict[str, Any]:
     """What the numbers may depend on besides the code."""
+    crowded = beyond_limit(state.val_data.objects_of_images)
     return {
         "device": torch.cuda.get_device_name() if state.device.type == "cuda" else "cpu",
         "ops": implementation(state.device),
@@ -166,6 +168,7 @@ def _circumstances(state: TrialState) -> dict[str, Any]:
         "area_bounds": list(state.val_data.area_bounds),
         "threads": torch.get_num_threads(),
         "ranks": state.ranks.size,
+        **({"beyond_limit": crowded} if crowded else {}),
     }
 
 

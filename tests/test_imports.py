@@ -22,7 +22,7 @@ STORY = [
     *("cost", "choose", "compare", "suggestions", "listing", "grid", "search", "ledger", "variants", "rows", "labels"),
     *("pretrained", "identity", "spec", "space", "claims", "resolve", "origins", "training_length", "data"),
     *("housekeeping", "console", "progress", "results", "source", "lease", "parcel", "strict"),
-    *("process", "config", "errors", "passwords"),
+    *("process", "config", "detection_metrics", "errors", "passwords"),
 ]
 
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}

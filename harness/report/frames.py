@@ -13,10 +13,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.detection_metrics import COCO_METRICS
 from harness.errors import UserError
 from harness.labels import factor_of, show_value
 from harness.results import RunStore, write_atomic
-from harness.spec import COCO_METRICS, COST_METRICS, DEFAULT_PRESET
+from harness.spec import COST_METRICS, DEFAULT_PRESET
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,8 +10,9 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from harness.detection_metrics import STANDARD_LIMIT, best_of_images, limit_of
 from harness.errors import UserError
-from harness.resample import METRICS, NUM_RESAMPLES, interval, match_images, resampled_ap
+from harness.resample import NUM_RESAMPLES, interval, match_images, resampled_ap, thresholds
 from harness.results import RunStore
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def over_images(table: Table, grid: Grid, store: RunStore | None = None) -> Tabl
         UserError: a trial's detections or its validation images are not here.
     """
     place = store or RunStore()
-    names = [metric.name for metric in table.metrics if metric.name in METRICS]
+    names = [metric.name for metric in table.metrics if thresholds(metric.name)]
     alone = [
         (number, name)
         for number, row in enumerate(table.rows)
@@ -38,13 +39,14 @@ def over_images(table: Table, grid: Grid, store: RunStore | None = None) -> Tabl
     if not alone:
         return table
     shared = _shared_trials(table, grid, place)
-    known: dict[str, np.ndarray] = {}
+    known: dict[tuple[str, int], np.ndarray] = {}
     rows = list(table.rows)
     for number, name in alone:
-        pair = shared[number]
+        limit = limit_of(name) or STANDARD_LIMIT
+        pair = [(key, limit) for key in shared[number]]
         for key in pair:
             if key not in known:
-                known[key] = _resampled(grid, key, place)
+                known[key] = _resampled(grid, *key, place)
         low, high = interval(known[pair[0]], known[pair[1]], name)
         cell = rows[number].cells[name]
         assert cell.gain is not None
@@ -72,11 +74,12 @@ def _shared_trials(table: Table, grid: Grid, store: RunStore) -> dict[int, tuple
     return found
 
 
-def _resampled(grid: Grid, trial_id: str, store: RunStore) -> np.ndarray:
+def _resampled(grid: Grid, trial_id: str, limit: int, store: RunStore) -> np.ndarray:
     from harness.data import open_dataset
 
     path = store.dir(trial_id) / "detections.json"
     if not path.exists():
         raise UserError(f"{path}: no such file; an interval over images needs the detections: leave out --images")
     dataset = open_dataset(grid.trial(trial_id).config.data, "val")
-    return resampled_ap(match_images(dataset, json.loads(path.read_text())), len(dataset))
+    detections = best_of_images(json.loads(path.read_text()), limit)
+    return resampled_ap(match_images(dataset, detections, limit), len(dataset))

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from harness.detection_metrics import limit_of, limit_words, own_name
 from harness.report.ground import mixtures
 from harness.report.statistics import smallest_p_value
 from harness.space import describe as describe_search
@@ -49,10 +50,13 @@ def missing_reason(record: Record | None) -> str:
 
 def undefined_reason(metric: str, records: Sequence[Record]) -> str:
     """Say why finished trials have no number for `metric`."""
-    branch, slash, name = metric.rpartition("/")
-    evaluated = any(f"{branch}{slash}AP" in (record.get("metrics") or {}) for record in records)
+    branch, slash, _ = metric.rpartition("/")
+    name, at, limit = own_name(metric).partition("@")
+    evaluated = any(f"{branch}{slash}AP{at}{limit}" in (record.get("metrics") or {}) for record in records)
     if name in SIZES and evaluated:
         return f"{metric} is undefined: the validation split has no {SIZES[name]} objects"
+    if limit_of(metric):
+        return f"{metric} was not recorded; evaluate.max_detections={limit} measures it"
     return f"{metric} was not recorded"
 
 
@@ -68,7 +72,7 @@ def describe(grid: Grid, rows: Sequence[TableRow], records: Sequence[Record]) ->
     made = [f"preset {grid.preset}", " and ".join(data), " and ".join(weights), _schedule(configs, records), versions]
     made += [_distinct(provenance, "evaluator"), _area_bounds(provenance), _distinct(provenance, "ops", "operators ")]
     made += [_distinct(provenance, "device", "on "), _threads(provenance)]
-    notes = [*(WARNING + text for text in warnings), *_reading(grid, rows)]
+    notes = [*(WARNING + text for text in warnings), *_reading(grid, rows), *_limits(configs, provenance)]
     return (*notes, "; ".join(part for part in made if part))
 
 
@@ -186,6 +190,14 @@ def _area_bounds(provenance: Sequence[Record]) -> str:
     """Which areas part small, medium and large objects."""
     bounds = sorted({tuple(entry["area_bounds"]) for entry in provenance if entry.get("area_bounds")})
     return " or ".join(f"sizes S, M, L split at areas of {' and '.join(map(_area, pair))} px" for pair in bounds)
+
+
+def _limits(configs: Sequence[TrialConfig], provenance: Sequence[Record]) -> list[str]:
+    """Where the validation images hold more objects than AP counts detections."""
+    known = [entry["beyond_limit"] for entry in provenance if entry.get("beyond_limit")]
+    return list(
+        dict.fromkeys(limit_words(words, min(config.evaluate.max_detections for config in configs)) for words in known)
+    )
 
 
 def _area(area: float) -> str:

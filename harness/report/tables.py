@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from harness.detection_metrics import is_detection_metric
 from harness.report.frames import trials_frame
 from harness.report.notes import describe, listed, missing_reason, plural, undefined_reason
 from harness.report.statistics import Difference, Summary, paired_difference, summarise
@@ -53,13 +54,12 @@ INSTABILITY = (
     Metric("instability_gt", "instability by ground truth", "lower", 2),
 )
 KNOWN = {metric.name: metric for metric in (*COSTS, *INSTABILITY)}
-DETECTION = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100")  # percent
 
 
 def metric_of(name: str) -> Metric:
     """Return how to write the metric `name`; `atss/AP` is the AP of the branch `atss`."""
     branch, _, own = name.rpartition("/")
-    if own.removeprefix("segm_") in DETECTION:
+    if is_detection_metric(name):
         own = own.replace("segm_", "mask ")
         return Metric(name, f"{branch} {own}".strip(), "higher", 1)
     if name.startswith("discriminability/"):
