@@ -235,6 +235,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `codetr plan … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # what no room has words of its own for
+        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

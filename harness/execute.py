@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -24,12 +25,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from harness.errors import RankLost, UserError
 from harness.lease import LeaseLost
 from harness.progress import Progress
-from harness.results import RunStore, write_atomic
+from harness.results import RunStore
 
 if TYPE_CHECKING:
     from harness.grid import Trial
 
 RunTrial = Callable[..., Any]
+LOSS_SECONDS = 2.0  # for what is left of a trial's processes to end
 
 
 def execute(
@@ -99,7 +101,7 @@ def _settle(trial: Trial, store: RunStore, error: Exception, stopped: bool) -> N
             store.mark(trial.trial_id, "interrupted", **known(trial))
             return
         with suppress(OSError):
-            write_atomic(store.dir(trial.trial_id) / "log.txt", traceback.format_exc())
+            store.write(trial.trial_id, "log.txt", traceback.format_exc())
         store.mark(trial.trial_id, "failed", error=last, **known(trial))
     except LeaseLost:
         pass  # the new holder writes it
@@ -153,7 +155,9 @@ def run_local(
     progress: Progress,
     fail_fast: bool = False,
 ) -> None:
-    """Run trials one after the other in this process; a signal lets the current one leave a checkpoint.
+    """Run trials one after the other, each in a process of its own; a signal lets the current one leave a checkpoint.
+
+    Another `run_trial` than the real one runs in this process.
 
     Raises:
         KeyboardInterrupt: on SIGINT or SIGTERM, after the current trial has stopped.
@@ -164,23 +168,28 @@ def run_local(
     if concurrent not in (None, 1):
         progress.say(f"note: the local executor runs one trial at a time; --concurrent {concurrent} has no effect")
     launch = uuid.uuid4().hex
+    from harness.apart import Apart
+
+    place = Apart(store, launch) if run_trial is None else Here(store, launch, run_trial)
     stop = threading.Event()
 
     def on_signal(*_: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
+        place.stop()
         progress.say("stopping after this step; once more stops at once")
 
     progress.phase("starting")
-    with on_signals(on_signal):
+    with on_signals(on_signal), place:
         while trials:
             held_elsewhere = []
             for trial in trials:
-                outcome = _run_here(trial, store, launch, run_trial, stop.is_set, progress)
+                outcome, remark = place.run(trial)
+                if remark:
+                    progress.say(f"{trial.trial_id} {remark}")
                 if outcome == "running":
                     held_elsewhere.append(trial)
-                _free_memory()
                 if stop.is_set():
                     raise KeyboardInterrupt
                 if fail_fast and outcome == "failed":
@@ -189,22 +198,80 @@ def run_local(
             trials = abandoned(held_elsewhere, store, progress)
 
 
-def _run_here(
+class Here:
+    """Runs trials in this process, as `harness.apart.Apart` runs them in others. Use as a context manager."""
+
+    def __init__(self, store: RunStore, launch: str, run_trial: RunTrial) -> None:
+        self._store, self._launch, self._run_trial = store, launch, run_trial
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def stop(self) -> None:
+        """Let the trial at work leave a checkpoint and end."""
+        self._stop.set()
+
+    def run(self, trial: Trial) -> tuple[str, str]:
+        """Run a trial; returns its status, and what a person should know besides the record ("": nothing)."""
+        try:
+            return execute_to_the_end(trial, self._store, self._launch, self._run_trial, self._stop.is_set)
+        finally:
+            _free_memory()
+
+
+def execute_to_the_end(
     trial: Trial,
     store: RunStore,
     launch: str,
     run_trial: RunTrial | None,
     should_stop: Callable[[], bool],
-    progress: Progress,
-) -> str:
-    """`execute` in this process; the others get their turn whatever becomes of this trial."""
+    driver: dict[str, Any] | None = None,
+) -> tuple[str, str]:
+    """`execute` where nobody starts the trial again: the others get their turn whatever becomes of this one.
+
+    Returns:
+        the trial's status, and what a person should know besides its record ("": nothing).
+    """
     try:
-        return execute(trial, store, launch, run_trial, should_stop)
+        return execute(trial, store, launch, run_trial, should_stop, driver), ""
     except RankLost as error:
-        store.mark(trial.trial_id, "failed", error=str(error), **known(trial))
+        note_loss(trial, store, "failed", str(error))
     except (OSError, UserError) as error:
-        progress.say(f"{trial.trial_id} could not be run: {error}")
-    return "failed"
+        return "failed", f"could not be run: {error}"
+    return "failed", ""
+
+
+def note_loss(trial: Trial, store: RunStore, status: str, reason: str | None, log: str = "") -> None:
+    """Leave in the record of a trial whose process died what is known of that.
+
+    Nothing is written where the trial has finished, or where somebody is at it again.
+
+    Args:
+        trial: whose process died.
+        store: where its record lives.
+        status: for the record.
+        reason: one line.
+        log: what is known besides, for log.txt.
+
+    Raises:
+        OSError: the storage does not take it.
+    """
+    deadline = time.monotonic() + LOSS_SECONDS
+    while (held := store.claim(trial.trial_id)) is None:
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)  # it may be about to die with whom it worked for
+    with held, suppress(LeaseLost):
+        store = store.fenced(held.token)
+        if (store.read(trial.trial_id) or {}).get("status") == "finished":
+            return
+        if log:
+            store.write(trial.trial_id, "log.txt", f"{reason}\n\n{log}")
+        store.mark(trial.trial_id, status, reason, **known(trial))
 
 
 def abandoned(trials: Sequence[Trial], store: RunStore, progress: Progress) -> list[Trial]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.files import chunks, exists, listed
 from harness.lease import file_lock
 from harness.mlflow_runs import create_run, flat_metrics, log_metrics, set_status, set_tags
 from harness.results import RunStore, to_json
@@ -88,10 +90,10 @@ class Replayer:
             fresh = {k: v for k, v in final.items() if k not in told and run.data.metrics.get(k) != v}
             self._log(run, fresh, entry)
         for name in (*ARTIFACTS, "log.txt") if status == "failed" else ARTIFACTS:
-            if (self._store.dir(trial_id) / name).exists():
-                self._client.log_artifact(run.info.run_id, str(self._store.dir(trial_id) / name))
-        for path in sorted((self._store.dir(trial_id) / "analysis").glob("[!.]*")):
-            self._client.log_artifact(run.info.run_id, str(path), "analysis")
+            if exists(self._store.dir(trial_id) / name):
+                self._log_file(run, self._store.dir(trial_id) / name)
+        for path in (path for path in listed(self._store.dir(trial_id) / "analysis") if path.name[0] != "."):
+            self._log_file(run, path, "analysis")
         provenance = record.get("provenance") or {}
         tags = {key: str(record.get(key) or "") for key in ("error", "started", "finished", "fingerprint")}
         tags |= {"status": status, "provenance": to_json(provenance)}
@@ -100,6 +102,10 @@ class Replayer:
             tags["mlflow.source.git.commit"] = str(provenance["commit"])
         # The digest last: when something before it fails, all of it is repeated.
         set_tags(self._client, run, {**tags, "codetr.record": digest})
+
+    def _log_file(self, run: Run, path: Path, folder: str | None = None) -> None:
+        next(chunks(path), b"")  # where the storage does not give it, the tracking store is not to blame
+        self._client.log_artifact(run.info.run_id, str(path), folder)
 
     def _log(self, run: Run, metrics: dict[str, float], entry: dict[str, Any]) -> None:
         if metrics:

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UserError, one_line
+from harness.errors import ReadError, UserError, one_line
 from harness.lease import file_lock
 from harness.results import store_dir
 from harness.sqlite import check_database, database_file, is_missing
@@ -62,7 +62,7 @@ def reaching(uri: str) -> Iterator[None]:
     """Turn whatever goes wrong with the tracking store into a `UserError` of one line."""
     try:
         yield
-    except UserError:
+    except (UserError, ReadError):  # the latter of the records
         raise
     except Exception as error:
         check_database(uri)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import TrialConfig
-from harness.errors import UserError
+from harness.errors import ReadError, UserError
+from harness.files import is_file
 from harness.identity import config_from_dict
 from harness.results import RunStore
 from harness.train import WEIGHTS
@@ -75,7 +76,7 @@ def read_trial(store: RunStore, trial_id: str) -> Found:
     if status != "finished":
         raise UserError(f"trial {trial_id} is {status}: only a finished one has weights to analyse")
     weights = store.dir(trial_id) / "checkpoint" / WEIGHTS
-    if not weights.is_file():
+    if not is_file(weights):
         raise UserError(f"trial {trial_id}: its weights are gone ({weights}); train it again")
     history = record.get("history") or [{}]
     config = config_from_dict(record.get("config") or {})
@@ -89,6 +90,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Raises:
         UserError: it holds something else.
+        ReadError: the storage does not give it.
     """
     import torch
 
@@ -100,6 +102,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
             tensors = tensors.get("state_dict", tensors)
+    except OSError as error:
+        raise ReadError(path, error) from error
     except Exception as error:  # a broken file may fail in any way
         raise UserError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):

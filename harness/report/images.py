@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.errors import UserError
+from harness.files import read_bytes
 from harness.resample import METRICS, NUM_RESAMPLES, interval, match_images, resampled_ap
 from harness.results import RunStore
 
@@ -74,7 +75,12 @@ def _resampled(grid: Grid, trial_id: str, store: RunStore) -> np.ndarray:
     from harness.data import open_dataset
 
     path = store.dir(trial_id) / "detections.json"
-    if not path.exists():
+    data = read_bytes(path)
+    if data is None:
         raise UserError(f"{path}: no such file; an interval over images needs the detections: leave out --images")
+    try:
+        detections = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); an interval over images needs it: leave out --images") from error
     dataset = open_dataset(grid.trial(trial_id).config.data, "val")
-    return resampled_ap(match_images(dataset, json.loads(path.read_text())), len(dataset))
+    return resampled_ap(match_images(dataset, detections), len(dataset))
