@@ -6,10 +6,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
-COMPILED = (
-    "a fault in compiled code; CODETR_OPS=reference leaves that of this project out, and "
-    "ONEDNN_MAX_CPU_ISA=AVX2 some of torch's"
-)
+COMPILED = "a fault in compiled code: does it go with CODETR_OPS=reference, or ONEDNN_MAX_CPU_ISA=AVX2?"
 HINTS = {
     signal.SIGKILL: "out of memory? The system's log (dmesg) tells; fewer trials at a time (--concurrent) or smaller "
     "parts of a batch (train.accumulate_steps) take less",
