@@ -217,6 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["CODETR_STORE"] = str(Path(args.store).expanduser().absolute())  # for workers as well
     from harness import commands, store_commands
     from harness.errors import StorageError, UserError
+    from harness.lease import LeaseLost
     from harness.process import wait_politely
 
     wait_politely()  # and so for every process that this one starts
@@ -225,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     room = commands if hasattr(commands, name) else store_commands
     try:
         return int(getattr(room, name)(args))
-    except (StorageError, UserError) as error:
+    except (StorageError, UserError, LeaseLost) as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2

@@ -128,7 +128,7 @@ def run_grid(
 def summarise(
     grid: Grid, store: RunStore, skipped: tuple[str, ...] = (), only: Collection[str] | None = None
 ) -> Summary:
-    """What became of a grid's trials (those of `only`, if given), as the store tells; `skipped` were finished before."""
+    """What became of a grid's trials, or of those in `only`, as the store tells; `skipped` were finished before."""
     known = [trial.trial_id for trial in grid.trials if only is None or trial.trial_id in only]
     found = {trial_id: store.status(trial_id) for trial_id in known if trial_id not in skipped}
 
