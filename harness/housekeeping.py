@@ -282,8 +282,5 @@ def _below(path: Path) -> Iterator[Path]:
 
 
 def _bytes_of(path: Path) -> int:
-    total = 0
-    for entry in (path, *path.rglob("*")) if path.is_dir() else (path,):
-        with suppress(OSError):
-            total += entry.lstat().st_size if entry.is_file() else 0
-    return total
+    below = files.files_below(path) if files.is_folder(path) else [path]
+    return sum(found.st_size for entry in below if (found := files.attributes(entry)) is not None)

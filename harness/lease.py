@@ -259,12 +259,14 @@ class Lease:
         """Give the trial back. Does nothing when the lease was lost, or when the storage is (then it is a dead one)."""
         self._released.set()
         self._thread.join()
-        with suppress(OSError, UserError):
-            if not names(self.path, self.token):
-                return  # before a lock is made where another process may have removed everything
-            with file_lock(self.path.with_name(".lock")):
-                if names(self.path, self.token):
-                    self.path.unlink(missing_ok=True)
+        for pause in (0.05, 0.5, 0.0):  # or what is over would count as running while this process lives
+            with suppress(OSError, UserError):
+                if names(self.path, self.token):  # else no lock is made where somebody may have removed everything
+                    with file_lock(self.path.with_name(".lock")):
+                        if names(self.path, self.token):
+                            self.path.unlink(missing_ok=True)
+                return
+            time.sleep(pause)
 
     def __enter__(self) -> Lease:
         return self

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from harness import tracking, views
-from harness.errors import ReadError, UserError, one_line
+from harness.errors import ReadError, StorageError, UserError, one_line
 from harness.files import is_folder
 from harness.housekeeping import marks
 from harness.identity import config_to_dict
@@ -87,7 +87,7 @@ class Mirror:
             with self._at_work:
                 for trial in self.grid.trials if trials is None else trials:
                     self._sync_trial(trial)
-        except ReadError as error:  # the records are away, not the tracking store
+        except StorageError as error:  # the records are away, not the tracking store
             self._next_attempt = time.monotonic() + RETRY_SECONDS
             self.warn(f"warning: {error}")
             return False

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.files import chunks, exists, listed
+from harness.errors import ReadError
+from harness.files import exists, listed
 from harness.lease import file_lock
 from harness.mlflow_runs import create_run, flat_metrics, log_metrics, set_status, set_tags
 from harness.results import RunStore, to_json
@@ -104,8 +105,12 @@ class Replayer:
         set_tags(self._client, run, {**tags, "codetr.record": digest})
 
     def _log_file(self, run: Run, path: Path, folder: str | None = None) -> None:
-        next(chunks(path), b"")  # where the storage does not give it, the tracking store is not to blame
-        self._client.log_artifact(run.info.run_id, str(path), folder)
+        try:
+            self._client.log_artifact(run.info.run_id, str(path), folder)
+        except OSError as error:
+            if error.filename is not None and Path(error.filename) == path:
+                raise ReadError(path, error) from error  # the tracking store is not to blame
+            raise
 
     def _log(self, run: Run, metrics: dict[str, float], entry: dict[str, Any]) -> None:
         if metrics:
