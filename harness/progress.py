@@ -244,7 +244,12 @@ class Progress:
 
     def _tell(self, watched: Watched, entry: dict[str, Any] | None = None) -> None:
         planned = watched.trial.config.train.epochs  # until the trial says how many its data set takes
-        state = {"epochs": planned, **watched.beat, "AP": watched.last_ap, **(entry or {})}
+        state = {
+            "epochs": planned,
+            **watched.beat,
+            "AP": watched.last_ap,
+            **({**entry, "kind": "epoch"} if entry else {}),
+        }
         text = describe(state)
         age = time.monotonic() - watched.beat_at
         eta = watched.beat.get("eta_seconds")
