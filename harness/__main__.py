@@ -52,6 +52,16 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
+def _score(text: str) -> float:
+    try:
+        score = float(text)
+    except ValueError:
+        score = -1.0
+    if not 0.0 <= score <= 1.0:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got '{text}'")
+    return score
+
+
 def _words(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -137,6 +147,13 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="gains on one seed get an interval over images (needs detections and data)",
     )
+    report.add_argument(
+        "--score",
+        metavar="X",
+        type=_score,
+        help="lowest score of a detection on the worst images (default: that with the best F1 of the split)",
+    )
+    report.add_argument("--wide", action="store_true", help="LaTeX with every column (default: AP and its gain)")
 
     analyse = commands.add_parser("analyse", parents=[grid, store], help="what the heads of a trained detector look at")
     analyse.add_argument(

@@ -176,7 +176,9 @@ def report(args: argparse.Namespace) -> int:
             for values in read_suggestions(grid.search.key):  # the store of records may be elsewhere
                 grids[index] = grids[index].suggest(values)
     shared = _options(args)
-    flags = [flag for flag, given in {"--allow-mixed": args.allow_mixed, "--images": args.images}.items() if given]
+    switches = {"--allow-mixed": args.allow_mixed, "--images": args.images, "--wide": args.wide}
+    flags = [flag for flag, given in switches.items() if given]
+    flags += ["--score", f"{args.score:g}"] if args.score is not None else []
     how = How(
         {
             grid.name: (shlex.join(["codetr", "run", file, *shared]),)
@@ -191,6 +193,8 @@ def report(args: argparse.Namespace) -> int:
         source=args.source,
         allow_mixed=args.allow_mixed,
         images=args.images,
+        wide=args.wide,
+        score=args.score,
         how=how,
     )
     print(made.text)

@@ -158,7 +158,9 @@ def expand(
     mistakes = mistakes or Mistakes()
     below = preset_settings(preset, spec, mistakes)
     above = override_settings(overrides, mistakes)
-    if data is not None:
+    if data is not None and (folder := str(Path(data).absolute())) != (said := _in_utf8(folder)):
+        mistakes.add("--data", f"{said} is no UTF-8 name, so no record can hold it; rename it, or link to it")
+    elif data is not None:
         above.append((("data", "path"), str(data), "--data"))
     chosen = tuple(seeds) if seeds is not None else spec.seeds
     try:
@@ -244,22 +246,31 @@ def _canonical(resolved: Resolved) -> Resolved:
     return replace(resolved, data=data, model=canonical_model(resolved.model))
 
 
+def _in_utf8(text: str) -> str:
+    """The text as UTF-8 can hold it; what it cannot is escaped."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _fingerprints(datas: Iterable[DataConfig], required: bool, notes: list[str]) -> dict[DataConfig, str]:
     from harness.data import fingerprint
 
     found: dict[DataConfig, str] = {}
     by_source: dict[Any, str] = {}
+    missing: list[str] = []
     for data in datas:
         source = data.path or data.digits
         if source not in by_source:
             try:
                 by_source[source] = fingerprint(data)
             except UserError as error:
-                if required:
-                    raise
-                notes.append(f"{error} (ids are known once the data set is there; --data PATH names another)")
+                missing.append(str(error))
                 by_source[source] = ""
         found[data] = by_source[source]
+    if missing and required:
+        raise UserError("\n".join(missing))
+    for text in missing:
+        first, *rest = text.splitlines()
+        notes += [f"{first} (ids are known once the data set is there; --data PATH names another)", *rest]
     return found
 
 

@@ -1,7 +1,8 @@
 """Images and their objects: where they come from, whether they are sound, how they reach the network.
 
 Read in this order: `scenes` and `digits` (the embedded data set), `layout`, `coco` and `checks` (any COCO-layout
-folder), `masks`, `transforms`, `loader` (batches). Only `masks` and `loader` need torch: import `harness.data.loader`.
+folder), `disk`, `files` and `pixels` (its images), `content` (its fingerprint), `masks`, `transforms`, `loader`
+(batches). Only `masks` and `loader` need torch: import `harness.data.loader`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from pathlib import Path
 
 from harness.config import DataConfig
 from harness.data.coco import CocoDataset, same_categories
+from harness.data.content import folder_fingerprint
 from harness.data.digits import digits_fingerprint, ensure_digits
-from harness.data.layout import SPLITS, Split, folder_fingerprint
+from harness.data.layout import SPLITS, Split, find_splits
 from harness.data.ticker import Progress
 from harness.errors import UserError
 
@@ -51,6 +53,8 @@ def open_splits(
     Raises:
         UserError: every problem of both splits in one message.
     """
+    if config.path is not None:
+        find_splits(Path(config.path).expanduser())  # what is missing of either split comes in one list
     opened, problems = [], []
     for split in SPLITS:
         try:
@@ -68,7 +72,7 @@ def fingerprint(config: DataConfig) -> str:
     """16 hex characters that change with the data's content, not with its place. Generates and decodes nothing.
 
     Raises:
-        UserError: the folder or one of its parts is missing.
+        UserError: the folder or parts of it are missing, all in one message; or the system lets us not see them.
     """
     if config.path is not None:
         return folder_fingerprint(Path(config.path).expanduser())

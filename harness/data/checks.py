@@ -1,31 +1,21 @@
 """What can be wrong with a COCO-layout data set, found before any training, all in one report.
 
-Each problem is one line: what, where (image id, annotation id, file) and what to do. Reading the bytes of 118,000
-images takes minutes on slow storage, so a good file's verdict is remembered by its size and modification time.
+Each problem is one line: what, where (image id, annotation id, file) and what to do. `files` checks the images.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from harness.data.ticker import Progress, Ticker
 from harness.errors import UserError
-from harness.results import cache_dir, write_atomic
 
 EDGE_TOLERANCE = 1.0  # pixels over the border that count as rounding
 LINES_PER_KIND = 5  # of a report
-THREADS, FILES_AT_ONCE = 8, 256
 # COCO 2017's own training annotations hold exactly these two boxes without height, (image, annotation);
 # they are left out, as everybody does (github.com/cocodataset/cocoapi/issues/355).
 KNOWN_EMPTY_BOXES = {(200365, 918), (550395, 2206849)}
@@ -132,78 +122,6 @@ def check_segmentations(content: dict[str, Any], problems: Problems) -> None:
         trouble = _mask_trouble(row.get("segmentation"), list(sizes.get(row["image_id"], ())))
         if trouble:
             problems.add("mask", f"annotation {row.get('id')} (image {row.get('image_id')}) {trouble}")
-
-
-def check_files(folder: Path, images: list[dict[str, Any]], problems: Problems, progress: Progress | None) -> None:
-    """Is every image there, whole, readable and of the size the annotation file says?
-
-    A JPEG or PNG is whole when its end marker is there; one without is decoded to be sure. Damage in the
-    middle of a file is found only when training decodes it.
-    """
-    record = cache_dir() / "checked" / f"{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]}.json"
-    try:
-        known = json.loads(record.read_text())
-    except (OSError, ValueError):
-        known = {}
-    ticker = Ticker(progress, f"checking the images of {folder}", len(images))
-    seen: dict[str, list[int]] = {}
-
-    rows = [row for row in images if isinstance(row.get("file_name"), str)]
-    with ThreadPoolExecutor(THREADS) as pool:  # storage answers several questions at once
-        for start in range(0, len(rows), FILES_AT_ONCE):
-            some = rows[start : start + FILES_AT_ONCE]
-            names = [row["file_name"] for row in some]
-            verdicts = pool.map(_inspect, [folder / name for name in names], map(known.get, names))
-            for row, (verdict, trouble) in zip(some, verdicts, strict=True):
-                if verdict is not None:
-                    seen[row["file_name"]] = verdict
-                    trouble = _other_size(row, verdict)
-                if trouble:
-                    kind = "size" if verdict is not None else trouble.split()[0]
-                    problems.add(kind, f"image {row.get('id')} ({row['file_name']}) {trouble}")
-            ticker.at(start + len(some))
-    if seen != known:
-        with suppress(OSError):  # a cache that cannot be written costs time, nothing else
-            write_atomic(record, json.dumps(seen), durable=False)
-
-
-def _inspect(path: Path, known: list[int] | None) -> tuple[list[int] | None, str]:
-    """(size, modified, width, height) of a good image file, else None and what is wrong with it."""
-    try:
-        status = path.stat()
-        if known and known[:2] == [status.st_size, status.st_mtime_ns]:
-            return known, ""
-        with open(path, "rb") as stream, Image.open(stream) as image:
-            width, height = image.size
-            stream.seek(max(0, status.st_size - 64))
-            tail = stream.read()
-            whole = {"JPEG": b"\xff\xd9" in tail, "PNG": b"IEND" in tail}.get(image.format or "", False)
-            if not whole:
-                stream.seek(0)
-                with Image.open(stream) as again:
-                    again.load()
-    except FileNotFoundError:
-        return None, f"is missing in {path.parent}; add it or remove the image from the annotation file"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return None, f"cannot be read ({_brief(error)}); restore the file or remove the image from the annotation file"
-    return [status.st_size, status.st_mtime_ns, width, height], ""
-
-
-def _other_size(row: dict[str, Any], verdict: list[int]) -> str:
-    """What is wrong when the file's size is not the annotated one; empty when it is."""
-    told, real = [row.get("width"), row.get("height")], verdict[2:]
-    if told == real or not all(map(_is_whole, told)):
-        return ""
-    turned = "it is annotated as its EXIF orientation shows it: store the image upright"
-    return (
-        f"is {real[0]}x{real[1]} pixels, but the annotation file says {told[0]}x{told[1]}; "
-        f"{turned if told == real[::-1] else 'correct the file or its boxes'}"
-    )
-
-
-def _brief(error: BaseException) -> str:
-    """PIL's message without the object it prints."""
-    return "not an image" if "cannot identify" in str(error) else str(error)
 
 
 def _check_ids(what: str, rows: Iterable[dict[str, Any]], problems: Problems) -> None:

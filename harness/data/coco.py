@@ -15,20 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from harness.data.checks import (
     KNOWN_EMPTY_BOXES,
     Problems,
     check_annotations,
     check_categories,
-    check_files,
     check_images,
     check_segmentations,
     check_tables,
     is_number,
 )
+from harness.data.disk import no_access, open_file, shown
+from harness.data.files import check_files
 from harness.data.layout import Split, find_split
+from harness.data.pixels import UNREADABLE, read_rgb
 from harness.data.ticker import Progress, print_line
 from harness.errors import UserError
 
@@ -73,10 +74,12 @@ class CocoDataset:
         check_annotations(content, problems)
         if with_masks:
             check_segmentations(content, problems)
-        check_files(self.image_folder, content["images"], problems, progress)
+        notes = check_files(self.image_folder, content["images"], problems, progress)
         self.area_bounds = _area_bounds(content, problems)
         problems.raise_if_any()
         self._read_tables(content)
+        for note in notes:
+            (progress or print_line)(note)
         if self.num_clipped:
             (progress or print_line)(f"{self.annotation_file}: {self.num_clipped} boxes clipped by at most 1 pixel")
         if self.num_left_out:
@@ -127,6 +130,11 @@ class CocoDataset:
         return len(self.category_ids)
 
     @property
+    def file_names(self) -> tuple[str, ...]:
+        """Of the images in order of their ids, as they stand in the annotation file."""
+        return tuple(self._files)
+
+    @property
     def num_boxes(self) -> int:
         """Objects that are not crowd regions."""
         return int((~self._crowd).sum())
@@ -137,19 +145,21 @@ class CocoDataset:
         return int(np.bincount(self._image[~self._crowd], minlength=1).max())
 
     def load_image(self, index: int) -> np.ndarray:
-        """RGB uint8 [H, W, 3] of the image at `index` (order of image ids).
+        """RGB uint8 [H, W, 3] of the image at `index` (order of image ids), read as `pixels` tells.
 
         Raises:
-            UserError: the file has gone or broken since it was checked.
+            UserError: the file has gone, broken or changed since it was checked.
         """
         path = self.image_folder / self._files[index]
+        where = f"{shown(path)}: image {self.image_ids[index]}"
         try:
-            with Image.open(path) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(
-                f"{path}: image {self.image_ids[index]} cannot be read: {error}; restore the file"
-            ) from error
+            image = read_rgb(path)
+        except UNREADABLE as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{where} cannot be read: {said}; restore the file") from error
+        if image.shape[:2] != self.image_hw[index]:
+            raise UserError(f"{where} has another size than when it was checked; restore the file")
+        return image
 
     def boxes(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of the image at `index`: boxes_xyxy [G, 4] float32 pixels, labels [G] int64, crowd_xyxy [N, 4]."""
@@ -227,7 +237,11 @@ def _read_json(path: Path, progress: Progress, with_masks: bool) -> Any:
         progress(f"reading {path} ({path.stat().st_size / 1e6:.0f} MB)")
     try:
         hook = _with_compact_segmentation if with_masks else _without_segmentation
-        return json.loads(path.read_bytes(), object_hook=hook)
+        with open_file(path) as stream:
+            content = stream.read()
+        return json.loads(content, object_hook=hook)
+    except OSError as error:
+        raise no_access(path, error) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: broken JSON: {error}; repair or replace the file") from error
 

@@ -2,9 +2,10 @@
 
 `reading.py` fetches records, `ground.py` refuses those that do not compare, `tables.py` gathers them into rows,
 `statistics.py` gives deviations and intervals, `verdicts.py` says which claims held, `notes.py` the small print,
-`cells.py` and `formats.py` write Markdown, LaTeX, CSV and plain text, `figures.py` and `trial_figures.py` gather what
-is drawn of a grid and of one trial, `published.py` holds numbers of the paper that belong to no row, and `page.py` puts
-all of it on one page.
+`cells.py`, `formats.py` and `latex.py` write Markdown, CSV, plain text and LaTeX (with `letters.py`, `widths.py`),
+`figures.py` and `trial_figures.py` gather what is drawn of a grid and of one trial, `detected.py` what its detections
+tell by class and by image, `published.py` holds numbers of the paper that belong to no row, and `page.py` puts all of
+it on one page.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
-from harness.report.formats import claims_to_csv, to_csv, to_latex, to_markdown, to_text
+from harness.report.formats import claims_to_csv, to_csv, to_markdown, to_text
 from harness.report.ground import check_ground
+from harness.report.latex import to_latex
 from harness.report.reading import (
     AUTO,
     SOURCES,
@@ -31,10 +33,13 @@ from harness.report.reading import (
     trial_ids,
 )
 from harness.report.tables import Table, make_table
-from harness.results import write_atomic
+from harness.results import RunStore, write_atomic
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from harness.grid import Grid
+    from harness.report.detected import Detected
     from harness.report.page import Picture, Section
 
 __all__ = [
@@ -88,6 +93,8 @@ def write_report(
     records: Iterable[Mapping[str, Any]] | None = None,
     allow_mixed: bool = False,
     images: bool = False,
+    wide: bool = False,
+    score: float | None = None,
     how: How | None = None,
 ) -> Report:
     """Write each grid's table and the figures that it asks for into `out_dir`, and one page with all of them.
@@ -101,6 +108,8 @@ def write_report(
         records: records to use instead of reading any.
         allow_mixed: write tables whose trials come from different code, data or operators, with a warning.
         images: give gains on one seed an interval over the validation images (see `images.py`).
+        wide: LaTeX with every column, instead of the first metric with its gain.
+        score: lowest score of a detection on the sheet of the worst images; None takes that with the best F1.
         how: commands for the page.
 
     Raises:
@@ -135,7 +144,7 @@ def write_report(
     sections: list[Section] = []
     paths: list[Path] = []
     for grid, table, stem in zip(grids, tables, stems, strict=True):
-        written, section = _write_grid(grid, table, known, Path(out_dir) / stem, formats, how)
+        written, section = _write_grid(grid, table, known, Path(out_dir) / stem, formats, how, wide, score)
         paths += written
         sections.append(section)
     claims_file = CLAIMS_NAME if "csv" in formats and any(table.verdicts for table in tables) else ""
@@ -153,46 +162,79 @@ def write_report(
 
 
 def _write_grid(
-    grid: Grid, table: Table, records: Sequence[Mapping[str, Any]], base: Path, formats: Sequence[str], how: How
+    grid: Grid,
+    table: Table,
+    records: Sequence[Mapping[str, Any]],
+    base: Path,
+    formats: Sequence[str],
+    how: How,
+    wide: bool,
+    score: float | None,
 ) -> tuple[list[Path], Section]:
     """Write the files of one grid beside `base`, and return its part of the page."""
     from harness.report.page import Section
 
     figures, pictures = _figures(grid, records, base, formats)
+    found, sheet, sheet_files = _detected(grid, records, base, formats, score)
+    figures += sheet_files
     shown = [path.name for path in figures if path.suffix == ".png"]
-    texts = {"md": to_markdown(table, shown), "tex": to_latex(table), "csv": to_csv(table)}
+    texts = {"md": to_markdown(table, shown), "tex": to_latex(table, wide), "csv": to_csv(table)}
     paths = []
     for ending in (ending for ending in TABLES if ending in formats):
         paths.append(base.with_name(f"{base.name}.{ending}"))
         write_atomic(paths[-1], texts[ending])
     by_id = {str(record["trial_id"]): record for record in records}
     files = tuple(path.name for path in paths)
-    return paths + figures, Section(grid, table, by_id, pictures, files, how.grids.get(grid.name, ()))
+    commands = how.grids.get(grid.name, ())
+    return paths + figures, Section(grid, table, by_id, pictures, files, commands, found, sheet)
 
 
 def _figures(
     grid: Grid, records: Sequence[Mapping[str, Any]], base: Path, formats: Sequence[str]
 ) -> tuple[list[Path], tuple[Picture, ...]]:
     """Write the figures of one grid; the page needs each as PNG, wanted as a file or not."""
-    from harness.report.page import Picture, caption
+    from harness.report.page import caption
 
-    endings = [ending for ending in FIGURES if ending in formats]
-    if not endings and PAGE not in formats:
+    if not {PAGE, *FIGURES} & set(formats):
         return [], ()
-    from harness.figures.style import save_figure
     from harness.report.figures import analysis_figures
 
     paths: list[Path] = []
     pictures = []
     for name, figure in analysis_figures(grid, records).items():
-        with tempfile.TemporaryDirectory() as folder:  # PNG first, whatever is wanted: a second drawing lays out anew
-            (first,) = save_figure(figure, Path(folder) / name, ["png"])
-            png = first.read_bytes()
-        target = base.with_name(f"{base.name}_{name}")
-        files = [target.with_name(f"{target.name}.png")] if "png" in endings else []
-        for file in files:
-            write_atomic(file, png)
-        files += save_figure(figure, target, [ending for ending in endings if ending != "png"])
+        files, picture = _picture(figure, base.with_name(f"{base.name}_{name}"), caption(grid, name), formats)
         paths += files
-        pictures.append(Picture(caption(grid, name), png, tuple(path.name for path in files)))
+        pictures.append(picture)
     return paths, tuple(pictures)
+
+
+def _detected(
+    grid: Grid, records: Sequence[Mapping[str, Any]], base: Path, formats: Sequence[str], score: float | None
+) -> tuple[Detected | None, Picture | None, list[Path]]:
+    """What the detectors of one grid find, with the sheet of the worst images as picture and files."""
+    if not {PAGE, *FIGURES} & set(formats):
+        return None, None, []
+    from harness.report.detected import detected
+    from harness.report.page import caption
+
+    found = detected(grid, records, RunStore(), score)
+    if found is None or found.sheet is None:
+        return found, None, []
+    target = base.with_name(f"{base.name}_detections")
+    files, picture = _picture(found.sheet.draw(), target, caption(grid, "detections"), formats)
+    return found, picture, files
+
+
+def _picture(figure: Figure, target: Path, title: str, formats: Sequence[str]) -> tuple[list[Path], Picture]:
+    """Write the files of a figure that are wanted, and return it for the page."""
+    from harness.figures.style import save_figure
+    from harness.report.page import Picture
+
+    with tempfile.TemporaryDirectory() as folder:  # PNG first, whatever is wanted: a second drawing lays out anew
+        (first,) = save_figure(figure, Path(folder) / target.name, ["png"])
+        png = first.read_bytes()
+    files = [target.with_name(f"{target.name}.png")] if "png" in formats else []
+    for file in files:
+        write_atomic(file, png)
+    files += save_figure(figure, target, [ending for ending in FIGURES if ending in formats and ending != "png"])
+    return files, Picture(title, png, tuple(path.name for path in files))

@@ -1,4 +1,4 @@
-"""A table as Markdown, LaTeX (booktabs), CSV, and plain text for a terminal or a job log.
+"""A table as Markdown, CSV, and plain text for a terminal or a job log; `latex.py` writes LaTeX.
 
 All but CSV share one layout (`cells.py`): per metric ours, for the first metric also the gain and its p-value, and the
 paper's number and gain beside them where the paper has any; below it stands what became of the file's claims. CSV holds
@@ -76,59 +76,6 @@ def to_markdown(table: Table, pictures: Sequence[str] = ()) -> str:
     for picture in pictures:
         lines += ["", f"![{escape_markdown(table.title or table.name)}]({quote(picture)})"]
     return "\n".join(lines) + "\n"
-
-
-LATEX_CHARACTERS = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
-    **{"±": r"$\pm$", "×": r"$\times$", "–": "--", "—": "---", "…": r"\dots{}", "²": "$^2$", "→": r"$\rightarrow$"},
-    **{"λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$", "Δ": r"$\Delta$", "≤": r"$\le$", "≥": r"$\ge$"},
-    **{"₁": "$_1$", "₂": "$_2$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "’": "'"},
-    **{"[": "{[}", "*": "{*}"},  # at the start of a row these would be arguments of the line break before
-}
-
-
-def escape_latex(text: str) -> str:
-    """Escape `text` for LaTeX; other characters than these are left to UTF-8 input."""
-    return "".join(LATEX_CHARACTERS.get(character, character) for character in " ".join(text.split()))
-
-
-WIDE = 6  # columns; wider tables span both columns of a two-column page
-
-LATEX = Style(
-    escape=escape_latex,
-    number=lambda text: f"${text}$",
-    plus_minus=r" \pm ",
-    dash="--",
-    arrows={"higher": r"$\uparrow$", "lower": r"$\downarrow$", "": ""},
-    mark=lambda letters: rf"\textsuperscript{{{letters}}}",
-)
-
-
-def to_latex(table: Table) -> str:
-    """Return the table as a LaTeX float; it needs the package booktabs alone."""
-    columns = layout(table, LATEX)
-    float_name = "table*" if len(columns) > WIDE else "table"
-    lines = [
-        r"% needs \usepackage{booktabs}",
-        rf"\begin{{{float_name}}}[t]",
-        r"\centering\small\setlength{\tabcolsep}{4pt}",
-    ]
-    lines.append(rf"\caption{{{escape_latex(table.title or table.name)}}}")
-    lines.append(rf"\label{{tab:{re.sub('[^A-Za-z0-9-]+', '-', table.name)}}}")
-    lines += [rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}", r"\toprule"]
-    lines += [" & ".join(column.heading for column in columns) + r" \\", r"\midrule"]
-    for index in range(len(table.rows)):
-        lines.append(" & ".join(column.cells[index] for column in columns) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    small = [rf"\textsuperscript{{{letter}}} {escape_latex(reason)}" for letter, reason in table.footnotes]
-    small += [escape_latex(note) for note in table.notes]
-    small += [f"Claim: {verdict_words(verdict, LATEX)}" for verdict in table.verdicts]
-    small += [escape_latex(rule) for rule in rules_of(table.verdicts)]
-    # Each note is a paragraph of its own, below the table and in small type.
-    lines += [r"\par\smallskip", r"{\footnotesize\raggedright", *(rf"{text}\par" for text in small), "}"]
-    return "\n".join([*lines, rf"\end{{{float_name}}}"]) + "\n"
 
 
 def to_csv(table: Table) -> str:
