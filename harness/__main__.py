@@ -104,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
         "run", parents=[grid, only, store], help="run what is missing; resumes, never repeats; failed ones once more"
     )
     run.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
-    run.add_argument("--executor", choices=("ray", "local"), default="ray", help="local: in this process, one by one")
+    run.add_argument("--executor", choices=("ray", "local"), default="ray", help="local: on this machine, one by one")
     run.add_argument("--concurrent", metavar="N", type=_at_least_one, help="trials at a time (default: what fits)")
     run.add_argument("--cpus-per-trial", metavar="N", help="CPU cores of a trial; fractions allowed")
     run.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial; fractions allowed")

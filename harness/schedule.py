@@ -1,4 +1,4 @@
-"""Runs what is missing of a grid: on Ray Tune (harness/on_ray.py), or one trial after the other in this process.
+"""Runs what is missing of a grid: on Ray Tune (harness/on_ray.py), or one trial after the other on this machine.
 
 The store is the truth and an executor only executes: plan, leave out what is finished, hand the rest over, and
 afterwards ask the store what became of it. Every trial takes its lease and continues from its own folder, so a killed
@@ -64,14 +64,14 @@ def run_grid(
     Args:
         grid: what is wanted.
         store: where records are kept.
-        executor: "local" runs one trial after the other in this process and needs neither ray nor mlflow.
+        executor: "local" runs one trial after the other on this machine and needs neither ray nor mlflow.
         concurrent: trials at a time; None: as many as the resources allow.
         limit: run at most this many now.
         only: ids of the trials that may run; None: all.
         fail_fast: after the first failure start nothing more and let what runs leave its checkpoint.
         max_failures: how often a trial whose worker or node was lost is started again. A trial that fails by itself
             is not.
-        run_trial: instead of `harness.trial.run_trial`.
+        run_trial: instead of `harness.trial.run_trial`; the local executor runs it in this process.
         check_data: instead of `check_datasets`.
         out: takes each line of progress.
 
