@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness import tracking
 from harness.errors import UserError
-from harness.execute import RunTrial, on_signals, run_local, stop_now
+from harness.execute import RunTrial, on_signals, stop_now
 from harness.files import exists
 from harness.housekeeping import take_up
 from harness.ledger import remember
+from harness.local import run_local
 from harness.mirror import Mirror
 from harness.on_ray import Launch, run_on_ray
 from harness.order import longest_first

@@ -16,12 +16,36 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 # The story, read from the commands down to the leaves: a room imports only rooms that stand below it.
 STORY = [
     *("__main__", "store_commands", "commands", "doctor", "submit", "schedule", "on_ray", "failfast", "tuner"),
-    *("cluster", "forkserver", "execute", "trial", "trial_analysis", "trial_record", "revisit", "trained", "launch"),
+    *(
+        "cluster",
+        "local",
+        "apart",
+        "forkserver",
+        "execute",
+        "trial",
+        "trial_analysis",
+        "trial_record",
+        "revisit",
+        "trained",
+        "launch",
+    ),
     *("build", "memory", "train", "evaluate", "analyse", "ranks", "report", "resample", "figures", "transfer"),
-    *("mirror", "replay", "mlflow_runs", "tracking", "views", "sqlite", "cost", "choose", "compare", "suggestions"),
+    *(
+        "mirror",
+        "replay",
+        "mlflow_runs",
+        "tracking",
+        "views",
+        "sqlite",
+        "order",
+        "cost",
+        "choose",
+        "compare",
+        "suggestions",
+    ),
     *("grid", "search", "rows", "labels", "identity", "spec", "space", "claims", "resolve", "data", "ledger"),
     *("housekeeping", "console", "progress", "results", "source", "lease", "parcel", "strict"),
-    *("process", "config", "errors"),
+    *("process", "endings", "config", "files", "errors"),
 ]
 
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}
