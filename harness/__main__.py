@@ -52,6 +52,12 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to 65535, got '{text}'")
+    return int(text)
+
+
 def _score(text: str) -> float:
     try:
         score = float(text)
@@ -130,7 +136,11 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
     report.add_argument("--out", metavar="DIR", default="reports", help="folder for the files (default: reports)")
     report.add_argument(
-        "--format", metavar="LIST", type=_words, dest="formats", help="of html,md,tex,csv,png,pdf (all)"
+        "--format",
+        metavar="LIST",
+        type=_words,
+        dest="formats",
+        help="of html,md,tex,csv,png,pdf,parquet (default: all but parquet); csv and parquet: the trials as data, too",
     )
     report.add_argument(
         "--from",
@@ -185,7 +195,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     ui = commands.add_parser("ui", parents=[store], help="serve the MLflow pages on this machine")
     ui.add_argument("--host", metavar="NAME", default="127.0.0.1", help="address to serve on")
-    ui.add_argument("--port", metavar="N", type=_at_least_one, default=5000)
+    ui.add_argument("--port", metavar="N", type=_port, default=5000, help="a free one (default: 5000)")
 
     _add_store_commands(commands, grid, store)
     commands.add_parser("doctor", help="which operators run on which device, compared with the reference")
@@ -235,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from harness import commands, store_commands
     from harness.errors import StorageError, UserError
     from harness.lease import LeaseLost
+    from harness.passwords import masked
     from harness.process import wait_politely
 
     wait_politely()  # and so for every process that this one starts
@@ -244,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(getattr(room, name)(args))
     except (StorageError, UserError, LeaseLost) as error:
-        for line in str(error).splitlines():
+        for line in masked(str(error)).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

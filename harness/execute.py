@@ -111,7 +111,12 @@ def _settle(trial: Trial, store: RunStore, error: Exception, stopped: bool) -> N
 
 def known(trial: Trial) -> dict[str, Any]:
     """The part of a record that is known before anything ran."""
-    return {"label": trial.label, "factors": dict(trial.factors), "fingerprint": trial.fingerprint}
+    return {
+        "label": trial.label,
+        "factors": dict(trial.factors),
+        "fingerprint": trial.fingerprint,
+        "weights_hash": trial.weights_hash,
+    }
 
 
 def _reporter(trial: Trial, store: RunStore) -> Callable[[dict[str, Any]], None]:

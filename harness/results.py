@@ -85,7 +85,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 RECORD_PARTS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("metrics", "cost", "config", "factors", "provenance", "per_class"), (dict, type(None))),
-    **dict.fromkeys(("error", "started", "finished", "label", "fingerprint"), (str, type(None))),
+    **dict.fromkeys(("error", "started", "finished", "label", "fingerprint", "weights_hash"), (str, type(None))),
     "history": (list, type(None)),
 }
 

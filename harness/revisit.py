@@ -90,7 +90,7 @@ def _request(args: argparse.Namespace, settings: AnalyseConfig) -> Request:
 def _file(path: Path, args: argparse.Namespace) -> Found:
     """A file of weights under the configuration of a preset."""
     spec = AblationSpec(name=path.stem, rows=(RowSpec(label=path.stem),))
-    grid = expand(spec, args.preset or DEFAULT_PRESET, args.overrides, data=args.data)
+    grid = expand(spec, args.preset or DEFAULT_PRESET, args.overrides, data=args.data, require_data=False)
     if not is_file(path):
         raise UserError(f"{path}: there is no such file of weights")
     return Found(path.stem, grid.trials[0].config, path, None, str(path))
@@ -237,7 +237,7 @@ def mirror_trials(store: RunStore, trial_ids: Sequence[str], say: Say) -> None:
     if not trial_ids or not tracking.available() or tracking.is_missing(uri):
         return
     try:
-        count = mirror.sync_trials(store, trial_ids, uri)
+        count = mirror.sync_trials(store, trial_ids, uri, say)
     except UserError as error:
         say(f"note: {error}; `codetr sync` brings it up to date later")
         return

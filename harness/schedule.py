@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness import tracking
+from harness.detection_metrics import beyond_limit, limit_words
 from harness.errors import UserError
 from harness.execute import RunTrial, on_signals, stop_now
 from harness.files import exists
@@ -24,10 +25,13 @@ from harness.local import run_local
 from harness.mirror import Mirror
 from harness.on_ray import Launch, run_on_ray
 from harness.order import longest_first
+from harness.pretrained import check_backbones
 from harness.progress import Progress, print_line
 from harness.results import RunStore
 from harness.source import code_version
+from harness.space import corners
 from harness.suggestions import suggested
+from harness.training_length import training_length
 
 if TYPE_CHECKING:
     from harness.config import DataConfig
@@ -73,7 +77,7 @@ def run_grid(
         max_failures: how often a trial whose worker or node was lost is started again. A trial that fails by itself
             is not.
         run_trial: instead of `harness.trial.run_trial`; the local executor runs it in this process.
-        check_data: instead of `check_datasets`.
+        check_data: instead of `check_inputs`.
         out: takes each line of progress.
 
     Raises:
@@ -97,7 +101,7 @@ def run_grid(
         with ExitStack() as stack:
             stack.enter_context(on_signals(stop_now))
             progress = stack.enter_context(Progress(grid, store, out, chosen=wanted))
-            if (driver := store.claim_grid(grid.name)) is not None:
+            if (driver := store.claim_grid(grid.key)) is not None:
                 stack.enter_context(driver)
             mirror = _open_mirror(grid, store, progress)
             if mirror is not None:
@@ -106,7 +110,7 @@ def run_grid(
                 suggestions = f", {more} to be suggested" if more else ""
                 progress.say(f"{len(pending)} of {len(wanted)} trials to run{suggestions}")
                 progress.phase("checking the data")
-                (check_data or check_datasets)(pending or grid.trials[:1], progress.say)
+                (check_data or check_inputs)(_examples(grid, pending, more), progress.say)
                 for line in take_up(store, [trial.trial_id for trial in pending]):
                     progress.say(line)
                 progress.watch(pending)
@@ -172,6 +176,29 @@ def _check_search(grid: Grid, executor: str) -> None:
         raise UserError(f"{grid.name}: algorithm: optuna needs optuna; pip install -c constraints.txt -e '.[search]'")
 
 
+def _examples(grid: Grid, pending: list[Trial], more: int) -> list[Trial]:
+    """Trials that show what is wrong with any of those to run: also with those that a search may still suggest."""
+    if grid.search is None or not more:
+        return pending or list(grid.trials[:1])
+    return [*pending, *(grid.search.make(values)[0] for values in corners(grid.search.spec))]
+
+
+def check_inputs(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
+    """Check what the trials start from, their backbones and data sets, before anything is trained.
+
+    Raises:
+        UserError: all that is wrong, a line each.
+    """
+    problems = []
+    for check in (lambda: check_backbones(trials), lambda: check_datasets(trials, say)):
+        try:
+            check()
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
 def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
     """Generate and check every data set once, before anything is trained on it.
 
@@ -183,14 +210,24 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
     configs: dict[Any, DataConfig] = {}
     with_masks: dict[Any, bool] = {}
     queries: dict[Any, int] = {}
+    limits: dict[Any, int] = {}
     for trial in trials:
         data, heads = trial.config.data, trial.config.model.heads
         key = (data.path, data.digits)
         configs[key] = data
         with_masks[key] = with_masks.get(key, False) or _need_masks(heads)
         queries[key] = min(trial.config.model.num_queries, queries.get(key, trial.config.model.num_queries))
+        limit = trial.config.evaluate.max_detections
+        limits[key] = min(limit, limits.get(key, limit))
     for key, config in configs.items():
-        most = max(data.most_objects for data in open_splits(config, progress=say, with_masks=with_masks[key]))
+        splits = open_splits(config, progress=say, with_masks=with_masks[key])
+        crowded = beyond_limit(splits[1].objects_of_images)
+        if crowded and crowded["most"] > limits[key]:
+            say(f"note: {limit_words(crowded, limits[key])}")
+        most = max(data.most_objects for data in splits)
+        asked = [trial.config.train for trial in trials if (trial.config.data.path, trial.config.data.digits) == key]
+        for length in dict.fromkeys(training_length(train, len(splits[0])) for train in asked if train.min_steps):
+            say(f"training: {length}")
         if most > queries[key]:
             say(f"note: an image has {most} objects, and model.num_queries={queries[key]} can find no more than that")
 

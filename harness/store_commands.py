@@ -68,7 +68,7 @@ def _groups_of_files(args: argparse.Namespace) -> list[tuple[str, dict[str, str]
     from harness.commands import open_grids
 
     grids = open_grids(args, require_data=False)
-    groups = [(f"{g.name} ({g.preset})", {t.trial_id: t.label for t in g.trials if t.fingerprint}) for g in grids]
+    groups = [(g.heading, {t.trial_id: t.label for t in g.trials if t.has_id}) for g in grids]
     return [group for group in groups if group[1]]
 
 
@@ -76,7 +76,7 @@ def _groups_of_store(store: RunStore) -> list[tuple[str, dict[str, str]]]:
     known, lines = ledger.known_grids(store)
     for line in lines:
         remark(f"warning: {line}")
-    groups = [(f"{grid.name} ({grid.preset})", grid.labels) for grid in known]
+    groups = [(grid.heading, grid.labels) for grid in known]
     asked = {trial_id for _, labels in groups for trial_id in labels}
     others = {trial_id: "" for trial_id in store.trials() if trial_id not in asked}
     return [*groups, (OTHERS, others)] if others else groups
@@ -231,7 +231,7 @@ def retry(args: argparse.Namespace) -> int:
     if not again:
         print("no trial of these has failed" if args.what else f"no trial in {store.root} has failed")
         return 0
-    commands = [grid.command for grid in known if grid.command and not grid.labels.keys().isdisjoint(again)]
+    commands = [command for grid in known for command in grid.commands_for(again)]
     print(f"{count(['pending'] * len(again))}; the failed records are kept in attempts/")
     for command in dict.fromkeys(commands):
         print(f"run next: {command}")
@@ -246,7 +246,7 @@ def _asked(args: argparse.Namespace, store: RunStore, known: Sequence[ledger.Kno
         from harness.commands import open_grids
 
         grids = open_grids(argparse.Namespace(**{**vars(args), "files": files}), require_data=False)
-        found += [trial.trial_id for grid in grids for trial in grid.trials if trial.fingerprint]
+        found += [trial.trial_id for grid in grids for trial in grid.trials if trial.has_id]
     return list(dict.fromkeys(found)) if args.what else store.trials()
 
 

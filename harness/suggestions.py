@@ -33,7 +33,7 @@ def suggested(grid: Grid, store: RunStore) -> Grid:
         UserError: the list is damaged.
         ReadError: the storage does not give it.
     """
-    if grid.search is None or not all(trial.fingerprint for trial in grid.trials):
+    if grid.search is None or not all(trial.has_id for trial in grid.trials):
         return grid
     for values in _read(suggestions_file(store, grid)):
         grid = grid.suggest(values)

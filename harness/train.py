@@ -163,6 +163,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)  # an entry per epoch done
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0  # of checkpoints, which are in no other of these but the last
     wall_seconds: float = 0.0
     peak_memory_mb: float = 0.0
     # [N, 2, Q] of the last evaluation (see `harness.evaluate.Evaluation`); None before the first

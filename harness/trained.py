@@ -7,16 +7,17 @@ detector is built, not before.
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.config import TrialConfig
-from harness.errors import ReadError, UserError
+from harness.errors import UserError
 from harness.files import is_file
 from harness.identity import config_from_dict
 from harness.results import RunStore
 from harness.train import WEIGHTS
+from model import weights as files
 from model.detector import Detector
 from model.official import convert
 
@@ -90,24 +91,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Raises:
         UserError: it holds something else.
-        ReadError: the storage does not give it.
     """
-    import torch
-
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            tensors: Any = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-            tensors = tensors.get("state_dict", tensors)
-    except OSError as error:
-        raise ReadError(path, error) from error
-    except Exception as error:  # a broken file may fail in any way
-        raise UserError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise UserError(f"{path} holds no state dict, a mapping of names to tensors")
+        tensors = files.read_weights(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     return {name.removeprefix("model."): value for name, value in tensors.items()}
 
 
@@ -120,7 +108,9 @@ def build(found: Found, device: torch.device) -> Detector:
     weights = _translated(read_weights(found.weights), found)
     if CLASS_BRANCH not in weights:
         raise UserError(f"{found.where}: no tensor {CLASS_BRANCH}; these are not the weights of a Co-DETR detector")
-    detector = Detector(found.config.model, len(weights[CLASS_BRANCH]))
+    model = found.config.model  # its backbone's pretrained weights are part of `weights` and need not be here
+    model = replace(model, backbone=replace(model.backbone, weights=None))
+    detector = Detector(model, len(weights[CLASS_BRANCH]))
     own = detector.state_dict()
     strange = sorted(weights.keys() - own.keys())
     missing = sorted(own.keys() - weights.keys())

@@ -2,7 +2,8 @@
 
 What a grid gives on a machine without Ray or MLflow fills the tables on another one. An archive (or folder) holds
 `runs/<trial_id>/` as a store does, without what only a running trial needs; the same records make the same bytes. What
-is taken in has been checked: it is whole, finished, and its id follows from its configuration and data.
+is taken in has been checked: it is whole, finished, and its id follows from its configuration, data and pretrained
+weights. A record of before the weights' hashes has their path in its id and no `weights_hash`; it is taken as it is.
 """
 
 from __future__ import annotations
@@ -148,8 +149,7 @@ def checked(trial_id: str, files: Mapping[str, bytes]) -> dict[str, Any]:
     Raises:
         Refused: it is damaged, not finished, of another schema, or of another trial than it says.
     """
-    from harness.identity import config_from_dict
-    from harness.identity import trial_id as identify
+    from harness.identity import recorded_id
 
     if "result.json" not in files:
         raise Refused("has no result.json")
@@ -170,12 +170,15 @@ def checked(trial_id: str, files: Mapping[str, bytes]) -> dict[str, Any]:
         if not isinstance(entry, dict) or not isinstance(entry.get("epoch"), int):
             raise Refused("metrics.jsonl has a line that is no epoch's")
     try:
-        found = identify(config_from_dict(record["config"]), record["fingerprint"])
+        found = recorded_id(record)
     except UserError as error:
         why = str(error).splitlines()[0]
         raise Refused(f"its configuration is not understood by this version: {why}") from error
+    except ValueError as error:
+        raise Refused(f"result.json: {error}") from error
     if found != trial_id:
-        raise Refused(f"its configuration and data make trial {found}: it was changed, or made by another version")
+        what = "configuration, data and weights make" if record.get("weights_hash") else "configuration and data make"
+        raise Refused(f"its {what} trial {found}: it was changed, or made by another version")
     return record
 
 

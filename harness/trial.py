@@ -24,6 +24,7 @@ from harness.evaluate import Evaluation, evaluate
 from harness.launch import run_ranks
 from harness.lease import LeaseLost
 from harness.memory import explain_out_of_memory
+from harness.pretrained import check_start
 from harness.ranks import ALONE, Ranks, join
 from harness.results import RunStore
 from harness.train import train_step
@@ -59,6 +60,7 @@ def run_trial(
     """
     should_stop = should_stop or (lambda: False)
     try:
+        check_start(trial)
         if trial.runtime.ranks == 1:
             return _work(trial, store, report, should_stop)
         check_ranks(trial)
@@ -161,10 +163,11 @@ def train_epoch(state: TrialState) -> None:
         stopping = state.should_stop()
         if stopping or (now - saved >= CHECKPOINT_SECONDS and not last):
             progress.train_seconds += now - mark
-            mark, mark_step = now, progress.step
             save(state)
-            saved = time.monotonic()
+            saved = mark = time.monotonic()  # a checkpoint is no training
+            mark_step = progress.step
             if stopping:
+                write_record(state, "running")  # with what the checkpoint itself took
                 state.ranks.wait()  # until the first has saved
                 raise Interrupted(f"stopped at step {progress.step} of {state.total_steps}")
     progress.train_seconds += time.monotonic() - mark
@@ -238,4 +241,5 @@ def _evaluate(state: TrialState, loss: float | None) -> Evaluation:
             )
     except Interrupted:
         save(state)
+        write_record(state, "running")
         raise

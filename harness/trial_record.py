@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.build import TrialState, peak_memory_mb
+from harness.detection_metrics import beyond_limit
 from harness.evaluate import evaluator_version
 from harness.files import read_bytes
 from harness.identity import config_to_dict
 from harness.source import provenance
-from harness.train import drop_checkpoints, save_checkpoint, save_weights
+from harness.train import Progress, drop_checkpoints, save_checkpoint, save_weights
 from model.ops import implementation
 
 if TYPE_CHECKING:
@@ -87,14 +89,23 @@ def save(state: TrialState) -> None:
     update_clock(state)
     if not state.ranks.is_first:
         return
-    state.ranks.return_random_state()
-    confirm = partial(check_lease, state)
-    save_checkpoint(state.folder / "checkpoint", state.detector, state.optimizer, state.progress, confirm)
+    with counted(state.progress):
+        state.ranks.return_random_state()
+        confirm = partial(check_lease, state)
+        save_checkpoint(state.folder / "checkpoint", state.detector, state.optimizer, state.progress, confirm)
 
 
 def check_lease(state: TrialState) -> None:
     """Make sure that the trial is still ours to write. Raises `LeaseLost` where another process has taken it over."""
     state.store.check_lease(state.trial.trial_id)
+
+
+@contextmanager
+def counted(progress: Progress) -> Iterator[None]:
+    """Count the time inside as that of checkpoints."""
+    started = time.monotonic()
+    yield
+    progress.checkpoint_seconds += time.monotonic() - started
 
 
 def update_clock(state: TrialState) -> None:
@@ -113,6 +124,7 @@ def identity_fields(trial: Trial) -> dict[str, Any]:
         "label": trial.label,
         "config": config_to_dict(trial.config),
         "fingerprint": trial.fingerprint,
+        "weights_hash": trial.weights_hash,
         "factors": dict(trial.factors),
     }
 
@@ -150,6 +162,7 @@ def _cost(state: TrialState) -> dict[str, Any]:
     return {
         "train_seconds": progress.train_seconds,
         "eval_seconds": progress.eval_seconds,
+        "checkpoint_seconds": progress.checkpoint_seconds,
         "wall_seconds": progress.wall_seconds,
         "seconds_per_step": progress.train_seconds / progress.step if progress.step else None,
         "peak_memory_mb": progress.peak_memory_mb,
@@ -160,6 +173,7 @@ def _cost(state: TrialState) -> dict[str, Any]:
 
 def _circumstances(state: TrialState) -> dict[str, Any]:
     """What the numbers may depend on besides the code."""
+    crowded = beyond_limit(state.val_data.objects_of_images)
     return {
         "device": torch.cuda.get_device_name() if state.device.type == "cuda" else "cpu",
         "ops": implementation(state.device),
@@ -167,6 +181,7 @@ def _circumstances(state: TrialState) -> dict[str, Any]:
         "area_bounds": list(state.val_data.area_bounds),
         "threads": torch.get_num_threads(),
         "ranks": state.ranks.size,
+        **({"beyond_limit": crowded} if crowded else {}),
     }
 
 
@@ -175,7 +190,8 @@ def finish(state: TrialState) -> dict[str, Any]:
     if not state.ranks.is_first:
         return {}
     check_lease(state)
-    save_weights(state.folder / "checkpoint", state.detector, partial(check_lease, state))
+    with counted(state.progress):
+        save_weights(state.folder / "checkpoint", state.detector, partial(check_lease, state))
     record = write_record(state, "finished")
     check_lease(state)
     drop_checkpoints(state.folder / "checkpoint")

@@ -455,14 +455,18 @@ def test_a_figure_without_data_is_left_out(tmp_path):
     assert list(analysis_figures(grid, [make_record("0-0", 10.0)])) == ["ap"]
     write_report([full_grid()], tmp_path, records=[])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("claims.csv", "report.html", "table_09.csv", "table_09.md", "table_09.tex")
+        *("claims.csv", "report.html", "table_09.csv", "table_09.md", "table_09.tex"),
+        *("table_09_epochs.csv", "table_09_trials.csv"),
     ]
     assert "![" not in (tmp_path / "table_09.md").read_text()
 
 
 def test_write_report_shows_the_figure_in_the_markdown(tmp_path):
     report = write_report([full_grid()], tmp_path, records=full_records())
-    assert [path.suffix for path in report.paths] == [".html", ".md", ".tex", ".csv", ".png", ".pdf", ".csv"]
+    assert [path.suffix for path in report.paths] == [
+        *(".html", ".md", ".tex", ".csv"),
+        *(".csv", ".csv", ".png", ".pdf", ".csv"),  # trials and epochs, the figure, all claims
+    ]
     assert all(path.stat().st_size > 200 for path in report.paths)
     assert "![Components & more_of it](table_09_ap.png)" in (tmp_path / "table_09.md").read_text()
 

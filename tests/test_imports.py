@@ -30,22 +30,11 @@ STORY = [
         "launch",
     ),
     *("build", "memory", "train", "evaluate", "analyse", "ranks", "report", "resample", "figures", "transfer"),
-    *(
-        "mirror",
-        "replay",
-        "mlflow_runs",
-        "tracking",
-        "views",
-        "sqlite",
-        "order",
-        "cost",
-        "choose",
-        "compare",
-        "suggestions",
-    ),
-    *("grid", "search", "rows", "labels", "identity", "spec", "space", "claims", "resolve", "data", "ledger"),
+    *("ui", "mirror", "replay", "mlflow_runs", "tracking", "views", "tracking_failures", "sqlite", "metric_names"),
+    *("order", "cost", "choose", "compare", "suggestions", "listing", "grid", "search", "ledger", "variants", "rows"),
+    *("labels", "pretrained", "identity", "spec", "space", "claims", "resolve", "origins", "training_length", "data"),
     *("housekeeping", "console", "progress", "results", "source", "lease", "parcel", "strict"),
-    *("process", "endings", "config", "files", "errors"),
+    *("process", "endings", "config", "detection_metrics", "files", "errors", "passwords"),
 ]
 
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}

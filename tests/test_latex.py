@@ -14,8 +14,9 @@ from matplotlib.font_manager import findfont, get_font
 from report_grid import full_grid, full_records, make_grid, make_record
 
 from harness.__main__ import main
-from harness.report.latex import COLUMN_WIDTH, PAGE_WIDTH, to_latex
+from harness.report.latex import COLUMN_WIDTH, PAGE_WIDTH, pivot_to_latex, to_latex
 from harness.report.letters import escape_latex
+from harness.report.pivot import Pivot
 from harness.report.tables import Table, make_table
 from harness.report.widths import fits, text_width, wrap
 
@@ -92,9 +93,25 @@ TABLES = {
 }
 
 
+def pivot_of(labels: list[str], columns: list[str], corner: str = "variant") -> Pivot:
+    """Every label against every value of an axis, the first one without gains."""
+    rows = table_of(labels).rows
+    metric = table_of(labels).metrics[0]
+    below = tuple((label, (row,) * (len(columns) - 1) + (None,)) for label, row in zip(labels, rows, strict=True))
+    return Pivot(f"AP against {ODD[0]}", metric, corner, "num_queries", tuple(columns), below, f"{LONG}; {ODD[1]}")
+
+
+PIVOTS = {
+    "pivot": lambda: pivot_of(["no head", "ATSS"], ["10", "20", "40"]),
+    "pivot of many": lambda: pivot_of(["no head", LONG], [str(10 * number) for number in range(14)], ODD[0]),
+    "pivot of words": lambda: pivot_of(ODD, [ODD[1], "x" * 90, "a+b+c"]),
+}
+
+
 @lru_cache
 def texts(wide: bool) -> dict[str, str]:
-    return {name: to_latex(make(), wide) for name, make in TABLES.items()}
+    tables = {name: to_latex(make(), wide) for name, make in TABLES.items()}
+    return tables | {name: pivot_to_latex(make(), name) for name, make in PIVOTS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +189,7 @@ def widest_line(text: str) -> tuple[float, list[str]]:
     return max(found)
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", [*TABLES, *PIVOTS])
 @pytest.mark.parametrize(("wide", "limit"), [(False, 221.0), (True, 345.0)])
 def test_the_letters_of_a_line_fit(name, wide, limit):
     """221 points are a column of two on A4, 345 the text of an article of one column."""

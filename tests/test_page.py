@@ -16,7 +16,7 @@ from report_grid import full_grid, full_records, make_grid, make_record
 from harness.__main__ import main
 from harness.claims import Claim
 from harness.mirror import sync
-from harness.report import FORMATS, How, write_report
+from harness.report import DEFAULT_FORMATS, How, write_report
 from harness.report.page import Picture, Section, to_page
 from harness.report.tables import make_table
 from harness.results import RunStore, to_json
@@ -177,7 +177,7 @@ def test_pictures_and_files_of_a_report(tmp_path):
 
 def test_the_same_records_give_the_same_bytes(tmp_path):
     first, second = (write_report([full_grid()], tmp_path / name, records=full_records()) for name in "ab")
-    assert {path.suffix[1:] for path in first.paths} == set(FORMATS)
+    assert {path.suffix[1:] for path in first.paths} == set(DEFAULT_FORMATS)
     for one, other in zip(first.paths, second.paths, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
 
@@ -200,7 +200,7 @@ def test_records_alone_give_the_tables_of_the_tracking_store(tmp_path, tracking_
     write_report([grid], tmp_path / "records", source="records")
     made = ("md", "tex", "csv", "png", "pdf")
     assert files(tmp_path / "tracking", *made) == files(tmp_path / "records", *made)
-    assert len(files(tmp_path / "records", *made)) == 5
+    assert len(files(tmp_path / "records", *made)) == 7
     links = [
         [link["href"] for link in Page((tmp_path / n / "report.html").read_text()).all("a")]
         for n in ("tracking", "records")
@@ -256,14 +256,14 @@ def test_the_command_line_makes_all_of_it_twice_the_same(tmp_path, monkeypatch, 
     arguments = command_line_store(tmp_path, monkeypatch)
     assert main(arguments) == 0
     assert "claim: An auxiliary head with its positive queries helps:" in capsys.readouterr().out
-    before = files(tmp_path / "out", *FORMATS)
-    assert len(before) == 7
+    before = files(tmp_path / "out", *DEFAULT_FORMATS)
+    assert len(before) == 9
     page = Page(before["report.html"].decode())
     assert 'href="claims.csv"' in before["report.html"].decode()
     assert "margin" not in page.text  # no claim of this file needs one
     assert f"codetr run {arguments[1]} --preset digits_fast --seeds 0,1" in page.text
     assert main(arguments) == 0
-    assert files(tmp_path / "out", *FORMATS) == before
+    assert files(tmp_path / "out", *DEFAULT_FORMATS) == before
 
 
 def test_records_of_data_that_are_not_here_make_their_table(tmp_path, monkeypatch, capsys):

@@ -175,8 +175,9 @@ def test_headings_say_which_way_is_better():
 
 def test_write_report_writes_and_returns(tmp_path):
     report = write_report([full_grid()], tmp_path / "out", ("md", "csv"), records=full_records())
-    assert [path.name for path in report.paths] == ["table_09.md", "table_09.csv", "claims.csv"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["claims.csv", "table_09.csv", "table_09.md"]
+    data = ["table_09_trials.csv", "table_09_epochs.csv"]
+    assert [path.name for path in report.paths] == ["table_09.md", "table_09.csv", *data, "claims.csv"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in report.paths}
     assert report.text == (EXPECTED / "table.txt").read_text()
 
 

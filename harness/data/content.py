@@ -50,7 +50,7 @@ def folder_fingerprint(root: Path, progress: Progress | None = None) -> str:
     """
     splits = find_splits(root)
     listed = {split: dict(list_images(folder)) for split, (_, folder) in splits.items()}
-    hashes = {split: _file_hash(annotation_file) for split, (annotation_file, _) in splits.items()}
+    hashes = {split: _annotation_hash(annotation_file) for split, (annotation_file, _) in splits.items()}
     named = {split: _named_files(splits[split][0], hashes[split]) for split in splits}
     digest = hashlib.sha256()
     if any(_names_others(splits[split][1], named[split], listed[split]) for split in splits):
@@ -143,22 +143,38 @@ def _remembered(record: Path) -> Any:
 # ---- what files hold ----------------------------------------------------------------------------------------------
 
 
-def _file_hash(path: Path) -> str:
-    """SHA-256 of a file, remembered while its size and modification time stay."""
-    found = status(path)
-    size, modified = (found.st_size, found.st_mtime_ns) if found else (0, 0)
-    key = hashlib.sha256(os.fsencode(f"{path.absolute()}\0{size}\0{modified}")).hexdigest()[:32]
-    record = cache_dir() / "hashes" / key
-    with suppress(OSError, ValueError):
-        return record.read_text()
+def file_hash(path: Path, *, same_entry: bool = False) -> str:
+    """SHA-256 of a file, 64 hex digits, remembered while its size and modification time stay.
+
+    Args:
+        path: the file.
+        same_entry: its inode and time of change must stay as well: a file that is moved here, as one of several of the
+            same size often is, keeps its modification time.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    found = os.stat(path)
+    marks = [found.st_size, found.st_mtime_ns, *([found.st_ctime_ns, found.st_ino] if same_entry else [])]
+    key = b"\0".join([os.fsencode(path.absolute()), *(str(mark).encode() for mark in marks)])
+    record = cache_dir() / "hashes" / hashlib.sha256(key).hexdigest()[:32]
+    with suppress(OSError, UnicodeDecodeError):
+        if re.fullmatch("[0-9a-f]{64}", known := record.read_text()):
+            return known
+    with open_file(path) as stream:
+        value = hashlib.file_digest(stream, "sha256").hexdigest()
+        after = os.fstat(stream.fileno())
+    if (after.st_size, after.st_mtime_ns) == (marks[0], marks[1]):  # else somebody is writing it
+        with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            write_atomic(record, value, durable=False)
+    return value
+
+
+def _annotation_hash(path: Path) -> str:
     try:
-        with open_file(path) as stream:
-            value = hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_hash(path)
     except OSError as error:
         raise no_access(path, error) from error
-    with suppress(OSError):  # a cache that cannot be written costs time, nothing else
-        write_atomic(record, value, durable=False)
-    return value
 
 
 def _contents(folder: Path, names: list[str], progress: Progress) -> dict[str, str]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 from harness.figures.matching import SCORE, Matches, Threshold, best_threshold, worst_images
-from harness.report.tables import metric_of, recorded
+from harness.report.frames import recorded
+from harness.report.tables import metric_of
 from harness.results import RunStore
 
 if TYPE_CHECKING:

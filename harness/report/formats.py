@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 from harness.report.cells import PLAIN, Style, layout, verdict_words
+from harness.report.frames import PARTS, summary_frame
+from harness.report.pivot import Pivot, headings, lines
 from harness.report.tables import Table
 from harness.report.verdicts import rules_of
 
@@ -78,29 +80,31 @@ def to_markdown(table: Table, pictures: Sequence[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
+def pivot_to_text(pivot: Pivot) -> str:
+    """Return the pivot as aligned plain text."""
+    rows = [headings(pivot, PLAIN), *lines(pivot, PLAIN)]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    texts = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    note = textwrap.wrap(pivot.note, max(len(rule), 80), subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join([pivot.title, rule, texts[0], rule, *texts[1:], rule, *note]) + "\n"
+
+
+def pivot_to_markdown(pivot: Pivot) -> str:
+    """Return the pivot as GitHub Markdown."""
+    head, *body = [headings(pivot, MARKDOWN), *lines(pivot, MARKDOWN)]
+    rule = "|" + "|".join([" :-- "] + [" --: "] * (len(head) - 1)) + "|"
+    rows = ["| " + " | ".join(row) + " |" for row in body]
+    above = [f"### {escape_markdown(pivot.title)}", "", "| " + " | ".join(head) + " |", rule]
+    return "\n".join([*above, *rows, "", f"- {escape_markdown(pivot.note)}"]) + "\n"
+
+
 def to_csv(table: Table) -> str:
     """Return every number of the table, a line per row; an empty field is a number that is not there."""
-    reasons = dict(table.footnotes)
-    keys = sorted({key for row in table.rows for key in row.factors if key != "seed"})
-    parts = ("", "_std", "_n", "_gain", "_gain_low", "_gain_high", "_gain_p", "_paper", "_paper_gain")
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        ["variant", *keys, "seeds", *(metric.name + part for metric in table.metrics for part in parts), "notes"]
-    )
-    for row in table.rows:
-        line = [row.label, *(row.factors.get(key, "") for key in keys), row.num_finished]
-        letters = [row.label_marks, row.marks]
-        for metric in table.metrics:
-            cell = row.cells[metric.name]
-            ours, gain = cell.summary, cell.gain
-            line += _plain([ours.mean, ours.std, ours.n] if ours else [None] * 3)
-            line += _plain([gain.mean, gain.low, gain.high, gain.p_value] if gain else [None] * 4)
-            line += _plain([cell.published, cell.published_gain])
-            letters.append(cell.marks)
-        used = dict.fromkeys(letter for marks in letters for letter in marks.split(",") if letter)
-        writer.writerow([*line, "; ".join(reasons[letter] for letter in used)])
-    return stream.getvalue()
+    frame = summary_frame(table)
+    numbers = [metric.name + part for metric in table.metrics for part in PARTS]
+    frame[numbers] = frame[numbers].map(lambda number: _plain([None if number != number else number])[0])
+    return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
 def claims_to_csv(tables: Sequence[Table]) -> str:

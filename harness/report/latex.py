@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from harness.report.cells import PLAIN, Column, Style, layout, verdict_words
 from harness.report.letters import DEFINITION, OTHER, escape_latex
+from harness.report.pivot import Pivot, headings, lines
 from harness.report.tables import Table
 from harness.report.verdicts import rules_of
 from harness.report.widths import fits, pieces, text_width, wrap
@@ -55,21 +56,7 @@ def to_latex(table: Table, wide: bool = False) -> str:
     label = f"tab:{re.sub('[^A-Za-z0-9-]+', '-', table.name)}"
     lines = [r"% needs \usepackage{booktabs}"]
     lines += [] if wide else ["% the other columns: codetr report --wide"]
-    for number, own in enumerate(floats):
-        name = "table*" if wide else "table"
-        lines += [rf"\begin{{{name}}}[tp]", r"\centering\footnotesize\setlength{\tabcolsep}{4pt}"]
-        title = _paragraph(table.title or table.name)
-        if number:
-            lines.append(r"\addtocounter{table}{-1}")
-            lines.append(rf"\caption[]{{{title} (continued)}}")
-        else:
-            lines += [rf"\caption{{{title}}}", rf"\label{{{label}}}"]
-        for place, panel in enumerate(own):
-            lines += [r"\par\medskip"] if place else []
-            lines += panel.lines
-        if inside and own is floats[-1]:
-            lines += [r"\par\smallskip", r"{\raggedright", *(rf"{text}\par" for text in inside), "}"]
-        lines.append(rf"\end{{{name}}}")
+    lines += _float_lines(floats, "table*" if wide else "table", _paragraph(table.title or table.name), label, inside)
     prose = replace(LATEX, escape=_paragraph)
     small = outside + [_paragraph(note) for note in (table.notes if wide else _without_p(table.notes))]
     small += [f"Claim: {verdict_words(verdict, prose)}" for verdict in table.verdicts]
@@ -79,6 +66,34 @@ def to_latex(table: Table, wide: bool = False) -> str:
         lines += [rf"{text}\par" for text in small] + [r"\endgroup"]
     text = "\n".join(lines) + "\n"
     return f"{DEFINITION}\n{text}" if OTHER in text else text
+
+
+def pivot_to_latex(pivot: Pivot, name: str) -> str:
+    """Return the pivot of the table `name` as a LaTeX float, columns that do not fit in blocks below each other."""
+    plain, latex = (_pivot_columns(pivot, style) for style in (PLAIN, LATEX))
+    shown = [label for label, _ in pivot.rows]
+    width = min(max(map(text_width, [*shown, pivot.corner])), LABELS)
+    stacked = width + max(_room([column]) for column in plain) > COLUMN_WIDTH
+    groups: list[list[int]] = [[]]
+    for index in range(len(plain)):
+        if groups[-1] and width + _room([plain[i] for i in (*groups[-1], index)], stacked) > COLUMN_WIDTH:
+            groups.append([])
+        groups[-1].append(index)
+    labels = tuple(_label_lines(label, "", width) for label in shown)
+    corner = _stack([escape_latex(line) for line in wrap(pivot.corner, width)], "l", "b")
+    blocks = []
+    for group in groups:
+        tops = (_stack([escape_latex(line) for line in _heading(plain[i], stacked)], "r", "b") for i in group)
+        blocks.append(Block(labels, tuple(latex[i] for i in group), tuple(tops), stacked, corner))
+    floats = _floats([panel for block in blocks for panel in _panels(block)])
+    title = f"{_paragraph(pivot.title)}. {_paragraph(pivot.note)}."
+    label = f"tab:{re.sub('[^A-Za-z0-9-]+', '-', name)}-pivot"
+    return "\n".join(_float_lines(floats, "table", title, label)) + "\n"
+
+
+def _pivot_columns(pivot: Pivot, style: Style) -> list[Column]:
+    head, *body = [headings(pivot, style), *lines(pivot, style)]
+    return [Column(heading, tuple(row[place] for row in body)) for place, heading in enumerate(head) if place]
 
 
 # ---- which columns
@@ -91,7 +106,8 @@ class Block:
     labels: tuple[list[str], ...]  # of each row its lines, as LaTeX
     columns: tuple[Column, ...]  # as LaTeX, without the labels
     headings: tuple[str, ...]
-    stacked: bool = False  # an interval stands below its gain
+    stacked: bool = False  # an interval, or the gain of a pivot, stands below its number
+    corner: str = "variant"  # the heading of the labels, as LaTeX
 
 
 def _compact_block(table: Table) -> Block:
@@ -149,7 +165,7 @@ def _cells_width(column: Column, stacked: bool) -> float:
 
 def _cell_lines(cell: str, stacked: bool) -> list[str]:
     """A gain in one line, or its interval in a second one; of LaTeX or as it reads."""
-    return re.split(r" (?=\$?\[)", cell) if stacked else [cell]
+    return re.split(r" (?=\$?[\[(])", cell) if stacked else [cell]
 
 
 def _heading(column: Column, stacked: bool) -> list[str]:
@@ -192,7 +208,7 @@ class Panel:
 def _panels(block: Block) -> list[Panel]:
     """The rows of a block in tabulars that a page holds."""
     start = [rf"\begin{{tabular}}{{@{{}}l{'r' * len(block.columns)}@{{}}}}", r"\toprule"]
-    start += [" & ".join(["variant", *block.headings]) + r" \\", r"\midrule"]
+    start += [" & ".join([block.corner, *block.headings]) + r" \\", r"\midrule"]
     end = [r"\bottomrule", r"\end{tabular}"]
     rows = []
     for index, label in enumerate(block.labels):
@@ -222,6 +238,27 @@ def _floats(panels: Sequence[Panel]) -> list[list[Panel]]:
             floats.append([])
         floats[-1].append(panel)
     return floats
+
+
+def _float_lines(
+    floats: Sequence[Sequence[Panel]], environment: str, title: str, label: str, inside: Sequence[str] = ()
+) -> list[str]:
+    """The floats one after the other, the later ones as continued; `inside` stands in the last one."""
+    lines = []
+    for number, panels in enumerate(floats):
+        lines += [rf"\begin{{{environment}}}[tp]", r"\centering\footnotesize\setlength{\tabcolsep}{4pt}"]
+        if number:
+            lines.append(r"\addtocounter{table}{-1}")
+            lines.append(rf"\caption[]{{{title} (continued)}}")
+        else:
+            lines += [rf"\caption{{{title}}}", rf"\label{{{label}}}"]
+        for place, panel in enumerate(panels):
+            lines += [r"\par\medskip"] if place else []
+            lines += panel.lines
+        if inside and number == len(floats) - 1:
+            lines += [r"\par\smallskip", r"{\raggedright", *(rf"{text}\par" for text in inside), "}"]
+        lines.append(rf"\end{{{environment}}}")
+    return lines
 
 
 def _stack(lines: Sequence[str], side: str, place: str = "t") -> str:

@@ -20,8 +20,10 @@ from urllib.parse import quote
 
 from harness.report.bars import gain_bars
 from harness.report.cells import PLAIN, Style, interval_words, layout, written
+from harness.report.frames import recorded
 from harness.report.notes import PAPER, WARNING, paper_place, plural
-from harness.report.tables import Table, metric_of, recorded
+from harness.report.pivot import Pivot, headings, lines
+from harness.report.tables import Table, metric_of
 from harness.report.verdicts import VERDICTS, Comparison, Verdict, rules_of
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ CAPTIONS = {  # by the beginning of a figure's name, the longest that fits
     "conflict_matrix": "Distance between each two heads",
     "queries": "Distance of customised queries",
     "detections": "Detections on the worst images",
+    "axis": "against an axis, with 95 % intervals over seeds",
 }
 
 
@@ -74,6 +77,7 @@ class Section:
     commands: tuple[str, ...] = ()
     detected: Detected | None = None
     sheet: Picture | None = None  # of the worst images
+    pivot: Pivot | None = None
 
 
 def to_page(
@@ -197,6 +201,7 @@ def _section(section: Section, links: Callable[[Record], list[tuple[str, str]]])
         "warnings": warnings,
         "columns": columns,
         "rows": rows,
+        "pivot": _pivot(section.pivot, _anchor(grid)) if section.pivot else None,
         "footnotes": table.footnotes,
         "notes": [note for note in table.notes if not note.startswith(WARNING)],
         "claims": [_claim_rows(verdict) for verdict in table.verdicts],
@@ -229,6 +234,11 @@ def _cells(table: Table, anchor: str) -> tuple[list[dict[str, str]], list[dict[s
     ]
 
 
+def _pivot(pivot: Pivot, anchor: str) -> dict[str, Any]:
+    style = _style(anchor)
+    return {"title": pivot.title, "note": pivot.note, "columns": headings(pivot, style), "rows": lines(pivot, style)}
+
+
 def _minus(text: str) -> str:
     """A hyphen before a digit as the sign it stands for."""
     return text.replace("-", "−")
@@ -258,8 +268,10 @@ def _figure(picture: Picture) -> dict[str, Any]:
 
 
 def _file(name: str) -> Href:
-    ending = name.rpartition(".")[2]
-    return {"href": quote(name), "ending": {"md": "Markdown", "tex": "LaTeX"}.get(ending, ending.upper())}
+    stem, _, ending = name.rpartition(".")
+    words = {"md": "Markdown", "tex": "LaTeX", "parquet": "Parquet"}.get(ending, ending.upper())
+    part = next((part for part in ("trials", "epochs", "pivot") if stem.endswith(f"_{part}")), "")
+    return {"href": quote(name), "ending": f"{part} ({words})" if part else words}
 
 
 # ---- detections
