@@ -110,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
         "run", parents=[grid, only, store], help="run what is missing; resumes, never repeats; failed ones once more"
     )
     run.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
-    run.add_argument("--executor", choices=("ray", "local"), default="ray", help="local: in this process, one by one")
+    run.add_argument("--executor", choices=("ray", "local"), default="ray", help="local: on this machine, one by one")
     run.add_argument("--concurrent", metavar="N", type=_at_least_one, help="trials at a time (default: what fits)")
     run.add_argument("--cpus-per-trial", metavar="N", help="CPU cores of a trial; fractions allowed")
     run.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial; fractions allowed")
@@ -244,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["CODETR_STORE"] = str(Path(args.store).expanduser().absolute())  # for workers as well
     from harness import commands, store_commands
     from harness.errors import StorageError, UserError
+    from harness.lease import LeaseLost
     from harness.passwords import masked
     from harness.process import wait_politely
 
@@ -253,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     room = commands if hasattr(commands, name) else store_commands
     try:
         return int(getattr(room, name)(args))
-    except (StorageError, UserError) as error:
+    except (StorageError, UserError, LeaseLost) as error:
         for line in masked(str(error)).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
@@ -263,6 +264,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `codetr plan … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # what no room has words of its own for
+        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from harness.memory import await_free_memory
 from harness.process import keep_freed_memory
 from harness.ranks import ALONE, Ranks
 from harness.results import RunStore
-from harness.train import Progress, build_optimizer, load_checkpoint
+from harness.train import Progress, build_optimizer, drop_torn, load_checkpoint
 from harness.training_length import epochs_of
 from model.detector import Detector
 from model.heads import needs_masks
@@ -122,13 +122,18 @@ def build_trial(
     optimizer = build_optimizer(detector, config.train)
     if ranks.is_first:
         store.write_config(trial.trial_id, config_to_dict(config))
-    progress, warnings = load_checkpoint(store.dir(trial.trial_id) / "checkpoint", detector, optimizer)
+    checkpoints = store.dir(trial.trial_id) / "checkpoint"
+    progress, warnings = load_checkpoint(checkpoints, detector, optimizer)
     for warning in warnings:
         tell("warning", warning)
+    went_back = bool(warnings) and progress is not None
     if progress is not None:
         take_costs(progress, store.read(trial.trial_id) or {})
     progress = progress or Progress()
     ranks.check_same("the step to continue from", progress.step)
+    if went_back and ranks.is_first:  # not before all ranks have read it
+        store.check_lease(trial.trial_id)
+        drop_torn(checkpoints)
     ranks.take_random_state(device)
     if ranks.is_first:
         store.restore_metrics(trial.trial_id, progress.history)

@@ -141,10 +141,10 @@ def run(args: argparse.Namespace) -> int:
             executor=args.executor,
             concurrent=args.concurrent,
             limit=args.limit,
-            only=ids,
+            only=ids if args.only else None,
             fail_fast=args.fail_fast,
         )
-        left = [key for key in summary.interrupted if not args.only or key in ids] if args.limit is None else []
+        left = summary.interrupted if args.limit is None else ()
         failed |= bool(summary.failed or left)
         grid = suggested(grid, store)
         records = [record for trial in grid.trials if (record := store.read(trial.trial_id))]

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness.errors import ReadError
 from harness.identity import config_to_dict, newer_defaults
 from harness.results import RunStore
 from harness.training_length import epochs_of
@@ -46,11 +47,15 @@ class Estimate:
     seconds: float
     basis: tuple[str, ...]  # trial ids
     how: str
+    alike: bool  # do those have the same settings?
 
 
 def _measured(store: RunStore) -> Iterator[Measured]:
     for trial_id in store.trials():
-        record = store.read(trial_id) or {}
+        try:
+            record = store.read(trial_id) or {}
+        except ReadError:
+            continue  # an estimate does with the others
         cost, config, history = record.get("cost") or {}, record.get("config") or {}, record.get("history") or []
         provenance = record.get("provenance") or {}
         try:
@@ -132,7 +137,7 @@ class Costs:
         more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
         how = f"differs in {', '.join(differing[:4])}{more}" if differing else "alike"
         how = how if same_data else f"other data, training only, {how}"
-        return Estimate(seconds, tuple(found.trial_id for found in alike), how)
+        return Estimate(seconds, tuple(found.trial_id for found in alike), how, not differing)
 
 
 def _nearest(own: dict[str, Any], basis: Sequence[Measured]) -> tuple[list[str], list[Measured]]:

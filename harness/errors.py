@@ -37,6 +37,13 @@ class StorageError(OSError):
         return f"{self.path} cannot be written ({self.reason}); make room there, then run the same command again"
 
 
+class ReadError(StorageError):
+    """A file could not be read, for a reason that says nothing about what it holds or whether it is there."""
+
+    def __str__(self) -> str:
+        return f"{self.path} cannot be read ({self.reason}), which says nothing about its content; try again later"
+
+
 def one_line(error: BaseException) -> str:
     """The first line of an error's text, without passwords; of a broken connection, what the system says of it."""
     root = error

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
+from harness.files import is_folder, listed, read_bytes
 from harness.results import RunStore, to_json, write_atomic
 from harness.source import code_digest
 from harness.variants import IDLE, heading
@@ -47,13 +48,18 @@ class KnownGrid:
 
 
 def remember(store: RunStore, grid: Grid) -> None:
-    """Leave the grid's trials in the store. Those of an earlier form of it stay known while they have a record."""
+    """Leave the grid's trials in the store. Those of an earlier form of it stay known while they have a record.
+
+    Raises:
+        ReadError: the storage does not tell the earlier form.
+        StorageError: the file cannot be written.
+    """
     path = store.grid_dir(grid.key) / f"grid.{grid.preset}.json"
     asked = {trial.trial_id: trial.label or trial.row for trial in grid.trials}
     labels, commands = dict(asked), dict[str, str]()
-    with suppress(OSError, ValueError):  # none, or damaged: it is replaced
+    with suppress(ValueError):  # none, or damaged: it is replaced
         earlier = _read(path)
-        kept = [key for key in earlier.labels if key not in asked and store.dir(key).is_dir()]
+        kept = [key for key in earlier.labels if key not in asked and is_folder(store.dir(key))]
         labels |= {key: earlier.labels[key] for key in kept}
         given = {key: earlier.commands.get(key, earlier.command) for key in kept}
         commands = {key: command for key, command in given.items() if command != grid.command}
@@ -64,12 +70,17 @@ def remember(store: RunStore, grid: Grid) -> None:
 
 
 def known_grids(store: RunStore) -> tuple[list[KnownGrid], list[str]]:
-    """All grids of the store in order of name, and a line for each file that is damaged."""
+    """All grids of the store in order of name, and a line for each file that is damaged.
+
+    Raises:
+        ReadError: the storage does not give one, which is no damage.
+    """
     found, lines = [], []
-    for path in sorted((store.root / "grids").glob("*/grid.*.json")):
+    paths = [path for folder in listed(store.root / "grids") for path in listed(folder)]
+    for path in (path for path in paths if path.match("grid.*.json")):
         try:
             found.append(_read(path))
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             why = str(error).splitlines()[0]
             lines.append(f"{path} is damaged ({why}): its trials stand under others until its grid is run again")
     own = {(grid.name, grid.preset, trial_id) for grid in found if grid.variant for trial_id in grid.labels}
@@ -144,9 +155,12 @@ def _command(command: str, options: tuple[str, ...]) -> str:
 
 
 def _read(path: Path) -> KnownGrid:
-    """Raises `ValueError` for what is damaged, `OSError` for what cannot be read."""
+    """Raises `ValueError` for what is damaged or not there, `ReadError` for what the storage does not give."""
+    data = read_bytes(path)
+    if data is None:
+        raise ValueError("it is not there")
     try:
-        found: Any = json.loads(path.read_bytes())
+        found: Any = json.loads(data)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(found, dict):

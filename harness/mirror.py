@@ -15,7 +15,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from harness import tracking, views
-from harness.errors import UserError, one_line
+from harness.errors import ReadError, StorageError, UserError, one_line
+from harness.files import is_folder
 from harness.housekeeping import marks
 from harness.identity import config_from_dict, config_to_dict
 from harness.lease import file_lock, identity, is_alive, read_holder
@@ -90,6 +91,10 @@ class Mirror:
             return False
         try:
             self.replay_all(trials)
+        except StorageError as error:  # the records are away, not the tracking store
+            self._next_attempt = time.monotonic() + RETRY_SECONDS
+            self.warn(f"warning: {error}")
+            return False
         except Exception as error:  # whatever happens on the tracking side, training goes on
             self._next_attempt = time.monotonic() + RETRY_SECONDS
             self._fail(error)
@@ -143,7 +148,11 @@ class Mirror:
         self._next_attempt = 0.0
         if not self.sync():
             return False
-        found = {self.store.status(trial.trial_id) for trial in self.grid.trials}
+        try:
+            found = {self.store.status(trial.trial_id) for trial in self.grid.trials}
+        except ReadError as error:
+            self.warn(f"warning: {error}")
+            return False
         status = "failed" if "failed" in found else "finished" if found <= {"finished"} else "interrupted"
         try:
             self._show_grid()
@@ -260,9 +269,9 @@ class Mirror:
         """A killed process leaves its run RUNNING for ever: give it the status that the record has."""
         for run in self._find("attributes.status = 'RUNNING'"):
             trial_id, grid = run.data.tags.get("trial_id"), run.data.tags.get("codetr.grid")
-            if trial_id and self.store.dir(trial_id).is_dir():
+            if trial_id and is_folder(self.store.dir(trial_id)):
                 self._replayer.replay(run, trial_id)
-            elif grid and grid != self.grid.key and self.store.grid_dir(grid).is_dir():
+            elif grid and grid != self.grid.key and is_folder(self.store.grid_dir(grid)):
                 driven = is_alive(self.store.grid_dir(grid) / "lease.json")
                 set_status(self._client, run.info.run_id, "running" if driven else "interrupted")
 

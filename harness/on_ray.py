@@ -18,9 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from harness.apart import run_apart
 from harness.cluster import bundle, start_ray, stop_ray
 from harness.errors import UserError, one_line
-from harness.execute import RunTrial, abandoned, execute, known, on_signals
+from harness.execute import RunTrial, abandoned, execute, note_loss, on_signals
 from harness.failfast import StoppedByFailure, failure_stops
 from harness.forkserver import ForkServer
 from harness.lease import identity
@@ -180,8 +181,9 @@ def _tune(
 def _reason(error: BaseException) -> str:
     if "OutOfMemory" in type(error).__name__:  # Ray's memory monitor ended the worker
         return "out of memory on its node, again and again: try fewer trials at a time (--concurrent, --cpus-per-trial)"
-    if "RankLost: " in str(error):
-        return str(error).rpartition("RankLost: ")[2].splitlines()[0]
+    for name in ("RankLost: ", "WorkerLost: "):  # which know more
+        if name in str(error):
+            return str(error).rpartition(name)[2].splitlines()[0]
     if any(name in type(error).__name__ for name in LOST):
         return f"its worker was lost again and again ({type(error).__name__}): killed, or out of memory?"
     return f"its worker could not run it: {str(error).strip().splitlines()[-1]}"
@@ -215,7 +217,7 @@ def _work(
     if search is not None:  # it tells Tune of every epoch, which only this process can
         return {"outcome": _run_one(trial, launch, driver)}
     _forks = _forks or (ForkServer() if launch.run_trial is None else ForkServer(preload=()))
-    return {"outcome": _forks.run(_run_one, trial, launch, driver)}
+    return {"outcome": run_apart(_forks, trial, launch.store, "interrupted", _run_one, trial, launch, driver)}
 
 
 _forks: ForkServer | None = None  # of this worker
@@ -242,8 +244,9 @@ def _run_one(trial: Trial, launch: Launch, driver: dict[str, Any]) -> str:
 def _mark_lost(trials: Sequence[Trial], store: RunStore, errors: dict[str, str], progress: Progress) -> None:
     """A trial that Tune gave up on has failed, even though it could not say so itself."""
     for trial in trials:
-        if trial.trial_id in errors and store.status(trial.trial_id) not in ("finished", "failed", "running"):
+        if trial.trial_id in errors:
             try:
-                store.mark(trial.trial_id, "failed", error=errors[trial.trial_id], **known(trial))
-            except OSError:
+                if store.status(trial.trial_id) not in ("finished", "failed", "running"):
+                    note_loss(trial, store, "failed", errors[trial.trial_id])
+            except (OSError, UserError):
                 progress.say(f"{trial.trial_id}: {errors[trial.trial_id]}")

@@ -8,8 +8,11 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.errors import ReadError
+from harness.files import exists, listed
 from harness.lease import file_lock
 from harness.metric_names import GROUPS, flat_metrics, renamed
 from harness.mlflow_runs import MAX_TAG, create_run, log_metrics, set_params, set_status, set_tags
@@ -102,10 +105,10 @@ class Replayer:
             fresh = {k: v for k, v in final.items() if k not in told and run.data.metrics.get(k) != v}
             self._log(run, fresh, entry)
         for name in (*ARTIFACTS, "log.txt") if status == "failed" else ARTIFACTS:
-            if (self._store.dir(trial_id) / name).exists():
-                self._client.log_artifact(run.info.run_id, str(self._store.dir(trial_id) / name))
-        for path in sorted((self._store.dir(trial_id) / "analysis").glob("[!.]*")):
-            self._client.log_artifact(run.info.run_id, str(path), "analysis")
+            if exists(self._store.dir(trial_id) / name):
+                self._log_file(run, self._store.dir(trial_id) / name)
+        for path in (path for path in listed(self._store.dir(trial_id) / "analysis") if path.name[0] != "."):
+            self._log_file(run, path, "analysis")
         provenance = record.get("provenance") or {}
         tags = {
             key: str(record.get(key) or "") for key in ("error", "started", "finished", "fingerprint", "weights_hash")
@@ -116,6 +119,14 @@ class Replayer:
             tags["mlflow.source.git.commit"] = str(provenance["commit"])
         # The digest last: when something before it fails, all of it is repeated.
         set_tags(self._client, run, {**tags, "codetr.record": digest})
+
+    def _log_file(self, run: Run, path: Path, folder: str | None = None) -> None:
+        try:
+            self._client.log_artifact(run.info.run_id, str(path), folder)
+        except OSError as error:
+            if error.filename is not None and Path(error.filename) == path:
+                raise ReadError(path, error) from error  # the tracking store is not to blame
+            raise
 
     def _keep_names(self, run: Run, names: Mapping[str, str]) -> None:
         """Note what metrics are called here, where MLflow has other names for them."""

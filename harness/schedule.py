@@ -1,4 +1,4 @@
-"""Runs what is missing of a grid: on Ray Tune (harness/on_ray.py), or one trial after the other in this process.
+"""Runs what is missing of a grid: on Ray Tune (harness/on_ray.py), or one trial after the other on this machine.
 
 The store is the truth and an executor only executes: plan, leave out what is finished, hand the rest over, and
 afterwards ask the store what became of it. Every trial takes its lease and continues from its own folder, so a killed
@@ -10,18 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness import tracking
 from harness.detection_metrics import beyond_limit, limit_words
 from harness.errors import UserError
-from harness.execute import RunTrial, on_signals, run_local, stop_now
+from harness.execute import RunTrial, on_signals, stop_now
+from harness.files import exists
 from harness.housekeeping import take_up
 from harness.ledger import remember
+from harness.local import run_local
 from harness.mirror import Mirror
 from harness.on_ray import Launch, run_on_ray
+from harness.order import longest_first
 from harness.pretrained import check_backbones
 from harness.progress import Progress, print_line
 from harness.results import RunStore
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Summary:
-    """Ids of a grid's trials by what became of them."""
+    """Ids of the chosen trials of a grid by what became of them."""
 
     finished: tuple[str, ...]  # in this launch
     failed: tuple[str, ...]
@@ -66,14 +69,14 @@ def run_grid(
     Args:
         grid: what is wanted.
         store: where records are kept.
-        executor: "local" runs one trial after the other in this process and needs neither ray nor mlflow.
+        executor: "local" runs one trial after the other on this machine and needs neither ray nor mlflow.
         concurrent: trials at a time; None: as many as the resources allow.
         limit: run at most this many now.
         only: ids of the trials that may run; None: all.
         fail_fast: after the first failure start nothing more and let what runs leave its checkpoint.
         max_failures: how often a trial whose worker or node was lost is started again. A trial that fails by itself
             is not.
-        run_trial: instead of `harness.trial.run_trial`.
+        run_trial: instead of `harness.trial.run_trial`; the local executor runs it in this process.
         check_data: instead of `check_inputs`.
         out: takes each line of progress.
 
@@ -85,17 +88,19 @@ def run_grid(
     store.prepare()
     grid = suggested(grid, store)
     code_version()  # now, before anybody commits what does not run
-    skipped = tuple(trial.trial_id for trial in grid.trials if store.status(trial.trial_id) == "finished")
-    given_up = summarise(grid, store).pruned if grid.search and grid.search.spec.scheduler == "asha" else ()
     wanted = [trial for trial in grid.trials if only is None or trial.trial_id in only]
+    skipped = tuple(trial.trial_id for trial in wanted if store.status(trial.trial_id) == "finished")
+    given_up = summarise(grid, store).pruned if grid.search and grid.search.spec.scheduler == "asha" else ()
     pending = [trial for trial in wanted if trial.trial_id not in (*skipped, *given_up)][:limit]
+    if grid.search is None:  # which has an order of its own
+        pending = longest_first(pending, store)
     more = grid.num_unknown if limit is None else min(grid.num_unknown, limit - len(pending))
     more = more if only is None else 0
     remember(store, grid)
     try:
         with ExitStack() as stack:
             stack.enter_context(on_signals(stop_now))
-            progress = stack.enter_context(Progress(grid, store, out))
+            progress = stack.enter_context(Progress(grid, store, out, chosen=wanted))
             if (driver := store.claim_grid(grid.key)) is not None:
                 stack.enter_context(driver)
             mirror = _open_mirror(grid, store, progress)
@@ -103,7 +108,7 @@ def run_grid(
                 stack.callback(mirror.close)
             if pending or more:
                 suggestions = f", {more} to be suggested" if more else ""
-                progress.say(f"{len(pending)} of {len(grid.trials)} trials to run{suggestions}")
+                progress.say(f"{len(pending)} of {len(wanted)} trials to run{suggestions}")
                 progress.phase("checking the data")
                 (check_data or check_inputs)(_examples(grid, pending, more), progress.say)
                 for line in take_up(store, [trial.trial_id for trial in pending]):
@@ -117,17 +122,20 @@ def run_grid(
                     run_on_ray(pending, more, launch, progress, mirror)
     except KeyboardInterrupt:
         grid = suggested(grid, store)
-        out(f"{grid.name}  stopped: {_conclusion(grid, store, summarise(grid, store, skipped))}")
+        out(f"{grid.name}  stopped: {_conclusion(grid, store, summarise(grid, store, skipped, only))}")
         raise
     grid = suggested(grid, store)
-    summary = summarise(grid, store, skipped)
+    summary = summarise(grid, store, skipped, only)
     out(f"{grid.name}  {_conclusion(grid, store, summary)}")
     return summary
 
 
-def summarise(grid: Grid, store: RunStore, skipped: tuple[str, ...] = ()) -> Summary:
-    """What became of a grid's trials, as the store tells; `skipped` were finished before."""
-    found = {trial.trial_id: store.status(trial.trial_id) for trial in grid.trials if trial.trial_id not in skipped}
+def summarise(
+    grid: Grid, store: RunStore, skipped: tuple[str, ...] = (), only: Collection[str] | None = None
+) -> Summary:
+    """What became of a grid's trials, or of those in `only`, as the store tells; `skipped` were finished before."""
+    known = [trial.trial_id for trial in grid.trials if only is None or trial.trial_id in only]
+    found = {trial_id: store.status(trial_id) for trial_id in known if trial_id not in skipped}
 
     def ids(*statuses: str) -> tuple[str, ...]:
         return tuple(key for key, status in found.items() if status in statuses)
@@ -137,8 +145,8 @@ def summarise(grid: Grid, store: RunStore, skipped: tuple[str, ...] = ()) -> Sum
 
 
 def _conclusion(grid: Grid, store: RunStore, summary: Summary) -> str:
-    if len(summary.skipped) == len(grid.trials):
-        return f"nothing is left to do: all {len(grid.trials)} trials are finished"
+    if len(summary.skipped) == sum(len(ids) for ids in astuple(summary)):
+        return f"nothing is left to do: all {len(summary.skipped)} trials are finished"
     names = {
         "finished": summary.finished,
         "failed": summary.failed,
@@ -152,7 +160,7 @@ def _conclusion(grid: Grid, store: RunStore, summary: Summary) -> str:
     for key in summary.failed:
         log = store.dir(key) / "log.txt"
         text += f"\n{grid.name}  failed: {key}  {(store.read(key) or {}).get('error')}"
-        text += f"  (log: {log})" if log.exists() else ""
+        text += f"  (log: {log})" if exists(log) else ""
     return text
 
 

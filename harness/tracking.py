@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UserError
+from harness.errors import ReadError, UserError
 from harness.lease import file_lock
 from harness.metric_names import GROUPS, renamed
 from harness.passwords import basic_login, shown, without_login
@@ -65,7 +65,7 @@ def reaching(uri: str) -> Iterator[None]:
     """Turn whatever goes wrong with the tracking store into a `UserError` of one line: what, and what helps."""
     try:
         yield
-    except UserError:
+    except (UserError, ReadError):  # the latter of the records
         raise
     except Exception as error:
         raise user_error(uri, error) from error

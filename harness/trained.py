@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from harness.config import TrialConfig
 from harness.errors import UserError
+from harness.files import is_file
 from harness.identity import config_from_dict
 from harness.results import RunStore
 from harness.train import WEIGHTS
@@ -76,7 +77,7 @@ def read_trial(store: RunStore, trial_id: str) -> Found:
     if status != "finished":
         raise UserError(f"trial {trial_id} is {status}: only a finished one has weights to analyse")
     weights = store.dir(trial_id) / "checkpoint" / WEIGHTS
-    if not weights.is_file():
+    if not is_file(weights):
         raise UserError(f"trial {trial_id}: its weights are gone ({weights}); train it again")
     history = record.get("history") or [{}]
     config = config_from_dict(record.get("config") or {})

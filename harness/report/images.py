@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from harness.detection_metrics import STANDARD_LIMIT, best_of_images, limit_of
 from harness.errors import UserError
+from harness.files import read_bytes
 from harness.resample import NUM_RESAMPLES, interval, match_images, resampled_ap, thresholds
 from harness.results import RunStore
 
@@ -78,8 +79,12 @@ def _resampled(grid: Grid, trial_id: str, limit: int, store: RunStore) -> np.nda
     from harness.data import open_dataset
 
     path = store.dir(trial_id) / "detections.json"
-    if not path.exists():
+    data = read_bytes(path)
+    if data is None:
         raise UserError(f"{path}: no such file; an interval over images needs the detections: leave out --images")
+    try:
+        detections = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); an interval over images needs it: leave out --images") from error
     dataset = open_dataset(grid.trial(trial_id).config.data, "val")
-    detections = best_of_images(json.loads(path.read_text()), limit)
-    return resampled_ap(match_images(dataset, detections, limit), len(dataset))
+    return resampled_ap(match_images(dataset, best_of_images(detections, limit), limit), len(dataset))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from harness.errors import UserError
+from harness.files import exists
 from harness.passwords import without_login
 from harness.results import RunStore
 from harness.sqlite import is_missing
@@ -223,7 +224,7 @@ def links_from(
     def links(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         found = []
         file = place.dir(str(record["trial_id"])) / "result.json"
-        if file.exists():
+        if exists(file):
             found.append((quote(Path(os.path.relpath(file, folder.absolute())).as_posix()), "record"))
         if record.get("run_id") and record.get("experiment_id"):
             found.append((f"{base}/#/experiments/{record['experiment_id']}/runs/{record['run_id']}", "MLflow"))
