@@ -169,6 +169,7 @@ LOOKS: dict[str, list[str]] = {
     "export": ["export", "{done}", "--out", "{out}/records.zip"],
     "export folder": ["export", "{done}", "--out", "{out}/records", "--checkpoints", "--detections"],
     "analyse": ["analyse", "{done}"],
+    "report": ["report", QUICKSTART, *FAST, "--from", "records", "--format", "md,csv,html", "--out", "{out}"],
 }
 
 
