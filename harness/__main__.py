@@ -57,6 +57,22 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to 65535, got '{text}'")
+    return int(text)
+
+
+def _score(text: str) -> float:
+    try:
+        score = float(text)
+    except ValueError:
+        score = -1.0
+    if not 0.0 <= score <= 1.0:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got '{text}'")
+    return score
+
+
 def _words(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -99,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
         "run", parents=[grid, only, store], help="run what is missing; resumes, never repeats; failed ones once more"
     )
     run.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
-    run.add_argument("--executor", choices=("ray", "local"), default="ray", help="local: in this process, one by one")
+    run.add_argument("--executor", choices=("ray", "local"), default="ray", help="local: on this machine, one by one")
     run.add_argument("--concurrent", metavar="N", type=_at_least_one, help="trials at a time (default: what fits)")
     run.add_argument("--cpus-per-trial", metavar="N", help="CPU cores of a trial; fractions allowed")
     run.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial; fractions allowed")
@@ -125,7 +141,11 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
     report.add_argument("--out", metavar="DIR", default="reports", help="folder for the files (default: reports)")
     report.add_argument(
-        "--format", metavar="LIST", type=_words, dest="formats", help="of html,md,tex,csv,png,pdf (all)"
+        "--format",
+        metavar="LIST",
+        type=_words,
+        dest="formats",
+        help="of html,md,tex,csv,png,pdf,parquet (default: all but parquet); csv and parquet: the trials as data, too",
     )
     report.add_argument(
         "--from",
@@ -142,6 +162,13 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="gains on one seed get an interval over images (needs detections and data)",
     )
+    report.add_argument(
+        "--score",
+        metavar="X",
+        type=_score,
+        help="lowest score of a detection on the worst images (default: that with the best F1 of the split)",
+    )
+    report.add_argument("--wide", action="store_true", help="LaTeX with every column (default: AP and its gain)")
 
     analyse = commands.add_parser("analyse", parents=[grid, store], help="what the heads of a trained detector look at")
     analyse.add_argument(
@@ -173,7 +200,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     ui = commands.add_parser("ui", parents=[store], help="serve the MLflow pages on this machine")
     ui.add_argument("--host", metavar="NAME", default="127.0.0.1", help="address to serve on")
-    ui.add_argument("--port", metavar="N", type=_at_least_one, default=5000)
+    ui.add_argument("--port", metavar="N", type=_port, default=5000, help="a free one (default: 5000)")
 
     _add_store_commands(commands, grid, store)
     commands.add_parser("doctor", help="which operators run on which device, compared with the reference")
@@ -230,6 +257,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from harness import commands, store_commands
     from harness.console import remark
     from harness.errors import StorageError, UserError
+    from harness.lease import LeaseLost
+    from harness.passwords import masked
     from harness.places import settle
     from harness.process import wait_politely
 
@@ -244,8 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = int(getattr(room, name)(args))
         sys.stdout.flush()  # what cannot be written is told here
         return code
-    except (StorageError, UserError) as error:
-        for line in str(error).splitlines():
+    except (StorageError, UserError, LeaseLost) as error:
+        for line in masked(str(error)).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -255,10 +284,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return 0
     except OSError as error:
-        if error.filename is not None or not _is_lost(sys.stdout):
-            raise
-        _drop_output()
-        print(f"error: standard output cannot be written ({error.strerror})", file=sys.stderr)
+        told = f"{error.filename or 'the system'}: {error.strerror or error}"  # what no room has words of its own for
+        if error.filename is None and _is_lost(sys.stdout):
+            _drop_output()
+            told = f"standard output cannot be written ({error.strerror})"
+        print(f"error: {told}", file=sys.stderr)
         return 2
 
 

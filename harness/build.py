@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,7 +22,8 @@ from harness.memory import await_free_memory
 from harness.process import keep_freed_memory
 from harness.ranks import ALONE, Ranks
 from harness.results import RunStore
-from harness.train import Progress, build_optimizer, load_checkpoint
+from harness.train import Progress, build_optimizer, drop_torn, load_checkpoint
+from harness.training_length import epochs_of
 from model.detector import Detector
 from model.heads import needs_masks
 from model.ops import implementation
@@ -66,8 +67,7 @@ class TrialState:
     @property
     def epochs(self) -> int:
         """Epochs of the whole training: `train.epochs`, or as many as `train.min_steps` takes."""
-        config = self.trial.config.train
-        return max(config.epochs, -(-config.min_steps // self.steps_per_epoch))
+        return epochs_of(self.trial.config.train, self.steps_per_epoch)
 
     @property
     def total_steps(self) -> int:
@@ -122,11 +122,18 @@ def build_trial(
     optimizer = build_optimizer(detector, config.train)
     if ranks.is_first:
         store.write_config(trial.trial_id, config_to_dict(config))
-    progress, warnings = load_checkpoint(store.dir(trial.trial_id) / "checkpoint", detector, optimizer)
+    checkpoints = store.dir(trial.trial_id) / "checkpoint"
+    progress, warnings = load_checkpoint(checkpoints, detector, optimizer)
     for warning in warnings:
         tell("warning", warning)
+    went_back = bool(warnings) and progress is not None
+    if progress is not None:
+        take_costs(progress, store.read(trial.trial_id) or {})
     progress = progress or Progress()
     ranks.check_same("the step to continue from", progress.step)
+    if went_back and ranks.is_first:  # not before all ranks have read it
+        store.check_lease(trial.trial_id)
+        drop_torn(checkpoints)
     ranks.take_random_state(device)
     if ranks.is_first:
         store.restore_metrics(trial.trial_id, progress.history)
@@ -167,6 +174,16 @@ def build_trial(
         should_stop,
         ranks,
     )
+
+
+def take_costs(progress: Progress, record: Mapping[str, Any]) -> None:
+    """Add what the newest checkpoint took itself, which it cannot hold: the record written after it tells."""
+    cost = record.get("cost") or {}
+    if len(record.get("history") or ()) != len(progress.history):
+        return  # of another checkpoint
+    for name in ("checkpoint_seconds", "wall_seconds"):
+        if isinstance(known := cost.get(name), int | float):
+            setattr(progress, name, max(getattr(progress, name), float(known)))
 
 
 def check_ranks(trial: Trial) -> None:

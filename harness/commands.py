@@ -7,34 +7,37 @@ can be piped; remarks and mistakes go to standard error. Commands about the stor
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from harness.console import count, remark, table
+from harness.console import count, fitted, remark, table
 from harness.errors import UserError
 from harness.grid import Grid, Trial, open_grid
 from harness.housekeeping import damages
 from harness.ledger import made_by_other_code
+from harness.listing import WIDTH, list_grid
+from harness.pretrained import frozen_at_random
 from harness.progress import duration
 from harness.results import RunStore
 from harness.space import describe
-from harness.spec import DEFAULT_PRESET
+from harness.spec import DEFAULT_PRESET, OPTIONS
 from harness.suggestions import suggested
+from harness.training_length import lengths
 
 
 def open_grids(args: argparse.Namespace, *, require_data: bool = True) -> list[Grid]:
     """The grids of the files that a command names."""
-    overrides = list(args.overrides)
-    for option in ("cpus_per_trial", "gpus_per_trial", "accelerator_type", "ranks"):
-        if getattr(args, option, None) is not None:
-            overrides.append(f"runtime.{option}={getattr(args, option)}")
+    given = {option: getattr(args, option.removeprefix("--").replace("-", "_"), None) for option in OPTIONS}
+    options = {option: str(value) for option, value in given.items() if value is not None}
     grids = []
     for file in args.files:
         preset = args.preset or DEFAULT_PRESET
-        grid = open_grid(file, preset, overrides, data=args.data, seeds=args.seeds, require_data=require_data)
+        grid = open_grid(
+            file, preset, args.overrides, data=args.data, seeds=args.seeds, options=options, require_data=require_data
+        )
         for note in grid.notes:
             remark(f"note: {note}")
         grids.append(suggested(grid, RunStore()))
@@ -45,40 +48,45 @@ def _chosen(args: argparse.Namespace, grids: Sequence[Grid]) -> list[frozenset[s
     """By grid: ids of the trials that --only chooses."""
     from harness.choose import choose
 
-    if not all(trial.fingerprint for grid in grids for trial in grid.trials) and args.only:
-        raise UserError("--only: trials have no ids while the data set is not there; see the note")
+    if not all(trial.has_id for grid in grids for trial in grid.trials) and args.only:
+        raise UserError("--only: trials have no ids while the data set or the weights are not there; see the note")
     return [choose(grid, args.only) for grid in grids]
 
 
 def plan(args: argparse.Namespace) -> int:
-    """Show every trial of the grids, what differs, and which are done."""
+    """Show every row of the grids with its trials, what differs, and which are done."""
     store = RunStore()
     grids = open_grids(args, require_data=False)
     for grid, chosen in zip(grids, _chosen(args, grids), strict=True):
         trials = [trial for trial in grid.trials if trial.trial_id in chosen]
         states = {trial.trial_id: _state(store, trial) for trial in trials}
-        columns = {"trial": False, "row": True, "label": True, "status": False}
-        rows = [[t.trial_id if t.fingerprint else "-", t.row, t.label, states[t.trial_id]] for t in trials]
+        listing = list_grid(grid, chosen, states)
+        if line := frozen_at_random(trial for trial in trials if states[trial.trial_id] != "finished"):
+            remark(f"note: {line}")
         total = count(states[trial.trial_id] for trial in trials)
         asked = len(grid.rows) * len(grid.seeds)
         if asked > len(grid.trials) == len(trials):
             total += f" ({asked} cells share them)"
         if args.cost:
-            columns["left"] = False
-            for row, text in zip(rows, told := _costs(store, trials, states), strict=False):
-                row.append(text)
-            total += "".join(f"\n{line}" for line in told[len(rows) :])
+            listing.columns["left"] = False
+            told = _costs(store, trials, states)
+            left = {trial.trial_id: text for trial, text in zip(trials, told, strict=False)}
+            for row, trial_id in zip(listing.rows, listing.trials, strict=True):
+                row.append(left.get(trial_id, ""))
+            total += "".join(f"\n{line}" for line in told[len(trials) :])
         if grid.num_unknown:
             total += f", {grid.num_unknown} to be suggested"
-        table(f"{grid.title} (preset {grid.preset})", columns, rows)
-        print(total)
+        table(f"{grid.title} (preset {grid.preset})", listing.columns, listing.rows, WIDTH)
+        print(fitted(total, WIDTH))
+        for line in lengths(trial.config for trial in trials):
+            print(fitted(f"training: {line}", WIDTH))
         if grid.search is not None:
-            print(f"search: {describe(grid.search.spec)}")
+            print(fitted(f"search: {describe(grid.search.spec)}", WIDTH))
     return 0
 
 
 def _state(store: RunStore, trial: Trial) -> str:
-    if not trial.fingerprint:
+    if not trial.has_id:
         return "pending"
     for line in damages(store, trial.trial_id):
         remark(f"warning: {line}")
@@ -133,10 +141,10 @@ def run(args: argparse.Namespace) -> int:
             executor=args.executor,
             concurrent=args.concurrent,
             limit=args.limit,
-            only=ids,
+            only=ids if args.only else None,
             fail_fast=args.fail_fast,
         )
-        left = [key for key in summary.interrupted if not args.only or key in ids] if args.limit is None else []
+        left = summary.interrupted if args.limit is None else ()
         failed |= bool(summary.failed or left)
         grid = suggested(grid, store)
         records = [record for trial in grid.trials if (record := store.read(trial.trial_id))]
@@ -157,7 +165,9 @@ def _tell_of_other_code(store: RunStore, trial_ids: Sequence[str]) -> None:
 
 def submit(args: argparse.Namespace) -> int:
     """Run on a Ray cluster what `codetr run` would run here."""
-    open_grids(args.asked, require_data=False)
+    for grid in open_grids(args.asked, require_data=False):
+        if line := frozen_at_random(grid.trials):
+            remark(f"note: {line}")
     from harness.submit import hand_over
 
     return hand_over(args.run, args.asked.files, args.address, wait=not args.no_wait)
@@ -165,18 +175,21 @@ def submit(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Write the page, tables and figures of the grids, and print the tables."""
-    from harness.report import FORMATS, TRACKING, How, chosen_source, identified, write_report
+    from harness.report import DEFAULT_FORMATS, TRACKING, How, chosen_source, identified, write_report
     from harness.tracking import read_suggestions
 
     grids = [identified(grid) for grid in open_grids(args, require_data=False)]
-    if any(grid.trials and not any(trial.fingerprint for trial in grid.trials) for grid in grids):
-        grids = open_grids(args)  # neither the data nor a record of it is here: say so
+    if any(grid.trials and not any(trial.has_id for trial in grid.trials) for grid in grids):
+        grids = open_grids(args)  # neither data and weights nor a record of them are here: say so
     for index, grid in enumerate(grids):
         if grid.search is not None and grid.num_unknown and chosen_source(args.source) == TRACKING:
-            for values in read_suggestions(grid.search.key):  # the store of records may be elsewhere
-                grids[index] = grids[index].suggest(values)
+            with suppress(UserError):  # told where the records are read
+                for values in read_suggestions(grid.search.key):  # the store of records may be elsewhere
+                    grids[index] = grids[index].suggest(values)
     shared = _options(args)
-    flags = [flag for flag, given in {"--allow-mixed": args.allow_mixed, "--images": args.images}.items() if given]
+    switches = {"--allow-mixed": args.allow_mixed, "--images": args.images, "--wide": args.wide}
+    flags = [flag for flag, given in switches.items() if given]
+    flags += ["--score", f"{args.score:g}"] if args.score is not None else []
     how = How(
         {
             grid.name: (shlex.join(["codetr", "run", file, *shared]),)
@@ -187,12 +200,16 @@ def report(args: argparse.Namespace) -> int:
     made = write_report(
         grids,
         args.out,
-        args.formats or FORMATS,
+        args.formats or DEFAULT_FORMATS,
         source=args.source,
         allow_mixed=args.allow_mixed,
         images=args.images,
+        wide=args.wide,
+        score=args.score,
         how=how,
     )
+    for note in made.notes:
+        remark(f"note: {note}")
     print(made.text)
     for path in made.paths:
         print(f"wrote {path}")
@@ -238,7 +255,7 @@ def sync(args: argparse.Namespace) -> int:
 
     store = RunStore()
     for grid in open_grids(args):
-        mirror.sync(store, grid)
+        mirror.sync(store, grid, say=remark)
         print(f"{grid.name}: the tracking store has every record of its {len(grid.trials)} trials")
     return 0
 
@@ -266,7 +283,7 @@ def _named(args: argparse.Namespace, store: RunStore) -> list[str]:
     files = [text for text in args.what if text.endswith((".yaml", ".yml"))]
     wanted: list[str] = []
     for grid in open_grids(argparse.Namespace(**{**vars(args), "files": files}), require_data=False):
-        wanted += [trial.trial_id for trial in grid.trials if trial.fingerprint]
+        wanted += [trial.trial_id for trial in grid.trials if trial.has_id]
     for text in args.what:
         if text not in files:
             found = [trial_id for trial_id in store.trials() if trial_id.startswith(text)]
@@ -305,11 +322,9 @@ def _number(trial_ids: Sequence[str]) -> str:
 
 def ui(args: argparse.Namespace) -> int:
     """Serve the MLflow pages of the tracking store until interrupted."""
-    from harness.tracking import runs_page, ui_command
+    from harness.ui import serve
 
-    command = ui_command(host=args.host, port=args.port)
-    print(f"MLflow at http://{args.host}:{args.port}/{runs_page()} (ready in about 20 s; Ctrl-C stops it)", flush=True)
-    os.execv(command[0], command)  # this process becomes the server, so that a signal to it stops the server
+    return serve(args.host, args.port, say=lambda line: print(line, flush=True))
 
 
 def doctor(args: argparse.Namespace) -> int:

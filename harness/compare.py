@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from harness.identity import newer_defaults
 from harness.labels import show_value
 
 ABSENT = "-"
@@ -13,9 +14,13 @@ ABSENT = "-"
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what, its value in the first, in the second) of two records, only where they differ.
 
-    Settings first (`model.num_queries`), then the data's fingerprint, provenance, metrics and costs.
+    Settings first (`model.num_queries`), then the data's fingerprint, the hash of pretrained weights, provenance,
+    metrics and costs.
     """
     flat = [dict(_flat(record)) for record in (first, second)]
+    for side, record in zip(flat, (first, second), strict=True):
+        for key, default in newer_defaults().items() if record.get("config") else ():
+            side.setdefault(key, default)  # a record of before the setting does not name it
     heads = [{key for key in side if key.endswith(".")} for side in flat]
     unmatched = tuple(heads[0] ^ heads[1])  # of a head that one has alone, `model.heads` tells
     found = []
@@ -26,7 +31,7 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tup
     return found
 
 
-_SECTIONS = ("config", "fingerprint", "status", "error", "provenance", "metrics", "cost")
+_SECTIONS = ("config", "fingerprint", "weights_hash", "status", "error", "provenance", "metrics", "cost")
 
 
 def _place(key: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from model.config import FORBID_UNKNOWN, DetectorConfig, require
+from model.config import FORBID_UNKNOWN, DetectorConfig, require, require_together
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,12 @@ class DataConfig:
             f"train_short_sides must be numbers of at least 32 pixels, got {self.train_short_sides}",
         )
         require(self.eval_short_side >= 32, f"eval_short_side must be at least 32, got {self.eval_short_side}")
-        require(self.max_long_side >= self.eval_short_side, "max_long_side must not be below eval_short_side")
+        require_together(
+            self.max_long_side >= self.eval_short_side,
+            "max_long_side must not be below eval_short_side",
+            self,
+            *("eval_short_side", "max_long_side"),
+        )
         require(0 <= self.flip_probability <= 1, f"flip_probability must be in [0, 1], got {self.flip_probability}")
 
 
@@ -57,7 +62,7 @@ class TrainConfig:
 
     __pydantic_config__ = FORBID_UNKNOWN
     epochs: int = 12
-    min_steps: int = 0  # a data set that gives fewer optimiser steps in `epochs` is gone through more often
+    min_steps: int = 0  # a data set that gives fewer optimiser steps in `epochs` is gone through more often, whole
     batch_size: int = 16  # images per optimiser step, over all accumulation steps
     accumulate_steps: int = 1  # a batch is cut into this many forward-backward passes
     learning_rate: float = 2e-4
@@ -74,16 +79,20 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulate_steps"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         require(self.min_steps >= 0, f"min_steps must not be negative, got {self.min_steps}")
-        require(
+        require_together(
             self.min_steps == 0 or not self.drop_epochs,
-            "min_steps needs drop_epochs: [], since drop_epochs name fixed epochs",
+            "min_steps above 0 needs drop_epochs: [], since drop_epochs name fixed epochs",
+            self,
+            *("min_steps", "drop_epochs"),
         )
         require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
         for name in ("weight_decay", "backbone_lr_factor", "sampling_lr_factor", "clip_grad_norm"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
-        require(
+        require_together(
             self.batch_size % self.accumulate_steps == 0,
-            f"batch_size ({self.batch_size}) must be a multiple of accumulate_steps ({self.accumulate_steps})",
+            "batch_size must be a multiple of accumulate_steps",
+            self,
+            *("batch_size", "accumulate_steps"),
         )
         require(0 <= self.warmup_fraction < 1, f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
 
@@ -96,10 +105,16 @@ class EvaluateConfig:
     every_epochs: int = 1  # the last epoch is always evaluated
     evaluator: Literal["faster_coco_eval", "pycocotools"] = "faster_coco_eval"
     branches: tuple[str, ...] = ("decoder",)  # or a head's name: each is evaluated as in paper Table 11
+    # per image; more than COCO's 100 add AP@300 and the like, where images hold more objects than that
+    max_detections: int = field(default=100, metadata={"since": 2})
 
     def __post_init__(self) -> None:
         require(self.every_epochs >= 1, f"every_epochs must be at least 1, got {self.every_epochs}")
         require(len(self.branches) > 0, "branches must name at least 'decoder'")
+        require(
+            100 <= self.max_detections <= 100_000,
+            f"max_detections must be from 100, which AP always counts, to 100,000, got {self.max_detections}",
+        )
 
 
 Analysis = Literal["conflict", "discriminability", "queries"]
@@ -151,9 +166,11 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         require(self.cpus_per_trial > 0, f"cpus_per_trial must be positive, got {self.cpus_per_trial}")
         require(self.gpus_per_trial >= 0, f"gpus_per_trial must not be negative, got {self.gpus_per_trial}")
-        require(
+        require_together(
             self.accelerator_type is None or self.gpus_per_trial > 0,
-            f"accelerator_type ({self.accelerator_type}) needs gpus_per_trial, such as 1",
+            "accelerator_type needs gpus_per_trial, such as 1",
+            self,
+            *("accelerator_type", "gpus_per_trial"),
         )
         require(self.ranks >= 1, f"ranks must be at least 1, got {self.ranks}")
         require(

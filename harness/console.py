@@ -5,6 +5,7 @@ from __future__ import annotations
 import locale
 import os
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -49,15 +50,19 @@ def remark(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def table(title: str, columns: dict[str, bool], rows: list[list[str]]) -> None:
-    """Print a table; `columns` tells by heading whether long cells may be wrapped."""
+def table(title: str, columns: dict[str, bool], rows: list[list[str]], widest: int | None = None) -> None:
+    """Print a table; `columns` tells by heading whether long cells may be wrapped.
+
+    A pipe or a job log has no width: nothing is wrapped for it, unless the table would be wider than `widest`.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False, soft_wrap=False)
-    if not console.is_terminal:  # a pipe or a job log has no width: do not wrap for it
-        console = Console(highlight=False, width=max(80, 4 + sum(_widths(list(columns), rows))))
+    if not console.is_terminal:
+        width = max(80, sum(_widths(list(columns), rows)) + len(columns))
+        console = Console(highlight=False, width=width if widest is None else min(width, max(80, widest)))
     made = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
     for heading, wrap in columns.items():
         made.add_column(heading, no_wrap=not wrap, overflow="fold")
@@ -74,6 +79,15 @@ def _escape(text: str) -> str:
 
 def _widths(headings: list[str], rows: list[list[str]]) -> list[int]:
     return [max(len(cell) for cell in column) + 2 for column in zip(headings, *rows, strict=True)]
+
+
+def fitted(text: str, width: int) -> str:
+    """`text` with lines longer than `width` wrapped, and what goes on set in."""
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        lines += textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False) or [""]
+    return "\n".join(lines)
 
 
 def count(statuses: Iterable[str]) -> str:

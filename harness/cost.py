@@ -12,12 +12,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.identity import config_to_dict
+from harness.errors import ReadError
+from harness.identity import config_to_dict, newer_defaults
 from harness.results import RunStore
+from harness.training_length import epochs_of
 
 if TYPE_CHECKING:
     from harness.grid import Trial
 
+NO_TIME = ("heads", "path", "weights", "random_frozen")  # the heads are counted by name
 IN_TRAIN = ("batch_size", "accumulate_steps", "precision")  # settings of the training that a step's time depends on
 
 
@@ -26,7 +29,8 @@ class Measured:
     """What a finished trial took."""
 
     trial_id: str
-    seconds_per_step: float
+    seconds_per_step: float  # of training alone
+    checkpoints_per_step: float  # seconds; 0 where the steps' own time holds them, as in older records
     seconds_per_evaluation: float
     steps: int
     epochs: int
@@ -43,11 +47,15 @@ class Estimate:
     seconds: float
     basis: tuple[str, ...]  # trial ids
     how: str
+    alike: bool  # do those have the same settings?
 
 
 def _measured(store: RunStore) -> Iterator[Measured]:
     for trial_id in store.trials():
-        record = store.read(trial_id) or {}
+        try:
+            record = store.read(trial_id) or {}
+        except ReadError:
+            continue  # an estimate does with the others
         cost, config, history = record.get("cost") or {}, record.get("config") or {}, record.get("history") or []
         provenance = record.get("provenance") or {}
         try:
@@ -55,6 +63,7 @@ def _measured(store: RunStore) -> Iterator[Measured]:
             found = Measured(
                 trial_id,
                 float(cost["seconds_per_step"]),
+                float(cost.get("checkpoint_seconds") or 0) / max(int(last["step"]), 1),
                 float(cost.get("eval_seconds") or 0) / max(evaluations, 1),
                 int(last["step"]),
                 int(last["epoch"]),
@@ -71,13 +80,13 @@ def _measured(store: RunStore) -> Iterator[Measured]:
 
 def _traits(config: dict[str, Any], threads: int) -> dict[str, Any]:
     """What a step's time depends on, flat."""
-    traits: dict[str, Any] = {"threads": threads}
+    traits: dict[str, Any] = {"threads": threads, **newer_defaults()}  # older records do not name these
 
     def walk(node: dict[str, Any], path: str) -> None:
         for key, value in node.items():
             if isinstance(value, dict):
                 walk(value, f"{path}{key}.")
-            elif key not in ("heads", "path"):
+            elif key not in NO_TIME:
                 traits[f"{path}{key}"] = value
 
     walk(config.get("model") or {}, "model.")
@@ -118,16 +127,17 @@ class Costs:
         if key not in self._found:
             self._found[key] = _nearest(own, same_data or same_kind)
         differing, alike = self._found[key]
-        epochs = max(config.train.epochs, -(-config.train.min_steps // per_epoch))
+        epochs = epochs_of(config.train, per_epoch)
         done_steps, done_epochs = _done(self._store, trial.trial_id)
-        seconds = max(epochs * per_epoch - done_steps, 0) * _mean([found.seconds_per_step for found in alike])
+        per_step = _mean([found.seconds_per_step + found.checkpoints_per_step for found in alike])
+        seconds = max(epochs * per_epoch - done_steps, 0) * per_step
         if same_data:
             evaluations = math.ceil(max(epochs - done_epochs, 0) / config.evaluate.every_epochs)
             seconds += evaluations * _mean([found.seconds_per_evaluation for found in alike])
         more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
         how = f"differs in {', '.join(differing[:4])}{more}" if differing else "alike"
         how = how if same_data else f"other data, training only, {how}"
-        return Estimate(seconds, tuple(found.trial_id for found in alike), how)
+        return Estimate(seconds, tuple(found.trial_id for found in alike), how, not differing)
 
 
 def _nearest(own: dict[str, Any], basis: Sequence[Measured]) -> tuple[list[str], list[Measured]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from harness.passwords import masked
+
 
 class UserError(ValueError):
     """A mistake in a file, a path or an option. The command line prints it without a traceback and exits 2."""
@@ -35,12 +37,19 @@ class StorageError(OSError):
         return f"{self.path} cannot be written ({self.reason}); make room there, then run the same command again"
 
 
+class ReadError(StorageError):
+    """A file could not be read, for a reason that says nothing about what it holds or whether it is there."""
+
+    def __str__(self) -> str:
+        return f"{self.path} cannot be read ({self.reason}), which says nothing about its content; try again later"
+
+
 def one_line(error: BaseException) -> str:
-    """The first line of an error's text; of a broken connection, what the system says of it."""
+    """The first line of an error's text, without passwords; of a broken connection, what the system says of it."""
     root = error
     while (below := root.__cause__ or root.__context__) is not None:
         root = below
     if isinstance(root, OSError) and root.strerror:
         return root.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    return masked(lines[0])[:300] if lines else type(error).__name__

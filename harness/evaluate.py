@@ -1,6 +1,7 @@
 """Detections -> COCO metrics, for the decoder and for every auxiliary branch, in one pass over the images.
 
-A branch that detects masks has COCO's segmentation metrics too, as `segm_AP`.
+A branch that detects masks has COCO's segmentation metrics too, as `segm_AP`. `AP` is always that of the 100 best
+detections of each image; `evaluate.max_detections: 300` adds `AP@300`, that of 300.
 Two implementations of COCO's protocol can be chosen: faster_coco_eval (the default) and pycocotools (the oracle);
 every number is the same. Only their precision and recall arrays are used: the summary is made here, because the
 area bounds may be the data set's own and because AP per class is wanted too. All metrics are percentages.
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from harness.detection_metrics import AT_LIMIT, STANDARD_LIMIT, best_of_images
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from model.types import Batch, Detections
 
 DECODER = "decoder"  # the branch whose metrics have no prefix
-MAX_DETECTIONS = (1, 10, 100)  # per image and class
+MAX_DETECTIONS = (1, 10, STANDARD_LIMIT)  # per image and class
 Kind = Literal["bbox", "segm"]
 EVALUATORS = ("faster_coco_eval", "pycocotools")
 _DISTRIBUTIONS = {"faster_coco_eval": "faster-coco-eval", "pycocotools": "pycocotools"}
@@ -42,6 +44,14 @@ class Evaluation(NamedTuple):
     per_class: dict[str, float | None]  # AP of the decoder, or of the first branch where it is not evaluated
     detections: list[dict[str, Any]]  # of that branch, in COCO's results format
     matching: torch.Tensor  # [N, 2, Q] int32, ground truth and source of each query (see `Detector.detect_and_match`)
+
+
+class Protocol(NamedTuple):
+    """What an evaluator compares, and how."""
+
+    areas: dict[str, list[float]]  # ranges of objects' areas by name, in square pixels
+    limits: tuple[int, ...]  # numbers of detections per image and class
+    kind: Kind
 
 
 def evaluator_version(name: str) -> str:
@@ -71,7 +81,9 @@ def evaluate(
         ranks: that share the images; `loader` gives this one its part. The first scores what all have found, the
             others return nothing.
     """
-    results, matching = detect_all(detector, loader, dataset, config.branches, device, on_batch=on_batch)
+    results, matching = detect_all(
+        detector, loader, dataset, config.branches, device, max_detections=config.max_detections, on_batch=on_batch
+    )
     if ranks is not None and ranks.size > 1:
         import torch
 
@@ -84,16 +96,26 @@ def evaluate(
     metrics: dict[str, float | None] = {}
     per_class: dict[str, float | None] = {}
     for branch, detections in results.items():
-        scores = evaluate_detections(dataset, detections, config.evaluator)
+        scores = _scores(dataset, detections, config, "bbox")
         if branch == main:
             per_class = scores.pop("per_class")
         else:
             del scores["per_class"]
         if dataset.has_masks and any("segmentation" in row for row in detections):
-            masks = evaluate_detections(dataset, detections, config.evaluator, "segm")
+            masks = _scores(dataset, detections, config, "segm")
             scores |= {f"segm_{name}": score for name, score in masks.items() if name != "per_class"}
         metrics.update(scores if branch == DECODER else {f"{branch}/{name}": score for name, score in scores.items()})
     return Evaluation(metrics, per_class, results[main], matching)
+
+
+def _scores(
+    dataset: CocoDataset, detections: list[dict[str, Any]], config: EvaluateConfig, kind: Kind
+) -> dict[str, Any]:
+    """COCO's metrics of at most 100 detections of each image, and beside them those of all where more are wanted."""
+    if config.max_detections == STANDARD_LIMIT:
+        return evaluate_detections(dataset, detections, config.evaluator, kind)
+    scores = evaluate_detections(dataset, best_of_images(detections, STANDARD_LIMIT), config.evaluator, kind)
+    return scores | evaluate_at_limit(dataset, detections, config.evaluator, config.max_detections, kind)
 
 
 def detect_all(
@@ -103,6 +125,7 @@ def detect_all(
     branches: Iterable[str],
     device: torch.device | str,
     *,
+    max_detections: int = STANDARD_LIMIT,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, list[dict[str, Any]]], torch.Tensor]:
     """Each branch's detections on every image of `loader`, in COCO's results format; one forward per batch.
@@ -119,7 +142,7 @@ def detect_all(
     try:
         with torch.no_grad():
             for done, batch in enumerate(loader.epoch(0), 1):
-                found, matching = detector.detect_and_match(batch.to(device), names, MAX_DETECTIONS[-1])
+                found, matching = detector.detect_and_match(batch.to(device), names, max_detections)
                 matchings.append(matching.cpu())
                 for name in names:
                     results[name] += to_results(batch, found[name], dataset.category_ids)
@@ -184,20 +207,40 @@ def evaluate_detections(
     Raises:
         UserError: the evaluator is unknown or not installed.
     """
+    precision, recall = _arrays(dataset, results, evaluator, kind, MAX_DETECTIONS)
+    return _summary(precision, recall, dataset.category_names)
+
+
+def evaluate_at_limit(
+    dataset: CocoDataset, results: list[dict[str, Any]], evaluator: str, limit: int, kind: Kind = "bbox"
+) -> dict[str, float | None]:
+    """COCO's metrics in percent where the `limit` best detections of each image count: `AP@300` and so on.
+
+    See `evaluate_detections`; the names are those of `AT_LIMIT`.
+    """
+    precision, recall = _arrays(dataset, best_of_images(results, limit), evaluator, kind, (limit,))
+    scores = {**_precisions(precision), "AR": _mean(recall[..., 0, -1])}
+    return {f"{name}@{limit}": scores[name] for name in AT_LIMIT}
+
+
+def _arrays(
+    dataset: CocoDataset, results: list[dict[str, Any]], evaluator: str, kind: Kind, limits: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall of an evaluator (see `_summary`) with these numbers of detections per image and class."""
     small, large = dataset.area_bounds
     ranges = {"all": [0.0, 1e10], "small": [0.0, small], "medium": [small, large], "large": [large, 1e10]}
     runs = {"faster_coco_eval": _run_faster_coco_eval, "pycocotools": _run_pycocotools}
     if evaluator not in runs:
         raise UserError(f"evaluate.evaluator {evaluator!r} is unknown; choose one of {', '.join(runs)}")
     try:
-        arrays = runs[evaluator](dataset.ground_truth, _as_annotations(results, kind), ranges, kind)
+        arrays = runs[evaluator](dataset.ground_truth, _as_annotations(results, kind), Protocol(ranges, limits, kind))
     except ImportError as error:
         other = next(name for name in EVALUATORS if name != evaluator)
         raise UserError(
             f"{evaluator} cannot be imported ({error}); install it or set evaluate.evaluator: {other}"
         ) from error
     precision, recall = (np.ascontiguousarray(arrays[name], np.float64) for name in ("precision", "recall"))
-    return _summary(precision, recall, dataset.category_names)
+    return precision, recall
 
 
 def _as_annotations(results: list[dict[str, Any]], kind: Kind) -> list[dict[str, Any]]:
@@ -215,23 +258,21 @@ def _as_annotations(results: list[dict[str, Any]], kind: Kind) -> list[dict[str,
 
 
 def _run_faster_coco_eval(
-    truth: dict[str, Any], detections: list[dict[str, Any]], ranges: dict, kind: Kind
+    truth: dict[str, Any], detections: list[dict[str, Any]], protocol: Protocol
 ) -> dict[str, Any]:
     from faster_coco_eval import COCO, COCOeval_faster
 
     def silent(*_: Any) -> None: ...
 
     sides = [COCO(tables, print_function=silent) for tables in _tables(truth, detections)]
-    run = COCOeval_faster(*sides, iouType=kind, print_function=silent)
-    _set_protocol(run.params, ranges)
+    run = COCOeval_faster(*sides, iouType=protocol.kind, print_function=silent)
+    _set_protocol(run.params, protocol)
     run.evaluate()
     run.accumulate()
     return run.eval
 
 
-def _run_pycocotools(
-    truth: dict[str, Any], detections: list[dict[str, Any]], ranges: dict, kind: Kind
-) -> dict[str, Any]:
+def _run_pycocotools(truth: dict[str, Any], detections: list[dict[str, Any]], protocol: Protocol) -> dict[str, Any]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -242,8 +283,8 @@ def _run_pycocotools(
             side.dataset = tables
             side.createIndex()
             sides.append(side)
-        run = COCOeval(*sides, iouType=kind)
-        _set_protocol(run.params, ranges)
+        run = COCOeval(*sides, iouType=protocol.kind)
+        _set_protocol(run.params, protocol)
         run.evaluate()
         run.accumulate()
     return run.eval
@@ -254,9 +295,9 @@ def _tables(truth: dict[str, Any], detections: list[dict[str, Any]]) -> tuple[di
     return {**truth, "annotations": [dict(row) for row in truth["annotations"]]}, {**truth, "annotations": detections}
 
 
-def _set_protocol(params: Any, ranges: dict[str, list[float]]) -> None:
-    params.maxDets = list(MAX_DETECTIONS)
-    params.areaRngLbl, params.areaRng = list(ranges), list(ranges.values())
+def _set_protocol(params: Any, protocol: Protocol) -> None:
+    params.maxDets = list(protocol.limits)
+    params.areaRngLbl, params.areaRng = list(protocol.areas), list(protocol.areas.values())
 
 
 def _summary(precision: np.ndarray, recall: np.ndarray, category_names: tuple[str, ...]) -> dict[str, Any]:
@@ -268,18 +309,25 @@ def _summary(precision: np.ndarray, recall: np.ndarray, category_names: tuple[st
         category_names: of the C classes.
     """
 
-    def mean(values: np.ndarray) -> float | None:
-        defined = values[values > -1]
-        return 100 * float(defined.mean()) if defined.size else None
-
-    metrics: dict[str, Any] = {
-        "AP": mean(precision[..., 0, -1]),
-        "AP50": mean(precision[0, ..., 0, -1]),
-        "AP75": mean(precision[5, ..., 0, -1]),
-    }
-    for area, name in enumerate(("APS", "APM", "APL"), 1):
-        metrics[name] = mean(precision[..., area, -1])
+    metrics: dict[str, Any] = _precisions(precision)
     for limit, number in enumerate(MAX_DETECTIONS):
-        metrics[f"AR{number}"] = mean(recall[..., 0, limit])
-    metrics["per_class"] = {name: mean(precision[:, :, index, 0, -1]) for index, name in enumerate(category_names)}
+        metrics[f"AR{number}"] = _mean(recall[..., 0, limit])
+    metrics["per_class"] = {name: _mean(precision[:, :, index, 0, -1]) for index, name in enumerate(category_names)}
     return metrics
+
+
+def _precisions(precision: np.ndarray) -> dict[str, float | None]:
+    """Means of precision at the highest detection limit: over all IoU thresholds, at 0.5 and 0.75, by size."""
+    means = {
+        "AP": _mean(precision[..., 0, -1]),
+        "AP50": _mean(precision[0, ..., 0, -1]),
+        "AP75": _mean(precision[5, ..., 0, -1]),
+    }
+    sizes = {name: _mean(precision[..., area, -1]) for area, name in enumerate(("APS", "APM", "APL"), 1)}
+    return means | sizes
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Percent; None where nothing is defined."""
+    defined = values[values > -1]
+    return 100 * float(defined.mean()) if defined.size else None

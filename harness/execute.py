@@ -6,14 +6,13 @@ goes on.
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,12 +22,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from harness.errors import RankLost, UserError
 from harness.lease import LeaseLost
 from harness.progress import Progress
-from harness.results import RunStore, write_atomic
+from harness.results import RunStore
 
 if TYPE_CHECKING:
     from harness.grid import Trial
 
 RunTrial = Callable[..., Any]
+LOSS_SECONDS = 2.0  # for what is left of a trial's processes to end
 
 
 def execute(
@@ -98,7 +98,7 @@ def _settle(trial: Trial, store: RunStore, error: Exception, stopped: bool) -> N
             store.mark(trial.trial_id, "interrupted", **known(trial))
             return
         with suppress(OSError):
-            write_atomic(store.dir(trial.trial_id) / "log.txt", traceback.format_exc())
+            store.write(trial.trial_id, "log.txt", traceback.format_exc())
         store.mark(trial.trial_id, "failed", error=last, **known(trial))
     except LeaseLost:
         pass  # the new holder writes it
@@ -110,7 +110,12 @@ def _settle(trial: Trial, store: RunStore, error: Exception, stopped: bool) -> N
 
 def known(trial: Trial) -> dict[str, Any]:
     """The part of a record that is known before anything ran."""
-    return {"label": trial.label, "factors": dict(trial.factors), "fingerprint": trial.fingerprint}
+    return {
+        "label": trial.label,
+        "factors": dict(trial.factors),
+        "fingerprint": trial.fingerprint,
+        "weights_hash": trial.weights_hash,
+    }
 
 
 def _reporter(trial: Trial, store: RunStore) -> Callable[[dict[str, Any]], None]:
@@ -144,66 +149,55 @@ def available_cpus() -> int:
     return max(count, 1)
 
 
-def run_local(
-    trials: Sequence[Trial],
-    store: RunStore,
-    run_trial: RunTrial | None,
-    concurrent: int | None,
-    progress: Progress,
-    fail_fast: bool = False,
-) -> None:
-    """Run trials one after the other in this process; a signal lets the current one leave a checkpoint.
-
-    Raises:
-        KeyboardInterrupt: on SIGINT or SIGTERM, after the current trial has stopped.
-    """
-    kinds = {trial.runtime.accelerator_type for trial in trials} - {None}
-    if kinds:
-        progress.say(f"note: the local executor takes the GPU at hand; --accelerator-type {kinds.pop()} has no effect")
-    if concurrent not in (None, 1):
-        progress.say(f"note: the local executor runs one trial at a time; --concurrent {concurrent} has no effect")
-    launch = uuid.uuid4().hex
-    stop = threading.Event()
-
-    def on_signal(*_: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        progress.say("stopping after this step; once more stops at once")
-
-    progress.phase("starting")
-    with on_signals(on_signal):
-        while trials:
-            held_elsewhere = []
-            for trial in trials:
-                outcome = _run_here(trial, store, launch, run_trial, stop.is_set, progress)
-                if outcome == "running":
-                    held_elsewhere.append(trial)
-                _free_memory()
-                if stop.is_set():
-                    raise KeyboardInterrupt
-                if fail_fast and outcome == "failed":
-                    progress.say(f"stopping: {trial.trial_id} has failed (--fail-fast)")
-                    return
-            trials = abandoned(held_elsewhere, store, progress)
-
-
-def _run_here(
+def execute_to_the_end(
     trial: Trial,
     store: RunStore,
     launch: str,
     run_trial: RunTrial | None,
     should_stop: Callable[[], bool],
-    progress: Progress,
-) -> str:
-    """`execute` in this process; the others get their turn whatever becomes of this trial."""
+    driver: dict[str, Any] | None = None,
+) -> tuple[str, str]:
+    """`execute` where nobody starts the trial again: the others get their turn whatever becomes of this one.
+
+    Returns:
+        the trial's status, and what a person should know besides its record ("": nothing).
+    """
     try:
-        return execute(trial, store, launch, run_trial, should_stop)
+        return execute(trial, store, launch, run_trial, should_stop, driver), ""
     except RankLost as error:
-        store.mark(trial.trial_id, "failed", error=str(error), **known(trial))
+        note_loss(trial, store, "failed", str(error))
     except (OSError, UserError) as error:
-        progress.say(f"{trial.trial_id} could not be run: {error}")
-    return "failed"
+        return "failed", f"could not be run: {error}"
+    return "failed", ""
+
+
+def note_loss(trial: Trial, store: RunStore, status: str, reason: str | None, log: str = "") -> None:
+    """Leave in the record of a trial whose process died what is known of that.
+
+    Nothing is written where the trial has finished, or where somebody is at it again.
+
+    Args:
+        trial: whose process died.
+        store: where its record lives.
+        status: for the record.
+        reason: one line.
+        log: what is known besides, for log.txt.
+
+    Raises:
+        OSError: the storage does not take it.
+    """
+    deadline = time.monotonic() + LOSS_SECONDS
+    while (held := store.claim(trial.trial_id)) is None:
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)  # it may be about to die with whom it worked for
+    with held, suppress(LeaseLost):
+        store = store.fenced(held.token)
+        if (store.read(trial.trial_id) or {}).get("status") == "finished":
+            return
+        if log:
+            store.write(trial.trial_id, "log.txt", f"{reason}\n\n{log}")
+        store.mark(trial.trial_id, status, reason, **known(trial))
 
 
 def abandoned(trials: Sequence[Trial], store: RunStore, progress: Progress) -> list[Trial]:
@@ -216,13 +210,6 @@ def abandoned(trials: Sequence[Trial], store: RunStore, progress: Progress) -> l
     free = store.released(trial.trial_id for trial in trials)
     left = {key for key in free if store.status(key) in ("interrupted", "pending")}
     return [trial for trial in trials if trial.trial_id in left]
-
-
-def _free_memory() -> None:
-    """Give the GPU memory of a trial that has ended to the next one."""
-    gc.collect()
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
-        sys.modules["torch"].cuda.empty_cache()
 
 
 def stop_now(*_: object) -> NoReturn:

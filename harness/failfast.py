@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -52,8 +52,9 @@ def failure_stops(trials: Sequence[Trial], store: RunStore, marker: Path, progre
             write_atomic(marker, "")
             deadline = time.monotonic() + GRACE_SECONDS
             while time.monotonic() < deadline and not ended.wait(LOOK_SECONDS):
-                if "running" not in {store.status(trial.trial_id) for trial in trials}:
-                    break
+                with suppress(OSError):
+                    if "running" not in {store.status(trial.trial_id) for trial in trials}:
+                        break
             if in_main and not ended.is_set():
                 _thread.interrupt_main(signal.SIGUSR1)  # without a handler (any more) it does nothing
             return
@@ -88,7 +89,8 @@ def _failed_one(trials: Sequence[Trial], store: RunStore, looked: dict[str, int]
             continue
         if looked.get(trial.trial_id) == stamp:
             continue
-        looked[trial.trial_id] = stamp
-        if store.status(trial.trial_id) == "failed":
-            return trial.trial_id
+        with suppress(OSError):  # the next look tells
+            if store.status(trial.trial_id) == "failed":
+                return trial.trial_id
+            looked[trial.trial_id] = stamp
     return None

@@ -8,18 +8,20 @@ what kills a trial takes nothing else along. The server ends with its worker, an
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection, Pipe
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from harness.entrance import python_command, python_path
 
@@ -31,7 +33,21 @@ PR_SET_PDEATHSIG = 1  # Linux, sys/prctl.h
 
 
 class WorkerLost(RuntimeError):
-    """The process of the trial died without a word."""
+    """The process of the trial died without a word.
+
+    Args:
+        text: how.
+        code: its exit code, negative for a signal; None where that is not known.
+        output: where each of its threads was, if the system let it say so.
+    """
+
+    def __init__(self, text: str, code: int | None = None, output: str = "") -> None:
+        super().__init__(text, code, output)
+        self.code = code
+        self.output = output
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class WorkerError(RuntimeError):
@@ -47,10 +63,16 @@ class ForkServer:
 
     Args:
         preload: modules to load first; those that are not installed are left out.
+        stdin: what the forks read from, as in `subprocess`.
         connection: to a server that another process has started (`harness.preloaded`); None: start one.
     """
 
-    def __init__(self, preload: Sequence[str] = PRELOAD, connection: Connection | None = None) -> None:
+    def __init__(
+        self,
+        preload: Sequence[str] = PRELOAD,
+        stdin: int | None = subprocess.DEVNULL,
+        connection: Connection | None = None,
+    ) -> None:
         self._lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
         if connection is not None:
@@ -58,9 +80,7 @@ class ForkServer:
             return
         self._connection, theirs = Pipe()
         command = [*python_command(CHILD), str(theirs.fileno()), *preload]
-        self.process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment()
-        )
+        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=stdin, env=environment())
         theirs.close()  # so that the server's end is the end of the connection
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -75,7 +95,7 @@ class ForkServer:
             try:
                 self._connection.send((dict(os.environ), function, arguments))
                 answer = self._connection.recv()
-                status = answer[1] if answer[0] == "ended" else self._connection.recv()[1]
+                _, status, output = answer if answer[0] == "ended" else self._connection.recv()
             except (EOFError, OSError):
                 raise WorkerLost("the process that forks the trials was killed") from None
         if answer[0] == "returned":
@@ -83,7 +103,8 @@ class ForkServer:
         if answer[0] in ("raised", "unfit"):
             raise (WorkerError if answer[0] == "raised" else WorkerUnfit)(answer[1])
         code = os.waitstatus_to_exitcode(status)
-        raise WorkerLost(f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}")
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        raise WorkerLost(how, code, output)
 
     def close(self) -> None:
         """End the server, and with it what runs in a fork."""
@@ -115,10 +136,21 @@ def serve(connection: Connection, preload: Sequence[str]) -> None:
             request = connection.recv_bytes()
             if not request:
                 return
-            pid = os.fork()
-            if pid == 0:
-                _work(connection, request)
-            connection.send(("ended", _wait(pid, connection)))
+            with _scratch() as last_words:
+                pid = os.fork()
+                if pid == 0:
+                    faulthandler.enable(last_words)
+                    _work(connection, request)
+                status = _wait(pid, connection)
+                last_words.seek(0)
+                connection.send(("ended", status, last_words.read().decode(errors="replace")))
+
+
+def _scratch() -> IO[bytes]:
+    """A file without a name, in memory where the system has that."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("last words"), "w+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
 
 
 def _wait(pid: int, connection: Connection) -> int:
@@ -158,5 +190,6 @@ def _work(connection: Connection, request: bytes) -> NoReturn:
 
 def main() -> None:
     """The process of the server: the number of its connection, then what to load, stand among its arguments."""
-    with suppress(KeyboardInterrupt):
-        serve(Connection(int(sys.argv[1])), sys.argv[2:])
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal sends them to all; the starter decides
+        signal.signal(number, signal.SIG_IGN)
+    serve(Connection(int(sys.argv[1])), sys.argv[2:])

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from harness import files
 from harness.lease import STALE_AFTER, file_lock, is_alive, read_holder
 from harness.results import RunStore, beat_flaw, cache_dir, record_flaw, write_atomic
 
@@ -30,7 +31,11 @@ QUIET_SECONDS = 60 * STALE_AFTER  # what nobody touched for an hour is nobody's 
 
 
 def damages(store: RunStore, trial_id: str) -> list[str]:
-    """One line for each file of a trial that cannot be understood: which, why, and what becomes of it."""
+    """One line for each file of a trial that cannot be understood: which, why, and what becomes of it.
+
+    Raises:
+        ReadError: the storage does not give a file, which is no damage.
+    """
     folder, lines = store.dir(trial_id), []
     for name, what in (
         ("result.json", "the next `codetr run` keeps it in attempts/ and trains the trial again; "
@@ -46,13 +51,14 @@ def damages(store: RunStore, trial_id: str) -> list[str]:
 
 
 def _flaw_of(path: Path) -> str:
-    """Why the content of a record's file cannot be used; empty when it can, or is not there."""
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
+    """Why the content of a record's file cannot be used; empty when it can, or is not there.
+
+    Raises:
+        ReadError: the storage does not give it, which is no damage.
+    """
+    text = files.read_bytes(path)
+    if text is None:
         return ""
-    except OSError as error:
-        return error.strerror or "it cannot be read"
     try:
         if path.suffix == ".jsonl":
             for number, line in enumerate(text.splitlines(), 1):
@@ -80,7 +86,7 @@ def _is_epoch(line: bytes) -> bool:
 
 def attempts(store: RunStore, trial_id: str) -> list[Path]:
     """Folders of a trial's earlier, failed attempts, oldest first."""
-    folders = (store.dir(trial_id) / "attempts").glob("*")
+    folders = files.listed(store.dir(trial_id) / "attempts")
     return sorted((path for path in folders if path.name.isdecimal()), key=lambda path: int(path.name))
 
 
@@ -89,11 +95,15 @@ def set_back(store: RunStore, trial_id: str, *, from_scratch: bool = False) -> b
 
     Its record and log move to `attempts/<number>/`. The checkpoint stays, so the trial goes on where it was left;
     with `from_scratch` checkpoint and epochs go too, and so will its run in the tracking store.
+
+    Raises:
+        ReadError: the storage does not tell whether it has failed; nothing was changed.
     """
     held = store.claim(trial_id)
     if held is None:
         return False
     with held:
+        store = store.fenced(held.token)
         record = store.read(trial_id)
         if record is None or record.get("status") != "failed":
             return False
@@ -101,10 +111,12 @@ def set_back(store: RunStore, trial_id: str, *, from_scratch: bool = False) -> b
         target = folder / "attempts" / str(1 + (int(earlier[-1].name) if earlier else 0))
         target.mkdir(parents=True)
         if from_scratch:
+            store.check_lease(trial_id)
             leave_mark(store, trial_id)
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)
         names = ("log.txt", *(("metrics.jsonl", "heartbeat.json") if from_scratch else ()), "result.json")
         for name in names:  # the record last: until it has moved, the trial has failed
+            store.check_lease(trial_id)
             with suppress(FileNotFoundError):
                 os.replace(folder / name, target / name)
     return True
@@ -114,7 +126,7 @@ def take_up(store: RunStore, trial_ids: Iterable[str]) -> list[str]:
     """Make ready what is to run now: failed trials are set back. Returns remarks for a person."""
     remarks, again = [], 0
     for trial_id in trial_ids:
-        if store.dir(trial_id).is_dir():
+        if files.is_folder(store.dir(trial_id)):
             remarks += [f"warning: {line}" for line in damages(store, trial_id)]
             again += set_back(store, trial_id)
     if again:
@@ -126,7 +138,11 @@ def take_up(store: RunStore, trial_ids: Iterable[str]) -> list[str]:
 
 
 def remove(store: RunStore, trial_id: str) -> bool:
-    """Delete everything about a trial and leave the mark for the tracking store; False while somebody works on it."""
+    """Delete everything about a trial and leave the mark for the tracking store; False while somebody works on it.
+
+    Raises:
+        ReadError: the storage does not tell whether somebody does; nothing was removed.
+    """
     folder = store.dir(trial_id)
     with file_lock(folder / ".lock"):
         if store.status(trial_id) == "running":
@@ -145,9 +161,8 @@ def leave_mark(store: RunStore, trial_id: str) -> None:
 
 def marks(store: RunStore) -> dict[str, Path]:
     """Trials whose run in the tracking store is to be deleted, and the mark that goes when it was."""
-    folder = store.root / "removed"
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {path.name: path for path in found if path.is_file() and not path.name.startswith(".")}
+    found = files.listed(store.root / "removed")
+    return {path.name: path for path in found if not path.name.startswith(".") and files.is_file(path)}
 
 
 # ---- leftovers ----------------------------------------------------------------------------------------------------
@@ -163,7 +178,11 @@ class Leftover:
 
 
 def leftovers(store: RunStore) -> list[Leftover]:
-    """What may be deleted: of ended launches, killed writers, dead holders, and checkpoints of finished trials."""
+    """What may be deleted: of ended launches, killed writers, dead holders, and checkpoints of finished trials.
+
+    Raises:
+        ReadError: the storage does not tell what somebody may still need.
+    """
     return [
         Leftover(path, what, _bytes_of(path))
         for search in (_ended_launches, _of_killed_writers, _dead_leases, _resume_files, _half_removed, _torn_caches)
@@ -182,11 +201,11 @@ def delete(found: Sequence[Leftover], store: RunStore) -> int:
                     path.unlink(missing_ok=True)
         elif path.name in RESUME_FILES and store.status(path.parent.parent.name) != "finished":
             continue
-        elif path.is_dir():
+        elif files.is_folder(path):
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-        freed += 0 if path.exists() else leftover.num_bytes
+        freed += 0 if files.exists(path) else leftover.num_bytes
     return freed
 
 
@@ -196,7 +215,7 @@ def _trials(store: RunStore) -> Iterator[Path]:
 
 def _ended_launches(store: RunStore) -> Iterator[tuple[Path, str]]:
     owners = {found.get("owner") for folder in _trials(store) if (found := _living(folder / "lease.json"))}
-    for path in sorted((store.root / "launches").glob("*")):
+    for path in files.listed(store.root / "launches"):
         if path.name not in owners and _quiet(path):
             yield path, "working files of a launch that has ended"
 
@@ -206,54 +225,62 @@ def _living(path: Path) -> dict[str, Any] | None:
 
 
 def _of_killed_writers(store: RunStore) -> Iterator[tuple[Path, str]]:
-    folders = [store.root, store.root / "runs", *(store.root / "grids").glob("*"), *_trials(store)]
+    folders = [store.root, store.root / "runs", *files.listed(store.root / "grids"), *_trials(store)]
     folders += [folder / "checkpoint" for folder in _trials(store)]
     for folder in folders:
-        for pattern in (".*.tmp", ".now-*", ".lease.json.*"):
-            for path in sorted(folder.glob(pattern)):
-                if path.is_file() and _quiet(path):
-                    yield path, "temporary file of a killed process"
+        for path in files.listed(folder):
+            temporary = any(path.match(pattern) for pattern in (".*.tmp", ".now-*", ".lease.json.*"))
+            if temporary and files.is_file(path) and _quiet(path):
+                yield path, "temporary file of a killed process"
 
 
 def _dead_leases(store: RunStore) -> Iterator[tuple[Path, str]]:
-    for folder in [*_trials(store), *sorted((store.root / "grids").glob("*"))]:
+    for folder in [*_trials(store), *files.listed(store.root / "grids")]:
         path = folder / "lease.json"
-        if path.exists() and not is_alive(path):
+        if files.exists(path) and not is_alive(path):
             yield path, "lease of a dead process"
 
 
 def _resume_files(store: RunStore) -> Iterator[tuple[Path, str]]:
     for folder in _trials(store):
         kept = folder / "checkpoint"
-        found = [kept / name for name in RESUME_FILES if (kept / name).exists()]
-        if found and (kept / WEIGHTS).exists() and store.status(folder.name) == "finished":
+        found = [kept / name for name in RESUME_FILES if files.exists(kept / name)]
+        if found and files.exists(kept / WEIGHTS) and store.status(folder.name) == "finished":
             yield from ((path, "checkpoint of a finished trial (its weights stay)") for path in found)
 
 
 def _half_removed(store: RunStore) -> Iterator[tuple[Path, str]]:
-    for path in sorted((store.root / "removed").glob("*.*")):
-        if path.is_dir():
+    for path in files.listed(store.root / "removed"):
+        if "." in path.name and files.is_folder(path):
             yield path, "rest of a removed trial"
 
 
 def _torn_caches(_: RunStore) -> Iterator[tuple[Path, str]]:
-    for path in sorted((cache_dir() / "digits").glob("*.tmp")):
-        if _quiet(path):
+    for path in files.listed(cache_dir() / "digits"):
+        if path.suffix == ".tmp" and _quiet(path):
             yield path, "digit scenes of a killed process"
 
 
 def _quiet(path: Path) -> bool:
     """Whether nothing at or below `path` was changed lately."""
     try:
-        newest = max(entry.stat().st_mtime for entry in (path, *path.rglob("*")))
+        newest = max(os.lstat(entry).st_mtime for entry in (path, *_below(path)))
     except OSError:
-        return False  # it changes right now
+        return False  # it changes right now, or the storage does not tell
     return time.time() - newest > QUIET_SECONDS
 
 
+def _below(path: Path) -> Iterator[Path]:
+    """All that lies below a folder. Raises `OSError` where the storage does not tell."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    if files.is_folder(path):
+        for folder, folders, names in os.walk(path, onerror=fail):
+            yield from (Path(folder, name) for name in (*folders, *names))
+
+
 def _bytes_of(path: Path) -> int:
-    total = 0
-    for entry in (path, *path.rglob("*")) if path.is_dir() else (path,):
-        with suppress(OSError):
-            total += entry.lstat().st_size if entry.is_file() else 0
-    return total
+    below = files.files_below(path) if files.is_folder(path) else [path]
+    return sum(found.st_size for entry in below if (found := files.attributes(entry)) is not None)

@@ -1,9 +1,9 @@
 """A trial is its resolved configuration: as a dictionary, and as the id that follows from it.
 
-The id hashes all settings that can change a result and the data set's content. Where the data lies, the `runtime`
-settings and what is analysed afterwards take no part. A field that was added after the first records carries
-`metadata={"since": 2}` (or a later number) and takes no part while it has its default, so that older trials keep their
-ids; such a default is frozen (tests/expected/fields.json), and better values go into presets.
+The id hashes all settings that can change a result, the data set's content and that of a file of pretrained weights.
+Where these lie, the `runtime` settings and what is analysed afterwards take no part. A field that was added after the
+first records carries `metadata={"since": 2}` (or a later number) and takes no part while it has its default, so that
+older trials keep their ids; such a default is frozen (tests/expected/fields.json), and better values go into presets.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any, get_args, get_type_hints
@@ -20,6 +21,7 @@ from harness.config import TrialConfig
 from harness.resolve import SECTIONS, leaves, resolve
 from harness.strict import Mistakes
 from model.config import DetectorConfig
+from model.heads import head_name
 
 SCHEMA = 1  # of the identity; a new number makes every trial a new one
 
@@ -39,7 +41,7 @@ def canonical_model(model: DetectorConfig) -> DetectorConfig:
 
 def head_difference(head: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """A head's name and those of its settings that are not the default; `defaults` holds a preset's, by name."""
-    name = _head_name(head)
+    name = head_name(head)
     return {"name": name, **_difference(plain(head), plain(defaults.get(name) or type(head)()))}
 
 
@@ -49,12 +51,6 @@ def _difference(own: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
         for key, value in own.items()
         if value != default[key]
     }
-
-
-def _head_name(head: Any) -> str:
-    from model.heads import head_name
-
-    return head_name(head)
 
 
 @cache
@@ -87,6 +83,21 @@ def field_default(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
+@cache
+def newer_defaults() -> dict[str, Any]:
+    """Dotted key and default, in JSON types, of each newer setting: what older records leave out. None of a head."""
+
+    def walk(kind: type, path: str, newer: bool) -> Iterator[tuple[str, Any]]:
+        for field in dataclasses.fields(kind):
+            hint, name, own = _hints(kind)[field.name], f"{path}{field.name}", newer or "since" in field.metadata
+            if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+                yield from walk(hint, f"{name}.", own)
+            elif own:
+                yield name, plain(field_default(field), hint)
+
+    return dict(walk(TrialConfig, "", False))
+
+
 def config_to_dict(config: TrialConfig) -> dict[str, Any]:
     """A trial's configuration in JSON types; heads are `{"name": "atss", …all their settings}`."""
     return _tree(config)
@@ -95,7 +106,7 @@ def config_to_dict(config: TrialConfig) -> dict[str, Any]:
 def _tree(config: TrialConfig, *, deciding: bool = False) -> dict[str, Any]:
     tree = plain(config, deciding=deciding)
     tree["model"]["heads"] = [
-        {"name": _head_name(head), **plain(head, deciding=deciding)} for head in config.model.heads
+        {"name": head_name(head), **plain(head, deciding=deciding)} for head in config.model.heads
     ]
     return dict(tree)
 
@@ -114,16 +125,41 @@ def config_from_dict(tree: Mapping[str, Any]) -> TrialConfig:
     return resolved.trial(int(tree.get("seed", 0)))
 
 
-def identity(config: TrialConfig, fingerprint: str) -> dict[str, Any]:
-    """Everything that makes the trial what it is."""
+def identity(config: TrialConfig, fingerprint: str, weights_hash: str | None = None) -> dict[str, Any]:
+    """Everything that makes the trial what it is.
+
+    Args:
+        config: all settings.
+        fingerprint: of the data set's content; takes the place of its path.
+        weights_hash: SHA-256 of the backbone's file of weights, 64 hex digits; takes the place of its path. None where
+            there is no such file, and for records of before these hashes: their ids were made from the path.
+    """
     tree = _tree(replace(config, model=canonical_model(config.model)), deciding=True)
-    data = tree["data"]
+    data, backbone = tree["data"], tree["model"]["backbone"]
     if data.pop("path") is not None:
         del data["digits"]
+    if backbone["weights"] is not None and weights_hash is not None:
+        backbone["weights"] = weights_hash
+    if not config.model.backbone.frozen_at_random:
+        backbone.pop("random_frozen", None)  # there is nothing that it could allow
     return {"schema": SCHEMA, **tree, "data": {**data, "fingerprint": fingerprint}}
 
 
-def trial_id(config: TrialConfig, fingerprint: str) -> str:
+def trial_id(config: TrialConfig, fingerprint: str, weights_hash: str | None = None) -> str:
     """First 12 hex digits of SHA-256 over the canonical JSON of `identity`."""
-    text = json.dumps(identity(config, fingerprint), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    tree = identity(config, fingerprint, weights_hash)
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def recorded_id(record: Mapping[str, Any]) -> str:
+    """The id that follows from a record alone: from its configuration, `fingerprint` and `weights_hash`.
+
+    Raises:
+        UserError: its configuration does not fit this version.
+        ValueError: a hash is none.
+    """
+    weights_hash = record.get("weights_hash")
+    if weights_hash is not None and not re.fullmatch("[0-9a-f]{64}", str(weights_hash)):
+        raise ValueError(f"weights_hash {weights_hash!r} is no SHA-256")
+    return trial_id(config_from_dict(record["config"]), record["fingerprint"], weights_hash)

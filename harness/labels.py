@@ -40,6 +40,11 @@ def show_value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def factors_label(factors: Mapping[str, Any], short: Mapping[str, str]) -> str:
+    """Settings and their values as labels show them: `heads=atss positive_queries=true`; `short` holds their names."""
+    return " ".join(f"{short[name]}={show_value(value)}" for name, value in factors.items())
+
+
 def factor_of(value: Any) -> Factor:
     """A setting as a plain value: lists and mappings as their text."""
     return value if isinstance(value, str | int | float | bool) else show_value(value)

@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
+from harness.endings import story
 from harness.entrance import python_command, python_path
 from harness.errors import RankLost
 
@@ -127,15 +128,22 @@ def _start(number: int, folder: Path) -> _Rank:
 
 def _watch(ranks: list[_Rank], report: Callable[[dict[str, Any]], None], should_stop: Callable[[], bool]) -> Any:
     told = False
+    heard: dict[str, Any] = {}  # the last event that had a step
+
+    def listening(event: dict[str, Any]) -> None:
+        if "step" in event:
+            heard.update(event)
+        report(event)
+
     deadline = None  # after which no better explanation is waited for
     while not all(rank.done for rank in ranks):
         wait([rank.connection for rank in ranks if not rank.closed], POLL_SECONDS)
         lost = [rank for rank in ranks if rank.lost]  # before listening: its last words may be on the way
         for rank in ranks:
-            rank.listen(report)
+            rank.listen(listening)
         for rank in lost:
             if rank.lost:
-                raise _loss(rank, len(ranks))
+                raise _loss(rank, len(ranks), heard)
         errors = [rank for rank in ranks if rank.error]
         if errors:
             deadline = deadline or time.monotonic() + GRACE_SECONDS
@@ -153,11 +161,8 @@ def _say(connection: Connection, message: Any) -> None:
         connection.send(message)
 
 
-def _loss(rank: _Rank, size: int) -> RankLost:
-    code = rank.process.returncode
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    hint = "; out of memory?" if code == -signal.SIGKILL else ""
-    error = RankLost(f"rank {rank.number} of {size} {how}{hint}")
+def _loss(rank: _Rank, size: int, heard: dict[str, Any]) -> RankLost:
+    error = RankLost(f"rank {rank.number} of {size} {story(rank.process.returncode, heard)}")
     output = rank.output.read_text(encoding="utf-8", errors="replace")[-4000:].strip()
     if output:
         error.add_note(f"The last it wrote:\n{output}")

@@ -9,6 +9,7 @@ while it was suspended, or on a storage whose locks do not reach other nodes, ca
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -20,12 +21,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from harness.errors import StorageError, UserError
+from harness.errors import ReadError, StorageError, UserError
+from harness.files import ABSENT, attributes, read_bytes
 
 BEAT_EVERY = 5.0  # seconds between two signs of life
 STALE_AFTER = 60.0  # seconds without a sign of life after which a holder on another machine counts as dead
+NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # of a storage that does answer
 
 
 class LeaseLost(RuntimeError):
@@ -38,10 +41,10 @@ def file_lock(path: Path) -> Iterator[None]:
 
     Raises:
         UserError: the storage cannot lock files.
+        StorageError: the file cannot be made or opened.
     """
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab") as handle:
+        with _opened(path) as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX)
             except OSError as error:
@@ -57,11 +60,17 @@ def file_lock(path: Path) -> Iterator[None]:
                 fcntl.flock(handle, fcntl.LOCK_UN)
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
+def _opened(path: Path) -> IO[bytes]:
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "ab")
+    except OSError as error:
+        raise StorageError(path, error) from error
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    found = attributes(path)
+    return found is not None and os.path.samestat(os.fstat(descriptor), found)
 
 
 @lru_cache(maxsize=1)
@@ -71,15 +80,19 @@ def machine_id() -> str:
     try:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip())
         parts.append(os.readlink("/proc/self/ns/pid"))
-    except OSError:
+    except (*ABSENT, PermissionError):
         pass  # not Linux: the host name has to do
     return " ".join(parts)
 
 
 def _process_start(pid: int) -> str | None:
-    """A value that tells this process from a later one with the same id; None when the process is dead."""
+    """A value that tells this process from a later one with the same id; None when the process is dead.
+
+    Raises:
+        OSError: the system does not tell, as when this process has too many files open.
+    """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        line = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         if Path("/proc/self/stat").exists():
             return None
@@ -90,9 +103,9 @@ def _process_start(pid: int) -> str | None:
         except PermissionError:
             pass
         return "alive"
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()  # the name in parentheses may hold blanks
+    except ProcessLookupError:
+        return None  # it ended while it was looked at
+    fields = line.rpartition(")")[2].split()  # the name in parentheses may hold blanks
     return None if fields[0] in "ZX" else fields[19]
 
 
@@ -107,51 +120,66 @@ def holder(owner: str = "") -> dict[str, Any]:
 
 
 def _storage_now(folder: Path) -> float:
-    """The time as the storage of `folder` stamps files."""
+    """The time as the storage of `folder` stamps files; where nothing can be written, this machine's.
+
+    Raises:
+        OSError: the storage does not answer.
+    """
     probe = folder / f".now-{uuid.uuid4().hex}"
     try:
         probe.touch()
         return probe.stat().st_mtime
-    except OSError:
-        return time.time()
+    except OSError as error:
+        if error.errno in NO_WRITING:
+            return time.time()
+        raise
     finally:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def read_holder(path: Path) -> dict[str, Any] | None:
     """The holder named in the file, or None when there is no file or nothing of use in it.
 
     Raises:
-        OSError: the storage does not answer; that says nothing about the holder.
+        ReadError: the storage does not answer; that says nothing about the holder.
     """
+    data = read_bytes(path)
     try:
-        found = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        found = None if data is None else json.loads(data)
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
 
 def _gone(process: dict[str, Any]) -> bool | None:
-    """Whether the process with this `identity` has ended; None where it ran on another machine."""
+    """Whether the process with this `identity` has ended; None where it ran on another machine, or is hidden here."""
     if process.get("machine") != machine_id():
         return None
     pid = process.get("pid")
-    start = _process_start(pid) if isinstance(pid, int) else None
+    try:
+        start = _process_start(pid) if isinstance(pid, int) else None
+    except PermissionError:
+        return None
     return start is None or start != process.get("process_start")
 
 
 def is_alive(path: Path) -> bool:
-    """Whether the holder named in the file (a lease or a heartbeat) still lives."""
+    """Whether the holder named in the file (a lease or a heartbeat) still lives.
+
+    Raises:
+        ReadError: the storage does not answer; that says nothing about the holder, so nobody may take over.
+    """
+    found = read_holder(path)  # opening the file also makes NFS ask the server for its age
+    if found is None:
+        return False
     try:
-        found = read_holder(path)  # opening the file also makes NFS ask the server for its age
-        if found is None:
-            return False
         gone = _gone(found)
         return not gone if gone is not None else _storage_now(path.parent) - path.stat().st_mtime < STALE_AFTER
     except FileNotFoundError:
         return False
-    except OSError:
-        return True  # the storage does not answer: nobody takes over now
+    except OSError as error:
+        raise ReadError(path, error) from error
 
 
 def released(paths: Iterable[Path], poll: float = 0.25) -> list[Path]:
@@ -159,22 +187,35 @@ def released(paths: Iterable[Path], poll: float = 0.25) -> list[Path]:
 
     That is one on this machine whose driver (the process that started it) is dead, which ends within seconds, and one
     on another machine, until it gives a sign of life or was silent for `STALE_AFTER` seconds.
+
+    Raises:
+        ReadError: the storage did not answer for as long.
     """
     free, doubtful = [], {path: _stamp(path) for path in paths}
+    answered = time.monotonic()
     while doubtful:
-        for path, stamp in list(doubtful.items()):
-            if not is_alive(path):
+        for path, before in list(doubtful.items()):
+            try:
+                alive, in_doubt = is_alive(path), _in_doubt(path, before)
+            except OSError:
+                if time.monotonic() - answered > STALE_AFTER:
+                    raise
+                continue
+            answered = time.monotonic()
+            if alive and in_doubt:
+                continue
+            if not alive:
                 free.append(path)
-            else:
-                found: dict[str, Any] = {}
-                with suppress(OSError):
-                    found = read_holder(path) or {}
-                if _gone(found.get("driver") or {}) or (_gone(found) is None and _stamp(path) == stamp):
-                    continue
             del doubtful[path]
         if doubtful:
             time.sleep(poll)
     return free
+
+
+def _in_doubt(path: Path, before: tuple[int, int] | None) -> bool:
+    """Whether a living holder may be none: its driver is dead, or it is elsewhere and gave no sign since `before`."""
+    found = read_holder(path) or {}
+    return bool(_gone(found.get("driver") or {})) or (_gone(found) is None and _stamp(path) == before)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -218,9 +259,14 @@ class Lease:
         """Give the trial back. Does nothing when the lease was lost, or when the storage is (then it is a dead one)."""
         self._released.set()
         self._thread.join()
-        with suppress(OSError, UserError), file_lock(self.path.with_name(".lock")):
-            if names(self.path, self.token):
-                self.path.unlink(missing_ok=True)
+        for pause in (0.05, 0.5, 0.0):  # or what is over would count as running while this process lives
+            with suppress(OSError, UserError):
+                if names(self.path, self.token):  # else no lock is made where somebody may have removed everything
+                    with file_lock(self.path.with_name(".lock")):
+                        if names(self.path, self.token):
+                            self.path.unlink(missing_ok=True)
+                return
+            time.sleep(pause)
 
     def __enter__(self) -> Lease:
         return self
@@ -233,7 +279,7 @@ def names(path: Path, token: str) -> bool:
     """Whether the lease at `path` is the one with this token.
 
     Raises:
-        OSError: the storage does not answer.
+        ReadError: the storage does not answer.
     """
     return (read_holder(path) or {}).get("token") == token
 

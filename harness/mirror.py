@@ -7,26 +7,31 @@ after it, and after an outage it is one and the same call.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from harness import tracking, views
-from harness.errors import UserError, one_line
+from harness.errors import ReadError, StorageError, UserError, one_line
+from harness.files import is_folder
 from harness.housekeeping import marks
-from harness.identity import config_to_dict
+from harness.identity import config_from_dict, config_to_dict
 from harness.lease import file_lock, identity, is_alive, read_holder
 from harness.mlflow_runs import MAX_TAG, create_run, delete_runs, save_view, set_params, set_status, set_tags
+from harness.passwords import shown
 from harness.replay import Replayer
 from harness.results import RunStore
 from harness.space import values_text
+from harness.tracking_failures import AWAY, DELETED, failure_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+    from harness.config import TrialConfig
     from harness.grid import Grid, Trial
 
 SYNC_SECONDS = 3.0  # between two replays
@@ -40,7 +45,8 @@ class Mirror:
         store: the records.
         grid: name, title and trials.
         uri: the tracking store; None takes `tracking_uri()`.
-        warn: takes the one line that says the store is away, and the one that says it is back.
+        warn: takes the one line that says what is wrong with the store, the one that says it is back, and one for
+            each metric that MLflow refuses.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class Mirror:
         self._seen: dict[str, tuple[Any, ...]] = {}  # state of a record's files when it was last mirrored
         self._next_attempt = 0.0
         self._warned = False
+        self._refused: set[str] = set()  # parameters
         self._at_work = threading.Lock()  # a signal can end the wait for the thread of `repeated` while it replays
 
     def open(self) -> None:
@@ -66,11 +73,11 @@ class Mirror:
         Raises:
             UserError: the tracking store cannot be reached.
         """
-        self._experiment = tracking.ensure_store(self.uri)
+        self._experiment = tracking.ensure_store(self.uri, self.warn)
         delete_removed(self.store, self.uri)
         with tracking.reaching(self.uri):
             self._client = tracking.connect(self.uri)
-            self._replayer = Replayer(self.store, self._client, self._experiment)
+            self._replayer = Replayer(self.store, self._client, self._experiment, self.warn)
             self._parent = self._grid_run()
             self._reconcile()
 
@@ -83,22 +90,41 @@ class Mirror:
         if time.monotonic() < self._next_attempt:
             return False
         try:
-            with self._at_work:
-                for trial in self.grid.trials if trials is None else trials:
-                    self._sync_trial(trial)
+            self.replay_all(trials)
+        except StorageError as error:  # the records are away, not the tracking store
+            self._next_attempt = time.monotonic() + RETRY_SECONDS
+            self.warn(f"warning: {error}")
+            return False
         except Exception as error:  # whatever happens on the tracking side, training goes on
             self._next_attempt = time.monotonic() + RETRY_SECONDS
-            if not self._warned:
-                self._warned = True
-                self.warn(
-                    f"warning: tracking store {self.uri} is away ({one_line(error)}); training goes on, "
-                    "and it gets what it misses from the records when it is back"
-                )
+            self._fail(error)
             return False
         if self._warned:
             self._warned = False
-            self.warn(f"tracking store {self.uri} is back and has everything")
+            self.warn(f"tracking store {shown(self.uri)} is back and has everything")
         return True
+
+    def _fail(self, error: Exception) -> None:
+        """Tell of a failure, once; restore the experiment, if that is what is missing."""
+        failure = failure_of(self.uri, error)
+        if failure.kind == DELETED:
+            with suppress(Exception):
+                self._experiment = tracking.ensure_store(self.uri, self.warn)
+                self._next_attempt = 0.0
+                return
+        if not self._warned:
+            self._warned = True
+            what = f"is away ({one_line(error)})" if failure.kind == AWAY else str(failure)
+            self.warn(
+                f"warning: tracking store {shown(self.uri)} {what}; training goes on, and it gets what it misses from "
+                "the records when it is back"
+            )
+
+    def replay_all(self, trials: Iterable[Trial] | None = None) -> None:
+        """As `sync`, but what goes wrong is raised."""
+        with self._at_work:
+            for trial in self.grid.trials if trials is None else trials:
+                self._sync_trial(trial)
 
     @contextmanager
     def repeated(self) -> Iterator[None]:
@@ -122,7 +148,11 @@ class Mirror:
         self._next_attempt = 0.0
         if not self.sync():
             return False
-        found = {self.store.status(trial.trial_id) for trial in self.grid.trials}
+        try:
+            found = {self.store.status(trial.trial_id) for trial in self.grid.trials}
+        except ReadError as error:
+            self.warn(f"warning: {error}")
+            return False
         status = "failed" if "failed" in found else "finished" if found <= {"finished"} else "interrupted"
         try:
             self._show_grid()
@@ -133,7 +163,7 @@ class Mirror:
         return True
 
     def _driven_by_another(self) -> bool:
-        path = self.store.grid_dir(self.grid.name) / "lease.json"
+        path = self.store.grid_dir(self.grid.key) / "lease.json"
         return is_alive(path) and not identity().items() <= (read_holder(path) or {}).items()
 
     # ---- runs
@@ -143,10 +173,11 @@ class Mirror:
 
     def _grid_run(self) -> str:
         grid = self.grid
-        note = views.note(grid, self._experiment)
-        tags = {"codetr.grid": grid.name, "codetr.preset": grid.preset, "mlflow.note.content": note}
+        note = views.note(grid, self._experiment)[:MAX_TAG]
+        tags = {"codetr.grid": grid.key, "codetr.preset": grid.preset, "mlflow.note.content": note}
+        same = (f"tags.`{name}` = {views.quoted(tags[name])}" for name in ("codetr.grid", "codetr.preset"))
         with file_lock(self.store.root / ".mirror.lock"):
-            found = self._find(f"tags.`codetr.grid` = '{grid.name}' AND tags.`codetr.preset` = '{grid.preset}'")
+            found = self._find(" AND ".join(same))
             name = views.view_name(grid)
             run = found[0] if found else create_run(self._client, self._experiment, name, tags)
         set_status(self._client, run.info.run_id, "running")
@@ -154,6 +185,7 @@ class Mirror:
 
     def _show_grid(self) -> None:
         """What a person finds in MLflow: comparable parameters, a view of the grid, and where to compare its trials."""
+        self._part_from_others()
         self._complete_params()
         grid, runs = self.grid, self._find(views.grid_filter(self.grid))
         metrics = {name for run in runs for name in run.data.metrics}
@@ -161,8 +193,29 @@ class Mirror:
         save_view(self._client, self._experiment, views.view_id(grid), views.view_name(grid), state)
         order = [trial.trial_id for trial in grid.trials]
         ids = {run.data.tags["trial_id"]: run.info.run_id for run in runs}
-        note = views.note(grid, self._experiment, [ids[trial_id] for trial_id in order if trial_id in ids])
+        shown_ids = [ids[trial_id] for trial_id in order if trial_id in ids]
+        code = views.code_words(record for trial_id in order if (record := self.store.read(trial_id)))
+        note = views.note(grid, self._experiment, shown_ids, code)
         self._client.set_tag(self._parent, "mlflow.note.content", note[:MAX_TAG])
+
+    def _part_from_others(self) -> None:
+        """Take the grid's tag from trials of other settings or data, which its rows would average with its own.
+
+        They have it from an earlier form of the file, or from before data and settings were part of a grid's key.
+        Other seeds of its rows keep it, and so does what the records do not know.
+        """
+        if self.grid.search is not None:
+            return  # its rows are what was suggested, each once
+        own = {trial.trial_id for trial in self.grid.trials}
+        cells = {(trial.fingerprint, trial.weights_hash, _unseeded(trial.config)) for trial in self.grid.trials}
+        for run in self._find(views.grid_filter(self.grid)):
+            record = self.store.read(run.data.tags["trial_id"]) or {}
+            if run.data.tags["trial_id"] in own or not record.get("config"):
+                continue
+            with suppress(UserError, KeyError, TypeError, ValueError):  # a configuration of another version
+                contents = (record.get("fingerprint"), record.get("weights_hash"))
+                if (*contents, _unseeded(config_from_dict(record["config"]))) not in cells:
+                    self._client.delete_tag(run.info.run_id, views.grid_tag(self.grid))
 
     def _names(self) -> tuple[str, ...]:
         trials = self.grid.trials
@@ -184,31 +237,41 @@ class Mirror:
                 if names - run.data.params.keys():
                     config = (self.store.read(run.data.tags["trial_id"]) or {}).get("config")
                     params = views.params_of(config) if config else {}
-                    set_params(self._client, run, {name: params[name] for name in names & params.keys()})
+                    self._set_params(run, {name: params[name] for name in names & params.keys()})
+
+    def _set_params(self, run: Run, params: Mapping[str, Any]) -> None:
+        for name, why in set_params(self._client, run, params).items():
+            if name not in self._refused:
+                self._refused.add(name)
+                self.warn(f"warning: MLflow does not take the parameter {name!r} ({why}); everything else is recorded")
 
     def _trial_run(self, trial: Trial) -> Run:
         with file_lock(self.store.root / ".mirror.lock"):  # two drivers must not make two runs of one trial
             found = self._find(f"tags.trial_id = '{trial.trial_id}'")
             tags = {"trial_id": trial.trial_id, "mlflow.parentRunId": self._parent}
-            started = (self.store.read(trial.trial_id) or {}).get("started")
-            new = (self._client, self._experiment, trial.label, tags, started)
+            record = self.store.read(trial.trial_id) or {}
+            new = (self._client, self._experiment, trial.label, tags, record.get("started"))
             run = found[0] if found else create_run(*new)
-        tags = {f"grid.{self.grid.name}": trial.row or trial.label, "codetr.preset": self.grid.preset}
+        tags = {views.grid_tag(self.grid): trial.row or trial.label}
+        if not self.grid.variant.digest or "codetr.preset" not in run.data.tags:
+            tags["codetr.preset"] = self.grid.preset  # a plain grid is found by it
+        if code := (record.get("provenance") or {}).get("code"):
+            tags[views.CODE_TAG] = str(code)
         if self.grid.search is not None:
             tags[f"search.{self.grid.search.key}"] = values_text(self.grid.search.values[trial.trial_id])
         set_tags(self._client, run, tags)
         params = views.params_of(config_to_dict(trial.config))
-        shown = dict.fromkeys((*views.ALWAYS, *self._names()))
-        set_params(self._client, run, {name: params[name] for name in shown if name in params})
+        told = dict.fromkeys((*views.ALWAYS, *self._names()))
+        self._set_params(run, {name: params[name] for name in told if name in params})
         return run
 
     def _reconcile(self) -> None:
         """A killed process leaves its run RUNNING for ever: give it the status that the record has."""
         for run in self._find("attributes.status = 'RUNNING'"):
             trial_id, grid = run.data.tags.get("trial_id"), run.data.tags.get("codetr.grid")
-            if trial_id and self.store.dir(trial_id).is_dir():
+            if trial_id and is_folder(self.store.dir(trial_id)):
                 self._replayer.replay(run, trial_id)
-            elif grid and grid != self.grid.name and self.store.grid_dir(grid).is_dir():
+            elif grid and grid != self.grid.key and is_folder(self.store.grid_dir(grid)):
                 driven = is_alive(self.store.grid_dir(grid) / "lease.json")
                 set_status(self._client, run.info.run_id, "running" if driven else "interrupted")
 
@@ -230,18 +293,29 @@ class Mirror:
         self._seen[trial.trial_id] = state
 
 
-def sync_trials(store: RunStore, trial_ids: Iterable[str], uri: str | None = None) -> int:
+def _unseeded(config: TrialConfig) -> TrialConfig:
+    """A configuration without its seed, and without where its data and weights lie."""
+    backbone = dataclasses.replace(config.model.backbone, weights=None)
+    model, data = dataclasses.replace(config.model, backbone=backbone), dataclasses.replace(config.data, path=None)
+    return dataclasses.replace(config, seed=0, model=model, data=data)
+
+
+def sync_trials(
+    store: RunStore, trial_ids: Iterable[str], uri: str | None = None, say: Callable[[str], None] | None = None
+) -> int:
     """Bring the runs that these trials already have in the tracking store up to date; returns how many there are.
+
+    `say` takes remarks.
 
     Raises:
         UserError: the tracking store cannot be reached.
     """
     uri = uri or tracking.tracking_uri(store.root)
-    experiment = tracking.ensure_store(uri)
+    experiment = tracking.ensure_store(uri, say)
     count = 0
     with tracking.reaching(uri):
         client = tracking.connect(uri)
-        replayer = Replayer(store, client, experiment)
+        replayer = Replayer(store, client, experiment, say or (lambda line: None))
         for trial_id in trial_ids:
             for run in tracking.find_runs(client, experiment, f"tags.trial_id = '{trial_id}'")[:1]:
                 replayer.replay(run, trial_id)
@@ -249,17 +323,19 @@ def sync_trials(store: RunStore, trial_ids: Iterable[str], uri: str | None = Non
     return count
 
 
-def sync(store: RunStore, grid: Grid, uri: str | None = None) -> None:
-    """Replay everything of a grid that MLflow lacks.
+def sync(store: RunStore, grid: Grid, uri: str | None = None, say: Callable[[str], None] = lambda line: None) -> None:
+    """Replay everything of a grid that MLflow lacks. `say` takes remarks.
 
     Raises:
         UserError: the tracking store cannot be reached.
     """
-    warnings: list[str] = []
-    mirror = Mirror(store, grid, uri, warn=warnings.append)
+    uri = uri or tracking.tracking_uri(store.root)
+    mirror = Mirror(store, grid, uri, warn=say)
     mirror.open()
+    with tracking.reaching(uri):
+        mirror.replay_all()
     if not mirror.close():
-        raise UserError(warnings[0])
+        raise UserError(f"tracking store {shown(uri)}: not everything came through; the same command goes on there")
 
 
 def delete_removed(store: RunStore, uri: str | None = None) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import getpass
 import json
-import re
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,18 @@ from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from harness.errors import one_line
 from harness.sqlite import is_missing
-from harness.tracking import EXPERIMENT, GROUPS, MLFLOW_STATUS, connect, find_experiment, find_runs, parsed, reaching
+from harness.tracking import (
+    EXPERIMENT,
+    MLFLOW_STATUS,
+    connect,
+    find_experiment,
+    find_runs,
+    parsed,
+    reaching,
+    remove_run,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,7 +35,6 @@ if TYPE_CHECKING:
 
 MAX_BATCH = 1000  # metrics per call; MLflow's own limit
 MAX_TAG = 5000  # characters
-BY_LAYER = re.compile(r"(decoder|queries\.[^/]+)\.(\d+)/(.+)")  # decoder.0/giou: layers of a loss stand side by side
 VIEW_TAG = "mlflow.sharedViewState."
 
 
@@ -54,7 +62,7 @@ def delete_runs(trial_ids: Sequence[str], uri: str) -> int:
             return 0
         found = [run for name in trial_ids for run in find_runs(client, experiment, f"tags.trial_id = '{name}'")]
         for run in found:
-            client.delete_run(run.info.run_id)
+            remove_run(client, run.info.run_id)
         return len(found)
 
 
@@ -79,11 +87,24 @@ def set_tags(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> None:
             client.set_tag(run.info.run_id, key, value[:MAX_TAG])
 
 
-def set_params(client: MlflowClient, run: Run, params: Mapping[str, Any]) -> None:
-    """Log the parameters that the run has not yet; MLflow lets none change."""
+def set_params(client: MlflowClient, run: Run, params: Mapping[str, Any]) -> dict[str, str]:
+    """Log the parameters that the run has not yet; MLflow lets none change. Returns those that it refuses, and why."""
+    refused = {}
     for key, value in params.items():
         if key not in run.data.params:
-            client.log_param(run.info.run_id, key, value if isinstance(value, str) else json.dumps(value))
+            try:
+                client.log_param(run.info.run_id, key, value if isinstance(value, str) else json.dumps(value))
+            except Exception as error:
+                if not is_refusal(error):
+                    raise
+                refused[key] = one_line(error)
+    return refused
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether MLflow does not take what it was given, and will not take it the next time either."""
+    code = getattr(error, "error_code", "")
+    return code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST") and "Current state is deleted" not in str(error)
 
 
 def save_view(client: MlflowClient, experiment_id: str, key: str, name: str, state: Mapping[str, Any]) -> None:
@@ -100,28 +121,33 @@ def save_view(client: MlflowClient, experiment_id: str, key: str, name: str, sta
         client.set_experiment_tag(experiment_id, VIEW_TAG + key, json.dumps(view))
 
 
-def log_metrics(client: MlflowClient, run_id: str, metrics: Mapping[str, float], step: int, seconds: float) -> None:
-    """Log numbers at a step and a time (since 1970). The same numbers logged there twice are stored once."""
+def log_metrics(
+    client: MlflowClient, run_id: str, metrics: Mapping[str, float], step: int, seconds: float
+) -> dict[str, str]:
+    """Log numbers at a step and a time (since 1970). The same numbers logged there twice are stored once.
+
+    Returns those that MLflow refuses, and why; all others are logged.
+    """
     from mlflow.entities import Metric
 
     # `epoch` tells how far logging got: it goes last. What is logged first is what MLflow compares first.
     ordered = sorted(metrics.items(), key=lambda item: (item[0] == "epoch", item[0] == "loss", "/" in item[0]))
     batch = [Metric(key, value, int(1000 * seconds), step) for key, value in ordered]
+    refused: dict[str, str] = {}
     for start in range(0, len(batch), MAX_BATCH):
-        client.log_batch(run_id, metrics=batch[start : start + MAX_BATCH])
+        refused |= _log_batch(client, run_id, batch[start : start + MAX_BATCH])
+    return refused
 
 
-def flat_metrics(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers of an epoch's entry or of a record by metric name; undefined ones, time and step are left out.
-
-    MLflow draws a section for whatever stands before the last slash: `losses/decoder/giou.0`, not one for each layer.
-    """
-    flat: dict[str, float] = {}
-    for key, value in entry.items():
-        grouped = key in GROUPS and isinstance(value, Mapping)
-        parts = {f"{key}/{name}": number for name, number in value.items()} if grouped else {key: value}
-        for name, number in parts.items():
-            if isinstance(number, int | float) and not isinstance(number, bool) and name not in ("time", "step"):
-                name = BY_LAYER.sub(r"\1/\3.\2", name)
-                flat[re.sub(r"[^\w./: -]", "_", name)] = float(number)
-    return flat
+def _log_batch(client: MlflowClient, run_id: str, batch: list[Any]) -> dict[str, str]:
+    """Log a batch without those that are refused: MLflow refuses a whole batch for the sake of one."""
+    try:
+        client.log_batch(run_id, metrics=batch)
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        if len(batch) == 1:
+            return {batch[0].key: one_line(error)}
+        middle = len(batch) // 2
+        return _log_batch(client, run_id, batch[:middle]) | _log_batch(client, run_id, batch[middle:])
+    return {}

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from harness.apart import run_apart
 from harness.cluster import RayStart, bundle, stop_ray
 from harness.entrance import ROOT
 from harness.errors import UserError, one_line
-from harness.execute import RunTrial, abandoned, execute, known, on_signals
+from harness.execute import RunTrial, abandoned, execute, note_loss, on_signals
 from harness.failfast import StoppedByFailure, failure_stops
 from harness.forkserver import PRELOAD, ForkServer, WorkerUnfit
 from harness.lease import identity
@@ -201,8 +202,9 @@ def _reason(error: BaseException) -> str:
         return f"{UNFIT}: {cause}"
     if "OutOfMemory" in type(error).__name__:  # Ray's memory monitor ended the worker
         return "out of memory on its node, again and again: try fewer trials at a time (--concurrent, --cpus-per-trial)"
-    if "RankLost: " in str(error):
-        return str(error).rpartition("RankLost: ")[2].splitlines()[0]
+    for name in ("RankLost: ", "WorkerLost: "):  # which know more
+        if name in str(error):
+            return str(error).rpartition(name)[2].splitlines()[0]
     if any(name in type(error).__name__ for name in LOST):
         return f"its worker was lost again and again ({type(error).__name__}): killed, or out of memory?"
     last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
@@ -238,9 +240,10 @@ def _work(
         return {"outcome": _run_one(trial, launch, driver)}
     if _forks is None:
         preload = PRELOAD if launch.run_trial is None else ()
-        _forks = ForkServer(preload, connect(place) if (place := os.environ.get(PLACE)) else None)
+        connection = connect(place) if (place := os.environ.get(PLACE)) else None
+        _forks = ForkServer(preload, connection=connection)
     try:
-        return {"outcome": _forks.run(_run_one, trial, launch, driver)}
+        return {"outcome": run_apart(_forks, trial, launch.store, "interrupted", _run_one, trial, launch, driver)}
     except WorkerUnfit as error:  # and it would be the next time
         return {"outcome": "failed", "reason": str(error)}
 
@@ -269,8 +272,9 @@ def _run_one(trial: Trial, launch: Launch, driver: dict[str, Any]) -> str:
 def _mark_lost(trials: Sequence[Trial], store: RunStore, errors: dict[str, str], progress: Progress) -> None:
     """A trial that Tune gave up on has failed, even though it could not say so itself."""
     for trial in trials:
-        if trial.trial_id in errors and store.status(trial.trial_id) not in ("finished", "failed", "running"):
+        if trial.trial_id in errors:
             try:
-                store.mark(trial.trial_id, "failed", error=errors[trial.trial_id], **known(trial))
-            except OSError:
+                if store.status(trial.trial_id) not in ("finished", "failed", "running"):
+                    note_loss(trial, store, "failed", errors[trial.trial_id])
+            except (OSError, UserError):
                 progress.say(f"{trial.trial_id}: {errors[trial.trial_id]}")

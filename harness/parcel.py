@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import zipfile
@@ -11,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Protocol
 
-from harness.errors import UserError
+from harness.errors import ReadError, UserError
+from harness.files import ABSENT, files_below, is_folder, listed
 
 LARGEST = 2**30  # bytes of a file that is read into memory
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)  # cut off, encrypted and so on
@@ -50,7 +52,7 @@ class _Archive:
 class _Folder:
     def __init__(self, root: Path) -> None:
         self._root = root
-        found = (path for path in sorted(root.glob("runs/*/**/*")) if path.is_file() and not path.is_symlink())
+        found = (path for folder in listed(root / "runs") for path in files_below(folder))
         self.names = [path.relative_to(root).as_posix() for path in found]
 
     def open(self, name: str) -> IO[bytes]:
@@ -66,27 +68,33 @@ def opened(source: Path) -> Iterator[Parcel]:
 
     Raises:
         UserError: there is none, it is damaged, or it holds names that lead elsewhere.
+        ReadError: the storage does not give it.
     """
-    if source.is_dir():
+    if is_folder(source):
         parcel: Parcel = _Folder(source)
         if not parcel.names:
             raise UserError(f"{source}: no records there; they lie in runs/<trial id>/ below it")
         yield parcel
         return
     try:
-        with zipfile.ZipFile(source) as archive:
-            parcel = _Archive(archive)
-            for name in parcel.names:
-                parts = name.split("/")
-                if "\\" in name or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
-                    raise UserError(f"{source}: holds '{name}', which leads out of the store; nothing was taken")
-            if len(set(parcel.names)) < len(parcel.names):
-                raise UserError(f"{source}: holds a file twice; nothing was taken")
-            yield parcel
-    except FileNotFoundError:
+        archive = zipfile.ZipFile(source)
+    except ABSENT:
         raise UserError(f"{source}: no such archive or folder") from None
-    except (zipfile.BadZipFile, OSError) as error:
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the beginning, which only a damaged archive names
+            raise ReadError(source, error) from error
         raise UserError(f"{source}: cannot be read as an archive of records ({error}); export it again") from error
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise UserError(f"{source}: cannot be read as an archive of records ({error}); export it again") from error
+    with archive:
+        parcel = _Archive(archive)
+        for name in parcel.names:
+            parts = name.split("/")
+            if "\\" in name or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
+                raise UserError(f"{source}: holds '{name}', which leads out of the store; nothing was taken")
+        if len(set(parcel.names)) < len(parcel.names):
+            raise UserError(f"{source}: holds a file twice; nothing was taken")
+        yield parcel
 
 
 def read(parcel: Parcel, name: str) -> bytes:
@@ -94,13 +102,18 @@ def read(parcel: Parcel, name: str) -> bytes:
 
     Raises:
         Refused: it is damaged, or too large for a record.
+        ReadError: the storage does not give it.
     """
-    if parcel.size(name) > LARGEST:
-        raise Refused(f"{name.rpartition('/')[2]} has {parcel.size(name):,} bytes, more than any record")
     try:
+        if parcel.size(name) > LARGEST:
+            raise Refused(f"{name.rpartition('/')[2]} has {parcel.size(name):,} bytes, more than any record")
         with parcel.open(name) as handle:
             return handle.read()
-    except (*DAMAGE, OSError) as error:
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # as in `opened`
+            raise ReadError(name, error) from error
+        raise Refused(f"{name.rpartition('/')[2]} cannot be read: {error}") from error
+    except DAMAGE as error:
         raise Refused(f"{name.rpartition('/')[2]} cannot be read: {error}") from error
 
 

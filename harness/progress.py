@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,9 +62,10 @@ class Watched:
     """What was last seen of one trial."""
 
     trial: Trial
-    number: int  # place in the grid, from 1
+    number: int  # place among the chosen trials, from 1
     stamps: dict[str, Any] = field(default_factory=dict)  # file name -> what tells that it changed
     epochs: set[tuple[int, Any]] = field(default_factory=set)  # printed
+    process: Any = None  # that gave the last sign of life
     warnings: int = 0  # printed
     beat: dict[str, Any] = field(default_factory=dict)
     beat_at: float = 0.0
@@ -83,6 +84,7 @@ class Progress:
         out: takes a line.
         beat_seconds: longest silence.
         poll_seconds: between two looks at the store.
+        chosen: those of the grid's trials that count; None: all.
     """
 
     def __init__(
@@ -92,8 +94,10 @@ class Progress:
         out: Callable[[str], None] = print_line,
         beat_seconds: float = BEAT_SECONDS,
         poll_seconds: float = POLL_SECONDS,
+        chosen: Sequence[Trial] | None = None,
     ) -> None:
         self.grid = grid
+        self._chosen = list(grid.trials if chosen is None else chosen)
         self.store = store
         self._out = out
         self._beat_seconds = beat_seconds
@@ -125,7 +129,7 @@ class Progress:
         wanted = {trial.trial_id for trial in trials}
         with self._lock:
             self._watched = [
-                Watched(trial, number) for number, trial in enumerate(self.grid.trials, 1) if trial.trial_id in wanted
+                Watched(trial, number) for number, trial in enumerate(self._chosen, 1) if trial.trial_id in wanted
             ]
             for watched in self._watched:
                 self._changed(watched, "result.json"), self._changed(watched, "heartbeat.json")
@@ -137,8 +141,9 @@ class Progress:
     def join(self, grid: Grid) -> None:
         """Follow the trials that a search has added to the grid."""
         with self._lock:
-            new = list(enumerate(grid.trials, 1))[len(self.grid.trials) :]
-            self._watched += [Watched(trial, number) for number, trial in new]
+            for trial in grid.trials[len(self.grid.trials) :]:
+                self._chosen.append(trial)
+                self._watched.append(Watched(trial, len(self._chosen)))
             self.grid = grid
 
     def __enter__(self) -> Progress:
@@ -160,8 +165,11 @@ class Progress:
         """Print what is new in the store, or a sign of life when nothing was printed for long."""
         with self._lock:
             for watched in self._watched:
-                with suppress(OSError):  # storage hiccup: the next look tells
+                seen = dict(watched.stamps)
+                try:
                     self._look_at(watched)
+                except OSError:  # storage hiccup: the next look tells
+                    watched.stamps = seen
             running = [watched for watched in self._watched if watched.status == "running"]
             self._slots = max(self._slots, len(running))
             if running:
@@ -187,7 +195,9 @@ class Progress:
 
     def _look_at(self, watched: Watched) -> None:
         trial_id = watched.trial.trial_id
-        started = False
+        started, record = False, None
+        if self._changed(watched, "result.json"):  # first: what a trial leaves before its record is there by then
+            record = self.store.read(trial_id)
         if self._changed(watched, "heartbeat.json"):
             started = self._take_beat(watched, self.store.read_heartbeat(trial_id) or {})
         if self._changed(watched, "metrics.jsonl"):
@@ -199,12 +209,11 @@ class Progress:
                     self._tell(watched, entry)
         if started and watched.beat.get("step", 0) > watched.step:
             self._tell(watched)
-        if self._changed(watched, "result.json"):
-            record = self.store.read(trial_id) or {}
+        if record is not None:
             told = watched.status == record.get("status") == "finished"  # an analysis may have been added since
             if record.get("status") in ENDED and not told:
                 self._end(watched, record)
-            elif watched.status in ENDED:  # started again
+            elif watched.status in ENDED and not told:  # started again
                 watched.status = "running"
 
     def _take_beat(self, watched: Watched, beat: dict[str, Any]) -> bool:
@@ -212,10 +221,14 @@ class Progress:
         for warning in beat.get("warnings", [])[watched.warnings :]:
             self._line(watched, f"warning: {warning}")
             watched.warnings += 1
-        started = beat.get("pid") != watched.beat.get("pid") or watched.status != "running"
-        watched.beat, watched.beat_at = {**watched.beat, **beat}, time.monotonic()
-        if beat.get("kind") == "done":
+        process = tuple(beat.get(key) for key in ("machine", "pid", "process_start"))
+        if beat.get("kind") == "done" or watched.status == "finished":
             return False
+        if watched.status in ENDED and process == watched.process:
+            return False  # the last words of a process whose trial has ended
+        started = process != watched.process or watched.status != "running"
+        watched.process = process
+        watched.beat, watched.beat_at = {**watched.beat, **beat}, time.monotonic()
         watched.status = "running"
         eta, step, total = (beat.get(key) for key in ("eta_seconds", "step", "total_steps"))
         if eta is not None and step and total and total > step:
@@ -226,14 +239,19 @@ class Progress:
 
     def _line(self, watched: Watched, text: str) -> None:
         with self._lock:
-            head = f"{self.grid.name} {watched.number}/{len(self.grid.trials) + self.grid.num_unknown}"
+            head = f"{self.grid.name} {watched.number}/{len(self._chosen) + self.grid.num_unknown}"
             label = watched.trial.label or watched.trial.row
             self._out("  ".join(part for part in (head, label, watched.trial.trial_id, text) if part))
             self._spoke = time.monotonic()
 
     def _tell(self, watched: Watched, entry: dict[str, Any] | None = None) -> None:
         planned = watched.trial.config.train.epochs  # until the trial says how many its data set takes
-        state = {"epochs": planned, **watched.beat, "AP": watched.last_ap, **(entry or {})}
+        state = {
+            "epochs": planned,
+            **watched.beat,
+            "AP": watched.last_ap,
+            **({**entry, "kind": "epoch"} if entry else {}),
+        }
         text = describe(state)
         age = time.monotonic() - watched.beat_at
         eta = watched.beat.get("eta_seconds")

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.detection_metrics import STANDARD_LIMIT, is_detection_metric
+
 if TYPE_CHECKING:
     from harness.data.coco import CocoDataset
 
 NUM_RESAMPLES = 500
-MAX_DETECTIONS = 100  # per image and class, as COCO's AP has it
 RECALLS = np.linspace(0.0, 1.0, 101)
 METRICS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}  # which of the 10 IoU thresholds
 
@@ -33,8 +34,21 @@ class ClassMatches:
     num_objects: np.ndarray  # [I] ground truths of each image, without crowds
 
 
-def match_images(dataset: CocoDataset, results: Sequence[dict[str, Any]]) -> list[ClassMatches]:
-    """Match detections (COCO results format) with the ground truth, by COCO's rules for boxes of any size."""
+def thresholds(metric: str) -> slice | None:
+    """Which of the 10 IoU thresholds a metric is the mean over, such as `AP50@300`; None: it is not resampled."""
+    return METRICS.get(metric.partition("@")[0]) if is_detection_metric(metric) else None
+
+
+def match_images(
+    dataset: CocoDataset, results: Sequence[dict[str, Any]], limit: int = STANDARD_LIMIT
+) -> list[ClassMatches]:
+    """Match detections (COCO results format) with the ground truth, by COCO's rules for boxes of any size.
+
+    Args:
+        dataset: the validation split.
+        results: of one trial.
+        limit: how many detections count of each image and class.
+    """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -52,7 +66,7 @@ def match_images(dataset: CocoDataset, results: Sequence[dict[str, Any]]) -> lis
             sides.append(side)
         run = COCOeval(*sides, iouType="bbox")
         run.params.areaRng, run.params.areaRngLbl = [[0.0, 1e10]], ["all"]
-        run.params.maxDets = [MAX_DETECTIONS]
+        run.params.maxDets = [limit]
         run.evaluate()
     images = len(run.params.imgIds)
     return [_of_class(run.evalImgs[start : start + images], images) for start in range(0, len(run.evalImgs), images)]
@@ -107,8 +121,9 @@ def resampled_ap(classes: Sequence[ClassMatches], num_images: int, resamples: in
 
 
 def interval(values: np.ndarray, baseline: np.ndarray, metric: str, confidence: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of `values - baseline` of two trials' `resampled_ap`; `metric` is a key of `METRICS`."""
-    chosen = METRICS[metric]
+    """Percentile interval of `values - baseline` of two trials' `resampled_ap`; `metric` has `thresholds`."""
+    chosen = thresholds(metric)
+    assert chosen is not None, metric
     difference = values[:, chosen].mean(1) - baseline[:, chosen].mean(1)
     tail = 50 * (1 - confidence)
     low, high = np.nanpercentile(difference, [tail, 100 - tail])

@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness import lease
+from harness import files, lease
 from harness.errors import StorageError, UserError
 
 STATUSES = ("pending", "running", "finished", "failed", "interrupted", "pruned")
@@ -40,13 +39,16 @@ def cache_dir() -> Path:
     return Path(os.path.expanduser(os.environ.get("CODETR_CACHE") or "~/.cache/codetr")).absolute()
 
 
-def write_atomic(path: Path | str, data: bytes | str, *, durable: bool = True) -> None:
+def write_atomic(
+    path: Path | str, data: bytes | str, *, durable: bool = True, confirm: Callable[[], object] | None = None
+) -> None:
     """Replace the file at `path` by `data` whole or not at all; folders are made.
 
     Args:
         path: the file.
         data: text is written as UTF-8, and what has no such form (bytes of a file's name) as escapes.
         durable: wait until the disk has it; False for what may be lost with the machine (heartbeats).
+        confirm: called before the file is replaced; what it raises keeps the file as it was.
 
     Raises:
         StorageError: it could not be written; the file is as it was.
@@ -60,11 +62,13 @@ def write_atomic(path: Path | str, data: bytes | str, *, durable: bool = True) -
             if durable:
                 handle.flush()
                 os.fsync(handle.fileno())
+        if confirm is not None:
+            confirm()
         os.replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, StorageError):
             raise StorageError(path, error) from error
         raise
 
@@ -87,7 +91,7 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 RECORD_PARTS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("metrics", "cost", "config", "factors", "provenance", "per_class"), (dict, type(None))),
-    **dict.fromkeys(("error", "started", "finished", "label", "fingerprint"), (str, type(None))),
+    **dict.fromkeys(("error", "started", "finished", "label", "fingerprint", "weights_hash"), (str, type(None))),
     "history": (list, type(None)),
 }
 
@@ -126,7 +130,10 @@ class RunStore:
         self._token = token
 
     def fenced(self, token: str) -> RunStore:
-        """The same store, but a trial's record can only be written while its lease has this token."""
+        """The same store, but a trial's files can only be written while its lease has this token.
+
+        It can be pickled: each process that works on a trial takes the fence along.
+        """
         return RunStore(self.root, token)
 
     def check_lease(self, trial_id: str) -> None:
@@ -134,6 +141,7 @@ class RunStore:
 
         Raises:
             LeaseLost: another process has taken it over.
+            ReadError: the storage does not tell.
         """
         path = self.dir(trial_id) / "lease.json"
         if self._token is not None and not lease.names(path, self._token):
@@ -161,37 +169,60 @@ class RunStore:
             raise UserError(f"store {self.root}: {reason}; set CODETR_STORE or --store") from error
 
     def trials(self) -> list[str]:
-        """Ids of all trials that have a folder, sorted."""
-        runs = self.root / "runs"
-        return sorted(path.name for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
+        """Ids of all trials that have a folder, sorted.
+
+        Raises:
+            ReadError: the storage does not tell.
+        """
+        return [path.name for path in files.listed(self.root / "runs") if files.is_folder(path)]
 
     def read(self, trial_id: str) -> dict[str, Any] | None:
         """The record (result.json), or None when there is none.
 
-        A file that cannot be read counts as a failed trial whose error says so: it will be run again.
+        A file that cannot be understood counts as a failed trial whose error says so: it will be run again.
+
+        Raises:
+            ReadError: the storage does not give it, which says nothing about the trial.
         """
         path = self.dir(trial_id) / "result.json"
+        data = files.read_bytes(path)
+        if data is None:
+            return None
         try:
-            record = json.loads(path.read_bytes())
+            record = json.loads(data)
             flaw = record_flaw(record)
             if not flaw:
                 return dict(record)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             flaw = str(error)
         return {"trial_id": trial_id, "status": "failed", "error": f"{path} cannot be read: {flaw}", "metrics": {}}
 
+    def write(self, trial_id: str, name: str, data: bytes | str, *, durable: bool = True) -> None:
+        """Replace a file of a trial's folder whole.
+
+        Args:
+            trial_id: whose folder.
+            name: of the file, below the folder.
+            data: as in `write_atomic`, like `durable`.
+            durable: as there.
+
+        Raises:
+            LeaseLost: the store is `fenced`, and another process has taken the trial over; nothing was written.
+            StorageError: it could not be written.
+        """
+        self.check_lease(trial_id)  # before folders are made
+        path = self.dir(trial_id) / name
+        write_atomic(path, data, durable=durable, confirm=lambda: self.check_lease(trial_id))
+
     def write_result(self, trial_id: str, record: dict[str, Any]) -> None:
         """Write the record whole."""
-        self.check_lease(trial_id)
-        write_atomic(self.dir(trial_id) / "result.json", to_json(record, indent=1) + "\n")
+        self.write(trial_id, "result.json", to_json(record, indent=1) + "\n")
 
     def write_config(self, trial_id: str, config: dict[str, Any]) -> None:
         """Write the resolved configuration as config.yaml."""
         import yaml
 
-        write_atomic(self.dir(trial_id) / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        self.write(trial_id, "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
     def mark(self, trial_id: str, status: str, error: str | None = None, **fields: Any) -> dict[str, Any]:
         """Change the status of a record (made if absent); `fields` are taken only where the record has none.
@@ -214,9 +245,10 @@ class RunStore:
         path, known = self.dir(trial_id) / "metrics.jsonl", self.metrics(trial_id)
         lines = [line for line in known if line["epoch"] < entry["epoch"]]
         lines.append({**entry, "time": entry.get("time", time.time())})
-        if path.exists() and len(path.read_bytes().splitlines()) > len(known):  # lines that cannot be read
-            shutil.copyfile(path, path.with_name("metrics.jsonl.damaged"))
-        write_atomic(path, "".join(to_json(line) + "\n" for line in lines))
+        whole = files.read_bytes(path) or b""
+        if len(whole.splitlines()) > len(known):  # lines that cannot be understood
+            self.write(trial_id, "metrics.jsonl.damaged", whole)
+        self.write(trial_id, "metrics.jsonl", "".join(to_json(line) + "\n" for line in lines))
 
     def restore_metrics(self, trial_id: str, history: list[dict[str, Any]]) -> None:
         """Make metrics.jsonl hold the epochs of a checkpoint, no more and no fewer; known ones keep their time."""
@@ -224,17 +256,16 @@ class RunStore:
         times = {line["epoch"]: line.get("time") for line in found}
         lines = [{**entry, "time": times.get(entry["epoch"]) or time.time()} for entry in history]
         if _without_nan(lines) != found:
-            self.check_lease(trial_id)
-            write_atomic(self.dir(trial_id) / "metrics.jsonl", "".join(to_json(line) + "\n" for line in lines))
+            self.write(trial_id, "metrics.jsonl", "".join(to_json(line) + "\n" for line in lines))
 
     def metrics(self, trial_id: str) -> list[dict[str, Any]]:
-        """The epochs of metrics.jsonl in order; unreadable lines are left out."""
-        try:
-            lines = (self.dir(trial_id) / "metrics.jsonl").read_bytes().splitlines()
-        except OSError:
-            return []
+        """The epochs of metrics.jsonl in order; lines that cannot be understood are left out.
+
+        Raises:
+            ReadError: the storage does not give them.
+        """
         entries = []
-        for line in lines:
+        for line in (files.read_bytes(self.dir(trial_id) / "metrics.jsonl") or b"").splitlines():
             with suppress(ValueError, RecursionError):
                 entry = json.loads(line)
                 if isinstance(entry, dict) and isinstance(entry.get("epoch"), int):
@@ -244,22 +275,27 @@ class RunStore:
     def heartbeat(self, trial_id: str, event: dict[str, Any]) -> None:
         """Leave a sign of life with the state of the work (step, total_steps, loss, eta_seconds and so on)."""
         beat = {**event, **lease.holder(), "time": time.time()}
-        write_atomic(self.dir(trial_id) / "heartbeat.json", to_json(beat), durable=False)
+        self.write(trial_id, "heartbeat.json", to_json(beat), durable=False)
 
     def read_heartbeat(self, trial_id: str) -> dict[str, Any] | None:
-        """The last sign of life, however old; None when there is none, or it cannot be understood."""
-        try:
-            beat = lease.read_holder(self.dir(trial_id) / "heartbeat.json")
-        except OSError:
-            return None
+        """The last sign of life, however old; None when there is none, or it cannot be understood.
+
+        Raises:
+            ReadError: the storage does not give it.
+        """
+        beat = lease.read_holder(self.dir(trial_id) / "heartbeat.json")
         return None if beat is None or beat_flaw(beat) else beat
 
     def status(self, trial_id: str) -> str:
-        """One of `STATUSES`. A trial is running only while the process that works on it lives."""
+        """One of `STATUSES`. A trial is running only while the process that works on it lives.
+
+        Raises:
+            ReadError: the storage does not tell.
+        """
         return self.look(trial_id)[0]
 
     def look(self, trial_id: str) -> tuple[str, dict[str, Any] | None]:
-        """Status and record, read once."""
+        """Status and record, read once. Raises `ReadError` where the storage does not tell."""
         record = self.read(trial_id)
         return self._status(trial_id, record), record
 
@@ -270,11 +306,11 @@ class RunStore:
         if lease.is_alive(held):
             return "running"
         if record is None:
-            return "interrupted" if held.exists() else "pending"
+            return "interrupted" if files.exists(held) else "pending"
         if record.get("status") != "running":
             return str(record.get("status", "failed"))
         # Without a lease (a trial run by hand) the heartbeat tells.
-        beating = not held.exists() and lease.is_alive(self.dir(trial_id) / "heartbeat.json")
+        beating = not files.exists(held) and lease.is_alive(self.dir(trial_id) / "heartbeat.json")
         return "running" if beating else "interrupted"
 
     def claim(self, trial_id: str, owner: str = "", driver: dict[str, Any] | None = None) -> lease.Lease | None:

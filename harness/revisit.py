@@ -19,6 +19,7 @@ from harness.build import choose_device
 from harness.config import AnalyseConfig, Analysis, ConflictVariant
 from harness.data import open_dataset
 from harness.errors import UserError
+from harness.files import is_file, read_bytes
 from harness.grid import expand, open_grid
 from harness.results import RunStore
 from harness.spec import DEFAULT_PRESET, AblationSpec, RowSpec
@@ -89,8 +90,8 @@ def _request(args: argparse.Namespace, settings: AnalyseConfig) -> Request:
 def _file(path: Path, args: argparse.Namespace) -> Found:
     """A file of weights under the configuration of a preset."""
     spec = AblationSpec(name=path.stem, rows=(RowSpec(label=path.stem),))
-    grid = expand(spec, args.preset or DEFAULT_PRESET, args.overrides, data=args.data)
-    if not path.is_file():
+    grid = expand(spec, args.preset or DEFAULT_PRESET, args.overrides, data=args.data, require_data=False)
+    if not is_file(path):
         raise UserError(f"{path}: there is no such file of weights")
     return Found(path.stem, grid.trials[0].config, path, None, str(path))
 
@@ -162,7 +163,8 @@ def keep(found: Found, analysed: Analysed, request: Request, store: RunStore) ->
     """Write the tables; of a trial on its own data also into its record. Returns the files.
 
     Raises:
-        UserError: somebody works on the trial at the moment.
+        UserError: somebody works on the trial at the moment, or it is finished no more.
+        ReadError: the storage does not give its record, which stays as it is.
     """
     if not is_own(found, request, store):
         folder = request.out or Path("analysis") / found.name
@@ -171,11 +173,14 @@ def keep(found: Found, analysed: Analysed, request: Request, store: RunStore) ->
     if held is None:
         raise UserError(f"trial {found.name} is being worked on; try again when it has ended")
     with held:
+        store = store.fenced(held.token)
+        record, lines = store.read(found.name) or {}, store.metrics(found.name)
+        if record.get("status") != "finished":
+            raise UserError(f"trial {found.name} is finished no more: it was set back or damaged; nothing was written")
+        store.check_lease(found.name)
         paths = write_tables(analysed, store.dir(found.name) / "analysis")
-        lines = store.metrics(found.name)
         if lines:
             store.append_metrics(found.name, lines[-1] | analysed.scalars)
-        record = store.read(found.name) or {}
         record["metrics"] = (record.get("metrics") or {}) | analysed.scalars
         if record.get("history"):
             record["history"][-1] |= analysed.scalars
@@ -185,6 +190,7 @@ def keep(found: Found, analysed: Analysed, request: Request, store: RunStore) ->
         record["analysis"] = {**before, **own, "metrics": list(dict.fromkeys(done))}
         store.write_result(found.name, record)
         dataset = open_dataset(found.config.data, "val", progress=lambda line: None)
+        store.check_lease(found.name)
         paths += _draw(store.dir(found.name) / "analysis", record.get("label") or found.name, analysed, record, dataset)
     return paths
 
@@ -198,7 +204,11 @@ def _draw(
 ) -> list[Path]:
     from harness.report.trial_figures import save_trial_figures
 
-    kept = folder.parent / "detections.json"
+    kept = read_bytes(folder.parent / "detections.json") if record else None
+    try:
+        detections = None if kept is None else json.loads(kept)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{folder.parent / 'detections.json'} is damaged ({error}): no figure is drawn") from error
     return save_trial_figures(
         folder,
         label,
@@ -207,7 +217,7 @@ def _draw(
         examples=analysed.examples,
         history=(record or {}).get("history") or (),
         dataset=dataset,
-        detections=json.loads(kept.read_text(encoding="utf-8")) if record and kept.exists() else None,
+        detections=detections,
     )
 
 
@@ -227,7 +237,7 @@ def mirror_trials(store: RunStore, trial_ids: Sequence[str], say: Say) -> None:
     if not trial_ids or not tracking.available() or tracking.is_missing(uri):
         return
     try:
-        count = mirror.sync_trials(store, trial_ids, uri)
+        count = mirror.sync_trials(store, trial_ids, uri, say)
     except UserError as error:
         say(f"note: {error}; `codetr sync` brings it up to date later")
         return

@@ -1,4 +1,4 @@
-"""Runs what is missing of a grid: on Ray Tune (harness/on_ray.py), or one trial after the other in this process.
+"""Runs what is missing of a grid: on Ray Tune (harness/on_ray.py), or one trial after the other on this machine.
 
 The store is the truth and an executor only executes: plan, leave out what is finished, hand the rest over, and
 afterwards ask the store what became of it. Every trial takes its lease and continues from its own folder, so a killed
@@ -11,23 +11,30 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness import tracking
 from harness.cluster import RayStart, is_given
+from harness.detection_metrics import beyond_limit, limit_words
 from harness.errors import UserError
-from harness.execute import RunTrial, on_signals, run_local, stop_now
+from harness.execute import RunTrial, on_signals, stop_now
+from harness.files import exists
 from harness.housekeeping import take_up
 from harness.ledger import remember
+from harness.local import run_local
 from harness.mirror import Mirror
 from harness.on_ray import PLACE, Launch, run_on_ray
+from harness.order import longest_first
 from harness.preloaded import Preloaded
+from harness.pretrained import check_backbones
 from harness.progress import Progress, print_line
 from harness.results import RunStore
 from harness.source import code_version
+from harness.space import corners
 from harness.suggestions import suggested
+from harness.training_length import training_length
 
 if TYPE_CHECKING:
     from harness.config import DataConfig
@@ -36,7 +43,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Summary:
-    """Ids of a grid's trials by what became of them."""
+    """Ids of the chosen trials of a grid by what became of them."""
 
     finished: tuple[str, ...]  # in this launch
     failed: tuple[str, ...]
@@ -65,15 +72,15 @@ def run_grid(
     Args:
         grid: what is wanted.
         store: where records are kept.
-        executor: "local" runs one trial after the other in this process and needs neither ray nor mlflow.
+        executor: "local" runs one trial after the other on this machine and needs neither ray nor mlflow.
         concurrent: trials at a time; None: as many as the resources allow.
         limit: run at most this many now.
         only: ids of the trials that may run; None: all.
         fail_fast: after the first failure start nothing more and let what runs leave its checkpoint.
         max_failures: how often a trial whose worker or node was lost is started again. A trial that fails by itself
             is not.
-        run_trial: instead of `harness.trial.run_trial`.
-        check_data: instead of `check_datasets`.
+        run_trial: instead of `harness.trial.run_trial`; the local executor runs it in this process.
+        check_data: instead of `check_inputs`.
         out: takes each line of progress.
 
     Raises:
@@ -84,18 +91,20 @@ def run_grid(
     store.prepare()
     grid = suggested(grid, store)
     code_version()  # now, before anybody commits what does not run
-    skipped = tuple(trial.trial_id for trial in grid.trials if store.status(trial.trial_id) == "finished")
-    given_up = summarise(grid, store).pruned if grid.search and grid.search.spec.scheduler == "asha" else ()
     wanted = [trial for trial in grid.trials if only is None or trial.trial_id in only]
+    skipped = tuple(trial.trial_id for trial in wanted if store.status(trial.trial_id) == "finished")
+    given_up = summarise(grid, store).pruned if grid.search and grid.search.spec.scheduler == "asha" else ()
     pending = [trial for trial in wanted if trial.trial_id not in (*skipped, *given_up)][:limit]
+    if grid.search is None:  # which has an order of its own
+        pending = longest_first(pending, store)
     more = grid.num_unknown if limit is None else min(grid.num_unknown, limit - len(pending))
     more = more if only is None else 0
     remember(store, grid)
     try:
         with ExitStack() as stack:
             stack.enter_context(on_signals(stop_now))
-            progress = stack.enter_context(Progress(grid, store, out))
-            if (driver := store.claim_grid(grid.name)) is not None:
+            progress = stack.enter_context(Progress(grid, store, out, chosen=wanted))
+            if (driver := store.claim_grid(grid.key)) is not None:
                 stack.enter_context(driver)
             launch = Launch(store, run_trial, concurrent, max_failures, fail_fast)
             ray = None
@@ -109,9 +118,9 @@ def run_grid(
                 stack.callback(mirror.close)
             if pending or more:
                 suggestions = f", {more} to be suggested" if more else ""
-                progress.say(f"{len(pending)} of {len(grid.trials)} trials to run{suggestions}")
+                progress.say(f"{len(pending)} of {len(wanted)} trials to run{suggestions}")
                 progress.phase("checking the data")
-                (check_data or check_datasets)(pending or grid.trials[:1], progress.say)
+                (check_data or check_inputs)(_examples(grid, pending, more), progress.say)
                 for line in take_up(store, [trial.trial_id for trial in pending]):
                     progress.say(line)
                 progress.watch(pending)
@@ -122,17 +131,20 @@ def run_grid(
                     run_on_ray(pending, more, launch, ray, progress, mirror)
     except KeyboardInterrupt:
         grid = suggested(grid, store)
-        out(f"{grid.name}  stopped: {_conclusion(grid, store, summarise(grid, store, skipped))}")
+        out(f"{grid.name}  stopped: {_conclusion(grid, store, summarise(grid, store, skipped, only))}")
         raise
     grid = suggested(grid, store)
-    summary = summarise(grid, store, skipped)
+    summary = summarise(grid, store, skipped, only)
     out(f"{grid.name}  {_conclusion(grid, store, summary)}")
     return summary
 
 
-def summarise(grid: Grid, store: RunStore, skipped: tuple[str, ...] = ()) -> Summary:
-    """What became of a grid's trials, as the store tells; `skipped` were finished before."""
-    found = {trial.trial_id: store.status(trial.trial_id) for trial in grid.trials if trial.trial_id not in skipped}
+def summarise(
+    grid: Grid, store: RunStore, skipped: tuple[str, ...] = (), only: Collection[str] | None = None
+) -> Summary:
+    """What became of a grid's trials, or of those in `only`, as the store tells; `skipped` were finished before."""
+    known = [trial.trial_id for trial in grid.trials if only is None or trial.trial_id in only]
+    found = {trial_id: store.status(trial_id) for trial_id in known if trial_id not in skipped}
 
     def ids(*statuses: str) -> tuple[str, ...]:
         return tuple(key for key, status in found.items() if status in statuses)
@@ -142,8 +154,8 @@ def summarise(grid: Grid, store: RunStore, skipped: tuple[str, ...] = ()) -> Sum
 
 
 def _conclusion(grid: Grid, store: RunStore, summary: Summary) -> str:
-    if len(summary.skipped) == len(grid.trials):
-        return f"nothing is left to do: all {len(grid.trials)} trials are finished"
+    if len(summary.skipped) == sum(len(ids) for ids in astuple(summary)):
+        return f"nothing is left to do: all {len(summary.skipped)} trials are finished"
     names = {
         "finished": summary.finished,
         "failed": summary.failed,
@@ -157,7 +169,7 @@ def _conclusion(grid: Grid, store: RunStore, summary: Summary) -> str:
     for key in summary.failed:
         log = store.dir(key) / "log.txt"
         text += f"\n{grid.name}  failed: {key}  {(store.read(key) or {}).get('error')}"
-        text += f"  (log: {log})" if log.exists() else ""
+        text += f"  (log: {log})" if exists(log) else ""
     return text
 
 
@@ -173,6 +185,29 @@ def _check_search(grid: Grid, executor: str) -> None:
         raise UserError(f"{grid.name}: algorithm: optuna needs optuna; pip install -c constraints.txt -e '.[search]'")
 
 
+def _examples(grid: Grid, pending: list[Trial], more: int) -> list[Trial]:
+    """Trials that show what is wrong with any of those to run: also with those that a search may still suggest."""
+    if grid.search is None or not more:
+        return pending or list(grid.trials[:1])
+    return [*pending, *(grid.search.make(values)[0] for values in corners(grid.search.spec))]
+
+
+def check_inputs(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
+    """Check what the trials start from, their backbones and data sets, before anything is trained.
+
+    Raises:
+        UserError: all that is wrong, a line each.
+    """
+    problems = []
+    for check in (lambda: check_backbones(trials), lambda: check_datasets(trials, say)):
+        try:
+            check()
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
 def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
     """Generate and check every data set once, before anything is trained on it.
 
@@ -184,14 +219,24 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
     configs: dict[Any, DataConfig] = {}
     with_masks: dict[Any, bool] = {}
     queries: dict[Any, int] = {}
+    limits: dict[Any, int] = {}
     for trial in trials:
         data, heads = trial.config.data, trial.config.model.heads
         key = (data.path, data.digits)
         configs[key] = data
         with_masks[key] = with_masks.get(key, False) or _need_masks(heads)
         queries[key] = min(trial.config.model.num_queries, queries.get(key, trial.config.model.num_queries))
+        limit = trial.config.evaluate.max_detections
+        limits[key] = min(limit, limits.get(key, limit))
     for key, config in configs.items():
-        most = max(data.most_objects for data in open_splits(config, progress=say, with_masks=with_masks[key]))
+        splits = open_splits(config, progress=say, with_masks=with_masks[key])
+        crowded = beyond_limit(splits[1].objects_of_images)
+        if crowded and crowded["most"] > limits[key]:
+            say(f"note: {limit_words(crowded, limits[key])}")
+        most = max(data.most_objects for data in splits)
+        asked = [trial.config.train for trial in trials if (trial.config.data.path, trial.config.data.digits) == key]
+        for length in dict.fromkeys(training_length(train, len(splits[0])) for train in asked if train.min_steps):
+            say(f"training: {length}")
         if most > queries[key]:
             say(f"note: an image has {most} objects, and model.num_queries={queries[key]} can find no more than that")
 

@@ -58,7 +58,8 @@ def open_search(
     search = spec.search
     assert search is not None
     if len(seeds) != 1:
-        mistakes.add(f"{spec.path}:seeds", f"a search trains each suggestion once: give one seed, not {list(seeds)}")
+        place = f"{spec.path}:seeds" if list(seeds) == list(spec.seeds) else "--seeds"
+        mistakes.add(place, f"a search trains each suggestion once: give one seed, not {list(seeds)}")
     for path, _, origin in above:
         if ".".join(path) in search.space:
             mistakes.add(origin, f"{spec.path} searches over it; take it out of search.space")

@@ -21,7 +21,7 @@ DECIDING = (  # patterns below the repository; configuration is not here, for it
     "model/**/*.py",
     *("csrc/*.h", "csrc/*.cpp", "csrc/*.cu"),
     *(f"harness/{name}.py" for name in ("train", "build", "trial", "trial_record", "trial_analysis")),
-    *(f"harness/{name}.py" for name in ("ranks", "evaluate", "process")),
+    *(f"harness/{name}.py" for name in ("ranks", "evaluate", "detection_metrics", "process", "training_length")),
     "harness/data/**/*.py",
     "harness/analyse/instability.py",
 )

@@ -16,14 +16,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from harness.claims import ClaimSpec
+from harness.detection_metrics import COCO_METRICS, is_detection_metric, own_name, trouble
 from harness.resolve import Setting, leaves
 from harness.space import SearchSpec
 from harness.strict import Mistakes, dotted, non_finite, read_yaml, read_yaml_file, show, suggest, validate
 from model.config import require
 
-COCO_METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100")
 COST_METRICS = (
-    *("loss", "wall_seconds", "train_seconds", "eval_seconds", "seconds_per_step"),
+    *("loss", "wall_seconds", "train_seconds", "eval_seconds", "checkpoint_seconds", "seconds_per_step"),
     *("device_hours", "peak_memory_mb", "num_parameters"),
 )
 FIGURES = ("ap", "instability", "discriminability", "conflict", "conflict_matrix", "queries")
@@ -53,10 +53,10 @@ def _published(value: Any) -> dict[str, Published]:
 
 
 def _metric(name: str) -> None:
-    if ANALYSIS_METRIC.fullmatch(name):
+    if ANALYSIS_METRIC.fullmatch(name) or is_detection_metric(name):
         return
     known = (*COCO_METRICS, *COST_METRICS)
-    require(name.rpartition("/")[2].removeprefix("segm_") in known, f"unknown metric '{name}'{suggest(name, known)}")
+    require(own_name(name) in known, trouble(name) or f"unknown metric '{name}'{suggest(name, known)}")
 
 
 class RowSpec(BaseModel):
@@ -88,7 +88,7 @@ class AblationSpec(BaseModel):
     seeds: tuple[int, ...] = (0,)
     metrics: tuple[str, ...] = ("AP", "AP50", "AP75")
     figures: tuple[str, ...] = ("ap",)  # some of `FIGURES`
-    baseline: str = ""  # label of the row that gains are measured from
+    baseline: Any = ""  # what gains are measured from: a row's label, or values on axes
     claims: tuple[ClaimSpec, ...] = ()  # what the rows are said to show
     path: str = ""  # where the file lies; filled in by `read_spec`
 
@@ -120,6 +120,13 @@ class AblationSpec(BaseModel):
         for name in figures:
             require(name in FIGURES, f"unknown figure '{name}'{suggest(name, FIGURES)}")
         return tuple(dict.fromkeys(figures))
+
+    @field_validator("baseline")
+    @classmethod
+    def _baseline(cls, baseline: Any) -> Any:
+        good = isinstance(baseline, str | dict)
+        require(good, f"must be the label of a row, or values on axes such as {{lambda1: 1}}, got {show(baseline)}")
+        return baseline
 
     @field_validator("axes")
     @classmethod
@@ -194,9 +201,9 @@ def _check_search(spec: AblationSpec, tree: dict[str, Any], tell: Callable[[str,
     if spec.search is None:
         return
     metric, mode = spec.search.metric, spec.search.mode
-    name = metric.rpartition("/")[2].removeprefix("segm_")
-    if name not in COCO_METRICS and metric != "loss":
-        tell("search.metric", f"unknown metric '{metric}'{suggest(metric, (*COCO_METRICS, 'loss'))}")
+    if not is_detection_metric(metric) and metric != "loss":
+        what = trouble(metric) or f"unknown metric '{metric}'{suggest(metric, (*COCO_METRICS, 'loss'))}"
+        tell("search.metric", what)
     elif mode != ("min" if metric == "loss" else "max"):
         better = "lower" if metric == "loss" else "higher"
         tell("search.mode", f"a {better} {metric} is better; write mode: {'min' if metric == 'loss' else 'max'}")
@@ -228,8 +235,19 @@ def preset_settings(preset: str, spec: AblationSpec, mistakes: Mistakes) -> list
     return settings
 
 
-def override_settings(overrides: Iterable[str], mistakes: Mistakes) -> list[Setting]:
-    """Settings of `--set key=value`; the value is YAML, so lists and mappings work."""
+OPTIONS = {  # of the command line, for settings that have one of their own
+    "--cpus-per-trial": ("runtime", "cpus_per_trial"),
+    "--gpus-per-trial": ("runtime", "gpus_per_trial"),
+    "--accelerator-type": ("runtime", "accelerator_type"),
+    "--ranks": ("runtime", "ranks"),
+}
+
+
+def override_settings(overrides: Iterable[str], options: Mapping[str, str], mistakes: Mistakes) -> list[Setting]:
+    """What the command line sets: `--set key=value` texts, and `OPTIONS` with their texts, which win.
+
+    The value after `--set` is YAML, so lists and mappings work.
+    """
     settings: list[Setting] = []
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -240,4 +258,7 @@ def override_settings(overrides: Iterable[str], mistakes: Mistakes) -> list[Sett
         tree = {key.strip(): read_yaml(value, f"--set {key}", mistakes)}
         if len(mistakes.lines) == before:
             settings += leaves(tree, "--set ", mistakes)
+    for option, text in options.items():
+        number = option != "--accelerator-type"
+        settings.append((OPTIONS[option], read_yaml(text, option, mistakes) if number else text, option))
     return settings

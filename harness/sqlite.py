@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.passwords import shown
 
 
 def database_file(uri: str) -> Path | None:
@@ -45,6 +46,6 @@ def check_database(uri: str, patience: float = 20.0) -> None:
         return  # locked, or not to be opened: that is another trouble
     except sqlite3.DatabaseError as error:
         raise UserError(
-            f"tracking store {uri} is damaged ({error}); move {file.name} away, and `codetr sync FILES` makes it again "
-            "from the records, or set MLFLOW_TRACKING_URI"
+            f"tracking store {shown(uri)} is damaged ({error}); move {file.name} away, and `codetr sync FILES` makes "
+            "it again from the records, or set MLFLOW_TRACKING_URI"
         ) from error

@@ -12,13 +12,15 @@ from typing import Any
 
 from harness import housekeeping, ledger
 from harness.console import count, remark, size, table
-from harness.errors import UserError
+from harness.errors import ReadError, UserError
+from harness.files import read_bytes, read_text
 from harness.progress import describe, duration
 from harness.results import RunStore
 
 YAML = (".yaml", ".yml")
 FOLLOW_SECONDS = 1.0
 OTHERS = "others"  # trials that no known grid asks for
+UNREADABLE = "unreadable"  # no status, but the storage's answer at the moment
 
 
 # ---- status -------------------------------------------------------------------------------------------------------
@@ -36,27 +38,37 @@ def status(args: argparse.Namespace) -> int:
     for heading, labels in groups:
         shown, rows = [], []
         for trial_id, label in labels.items():
-            state, record = store.look(trial_id)
+            state, row = _row(store, trial_id, label)
             states[trial_id] = state
             shown.append(state)
-            _warn_of_damage(store, trial_id)
             if every or state not in ("finished", "pending"):
-                record = record or {}
-                told = label or str(record.get("label") or "")
-                rows.append([trial_id, told, state, _progress(store, trial_id, state, record), _outcome(state, record)])
+                rows.append(row)
         print(f"{heading}  {count(shown)}")
         if rows:
             table("", {"trial": False, "label": True, "status": False, "progress": False, "result": True}, rows)
 
     print(f"{store.root}  {count(states.values())}")
-    return 0
+    return 2 if UNREADABLE in states.values() else 0
+
+
+def _row(store: RunStore, trial_id: str, label: str) -> tuple[str, list[str]]:
+    """A trial's status and its line of the table; where the storage does not tell, a warning and `UNREADABLE`."""
+    try:
+        state, record = store.look(trial_id)
+        record = record or {}
+        _warn_of_damage(store, trial_id)
+        told = label or str(record.get("label") or "")
+        return state, [trial_id, told, state, _progress(store, trial_id, state, record), _outcome(state, record)]
+    except ReadError as error:
+        remark(f"warning: {error}")
+        return UNREADABLE, [trial_id, label, UNREADABLE, "", ""]
 
 
 def _groups_of_files(args: argparse.Namespace) -> list[tuple[str, dict[str, str]]]:
     from harness.commands import open_grids
 
     grids = open_grids(args, require_data=False)
-    groups = [(f"{g.name} ({g.preset})", {t.trial_id: t.label for t in g.trials if t.fingerprint}) for g in grids]
+    groups = [(g.heading, {t.trial_id: t.label for t in g.trials if t.has_id}) for g in grids]
     return [group for group in groups if group[1]]
 
 
@@ -64,7 +76,7 @@ def _groups_of_store(store: RunStore) -> list[tuple[str, dict[str, str]]]:
     known, lines = ledger.known_grids(store)
     for line in lines:
         remark(f"warning: {line}")
-    groups = [(f"{grid.name} ({grid.preset})", grid.labels) for grid in known]
+    groups = [(grid.heading, grid.labels) for grid in known]
     asked = {trial_id for _, labels in groups for trial_id in labels}
     others = {trial_id: "" for trial_id in store.trials() if trial_id not in asked}
     return [*groups, (OTHERS, others)] if others else groups
@@ -111,8 +123,7 @@ def logs(args: argparse.Namespace) -> int:
     print(store.dir(trial_id))
     _warn_of_damage(store, trial_id)
     for folder in housekeeping.attempts(store, trial_id):
-        log = folder / "log.txt"
-        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] if log.exists() else []
+        last = (read_text(folder / "log.txt") or "").strip().splitlines()[-1:]
         print(f"earlier attempt failed: {''.join(last) or 'no log'}  ({folder})")
     seen: set[tuple[Any, ...]] = set()
     last_beat = _print_new(store, trial_id, seen, 0.0)
@@ -125,8 +136,8 @@ def logs(args: argparse.Namespace) -> int:
     log = store.dir(trial_id) / "log.txt"
     if state == "failed":
         print(f"failed: {(record or {}).get('error') or 'no message was recorded'}")
-        if log.exists():
-            print(f"{log}:\n{log.read_text(encoding='utf-8', errors='replace').rstrip()}")
+        if (text := read_text(log)) is not None:
+            print(f"{log}:\n{text.rstrip()}")
     elif args.follow:
         print(f"{state}  {_outcome(state, record or {})}".rstrip())
     return 0
@@ -193,9 +204,10 @@ def _config(store: RunStore, trial_id: str) -> dict[str, Any]:
     """config.yaml, for a record that does not hold the configuration."""
     import yaml
 
+    data = read_bytes(store.dir(trial_id) / "config.yaml")
     try:
-        found = yaml.safe_load((store.dir(trial_id) / "config.yaml").read_bytes())
-    except (OSError, ValueError, yaml.YAMLError):
+        found = yaml.safe_load(data or b"")
+    except (ValueError, RecursionError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -206,7 +218,9 @@ def _config(store: RunStore, trial_id: str) -> dict[str, Any]:
 def retry(args: argparse.Namespace) -> int:
     """Set failed trials back to pending; a checkpoint stays unless they are to start from scratch."""
     store = RunStore()
-    known, _ = ledger.known_grids(store)
+    known, lines = ledger.known_grids(store)
+    for line in lines:
+        remark(f"warning: {line}")
     again = []
     for trial_id in _asked(args, store, known):
         if store.status(trial_id) == "failed":
@@ -217,7 +231,7 @@ def retry(args: argparse.Namespace) -> int:
     if not again:
         print("no trial of these has failed" if args.what else f"no trial in {store.root} has failed")
         return 0
-    commands = [grid.command for grid in known if grid.command and not grid.labels.keys().isdisjoint(again)]
+    commands = [command for grid in known for command in grid.commands_for(again)]
     print(f"{count(['pending'] * len(again))}; the failed records are kept in attempts/")
     for command in dict.fromkeys(commands):
         print(f"run next: {command}")
@@ -232,7 +246,7 @@ def _asked(args: argparse.Namespace, store: RunStore, known: Sequence[ledger.Kno
         from harness.commands import open_grids
 
         grids = open_grids(argparse.Namespace(**{**vars(args), "files": files}), require_data=False)
-        found += [trial.trial_id for grid in grids for trial in grid.trials if trial.fingerprint]
+        found += [trial.trial_id for grid in grids for trial in grid.trials if trial.has_id]
     return list(dict.fromkeys(found)) if args.what else store.trials()
 
 

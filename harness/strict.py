@@ -13,7 +13,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -22,6 +22,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import UserError
+from model.config import Conflict
 
 Location = tuple[str | int, ...]
 
@@ -264,12 +265,24 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def validate(kind: type, tree: Any, tell: Callable[[Location, str], None]) -> Any | None:
+def validate(
+    kind: type,
+    tree: Any,
+    tell: Callable[[Location, str], None],
+    blame: Callable[[Conflict, Sequence[Location]], int] | None = None,
+) -> Any | None:
     """An instance of a dataclass or pydantic model from YAML values, strictly.
 
     Each mistake is told with its location; the mistaken values (of a missing one, what should hold it)
     are then taken out and the rest is checked again, because one mistake can hide others. Returns what is
     left (so that checks that need other parts can go on), or None when nothing can be built.
+
+    Args:
+        kind: the dataclass or model.
+        tree: the values.
+        tell: takes a mistake's location and what it is.
+        blame: tells of settings that do not go together, given their locations, and returns the index of the one to
+            take out; None tells it of the first.
     """
     tree = json.loads(json.dumps(tree))  # a copy we may cut
     removed: list[Location] = []
@@ -277,16 +290,38 @@ def validate(kind: type, tree: Any, tell: Callable[[Location, str], None]) -> An
         try:
             return _adapter(kind).validate_json(json.dumps(tree), strict=True)
         except ValidationError as error:
-            found = [_explain(item, kind) for item in error.errors(include_url=False)]
-        # a message about a value that was taken out speaks of its default, which nobody wrote
-        fresh = [(where, what) for where, what in found if where not in removed]
-        for where, what in fresh:
-            tell(where, what)
+            found = error.errors(include_url=False)
         before = len(removed)
-        for where, _ in fresh:
+        for item in found:
+            conflict = (item.get("ctx") or {}).get("error")
+            if isinstance(conflict, Conflict):
+                own = [(*item["loc"], *name.split(".")) for name in conflict.values]
+                removed += _settle(conflict, own, tree, removed, tell, blame)
+                continue
+            where, what = _explain(item, kind)
+            if where in removed:
+                continue  # a message about a value that was taken out speaks of its default, which nobody wrote
+            tell(where, what)
             removed += next(([where[:end]] for end in range(len(where), 0, -1) if _cut(tree, where[:end])), [])
         if len(removed) == before:
             return None
+
+
+def _settle(
+    conflict: Conflict,
+    own: Sequence[Location],
+    tree: Any,
+    removed: Sequence[Location],
+    tell: Callable[[Location, str], None],
+    blame: Callable[[Conflict, Sequence[Location]], int] | None,
+) -> list[Location]:
+    """Tell of settings at the locations `own` that do not go together; returns what was taken out of `tree`."""
+    if not any(where in removed for where in own):  # else one of them is a default, which nobody wrote
+        if blame is None:
+            tell(own[0], str(conflict))
+        first = own[blame(conflict, own) if blame else 0]
+        own = sorted(own, key=lambda where: where != first)
+    return next(([where] for where in own if _cut(tree, where)), [])
 
 
 def _cut(tree: Any, location: Location) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import UserError
+from harness.files import read_bytes
 from harness.lease import file_lock
 from harness.results import RunStore, write_atomic
 
@@ -29,9 +30,10 @@ def suggested(grid: Grid, store: RunStore) -> Grid:
     """`grid` with what its search has suggested so far; a grid whose trials are listed is returned as it is.
 
     Raises:
-        UserError: the list cannot be read.
+        UserError: the list is damaged.
+        ReadError: the storage does not give it.
     """
-    if grid.search is None or not all(trial.fingerprint for trial in grid.trials):
+    if grid.search is None or not all(trial.has_id for trial in grid.trials):
         return grid
     for values in _read(suggestions_file(store, grid)):
         grid = grid.suggest(values)
@@ -53,13 +55,14 @@ def note_suggestion(grid: Grid, store: RunStore, values: Values) -> Grid:
 
 
 def _read(path: Path) -> list[Values]:
+    data = read_bytes(path)
+    if data is None:
+        return []
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(data)
         if not (isinstance(found, list) and all(isinstance(values, dict) for values in found)):
             raise ValueError("not a list of suggestions")
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: the suggestions of a search cannot be read ({error}); move the file away to let the search "
             "suggest anew (the trials' records are safe)"

@@ -11,20 +11,21 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UserError, one_line
+from harness.errors import ReadError, UserError
 from harness.lease import file_lock
+from harness.metric_names import GROUPS, renamed
+from harness.passwords import basic_login, shown, without_login
 from harness.results import store_dir
 from harness.sqlite import check_database, database_file, is_missing
-from harness.views import TRAINING_PAGES
+from harness.tracking_failures import ELSEWHERE, ExperimentDeleted, user_error
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +37,9 @@ ABOUT += "**Views** shows a grid as table, curves and parallel coordinates."
 MLFLOW_STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 STATUS = {mlflow_status: status for status, mlflow_status in MLFLOW_STATUS.items()}
 MLFLOW_STATUS["pruned"] = "KILLED"  # MLflow has no word for it: the tag `codetr.status` tells
-GROUPS = ("losses", "cost", "per_class")  # parts of a record that become metrics `<group>/<name>`
+NAMES_TAG = "codetr.names"  # MLflow's names of metrics that have another one here, or where that is told:
+IN_RECORD = "result.json"
+REMOVED_TAG = "codetr.removed"  # of runs that were deleted for good: restoring the experiment would bring them back
 FEW = 60  # up to this many trials are looked up one by one, more by reading all runs
 
 
@@ -59,16 +62,13 @@ def is_server(uri: str) -> bool:
 
 @contextmanager
 def reaching(uri: str) -> Iterator[None]:
-    """Turn whatever goes wrong with the tracking store into a `UserError` of one line."""
+    """Turn whatever goes wrong with the tracking store into a `UserError` of one line: what, and what helps."""
     try:
         yield
-    except UserError:
+    except (UserError, ReadError):  # the latter of the records
         raise
     except Exception as error:
-        check_database(uri)
-        raise UserError(
-            f"tracking store {uri} cannot be reached: {one_line(error)}; start it, or set MLFLOW_TRACKING_URI"
-        ) from error
+        raise user_error(uri, error) from error
 
 
 def connect(uri: str) -> MlflowClient:
@@ -78,8 +78,8 @@ def connect(uri: str) -> MlflowClient:
         UserError: no server answers at `uri`.
     """
     if is_server(uri):
-        with reaching(uri), suppress(urllib.error.HTTPError):  # an HTTP error is an answer too
-            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
+        with reaching(uri):
+            _ask_for_a_sign_of_life(uri)
     for name, value in (("MAX_RETRIES", "1"), ("TIMEOUT", "20")):
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     for name in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"):
@@ -93,8 +93,22 @@ def connect(uri: str) -> MlflowClient:
         return MlflowClient(tracking_uri=uri)
 
 
-def ensure_store(uri: str | None = None) -> str:
+def _ask_for_a_sign_of_life(uri: str) -> None:
+    request = urllib.request.Request(f"{without_login(uri).rstrip('/')}/health")
+    if login := basic_login(uri):
+        request.add_header("Authorization", login)
+    try:
+        urllib.request.urlopen(request, timeout=5).close()
+    except urllib.error.HTTPError as error:
+        if error.code in (502, 503, 504):  # of a proxy before it; any other error is an answer of its own
+            raise
+
+
+def ensure_store(uri: str | None = None, say: Callable[[str], None] | None = None) -> str:
     """Create database and experiment where they are missing, one process at a time; returns the experiment's id.
+
+    An experiment that was deleted in MLflow's pages is restored: runs can be made nowhere else, and the records have
+    all of them. `say` takes the line that tells it.
 
     Raises:
         UserError: the store cannot be reached or made.
@@ -104,17 +118,49 @@ def ensure_store(uri: str | None = None) -> str:
     folder = database.parent if database else store_dir()
     with reaching(uri), file_lock(folder / ".tracking.lock"):
         client = connect(uri)
-        if (known := find_experiment(client)) is not None:
-            return known
+        known = client.get_experiment_by_name(EXPERIMENT)
+        if known is not None and known.lifecycle_stage != "active":
+            _restore(client, str(known.experiment_id))
+            if say is not None:
+                say(f"note: tracking store {shown(uri)}: the experiment '{EXPERIMENT}' was deleted; it is restored")
+        if known is not None:
+            return str(known.experiment_id)
         # A server decides itself where artifacts go; a plain database needs to be told.
         location = None if is_server(uri) else (folder / "mlartifacts").as_uri()
         tags = {"mlflow.note.content": ABOUT, "mlflow.experimentKind": "custom_model_development"}
         return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=tags))
 
 
+def _restore(client: MlflowClient, experiment_id: str) -> None:
+    """Restore the experiment, and delete again what MLflow brings back with it: runs that others have replaced."""
+    client.restore_experiment(experiment_id)
+    known: set[str] = set()
+    for run in find_runs(client, experiment_id, "tags.trial_id LIKE '%'"):  # the newest first
+        trial_id = run.data.tags["trial_id"]
+        if trial_id in known or REMOVED_TAG in run.data.tags:
+            client.delete_run(run.info.run_id)
+        else:
+            known.add(trial_id)
+
+
+def remove_run(client: MlflowClient, run_id: str) -> None:
+    """Delete a run so that it stays deleted when its experiment is deleted and restored."""
+    client.set_tag(run_id, REMOVED_TAG, "true")
+    client.delete_run(run_id)
+
+
 def find_experiment(client: MlflowClient) -> str | None:
-    """The id of the experiment; None where nothing was ever recorded."""
+    """The id of the experiment; None where nothing was ever recorded.
+
+    Raises:
+        ExperimentDeleted: it was deleted in MLflow.
+    """
     found = client.get_experiment_by_name(EXPERIMENT)
+    if found is not None and found.lifecycle_stage != "active":
+        raise ExperimentDeleted(
+            f"the experiment '{EXPERIMENT}' of the tracking store was deleted; `codetr sync FILES` restores it, as "
+            f"`mlflow experiments restore --experiment-id {found.experiment_id}` does"
+        )
     return str(found.experiment_id) if found else None
 
 
@@ -155,7 +201,7 @@ def read_records(
     trial_ids: Sequence[str],
     uri: str | None = None,
     *,
-    history: Sequence[str] = ("loss", "AP"),
+    history: Sequence[str] | None = ("loss", "AP"),
     analysis: bool = False,
 ) -> list[dict[str, Any]]:
     """Records of these trials from MLflow alone, in the given order; trials it does not know are left out.
@@ -163,25 +209,28 @@ def read_records(
     Args:
         trial_ids: ids.
         uri: the tracking store; None takes `tracking_uri()`.
-        history: metrics whose course over the epochs is read (a look-up each).
+        history: metrics whose course over the epochs is read (a look-up each); None: all, by each run's own record.
         analysis: fetch each finished trial's record, for the tables that its analysis left there.
 
     Returns:
         dicts shaped like result.json: trial_id, label, status, metrics, history, cost, per_class, fingerprint,
-        provenance, error, started, finished; besides `params` (see `harness.views`), `grids` (grid name -> row there),
-        `run_id` and `experiment_id`.
+        weights_hash, provenance, error, started, finished; besides `params` (see `harness.views`), `grids` (grid name
+        -> row there), `run_id` and `experiment_id`.
 
     Raises:
         UserError: the tracking store cannot be reached, or nothing was ever recorded in it.
     """
     uri = uri or tracking_uri()
-    _check_exists(uri)
+    check_exists(uri)
     with reaching(uri):
         client = connect(uri)
         if (experiment := find_experiment(client)) is None:
             return []
         runs = _runs_of(client, experiment, trial_ids)
-        records = [_record(client, runs[trial_id], history) for trial_id in trial_ids if trial_id in runs]
+        records = [_record(client, runs[trial_id], history or ()) for trial_id in trial_ids if trial_id in runs]
+        if history is None:
+            for record in records:
+                record["history"] = _whole_history(client, runs[record["trial_id"]])
         if analysis:
             for record in records:
                 record["analysis"] = _analysis(client, record["run_id"]) if record["status"] == "finished" else {}
@@ -203,9 +252,10 @@ def read_suggestions(key: str, uri: str | None = None) -> list[dict[str, Any]]:
         return [json.loads(run.data.tags[f"search.{key}"]) for run in reversed(runs)]
 
 
-def _check_exists(uri: str) -> None:
+def check_exists(uri: str) -> None:
+    """Raise `UserError` for a sqlite file that is not there."""
     if is_missing(uri):
-        raise UserError(f"tracking store {uri}: there is no such file; run a grid first, or set MLFLOW_TRACKING_URI")
+        raise UserError(f"tracking store {shown(uri)}: there is no such file; run a grid first, {ELSEWHERE}")
 
 
 def _runs_of(client: MlflowClient, experiment_id: str, trial_ids: Sequence[str]) -> dict[str, Run]:
@@ -225,13 +275,14 @@ def parsed(text: str) -> Any:
 
 
 def _record(client: MlflowClient, run: Run, history: Sequence[str]) -> dict[str, Any]:
-    tags, numbers = run.data.tags, run.data.metrics
+    tags = run.data.tags
+    names = _names(client, run)
     groups: dict[str, dict[str, float]] = {group: {} for group in GROUPS}
     metrics: dict[str, float] = {}
-    for name, value in numbers.items():
-        group, _, rest = name.partition("/")
+    for safe, value in run.data.metrics.items():
+        group, name = safe.partition("/")[0], names.get(safe, safe)
         if group in groups:
-            groups[group][rest] = value
+            groups[group][name.partition("/")[2]] = value
         elif name not in ("epoch", "step"):
             metrics[name] = value
     return {
@@ -241,12 +292,13 @@ def _record(client: MlflowClient, run: Run, history: Sequence[str]) -> dict[str,
         "label": run.info.run_name,
         "status": _status(run),
         "metrics": metrics,
-        "history": _history(client, run, history),
+        "history": _history(client, run, history, names),
         "cost": groups["cost"],
         "per_class": groups["per_class"],
         "params": {key: parsed(value) for key, value in run.data.params.items()},
         "grids": {key.removeprefix("grid."): value for key, value in tags.items() if key.startswith("grid.")},
         "fingerprint": tags.get("codetr.fingerprint", ""),
+        "weights_hash": tags.get("codetr.weights_hash") or None,
         "provenance": parsed(tags.get("codetr.provenance", "{}")),
         "error": tags.get("codetr.error") or None,
         "started": tags.get("codetr.started"),
@@ -254,13 +306,35 @@ def _record(client: MlflowClient, run: Run, history: Sequence[str]) -> dict[str,
     }
 
 
+def _names(client: MlflowClient, run: Run) -> Mapping[str, str]:
+    """What metrics are called here, by MLflow's name, as far as that is another one."""
+    told = run.data.tags.get(NAMES_TAG, "{}")
+    if told != IN_RECORD:
+        names = parsed(told)
+        return names if isinstance(names, dict) else {}
+    record = _kept_record(client, run.info.run_id)
+    return renamed(record.get("metrics") or {}) | renamed({"per_class": record.get("per_class") or {}})
+
+
+def _whole_history(client: MlflowClient, run: Run) -> list[dict[str, Any]]:
+    """Every number of every epoch: from the record that the run keeps, or while it has none, by a look-up each."""
+    kept = _kept_record(client, run.info.run_id).get("history")
+    names = _names(client, run)
+    wanted = [names.get(safe, safe) for safe in run.data.metrics if safe.partition("/")[0] not in ("cost", "per_class")]
+    return list(kept or _history(client, run, wanted, names))
+
+
 def _analysis(client: MlflowClient, run_id: str) -> dict[str, Any]:
-    """The tables of the analysis by name, from the record that the run keeps; none where it has no record."""
-    if "result.json" not in {file.path for file in client.list_artifacts(run_id)}:
+    """The tables of the analysis by name, from the record that the run keeps."""
+    return _kept_record(client, run_id).get("analysis") or {}
+
+
+def _kept_record(client: MlflowClient, run_id: str) -> dict[str, Any]:
+    """The record among a run's artifacts; empty where it has none."""
+    if IN_RECORD not in {file.path for file in client.list_artifacts(run_id)}:
         return {}
     with tempfile.TemporaryDirectory() as folder:
-        record = json.loads(Path(client.download_artifacts(run_id, "result.json", folder)).read_text(encoding="utf-8"))
-    return record.get("analysis") or {}
+        return dict(json.loads(Path(client.download_artifacts(run_id, IN_RECORD, folder)).read_text(encoding="utf-8")))
 
 
 def _status(run: Run) -> str:
@@ -269,39 +343,16 @@ def _status(run: Run) -> str:
     return STATUS.get(run.info.status, "running")
 
 
-def _history(client: MlflowClient, run: Run, names: Sequence[str]) -> list[dict[str, Any]]:
-    if not names or "epoch" not in run.data.metrics:
+def _history(client: MlflowClient, run: Run, wanted: Sequence[str], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    if not wanted or "epoch" not in run.data.metrics:
         return []
+    safe_names = {name: safe for safe, name in names.items()}
     entries: dict[int, dict[str, Any]] = {}
-    for name in ("epoch", *names):
-        for metric in client.get_metric_history(run.info.run_id, name) if name in run.data.metrics else ():
+    for name in ("epoch", *wanted):
+        safe = safe_names.get(name, name)
+        for metric in client.get_metric_history(run.info.run_id, safe) if safe in run.data.metrics else ():
             if name == "epoch":
                 entries[metric.step] = {"epoch": int(metric.value), "step": metric.step}
             elif metric.step in entries:
                 entries[metric.step][name] = metric.value
     return [entries[step] for step in sorted(entries)]
-
-
-def runs_page(uri: str | None = None) -> str:
-    """The address, below that of the server, of the page that lists all runs."""
-    uri = uri or tracking_uri()
-    with reaching(uri):
-        experiment = find_experiment(connect(uri))
-    return f"#/experiments/{experiment}/runs?{TRAINING_PAGES}" if experiment else "#/experiments"
-
-
-def ui_command(uri: str | None = None, host: str = "127.0.0.1", port: int = 5000) -> list[str]:
-    """The command that shows the tracking store in a browser.
-
-    Raises:
-        UserError: the store is a server already, or nothing was recorded yet.
-    """
-    uri = uri or tracking_uri()
-    if is_server(uri):
-        raise UserError(f"the tracking store is a server: open {uri} in a browser")
-    _check_exists(uri)
-    check_database(uri)
-    database = database_file(uri)
-    folder = database.parent if database else store_dir()
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
-    return [*command, "--artifacts-destination", str(folder / "mlartifacts"), "--host", host, "--port", str(port)]

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor
 
 from harness.config import TrainConfig
-from harness.errors import NonFiniteLoss, StorageError
+from harness.errors import NonFiniteLoss, ReadError, StorageError
+from harness.files import exists
 from harness.ranks import ALONE, Ranks
 from model.detector import Detector
 from model.types import Batch
@@ -161,14 +163,23 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)  # an entry per epoch done
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0  # of checkpoints, which are in no other of these but the last
     wall_seconds: float = 0.0
     peak_memory_mb: float = 0.0
     # [N, 2, Q] of the last evaluation (see `harness.evaluate.Evaluation`); None before the first
     matching: Tensor | None = field(default=None, compare=False)
 
 
-def save_checkpoint(folder: Path, detector: Detector, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+def save_checkpoint(
+    folder: Path,
+    detector: Detector,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    confirm: Callable[[], object] = lambda: None,
+) -> None:
     """Write weights, optimiser, random state and progress as one file, keeping the one before until it is whole.
+
+    `confirm` is called when all is written and before anything is replaced; what it raises keeps things as they are.
 
     Raises:
         StorageError: it could not be written; the one before is untouched.
@@ -184,14 +195,16 @@ def save_checkpoint(folder: Path, detector: Detector, optimizer: torch.optim.Opt
     tensors = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
     text = json.dumps({name: value for name, value in progress.__dict__.items() if name != "matching"})
     temporary = folder / f".{CHECKPOINT}.{os.getpid()}.tmp"
-    _save(tensors, temporary, {"progress": text, "checksum": _checksum(tensors, text)})
+    _save(tensors, temporary, {"progress": text, "checksum": _checksum(tensors, text)}, confirm)
     if (folder / CHECKPOINT).exists():
         os.replace(folder / CHECKPOINT, folder / PREVIOUS)
     os.replace(temporary, folder / CHECKPOINT)
 
 
-def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors to a file that reaches the disk, or leave none."""
+def _save(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None, confirm: Callable[[], object]
+) -> None:
+    """Write tensors to a file that reaches the disk, or leave none; the latter also where `confirm` raises."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -200,9 +213,10 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | Non
         save_file(tensors, path, metadata)
         with open(path, "rb") as file:
             os.fsync(file.fileno())
+        confirm()
     except BaseException as error:
         path.unlink(missing_ok=True)
-        if isinstance(error, OSError | SafetensorError):
+        if isinstance(error, OSError | SafetensorError) and not isinstance(error, StorageError):
             raise StorageError(path.parent, error) from error
         raise
 
@@ -223,29 +237,42 @@ def load_checkpoint(
     """Continue from the newest whole checkpoint, if there is one.
 
     Returns:
-        progress (None: start from the beginning), and a warning for each checkpoint that could not be read.
+        progress (None: start from the beginning), and a warning for each checkpoint that is damaged.
+
+    Raises:
+        ReadError: the storage does not give a checkpoint that may be whole.
     """
     warnings = []
     for name in (CHECKPOINT, PREVIOUS):
-        if not (folder / name).exists():
+        if not exists(folder / name):
             continue
         try:
             tensors, progress = _read(folder / name)
+        except OSError as error:  # the storage: the checkpoint may be whole
+            raise ReadError(folder / name, error) from error
         except Exception as error:  # noqa: BLE001 - a torn file may fail in any way; the one before is tried
-            before = name == CHECKPOINT and (folder / PREVIOUS).exists()
+            before = name == CHECKPOINT and exists(folder / PREVIOUS)
             then = "going on from the one before" if before else "starting from the beginning"
             warnings.append(f"checkpoint {folder / name} cannot be read ({error}); {then}")
             continue
         _restore(tensors, detector, optimizer)
-        if name == PREVIOUS:
-            os.replace(folder / PREVIOUS, folder / CHECKPOINT)  # or the next save would push the whole one out
         return progress, warnings
     return None, warnings
+
+
+def drop_torn(folder: Path) -> None:
+    """Put the checkpoint before in the place of a torn one, or the next save would push the whole one out.
+
+    To be called after `load_checkpoint` went on from the one before, by one process.
+    """
+    if exists(folder / PREVIOUS):
+        os.replace(folder / PREVIOUS, folder / CHECKPOINT)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Progress]:
     from safetensors import safe_open
 
+    open(path, "rb").close()  # an error of the storage: safetensors calls each of them a missing file
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -268,14 +295,14 @@ def _restore(tensors: dict[str, Tensor], detector: Detector, optimizer: torch.op
         torch.cuda.set_rng_state(tensors["random.cuda"])
 
 
-def save_weights(folder: Path, detector: Detector) -> None:
-    """Keep the trained weights.
+def save_weights(folder: Path, detector: Detector, confirm: Callable[[], object] = lambda: None) -> None:
+    """Keep the trained weights; `confirm` as in `save_checkpoint`.
 
     Raises:
         StorageError: they could not be written.
     """
     temporary = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
-    _save({name: value.contiguous() for name, value in detector.state_dict().items()}, temporary)
+    _save({name: value.contiguous() for name, value in detector.state_dict().items()}, temporary, None, confirm)
     os.replace(temporary, folder / WEIGHTS)
 
 

@@ -7,15 +7,17 @@ detector is built, not before.
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.config import TrialConfig
 from harness.errors import UserError
+from harness.files import is_file
 from harness.identity import config_from_dict
 from harness.results import RunStore
 from harness.train import WEIGHTS
+from model import weights as files
 from model.detector import Detector
 from model.official import convert
 
@@ -75,7 +77,7 @@ def read_trial(store: RunStore, trial_id: str) -> Found:
     if status != "finished":
         raise UserError(f"trial {trial_id} is {status}: only a finished one has weights to analyse")
     weights = store.dir(trial_id) / "checkpoint" / WEIGHTS
-    if not weights.is_file():
+    if not is_file(weights):
         raise UserError(f"trial {trial_id}: its weights are gone ({weights}); train it again")
     history = record.get("history") or [{}]
     config = config_from_dict(record.get("config") or {})
@@ -90,20 +92,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: it holds something else.
     """
-    import torch
-
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            tensors: Any = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-            tensors = tensors.get("state_dict", tensors)
-    except Exception as error:  # a broken file may fail in any way
-        raise UserError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise UserError(f"{path} holds no state dict, a mapping of names to tensors")
+        tensors = files.read_weights(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     return {name.removeprefix("model."): value for name, value in tensors.items()}
 
 
@@ -116,7 +108,9 @@ def build(found: Found, device: torch.device) -> Detector:
     weights = _translated(read_weights(found.weights), found)
     if CLASS_BRANCH not in weights:
         raise UserError(f"{found.where}: no tensor {CLASS_BRANCH}; these are not the weights of a Co-DETR detector")
-    detector = Detector(found.config.model, len(weights[CLASS_BRANCH]))
+    model = found.config.model  # its backbone's pretrained weights are part of `weights` and need not be here
+    model = replace(model, backbone=replace(model.backbone, weights=None))
+    detector = Detector(model, len(weights[CLASS_BRANCH]))
     own = detector.state_dict()
     strange = sorted(weights.keys() - own.keys())
     missing = sorted(own.keys() - weights.keys())

@@ -2,7 +2,8 @@
 
 What a grid gives on a machine without Ray or MLflow fills the tables on another one. An archive (or folder) holds
 `runs/<trial_id>/` as a store does, without what only a running trial needs; the same records make the same bytes. What
-is taken in has been checked: it is whole, finished, and its id follows from its configuration and data.
+is taken in has been checked: it is whole, finished, and its id follows from its configuration, data and pretrained
+weights. A record of before the weights' hashes has their path in its id and no `weights_hash`; it is taken as it is.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any
 
 import yaml
 
-from harness.errors import UserError
+from harness.errors import ReadError, StorageError, UserError
+from harness.files import attributes, chunks, exists, files_below, is_file
 from harness.parcel import Parcel, Refused, opened, read, unpack
 from harness.results import RunStore, write_atomic
 
@@ -49,6 +51,7 @@ def export_records(
 
     Raises:
         UserError: `out` is there already and no archive or store, or cannot be written.
+        ReadError: the storage does not give a file of a record; no archive was written.
     """
     files: dict[str, Path] = {}
     for trial_id in sorted(trial_ids):
@@ -60,6 +63,8 @@ def export_records(
         else:
             for name, path in files.items():
                 _copy(path, out / name)
+    except ReadError:
+        raise
     except OSError as error:
         raise UserError(f"{out}: {error.strerror or error}; choose another place with --out") from error
     return len(files)
@@ -68,10 +73,10 @@ def export_records(
 def _parts(folder: Path, *, checkpoints: bool, detections: bool) -> list[str]:
     """Names, below a trial's folder, of the files that travel; result.json is the last one."""
     # Of an analysis its tables: maps and figures are large, and `codetr analyse` makes them again from the weights.
-    names = [path.relative_to(folder).as_posix() for path in sorted((folder / ANALYSIS).rglob("*.json"))]
+    names = [path.relative_to(folder).as_posix() for path in files_below(folder / ANALYSIS) if path.suffix == ".json"]
     names = [name for name in names if _known(name)]
     names += [CHECKPOINT] * checkpoints + [DETECTIONS] * detections + list(FILES)
-    return [name for name in names if (folder / name).is_file()]
+    return [name for name in names if is_file(folder / name)]
 
 
 def _known(name: str) -> bool:
@@ -90,9 +95,11 @@ def _write_archive(out: Path, files: Mapping[str, Path]) -> None:
                 info = zipfile.ZipInfo(name, EPOCH)
                 info.create_system, info.external_attr = 3, (stat.S_IFREG | 0o644) << 16
                 info.compress_type = zipfile.ZIP_STORED if name.endswith(CHECKPOINT) else zipfile.ZIP_DEFLATED
-                info.file_size = path.stat().st_size
-                with path.open("rb") as source, archive.open(info, "w") as target:
-                    shutil.copyfileobj(source, target)
+                found = attributes(path)
+                info.file_size = found.st_size if found else 0
+                with archive.open(info, "w") as target:
+                    for piece in chunks(path):
+                        target.write(piece)
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
@@ -102,7 +109,9 @@ def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        shutil.copyfile(source, temporary)
+        with temporary.open("wb") as handle:
+            for piece in chunks(source):
+                handle.write(piece)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -140,8 +149,7 @@ def checked(trial_id: str, files: Mapping[str, bytes]) -> dict[str, Any]:
     Raises:
         Refused: it is damaged, not finished, of another schema, or of another trial than it says.
     """
-    from harness.identity import config_from_dict
-    from harness.identity import trial_id as identify
+    from harness.identity import recorded_id
 
     if "result.json" not in files:
         raise Refused("has no result.json")
@@ -162,12 +170,15 @@ def checked(trial_id: str, files: Mapping[str, bytes]) -> dict[str, Any]:
         if not isinstance(entry, dict) or not isinstance(entry.get("epoch"), int):
             raise Refused("metrics.jsonl has a line that is no epoch's")
     try:
-        found = identify(config_from_dict(record["config"]), record["fingerprint"])
+        found = recorded_id(record)
     except UserError as error:
         why = str(error).splitlines()[0]
         raise Refused(f"its configuration is not understood by this version: {why}") from error
+    except ValueError as error:
+        raise Refused(f"result.json: {error}") from error
     if found != trial_id:
-        raise Refused(f"its configuration and data make trial {found}: it was changed, or made by another version")
+        what = "configuration, data and weights make" if record.get("weights_hash") else "configuration and data make"
+        raise Refused(f"its {what} trial {found}: it was changed, or made by another version")
     return record
 
 
@@ -198,6 +209,7 @@ def import_records(store: RunStore, source: Path, *, replace: bool = False, chec
 
     Raises:
         UserError: `source` cannot be used, or the store cannot be written.
+        ReadError: the storage does not give a file, of the source or of the record that is here.
     """
     store.prepare()
     done = Imported()
@@ -208,6 +220,8 @@ def import_records(store: RunStore, source: Path, *, replace: bool = False, chec
                 _import_trial(store, parcel, trial_id, names, replace, checkpoints, done)
             except Refused as reason:
                 done.refused[trial_id] = str(reason)
+            except StorageError:
+                raise
             except OSError as error:
                 raise UserError(f"{store.dir(trial_id)}: {error.strerror or error}") from error
     return done
@@ -221,19 +235,20 @@ def _import_trial(
     files["config.yaml"] = yaml.safe_dump(record["config"], sort_keys=False).encode()  # what was checked
     weights = f"runs/{trial_id}/{CHECKPOINT}" if checkpoints and CHECKPOINT in names else None
     folder = store.dir(trial_id)
-    held = store.claim(trial_id, owner="import")
+    held = store.claim(trial_id)
     if held is None:
         raise Refused("is running here")
     with held:
+        store = store.fenced(held.token)
         here = store.read(trial_id) or {}
         same = here == record
         if here.get("status") == "finished" and not same and not replace:
             done.kept[trial_id] = f"{_outcome(here)} here, {_outcome(record)} there"
             return
         if same:  # only what is not here yet
-            files = {name: data for name, data in files.items() if not (folder / name).exists()}
-            weights = None if (folder / CHECKPOINT).exists() else weights
-        _put(folder, files, parcel, weights, clear=not same)
+            files = {name: data for name, data in files.items() if not exists(folder / name)}
+            weights = None if exists(folder / CHECKPOINT) else weights
+        _put(store, trial_id, files, parcel, weights, clear=not same)
     (done.same if same else done.taken).append(trial_id)
 
 
@@ -242,26 +257,30 @@ def _outcome(record: Mapping[str, Any]) -> str:
     return f"AP {ap:.4f}" if isinstance(ap, int | float) else "no AP"
 
 
-def _put(folder: Path, files: Mapping[str, bytes], parcel: Parcel, weights: str | None, *, clear: bool) -> None:
+def _put(
+    store: RunStore, trial_id: str, files: Mapping[str, bytes], parcel: Parcel, weights: str | None, *, clear: bool
+) -> None:
     """Put files into a trial's folder, with `clear` instead of those of another training.
 
     Everything is on disk before anything is replaced, and the record is replaced last.
     """
+    folder = store.dir(trial_id)
     staged = folder / f".import-{uuid.uuid4().hex}"
     try:
         for name, data in files.items():
             write_atomic(staged / name, data)
         if weights is not None:
             unpack(parcel, weights, staged / CHECKPOINT)
+        store.check_lease(trial_id)
         if clear:
             for name in (*FILES[:-1], *OF_OTHERS):
                 (folder / name).unlink(missing_ok=True)
             for part in (ANALYSIS, "checkpoint"):
                 shutil.rmtree(folder / part, ignore_errors=True)
-        for path in sorted(staged.rglob("*"), key=lambda path: path.name == "result.json"):
-            if path.is_file():
-                target = folder / path.relative_to(staged)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, target)
+        for path in sorted(files_below(staged), key=lambda path: path.name == "result.json"):
+            target = folder / path.relative_to(staged)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            store.check_lease(trial_id)
+            os.replace(path, target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)

@@ -24,8 +24,9 @@ from harness.evaluate import Evaluation, evaluate
 from harness.launch import run_ranks
 from harness.lease import LeaseLost
 from harness.memory import explain_out_of_memory
+from harness.pretrained import check_start
 from harness.ranks import ALONE, Ranks, join
-from harness.results import RunStore, write_atomic
+from harness.results import RunStore
 from harness.train import train_step
 from harness.trial_analysis import analyse_trial, run_analysis
 from harness.trial_record import REPORT_SECONDS, finish, identity_fields, save, share_reporter, step_event, write_record
@@ -59,15 +60,18 @@ def run_trial(
     """
     should_stop = should_stop or (lambda: False)
     try:
+        check_start(trial)
         if trial.runtime.ranks == 1:
             return _work(trial, store, report, should_stop)
         check_ranks(trial)
-        job = trial, str(store.root)
+        job = trial, store  # with its fence
         return run_ranks(trial.runtime.ranks, _work_as_rank, job, report=report, should_stop=should_stop)
     except (Interrupted, KeyboardInterrupt):
         _mark(trial, store, "interrupted")
         raise
     except RankLost as error:
+        with suppress(OSError):
+            store.write(trial.trial_id, "log.txt", traceback.format_exc())
         _mark(trial, store, "interrupted", str(error))
         raise
     except LeaseLost:
@@ -76,7 +80,7 @@ def run_trial(
         plain = isinstance(error, OutOfMemory)  # its text says all
         last = (str(error) if plain else f"{type(error).__name__}: {error}").splitlines()[0]
         with suppress(OSError):  # what went wrong may be the storage: then say as much as it takes
-            write_atomic(store.dir(trial.trial_id) / "log.txt", traceback.format_exc())
+            store.write(trial.trial_id, "log.txt", traceback.format_exc())
         with suppress(OSError):
             _mark(trial, store, "failed", last)
         raise
@@ -107,7 +111,7 @@ def _work_as_rank(
     size: int,
     meeting_file: str,
     trial: Trial,
-    root: str,
+    store: RunStore,
     *,
     report: Report,
     should_stop: Callable[[], bool],
@@ -115,7 +119,7 @@ def _work_as_rank(
     """What a process of several does (see `harness.launch`)."""
     torch.set_num_threads(max(1, math.floor(trial.runtime.cpus_per_trial / size)))
     ranks = join(rank, size, meeting_file, choose_device(trial.runtime.device, rank))
-    return _work(trial, RunStore(root), report, lambda: ranks.any(should_stop()), ranks)
+    return _work(trial, store, report, lambda: ranks.any(should_stop()), ranks)
 
 
 def _mark(trial: Trial, store: RunStore, status: str, error: str | None = None) -> None:
@@ -159,10 +163,11 @@ def train_epoch(state: TrialState) -> None:
         stopping = state.should_stop()
         if stopping or (now - saved >= CHECKPOINT_SECONDS and not last):
             progress.train_seconds += now - mark
-            mark, mark_step = now, progress.step
             save(state)
-            saved = time.monotonic()
+            saved = mark = time.monotonic()  # a checkpoint is no training
+            mark_step = progress.step
             if stopping:
+                write_record(state, "running")  # with what the checkpoint itself took
                 state.ranks.wait()  # until the first has saved
                 raise Interrupted(f"stopped at step {progress.step} of {state.total_steps}")
     progress.train_seconds += time.monotonic() - mark
@@ -193,8 +198,8 @@ def finish_epoch(state: TrialState) -> None:
         if state.ranks.is_first:
             entry |= instabilities(progress.matching, found.matching)
             progress.matching = found.matching
-            write_atomic(state.folder / "detections.json", json.dumps(found.detections))
-            write_atomic(state.folder / "per_class.json", json.dumps(found.per_class))
+            state.store.write(state.trial.trial_id, "detections.json", json.dumps(found.detections))
+            state.store.write(state.trial.trial_id, "per_class.json", json.dumps(found.per_class))
     progress.epoch, progress.loss_sums = epoch, {}
     every = state.trial.analyse.every_epochs
     if state.ranks.is_first and every and epoch % every == 0 and epoch < state.epochs:
@@ -236,4 +241,5 @@ def _evaluate(state: TrialState, loss: float | None) -> Evaluation:
             )
     except Interrupted:
         save(state)
+        write_record(state, "running")
         raise

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from harness.analyse import Analysed, analyse, write_tables
 from harness.build import TrialState, reset_peak_memory
 from harness.errors import Interrupted
-from harness.results import write_atomic
-from harness.trial_record import share_reporter, update_clock, warn
+from harness.lease import LeaseLost
+from harness.trial_record import check_lease, share_reporter, update_clock, warn
 
 
 def analyse_trial(state: TrialState) -> None:
@@ -29,6 +31,7 @@ def analyse_trial(state: TrialState) -> None:
     found = run_analysis(state, last["loss"], state.should_stop if alone else lambda: False)
     if found is None:
         return
+    check_lease(state)
     write_tables(found, state.folder / "analysis")
     _draw(state, found)
     last |= found.scalars
@@ -41,18 +44,23 @@ def _draw(state: TrialState, found: Analysed) -> None:
     """The figures beside the tables. A figure that fails is drawn later by `codetr analyse`."""
     from harness.report.trial_figures import save_trial_figures
 
-    detections = json.loads((state.folder / "detections.json").read_text(encoding="utf-8"))
     try:
-        save_trial_figures(
-            state.folder / "analysis",
-            state.trial.label,
-            found.tables,
-            maps=found.maps,
-            examples=found.examples,
-            history=state.progress.history,
-            dataset=state.val_data,
-            detections=detections,
-        )
+        detections = json.loads((state.folder / "detections.json").read_bytes())
+        with TemporaryDirectory(prefix="codetr-figures-") as folder:
+            drawn = save_trial_figures(
+                Path(folder),
+                state.trial.label,
+                found.tables,
+                maps=found.maps,
+                examples=found.examples,
+                history=state.progress.history,
+                dataset=state.val_data,
+                detections=detections,
+            )
+            for path in drawn:  # drawing takes a while: the trial may be another process's by now
+                state.store.write(state.trial.trial_id, f"analysis/{path.name}", path.read_bytes())
+    except LeaseLost:
+        raise
     except Exception as error:  # noqa: BLE001 - as in run_analysis
         warn(state, f"figures of the analysis failed: {type(error).__name__}: {error}")
 
@@ -89,11 +97,11 @@ def run_analysis(
             epoch=progress.epoch,
             on_batch=on_batch,
         )
-    except Interrupted:
+    except (Interrupted, LeaseLost):
         raise
     except Exception as error:
         state.analysis["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
-        write_atomic(state.folder / "analysis" / "error.txt", traceback.format_exc())
+        state.store.write(trial.trial_id, "analysis/error.txt", traceback.format_exc())
         warn(state, f"the analysis failed: {state.analysis['error']}; see analysis/error.txt")
         return None
     finally:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from harness.build import TrialState, peak_memory_mb
+from harness.detection_metrics import beyond_limit
 from harness.evaluate import evaluator_version
+from harness.files import read_bytes
 from harness.identity import config_to_dict
 from harness.source import provenance
-from harness.train import drop_checkpoints, save_checkpoint, save_weights
+from harness.train import Progress, drop_checkpoints, save_checkpoint, save_weights
 from model.ops import implementation
 
 if TYPE_CHECKING:
@@ -60,7 +64,8 @@ def share_reporter(state: TrialState, kind: str, loss: float | None = None) -> C
         if time.monotonic() - reported >= REPORT_SECONDS:
             reported = time.monotonic()
             event = step_event(state, loss or 0.0, seconds_per_step)
-            state.report({**event, "kind": kind, "epoch": state.progress.epoch, f"{kind}d": done / count})
+            at = event["epoch"] if kind == "evaluate" else state.progress.epoch  # an analysis follows on its epoch
+            state.report({**event, "kind": kind, "epoch": at, f"{kind}d": done / count})
 
     return on_batch
 
@@ -75,13 +80,32 @@ def warn(state: TrialState, message: str) -> None:
 
 
 def save(state: TrialState) -> None:
-    """Leave a checkpoint of the trial as it is."""
-    state.store.check_lease(state.trial.trial_id)
+    """Leave a checkpoint of the trial as it is.
+
+    Raises:
+        LeaseLost: another process has taken the trial over; its checkpoint is untouched.
+    """
+    check_lease(state)
     update_clock(state)
     if not state.ranks.is_first:
         return
-    state.ranks.return_random_state()
-    save_checkpoint(state.folder / "checkpoint", state.detector, state.optimizer, state.progress)
+    with counted(state.progress):
+        state.ranks.return_random_state()
+        confirm = partial(check_lease, state)
+        save_checkpoint(state.folder / "checkpoint", state.detector, state.optimizer, state.progress, confirm)
+
+
+def check_lease(state: TrialState) -> None:
+    """Make sure that the trial is still ours to write. Raises `LeaseLost` where another process has taken it over."""
+    state.store.check_lease(state.trial.trial_id)
+
+
+@contextmanager
+def counted(progress: Progress) -> Iterator[None]:
+    """Count the time inside as that of checkpoints."""
+    started = time.monotonic()
+    yield
+    progress.checkpoint_seconds += time.monotonic() - started
 
 
 def update_clock(state: TrialState) -> None:
@@ -100,6 +124,7 @@ def identity_fields(trial: Trial) -> dict[str, Any]:
         "label": trial.label,
         "config": config_to_dict(trial.config),
         "fingerprint": trial.fingerprint,
+        "weights_hash": trial.weights_hash,
         "factors": dict(trial.factors),
     }
 
@@ -113,13 +138,13 @@ def write_record(state: TrialState, status: str) -> dict[str, Any]:
     evaluated = [entry for entry in progress.history if "AP" in entry]
     bookkeeping = ("epoch", "step", "loss", "losses", "seconds")
     metrics = {k: v for k, v in evaluated[-1].items() if k not in bookkeeping} if evaluated else {}
-    per_class = state.folder / "per_class.json"
+    per_class = read_bytes(state.folder / "per_class.json") if evaluated else None
     record = {
         **identity_fields(trial),
         "status": status,
         "metrics": metrics,
         "history": progress.history,
-        "per_class": json.loads(per_class.read_text(encoding="utf-8")) if evaluated and per_class.exists() else {},
+        "per_class": json.loads(per_class) if per_class is not None else {},
         "cost": _cost(state),
         "provenance": provenance() | _circumstances(state),
         "analysis": state.analysis,
@@ -137,6 +162,7 @@ def _cost(state: TrialState) -> dict[str, Any]:
     return {
         "train_seconds": progress.train_seconds,
         "eval_seconds": progress.eval_seconds,
+        "checkpoint_seconds": progress.checkpoint_seconds,
         "wall_seconds": progress.wall_seconds,
         "seconds_per_step": progress.train_seconds / progress.step if progress.step else None,
         "peak_memory_mb": progress.peak_memory_mb,
@@ -147,6 +173,7 @@ def _cost(state: TrialState) -> dict[str, Any]:
 
 def _circumstances(state: TrialState) -> dict[str, Any]:
     """What the numbers may depend on besides the code."""
+    crowded = beyond_limit(state.val_data.objects_of_images)
     return {
         "device": torch.cuda.get_device_name() if state.device.type == "cuda" else "cpu",
         "ops": implementation(state.device),
@@ -154,6 +181,7 @@ def _circumstances(state: TrialState) -> dict[str, Any]:
         "area_bounds": list(state.val_data.area_bounds),
         "threads": torch.get_num_threads(),
         "ranks": state.ranks.size,
+        **({"beyond_limit": crowded} if crowded else {}),
     }
 
 
@@ -161,8 +189,11 @@ def finish(state: TrialState) -> dict[str, Any]:
     """Keep the weights, write the final record, drop what only a continuation would need."""
     if not state.ranks.is_first:
         return {}
-    save_weights(state.folder / "checkpoint", state.detector)
+    check_lease(state)
+    with counted(state.progress):
+        save_weights(state.folder / "checkpoint", state.detector, partial(check_lease, state))
     record = write_record(state, "finished")
+    check_lease(state)
     drop_checkpoints(state.folder / "checkpoint")
     state.report({**record["history"][-1], "kind": "done", "trial_id": record["trial_id"], "label": record["label"]})
     return record

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from urllib.parse import quote
 from harness.config import DataConfig, TrainConfig, TrialConfig
 from harness.identity import NEEDS_HEADS, config_to_dict
 from harness.labels import Factor, factor_of, short_names, show_value
+from harness.metric_names import safe_name
 from harness.spec import COST_METRICS
 from model.config import DetectorConfig
 
@@ -28,6 +30,8 @@ COSTS = ("cost/wall_seconds", "cost/seconds_per_step", "cost/peak_memory_mb", "c
 TRAINING = ("loss", "instability", "instability_gt")
 COMPARISON = "Comparison"
 MAIN, SYSTEM = "Model metrics", "System metrics"  # what MLflow calls the section of metrics without a group
+
+CODE_TAG = "codetr.code"  # digest of the code that a trial was made by
 
 SHOWN = 10  # characters of a text that MLflow's parallel coordinates show
 MOST_COMPARED = 60  # runs on one page
@@ -107,32 +111,77 @@ def _names() -> dict[str, str]:
 
 def view_name(grid: Grid) -> str:
     """What a person reads in the list of views, and as the name of the grid's run."""
-    return f"{grid.name} ({grid.preset})"
+    return grid.heading
 
 
 def view_id(grid: Grid) -> str:
     """The key under which MLflow keeps the view; the same whenever it is written."""
-    return _id("view", view_name(grid))
+    return id_of_view(view_name(grid))
+
+
+def id_of_view(name: str) -> str:
+    """The key of the view with this name."""
+    return _id("view", name)
+
+
+def grid_tag(grid: Grid) -> str:
+    """The tag that a grid's trials have: it holds their row."""
+    return safe_name(f"grid.{grid.key}")
 
 
 def grid_filter(grid: Grid) -> str:
     """MLflow's condition for the runs of the grid's trials, whichever grid's run they stand below."""
-    return f"tags.`grid.{grid.name}` LIKE '%' AND tags.`codetr.preset` = '{grid.preset}'"
+    named = f"tags.`{grid_tag(grid)}` LIKE '%'"
+    # The key of a variant names its preset; that of a plain grid does not.
+    return named if grid.variant.digest else f"{named} AND tags.`codetr.preset` = {quoted(grid.preset)}"
 
 
-def note(grid: Grid, experiment_id: str, run_ids: Sequence[str] = ()) -> str:
-    """The description of a grid's run, in Markdown, with links to its view and to MLflow's comparison of `run_ids`."""
-    page = f"#/experiments/{experiment_id}/runs?{TRAINING_PAGES}&viewStateShareKey={view_id(grid)}"
+def quoted(text: str) -> str:
+    """A text in MLflow's conditions."""
+    return f'"{text}"' if "'" in text else f"'{text}'"
+
+
+def note(grid: Grid, experiment_id: str, run_ids: Sequence[str] = (), code: str = "") -> str:
+    """The description of a grid's run, in Markdown.
+
+    Args:
+        grid: what it is of.
+        experiment_id: of all runs.
+        run_ids: of its trials, for the link to MLflow's comparison of them.
+        code: which code its trials were made by (see `code_words`).
+    """
+    page = page_of(experiment_id, view_id(grid))
     seeds = f"{len(grid.seeds)} seed{'s'[: len(grid.seeds) != 1]}"
-    size = f"{len(grid.rows)} rows, {seeds}, {len(grid.trials)} trials, preset {grid.preset}"
+    preset = ", ".join(filter(None, (f"preset {grid.preset}", grid.variant.words)))
+    size = f"{len(grid.rows)} rows, {seeds}, {len(grid.trials)} trials, {preset}"
     links = [f"[Rows, curves and costs]({page})"]
     if 1 < len(run_ids) <= MOST_COMPARED:
         runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (run_ids, [experiment_id]))
         compare = f"#/compare-runs?runs={runs}&experiments={experiments}&{TRAINING_PAGES}"
         links.append(f"[Parallel coordinates of its {len(run_ids)} trials]({compare})")
     where = "A trial that another grid asks for too may stand below that one; the links show all of them."
-    parts = (f"**{grid.title}** ({size})", " · ".join(links), grid.description, where)
+    asked = f"`{grid.command}`" if grid.command and "`" not in grid.command else ""
+    parts = (f"**{grid.title}** ({size})", " · ".join(links), grid.description, asked, code, where)
     return "\n\n".join(filter(None, parts))
+
+
+def page_of(experiment_id: str, view: str = "") -> str:
+    """The end of the address at which MLflow lists all runs, or shows a view of them."""
+    return f"#/experiments/{experiment_id}/runs?{TRAINING_PAGES}" + (f"&viewStateShareKey={view}" if view else "")
+
+
+def code_words(records: Iterable[Mapping[str, Any]]) -> str:
+    """Which code the trials were made by: its digest and commit, and how many trials had it."""
+    counts: Counter[str] = Counter()
+    for record in records:
+        made = record.get("provenance") or {}
+        if made.get("code") or made.get("commit"):
+            commit = f"commit {str(made['commit'])[:10]}" if made.get("commit") else ""
+            counts[" of ".join(filter(None, (f"code {made['code']}" if made.get("code") else "", commit)))] += 1
+    if len(counts) < 2:
+        return f"All by {next(iter(counts))}." if counts else ""
+    told = ", ".join(f"{number} by {name}" for name, number in counts.most_common())
+    return f"Trials by different code do not compare: {told}."
 
 
 def view_state(grid: Grid, params: tuple[str, ...], metrics: Iterable[str]) -> dict[str, Any]:
@@ -143,7 +192,9 @@ def view_state(grid: Grid, params: tuple[str, ...], metrics: Iterable[str]) -> d
         params: what its trials differ in (see `varied`).
         metrics: names of all that its runs have; MLflow draws the ones that are not placed here below these sections.
     """
-    wanted = [name if name in TRAINING or name not in COST_METRICS else f"cost/{name}" for name in grid.metrics]
+    wanted = [
+        safe_name(name) if name in TRAINING or name not in COST_METRICS else f"cost/{name}" for name in grid.metrics
+    ]
     main = wanted[0]
     ends = ["cost/wall_seconds", "cost/peak_memory_mb", main]  # the last one gives the colour
     compared = {"selectedParams": _numbers_of(grid, params), "selectedMetrics": list(dict.fromkeys(ends))}
@@ -155,8 +206,13 @@ def view_state(grid: Grid, params: tuple[str, ...], metrics: Iterable[str]) -> d
     placed["cost"] = True
     folded = sorted({name.rpartition("/")[0] for name in metrics} - {"", *placed})
     sections = [*placed.items(), *((name, False) for name in folded), (SYSTEM, False)]
-    tag = f"grid.{grid.name}"
-    columns = [f"tags.`{tag}`", *(f"params.`{name}`" for name in params), *(f"metrics.`{name}`" for name in wanted)]
+    tag = grid_tag(grid)
+    columns = [
+        f"tags.`{tag}`",
+        f"tags.`{CODE_TAG}`",
+        *(f"params.`{name}`" for name in params),
+        *(f"metrics.`{name}`" for name in wanted),
+    ]
     return {
         "searchFilter": grid_filter(grid),
         "orderByKey": f"metrics.`{main}`",

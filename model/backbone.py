@@ -7,6 +7,7 @@ on small batches; its statistics leave padding out).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from model.config import BackboneConfig
 from model.linear import Conv2d
 from model.neck import MaskedGroupNorm, num_norm_groups, zero_padding
+from model.weights import misfits, read_weights
 
 Norm = Callable[[int], nn.Module]
 
@@ -202,25 +204,31 @@ def load_torchvision_weights(backbone: ResNet, path: Path) -> None:
     """Load a torchvision ResNet state dict; its classifier is left out.
 
     Raises:
-        ValueError: the file is missing, or a name or shape does not fit.
+        ValueError: the file cannot be read, or a name or shape does not fit; one line.
     """
-    if not path.is_file():
-        raise ValueError(f"model.backbone.weights: {path} does not exist; download a torchvision ResNet state dict")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    backbone.load_state_dict(_torchvision_weights(backbone, path), strict=False)
 
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
-    expected = backbone.state_dict()
-    missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
-    strange = [n for n, v in state.items() if n in expected and v.shape != expected[n].shape]
-    extra = [n for n in state if n not in expected and not n.endswith("num_batches_tracked")]
-    for problem, names in (("lacks", missing), ("has other shapes for", strange), ("has unknown", extra)):
-        if names:
-            raise ValueError(
-                f"model.backbone.weights: {path} {problem} {names[0]} and {len(names) - 1} more; "
-                f"does it hold a {backbone.config.block} ResNet with depths {backbone.config.depths}?"
-            )
-    backbone.load_state_dict(state, strict=False)
+
+def check_weights(config: BackboneConfig) -> None:
+    """Raise `ValueError` with one line unless the file of `config.weights` fits this backbone. Builds no tensors."""
+    assert config.weights is not None
+    with torch.device("meta"):
+        backbone = ResNet(replace(config, weights=None))
+    _torchvision_weights(backbone, Path(config.weights))
+
+
+def _torchvision_weights(backbone: ResNet, path: Path) -> dict[str, Tensor]:
+    config = backbone.config
+    try:
+        weights = read_weights(path)
+    except ValueError as error:
+        raise ValueError(f"model.backbone.weights: {error}") from error
+    weights = {name: value for name, value in weights.items() if not name.startswith("fc.")}
+    if trouble := misfits(backbone.state_dict(), weights):
+        group = "; norm: group has no running statistics, files of torchvision suit frozen_batch and batch"
+        raise ValueError(
+            f"model.backbone.weights: {path} {trouble}; expected are the names and shapes of torchvision's ResNet "
+            f"with {config.block} blocks, depths {list(config.depths)}, width {config.width}, stem {config.stem}, "
+            f"norm {config.norm}{group if config.norm == 'group' and 'bn1.running_mean' in weights else ''}"
+        )
+    return weights

@@ -1,12 +1,16 @@
 """What a detector is made of: frozen dataclasses, readable without torch.
 
 Names follow the paper. A head's own settings live in its file (`model/heads/<name>.py`, class `Config`);
-here they are only a sequence. Every check that concerns one value raises `ValueError` with its name.
+here they are only a sequence. A check that concerns one value raises `ValueError` with its name, one that concerns
+several a `Conflict`.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 FORBID_UNKNOWN = {"extra": "forbid"}  # read by pydantic in harness.spec; this package does not need it
@@ -16,6 +20,26 @@ def require(condition: bool, message: str) -> None:
     """Raise `ValueError(message)` unless `condition`."""
     if not condition:
         raise ValueError(message)
+
+
+class Conflict(ValueError):
+    """Settings that do not go together, each good alone: whoever wrote the last of them is told of the others.
+
+    Args:
+        rule: what they must keep, in words that name them.
+        values: by their names, dotted and relative to the configuration that was checked.
+    """
+
+    def __init__(self, rule: str, values: Mapping[str, Any]):
+        self.rule, self.values = rule, dict(values)
+        told = ", ".join(f"{name} is {json.dumps(value, default=str)}" for name, value in values.items())
+        super().__init__(f"{rule}: {told}")
+
+
+def require_together(condition: bool, rule: str, config: Any, *names: str) -> None:
+    """Raise `Conflict` about these settings of `config` unless `condition`."""
+    if not condition:
+        raise Conflict(rule, {name: attrgetter(name)(config) for name in names})
 
 
 @dataclass(frozen=True)
@@ -31,6 +55,8 @@ class BackboneConfig:
     stages: tuple[int, ...] = (2, 3, 4)  # stages handed to the neck, 1-based
     frozen_stages: int = 1  # the stem and this many stages are not trained; 0: the stem only; -1: all is trained
     weights: str | None = None  # a torchvision ResNet state dict (.pth or .safetensors); None: random
+    # train although parts that are never trained are random: frozen stages, or a frozen norm (then no norm at all)
+    random_frozen: bool = field(default=False, metadata={"since": 2})
 
     def __post_init__(self) -> None:
         require(min(self.depths) >= 1, f"depths must be at least 1, got {self.depths}")
@@ -40,6 +66,19 @@ class BackboneConfig:
             f"stages must be ascending numbers from 1 to 4, got {self.stages}",
         )
         require(-1 <= self.frozen_stages <= 4, f"frozen_stages must be from -1 to 4, got {self.frozen_stages}")
+        require(self.weights is None or bool(self.weights.strip()), "weights must name a file, or be null for none")
+
+    @property
+    def frozen_at_random(self) -> str:
+        """Which parts stay as they were drawn, because neither a file nor the training sets them; empty when none do.
+
+        A frozen batch norm without a file is the identity: nothing is normalised, and nothing learns to be.
+        """
+        if self.weights is not None:
+            return ""
+        stages = "" if self.frozen_stages < 1 else f" and {self.frozen_stages} stage{'s'[: self.frozen_stages != 1]}"
+        parts = [f"the stem{stages}"] if self.frozen_stages >= 0 else []
+        return ", ".join([*parts, *(["every norm"] if self.norm == "frozen_batch" else [])])
 
 
 @dataclass(frozen=True)
@@ -60,9 +99,11 @@ class TransformerConfig:
         for name in ("channels", "num_levels", "num_attention_heads", "num_points", "num_decoder_layers"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         require(self.num_encoder_layers >= 0, f"num_encoder_layers must not be negative, got {self.num_encoder_layers}")
-        require(
+        require_together(
             self.channels % self.num_attention_heads == 0,
-            f"channels ({self.channels}) must be a multiple of num_attention_heads ({self.num_attention_heads})",
+            "channels must be a multiple of num_attention_heads",
+            self,
+            *("channels", "num_attention_heads"),
         )
         require(self.channels % 4 == 0, f"channels must be a multiple of 4, got {self.channels}")
         require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
@@ -113,15 +154,26 @@ class DetectorConfig:
         require(self.lambda1 >= 0, f"lambda1 must not be negative, got {self.lambda1}")
         require(self.lambda2 >= 0, f"lambda2 must not be negative, got {self.lambda2}")
         require(
-            1 <= self.min_positive_queries <= self.max_positive_queries,
-            f"min_positive_queries ({self.min_positive_queries}) must be from 1 to "
-            f"max_positive_queries ({self.max_positive_queries})",
+            self.min_positive_queries >= 1, f"min_positive_queries must be at least 1, got {self.min_positive_queries}"
         )
-        require(self.box_refinement or not self.two_stage, "two_stage needs box_refinement: true")
-        require(self.box_refinement or not self.look_forward_twice, "look_forward_twice needs box_refinement: true")
-        require(self.two_stage or not self.mixed_selection, "mixed_selection needs two_stage: true")
         require(
+            self.max_positive_queries >= 1, f"max_positive_queries must be at least 1, got {self.max_positive_queries}"
+        )
+        require_together(
+            self.min_positive_queries <= self.max_positive_queries,
+            "min_positive_queries must not exceed max_positive_queries",
+            self,
+            *("min_positive_queries", "max_positive_queries"),
+        )
+        for name, needed in (
+            *(("two_stage", "box_refinement"), ("look_forward_twice", "box_refinement")),
+            ("mixed_selection", "two_stage"),
+        ):
+            holds = getattr(self, needed) or not getattr(self, name)
+            require_together(holds, f"{name} needs {needed}: true", self, name, needed)
+        require_together(
             self.transformer.num_levels >= len(self.backbone.stages),
-            f"transformer.num_levels ({self.transformer.num_levels}) must not be smaller than the number of "
-            f"backbone.stages ({len(self.backbone.stages)})",
+            "transformer.num_levels must not be smaller than the number of backbone.stages",
+            self,
+            *("transformer.num_levels", "backbone.stages"),
         )

@@ -18,6 +18,9 @@ from model.ops_compiled import call, threads
 
 SMALLEST = 2_000_000  # multiplications below which the calls around the product cost more than it gains
 NARROWEST = 32  # columns of a weight's gradient, likewise
+# On processors with AVX-512 oneDNN's 1x1 convolutions with a stride write past their memory in the backward pass, where
+# there are fewer channels than a register has lanes (torch 2.13; seen from 24 x 24 positions on, and not below).
+LANES, OVERRUN = 16, 256  # channels; positions of a map from which the stride is taken out of the convolution
 
 
 def _one_dnn() -> Any:
@@ -122,5 +125,10 @@ class Conv2d(nn.Conv2d):
             positions = x[:, :, ::down, ::right].permute(0, 2, 3, 1)
             if positions.numel() * self.out_channels >= SMALLEST and _takes(x, weight):
                 return linear(positions, weight.flatten(1), bias, relu=relu).permute(0, 3, 1, 2)
+            if max(self.stride) > 1 and self.in_channels < LANES and x.device.type == "cpu":
+                height, width = positions.shape[1:3]
+                if height * width >= OVERRUN:
+                    result = F.conv2d(positions.permute(0, 3, 1, 2), weight, bias)
+                    return F.relu(result) if relu else result
         result = self._conv_forward(x, weight, bias)
         return F.relu(result) if relu else result

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from harness.config import DataConfig
-from harness.data import checks, fingerprint, open_dataset, open_splits
+from harness.data import checks, fingerprint, open_dataset, open_splits, pixels
 from harness.data.coco import CocoDataset
 from harness.errors import UserError
 from harness.grid import open_grid
@@ -311,7 +311,7 @@ def test_good_images_are_read_once_and_changed_ones_again(folder, monkeypatch):
     CocoDataset(folder, "train")
     opened = []
     original = Image.open
-    monkeypatch.setattr(checks.Image, "open", lambda *args: opened.append(1) or original(*args))
+    monkeypatch.setattr(pixels.Image, "open", lambda *args: opened.append(1) or original(*args))
     CocoDataset(folder, "train")
     assert not opened
     path = folder / "train" / "20.jpg"

@@ -18,6 +18,7 @@ from harness.identity import config_to_dict
 from harness.results import RunStore
 from harness.schedule import run_grid
 from harness.source import code_digest
+from harness.variants import Variant
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "ablations" / "quickstart.yaml")
@@ -95,16 +96,64 @@ def test_the_ledger_keeps_earlier_trials_while_they_have_a_record(store):
     assert [grid.preset for grid in ledger.known_grids(store)[0]] == ["digits", "digits_fast"]
 
 
-def test_status_tells_trials_of_other_data_and_settings_apart(store, said):
-    """Labels show what differs within a grid; the same row asked for again with --data or --set has the same one."""
+def test_status_keeps_other_data_and_settings_apart(store, said):
+    """The same row asked for again with --data or --set has the same label, and stands under another heading."""
     plain, changed = make_trial(1), make_trial(2)
     command = "codetr run grid.yaml --preset digits_fast --set train.epochs=9 --data 'my data' --seeds 0,1"
     ledger.remember(store, replace(make_grid(plain), command="codetr run grid.yaml --seeds 0,1"))
     finish(store, plain)
-    ledger.remember(store, replace(make_grid(changed), command=command))
-    lines = {line.split()[0]: line for line in said("status", "--all")[1].splitlines() if line.strip()}
-    assert "--" not in lines[plain.trial_id]
-    assert f"{changed.label} --set train.epochs=9 --data 'my data'  " in lines[changed.trial_id]
+    variant = Variant("my_data 1f3c, train.epochs=9", "01234567")
+    ledger.remember(store, replace(make_grid(changed), command=command, variant=variant))
+    out = said("status", "--all")[1]
+    first, second = (
+        out.index("fakes (digits_fast)  1 trial"),
+        out.index("fakes (digits_fast, my_data 1f3c, train.epochs=9)"),
+    )
+    assert first < out.index(plain.trial_id) < second < out.index(changed.trial_id)
+
+
+def test_a_ledger_from_before_variants_is_read_apart(store, said):
+    """Its labels end with --data and --set, and it has the command that was given last."""
+    plain, other, both = (make_trial(number) for number in (1, 2, 3))
+    labels = {
+        plain.trial_id: "heads=none --set runtime.num_workers=2",
+        other.trial_id: "heads=none --data 'my data'",
+        both.trial_id: "heads=none --set train.epochs=9 --data cards",
+    }
+    command = "codetr run grid.yaml --preset digits_fast --set train.epochs=9 --data cards --seeds 0,1"
+    known = {"name": "fakes", "preset": "digits_fast", "title": "t", "command": command, "trials": labels}
+    housekeeping.write_atomic(store.grid_dir("fakes") / "grid.digits_fast.json", json.dumps(known))
+    for trial in (plain, other, both):
+        fail(store, trial)
+    out = said("status")[1]
+    for heading in ("digits_fast", "digits_fast, my data", "digits_fast, train.epochs=9, cards"):
+        assert f"fakes ({heading})  1 trial: 1 failed" in out
+    # A file of its own takes the trial out of the old one, which nothing rewrites.
+    variant = Variant("cards 1f3c, train.epochs=9", "01234567")
+    ledger.remember(store, replace(make_grid(both), command=command, variant=variant))
+    assert said("status")[1].count(both.trial_id) == 1
+    out = said("retry")[1]
+    assert [line for line in out.splitlines() if line.startswith("run next")] == [
+        "run next: codetr run grid.yaml --preset digits_fast --seeds 0,1",
+        f"run next: {command}",
+        "run next: codetr run grid.yaml --preset digits_fast --seeds 0,1 --data 'my data'",
+    ]
+
+
+def test_retry_prints_every_command_that_it_prepared(store, said):
+    """Of each data set, and of seeds that were asked for before."""
+    trials = [make_trial(number) for number in (1, 2, 3)]
+    for trial in trials:
+        fail(store, trial)
+    ledger.remember(store, replace(make_grid(trials[0]), command="codetr run grid.yaml --seeds 1"))
+    ledger.remember(store, replace(make_grid(trials[1]), command="codetr run grid.yaml --seeds 2"))
+    ledger.remember(store, replace(make_grid(trials[1]), command="codetr run grid.yaml --seeds 2"))
+    variant = Variant("cards 1f3c", "01234567")
+    ledger.remember(store, replace(make_grid(trials[2]), command="codetr run grid.yaml --data cards", variant=variant))
+    lines = [line for line in said("retry")[1].splitlines() if line.startswith("run next")]
+    assert sorted(lines) == [
+        f"run next: codetr run grid.yaml {rest}" for rest in ("--data cards", "--seeds 1", "--seeds 2")
+    ]
 
 
 def test_a_grid_knows_the_command_that_runs_it(tmp_path):

@@ -105,7 +105,7 @@ def test_accepts_the_border(config, values):
 
 @pytest.mark.parametrize("module", [model.config, harness.config], ids=lambda module: module.__name__)
 def test_every_config_is_frozen_and_hashable(module):
-    configs = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    configs = [c for c in vars(module).values() if dataclasses.is_dataclass(c) and c.__module__ == module.__name__]
     assert len(configs) >= 4
     for config in configs:
         assert config.__dataclass_params__.frozen, config

@@ -216,8 +216,11 @@ def test_a_damaged_database_is_one_line_and_is_made_again_from_the_records(
 ):
     records = {trial.trial_id: store.read(trial.trial_id) for trial in grid.trials}
     spoil(recorded)
+    code, out, err = said("report", QUICKSTART, *FAST, "--out", tmp_path / "reports")
+    assert code == 0 and "not run yet" not in out and err.startswith("note: "), err  # the records know all of it
+    assert f"tracking store sqlite:///{recorded} is damaged" in err and "codetr sync" in err
     for argv in (
-        ["report", QUICKSTART, *FAST, "--out", tmp_path / "reports"],
+        ["report", QUICKSTART, *FAST, "--out", tmp_path / "reports", "--from", "tracking"],
         ["sync", QUICKSTART, *FAST],
         ["run", QUICKSTART, *FAST, "--executor", "local"],
         ["ui", "--port", "5999"],

@@ -102,7 +102,7 @@ def test_anchor_scale_is_also_the_unit_of_distances(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("retinanet", {"negative_iou": 0.6}, "negative_iou \\(0.6\\) and positive_iou \\(0.5\\) must be ordered"),
+        ("retinanet", {"negative_iou": 0.6}, "negative_iou must not exceed positive_iou: negative_iou is 0.6"),
         ("retinanet", {"num_groups": 5}, "num_groups \\(5\\) must divide the number of channels \\(16\\)"),
         ("fcos", {"center_radius": 0.0}, "center_radius must be positive, got 0.0"),
         ("fcos", {"num_convs": -1}, "num_convs must not be negative, got -1"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -26,12 +28,14 @@ from harness.figures.queries import draw_query_distances, draw_query_positions
 from harness.figures.series import epoch_curves
 from harness.figures.style import head_name, head_style, line_style, plain, save_figure, wrapped
 from harness.report import write_report
+from harness.report.detected import Sheet
 from harness.report.figures import analysis_figures
 from harness.report.published import PUBLISHED_CONFLICT, published_conflict
 from harness.report.trial_figures import trial_figures
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # a child imports what this process imports
 LONG = "Co-Deformable-DETR++ with ATSS, Faster R-CNN and whatever else a person wants to tell (K = 6) for $5"
+UNBROKEN = "learning_rate=0.0002,weight_decay=0.0001,drop_epochs=[11,20],warmup_fraction=0.1,clip_grad_norm=0.1"
 SEEDS = range(3)
 
 
@@ -58,6 +62,18 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "distances of pairs": lambda: draw_conflict_distances(
         [("ATSS + Faster R-CNN", made.conflict(2)), ("two ATSS", made.conflict(2, heads=("decoder", "atss", "atss.2")))]
     ),
+    "ap of an unbroken title": lambda: draw_curves([(UNBROKEN, made.history(9)) for _ in SEEDS], "AP", UNBROKEN),
+    "discriminability of twenty": lambda: draw_discriminability(
+        [(f"row {n}", made.discriminability(1 + n / 4 + s)) for n in range(20) for s in SEEDS]
+    ),
+    "distances of twenty": lambda: draw_conflict_distances([(f"row {n}: {LONG}", made.conflict(2)) for n in range(20)]),
+    "distances of long names": lambda: draw_conflict_distances([(f"{LONG} {n}", made.conflict(2)) for n in range(4)]),
+    "query distances of long names": lambda: draw_query_distances(
+        [(UNBROKEN, made.queries("atss", "a_head_with_a_very_long_name_indeed"))]
+    ),
+    "matrix of long names": lambda: draw_conflict_matrices(
+        [(UNBROKEN, made.conflict(2, heads=("decoder", "a_head_with_a_very_long_name_indeed.2", "another_one")))]
+    ),
     "distances of one": lambda: draw_conflict_distances([("one", made.conflict(1))]),
     "matrices": lambda: draw_conflict_matrices(
         [*((LONG, made.conflict(6)) for _ in SEEDS), ("paper", made.conflict(6))]
@@ -74,6 +90,20 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         [(LONG, [np.eye(4), np.ones((8, 6)) / 2]), ("two", [None, np.eye(3, dtype=np.float16)])],
     ),
     "detections": lambda: draw_detections(scenes(3), {1: "a thing", 2: "another thing"}),
+    "detections of a crowd": lambda: draw_detections(
+        [
+            Scene(
+                LONG,
+                made.image(90, 60),
+                [made.annotation(1, 5 * (n % 12), 8 * (n // 12), 4, 7) for n in range(100)],
+                [made.detection(2, 0.9, 5 * (n % 12), 8 * (n // 12), 4, 7) for n in range(90)],
+                f"{LONG}/{LONG}.jpg",
+            )
+        ],
+        {1: LONG, 2: "红"},
+        0.002,
+        LONG,
+    ),
     "detections of one": lambda: draw_detections(scenes(1), {1: "a", 2: "b"}),
 }
 
@@ -116,6 +146,16 @@ def test_nothing_is_cut_off_or_too_small_to_read(name, tmp_path):
         inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1
         assert inside, f"{text.get_text()!r} is cut off"
         assert text.get_fontsize() >= 5.5
+
+
+@pytest.mark.parametrize("name", ["distances of twenty", "distances of long names", "distances of pairs", "matrices"])
+def test_names_below_an_axis_cover_no_other(name):
+    figure = FIGURES[name]()
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [label.get_tightbbox() for label in axes.get_xticklabels() if label.get_text()]
+        if axes.get_xticklabels()[0].get_rotation() in (0, 90):
+            assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
 
 
 @pytest.mark.parametrize("name", [name for name in FIGURES if " of " not in name])
@@ -177,6 +217,8 @@ def test_a_head_looks_the_same_wherever_it_occurs():
 
 def test_letters_that_the_font_lacks_become_question_marks():
     assert plain("λ₁ ≥ ½ 红细胞") == "λ₁ ≥ ½ ???"
+    assert wrapped("drop_epochs=[11,20] a", 13) == "drop_epochs=\n[11,20] a"  # after a sign
+    assert wrapped("x" * 30, 13) == "x" * 13 + "\n" + "x" * 13 + "\n" + "x" * 4
     assert wrapped("the heads (K = 2)", 13).split("\n") == ["the heads", "(K\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}2)"]
 
 
@@ -269,19 +311,48 @@ def test_matrix_prints_its_numbers():
     table = made.conflict(2)
     table["matrix"][1][2] = None
     figure = draw_conflict_matrices([("ours", table), ("paper, Figure 8", PUBLISHED_CONFLICT["paper, Figure 8"])])
-    ours, paper = ([text.get_text() for text in axes.texts] for axes in figure.axes)
+    ours, paper, _ = ([text.get_text() for text in axes.texts] for axes in figure.axes)
     assert ours == ["0", "0.0110", "0.0120", "0.0120", "0", "–", "0.0140", "0.0150", "0"]
     assert paper == ["0", "0.0078", "0.0085", "0.0073", "0", "0.0062", "0.0079", "0.0059", "0"]
-    (axes, _) = figure.axes
+    (axes, _, _) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("head j", "head i")
     assert [label.get_text() for label in axes.get_xticklabels()] == ["DETR", "ATSS", "Faster R-CNN"]
 
 
 def test_matrix_of_seeds_prints_mean_and_deviation():
-    (axes,) = draw_conflict_matrices([("a", made.conflict(1, level)) for level in (0.01, 0.02, 0.03)]).axes
-    assert [text.get_text() for text in axes.texts] == ["0", "0.0220\n±0.0110", "0.0240\n±0.0120", "0"]
+    axes, _ = draw_conflict_matrices([("a", made.conflict(2, level)) for level in (0.01, 0.02, 0.03)]).axes
+    assert [text.get_text() for text in axes.texts][:3] == ["0", "0.0220\n±0.0110", "0.0240\n±0.0120"]
     with pytest.raises(ValueError, match="different heads"):
         draw_conflict_matrices([("a", made.conflict(1)), ("a", made.conflict(2))])
+
+
+def test_two_heads_alone_have_one_number():
+    """S at K = 1 is the mean of both directions, whichever head is asked; it stands there once."""
+    figure = draw_conflict_matrices([("K = 1", made.conflict(1, level)) for level in (0.01, 0.03)])
+    assert [text.get_text() for text in figure.findobj(Text) if re.search(r"0\.\d", text.get_text())] == [
+        "0.0230\n±0.0163"
+    ]
+    (axes,) = figure.axes
+    names = [[label.get_text() for label in labels] for labels in (axes.get_yticklabels(), axes.get_xticklabels())]
+    assert names == [["DETR"], ["ATSS"]]
+    (axes,) = draw_conflict_distances([("K = 1", made.conflict(1))]).axes
+    marks = [line for line in axes.lines if line.get_marker() not in ("None", "") and line.get_markevery() != []]
+    assert [line.get_xydata().tolist() for line in marks] == [[[0.0, pytest.approx(0.0115)]]]
+    one = made.conflict(1)
+    one["matrix"][0][1] = None
+    assert [text.get_text() for text in draw_conflict_matrices([("a", one)]).axes[0].texts] == ["–"]
+
+
+def test_matrices_share_one_scale_with_a_bar():
+    tables = [("ours", made.conflict(2, 0.04)), ("paper", made.conflict(2, 0.01))]
+    ours, paper, bar = draw_conflict_matrices(tables).axes
+    colours = [
+        [patch.get_facecolor() for patch in axes.patches if patch.get_facecolor()[2] > 0] for axes in (ours, paper)
+    ]
+    blue = [1 - sum(face[:2]) / 2 for face in (colours[0][5], colours[1][5])]  # of the same cell, 0.044 and 0.011
+    assert blue[0] > 2 * blue[1]
+    assert [label.get_text() for label in bar.get_xticklabels()] == ["0", "0.0600"]
+    assert bar.get_ylabel() == "S (nats)" and bar.get_xlim() == (0.0, pytest.approx(0.06))
 
 
 @pytest.mark.parametrize(
@@ -298,7 +369,9 @@ def test_distances_stand_over_k_with_anchors_and_the_papers_numbers():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "6"]  # without heads there is no distance
     assert axes.get_xlabel() == "number K of auxiliary heads" and "nats" in axes.get_ylabel()
     names = [head_name(head) for head in made.HEADS]
-    assert legend_texts(figure) == [*names, "ceiling: images shuffled", "floor: same head, another seed", "paper"]
+    assert legend_texts(figure) == [
+        *(*names, "ceiling: images shuffled", "floor: same head, another seed", "both heads (K = 1)", "paper")
+    ]
     decoder = figure.legends[0].legend_handles[0].get_color()
     lines = [
         line
@@ -370,7 +443,7 @@ def test_analysis_figures_group_the_seeds_of_a_row():
     assert list(figures) == [*names[:4], "conflict_matrix_K_2_a_b", "queries"]
     assert legend_texts(figures["discriminability"])[0] == "K = 0: 0.667 ± 0.000 | 0.667 ± 0.000"
     assert legend_texts(figures["ap"]) == ["K = 0", "K = 2: a/b"]
-    assert len(figures["conflict_matrix_K_2_a_b"].axes) == 2  # the paper has these heads, too
+    assert len(figures["conflict_matrix_K_2_a_b"].axes) == 3  # the paper has these heads, too, and there is a bar
     records[3]["status"] = "running"
     assert "± " not in legend_texts(analysis_figures(grid, records)["discriminability"])[1]
 
@@ -382,14 +455,18 @@ def test_a_figure_without_data_is_left_out(tmp_path):
     assert list(analysis_figures(grid, [make_record("0-0", 10.0)])) == ["ap"]
     write_report([full_grid()], tmp_path, records=[])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("claims.csv", "report.html", "table_09.csv", "table_09.md", "table_09.tex")
+        *("claims.csv", "report.html", "table_09.csv", "table_09.md", "table_09.tex"),
+        *("table_09_epochs.csv", "table_09_trials.csv"),
     ]
     assert "![" not in (tmp_path / "table_09.md").read_text()
 
 
 def test_write_report_shows_the_figure_in_the_markdown(tmp_path):
     report = write_report([full_grid()], tmp_path, records=full_records())
-    assert [path.suffix for path in report.paths] == [".html", ".md", ".tex", ".csv", ".png", ".pdf", ".csv"]
+    assert [path.suffix for path in report.paths] == [
+        *(".html", ".md", ".tex", ".csv"),
+        *(".csv", ".csv", ".png", ".pdf", ".csv"),  # trials and epochs, the figure, all claims
+    ]
     assert all(path.stat().st_size > 200 for path in report.paths)
     assert "![Components & more_of it](table_09_ap.png)" in (tmp_path / "table_09.md").read_text()
 
@@ -413,8 +490,7 @@ def test_one_trial_has_all_figures_of_its_analysis():
         history=made.history(9),
         maps={name: np.eye(4, dtype=np.float16) for name in names},
         examples={1: (made.image(), np.zeros((0, 4))), 7: (made.image(), np.ones((1, 4)))},
-        worst=scenes(1),
-        categories={1: "a", 2: "b"},
+        sheet=Sheet(0.5, "", (), tuple(scenes(1)), {1: "a", 2: "b"}),
     )
     assert list(figures) == [
         *(
@@ -428,7 +504,7 @@ def test_one_trial_has_all_figures_of_its_analysis():
         *("maps_encoder", "maps_attention", "maps_cam", "detections"),
     ]
     assert [axes.get_title() for axes in figures["maps_cam"].axes[:3]] == ["image", "DETR", "ATSS"]
-    assert len(figures["conflict_matrix"].axes) == 2
+    assert len(figures["conflict_matrix"].axes) == 3
     without_heads = {"conflict": made.conflict(0), "queries": {"distances": {}, "examples": []}}
     assert trial_figures("K = 0", without_heads, history=made.history(9)[:1]) == {}
 

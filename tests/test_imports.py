@@ -16,13 +16,14 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 # The story, read from the commands down to the leaves: a room imports only rooms that stand below it.
 STORY = [
     *("__main__", "store_commands", "commands", "doctor", "submit", "schedule", "on_ray", "failfast", "tuner"),
-    *("cluster", "workers", "preloaded", "forkserver", "execute", "trial", "trial_analysis", "trial_record"),
-    *("revisit", "trained", "launch"),
+    *("cluster", "workers", "preloaded", "local", "apart", "forkserver", "execute", "trial", "trial_analysis"),
+    *("trial_record", "revisit", "trained", "launch"),
     *("build", "memory", "train", "evaluate", "analyse", "ranks", "report", "resample", "figures", "transfer"),
-    *("mirror", "replay", "mlflow_runs", "tracking", "views", "sqlite", "cost", "choose", "compare", "suggestions"),
-    *("grid", "search", "rows", "labels", "identity", "spec", "space", "claims", "resolve", "data", "ledger"),
+    *("ui", "mirror", "replay", "mlflow_runs", "tracking", "views", "tracking_failures", "sqlite", "metric_names"),
+    *("order", "cost", "choose", "compare", "suggestions", "listing", "grid", "search", "ledger", "variants", "rows"),
+    *("labels", "pretrained", "identity", "spec", "space", "claims", "resolve", "origins", "training_length", "data"),
     *("housekeeping", "console", "progress", "results", "source", "lease", "parcel", "strict"),
-    *("places", "process", "entrance", "config", "errors"),
+    *("places", "process", "endings", "entrance", "config", "detection_metrics", "files", "errors", "passwords"),
 ]
 
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import torch
 from torch import nn
@@ -103,3 +106,25 @@ def test_transpose_is_exact_also_of_strided_matrices(calls, shape, dtype):
     matrix = torch.randn(shape[0], 2 * shape[1], dtype=dtype)[:, ::2]
     result = room._transposed(matrix)
     assert result.is_contiguous() and torch.equal(result, matrix.t())
+
+
+@pytest.mark.parametrize("outputs", [8, 16])
+@pytest.mark.parametrize("inputs", [2, 8, 15, 16])
+@pytest.mark.parametrize("size", [24, 56])
+@pytest.mark.parametrize("stride", [2, (1, 2), 3])
+def test_narrow_convolutions_with_a_stride_survive_large_maps(inputs, outputs, size, stride):
+    """In a process of its own: oneDNN's own way ends it by a signal, on some processors."""
+    torch.manual_seed(0)
+    layer = Conv2d(inputs, outputs, 1, stride, bias=False)
+    x = torch.randn(4, inputs, size, size)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        torch.set_num_threads(1)
+        for _ in range(3):
+            layer(x.clone(memory_format=torch.channels_last).requires_grad_()).square().mean().backward()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    rows = x[:, :, :: layer.stride[0], :: layer.stride[1]].permute(0, 2, 3, 1).double()
+    exact = (rows @ layer.weight.detach().double().flatten(1).T).permute(0, 3, 1, 2)
+    assert torch.allclose(layer(x.contiguous(memory_format=torch.channels_last)).double(), exact, atol=1e-5)

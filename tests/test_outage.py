@@ -171,4 +171,4 @@ def test_a_server_killed_in_mid_run_gets_all_by_sync(tmp_path: Path, server: Ser
     server.start()
     done = subprocess.run(command("sync"), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert_equal_to_records(server.uri, store, grid.trials, "quickstart")
+    assert_equal_to_records(server.uri, store, grid.trials, grid.key)

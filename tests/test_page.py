@@ -16,8 +16,7 @@ from report_grid import full_grid, full_records, make_grid, make_record
 from harness.__main__ import main
 from harness.claims import Claim
 from harness.mirror import sync
-from harness.report import FORMATS, How, write_report
-from harness.report.formats import to_latex
+from harness.report import DEFAULT_FORMATS, How, write_report
 from harness.report.page import Picture, Section, to_page
 from harness.report.tables import make_table
 from harness.results import RunStore, to_json
@@ -178,7 +177,7 @@ def test_pictures_and_files_of_a_report(tmp_path):
 
 def test_the_same_records_give_the_same_bytes(tmp_path):
     first, second = (write_report([full_grid()], tmp_path / name, records=full_records()) for name in "ab")
-    assert {path.suffix[1:] for path in first.paths} == set(FORMATS)
+    assert {path.suffix[1:] for path in first.paths} == set(DEFAULT_FORMATS)
     for one, other in zip(first.paths, second.paths, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
 
@@ -201,7 +200,7 @@ def test_records_alone_give_the_tables_of_the_tracking_store(tmp_path, tracking_
     write_report([grid], tmp_path / "records", source="records")
     made = ("md", "tex", "csv", "png", "pdf")
     assert files(tmp_path / "tracking", *made) == files(tmp_path / "records", *made)
-    assert len(files(tmp_path / "records", *made)) == 5
+    assert len(files(tmp_path / "records", *made)) == 7
     links = [
         [link["href"] for link in Page((tmp_path / n / "report.html").read_text()).all("a")]
         for n in ("tracking", "records")
@@ -257,14 +256,14 @@ def test_the_command_line_makes_all_of_it_twice_the_same(tmp_path, monkeypatch, 
     arguments = command_line_store(tmp_path, monkeypatch)
     assert main(arguments) == 0
     assert "claim: An auxiliary head with its positive queries helps:" in capsys.readouterr().out
-    before = files(tmp_path / "out", *FORMATS)
-    assert len(before) == 7
+    before = files(tmp_path / "out", *DEFAULT_FORMATS)
+    assert len(before) == 9
     page = Page(before["report.html"].decode())
     assert 'href="claims.csv"' in before["report.html"].decode()
     assert "margin" not in page.text  # no claim of this file needs one
     assert f"codetr run {arguments[1]} --preset digits_fast --seeds 0,1" in page.text
     assert main(arguments) == 0
-    assert files(tmp_path / "out", *FORMATS) == before
+    assert files(tmp_path / "out", *DEFAULT_FORMATS) == before
 
 
 def test_records_of_data_that_are_not_here_make_their_table(tmp_path, monkeypatch, capsys):
@@ -310,16 +309,37 @@ def test_mixed_trials_exit_with_two_and_no_files(tmp_path, monkeypatch, capsys):
     assert "Warning: trials of different code versions" in Page((tmp_path / "out" / "report.html").read_text()).text
 
 
-# ---- LaTeX
+# ---- in a browser
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+MEASURE = (
+    "<script>document.title = document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    " + ' ' + [...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth + 1).length</script>"
+)
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-def test_latex_compiles(tmp_path):
-    table = to_latex(make_table(full_grid(), full_records()))
-    document = "\\documentclass[twocolumn]{article}\n\\usepackage[T1]{fontenc}\n\\usepackage[utf8]{inputenc}\n"
-    document += "\\usepackage{booktabs}\n\\begin{document}\n" + table + "\\end{document}\n"
-    (tmp_path / "paper.tex").write_text(document)
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert (tmp_path / "paper.pdf").stat().st_size > 5000
+def overflow(page: str, width: int, folder: Path) -> tuple[int, int]:
+    """Pixels by which the page is wider than a window of `width`, and how many of its boxes scroll."""
+    (folder / "page.html").write_text(page.replace("</body>", f"{MEASURE}</body>"))
+    command = [str(BROWSER), *FLAGS, f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900"]
+    done = subprocess.run(
+        [*command, "--dump-dom", f"file://{folder / 'page.html'}"], capture_output=True, text=True, timeout=120
+    )
+    found = re.search(r"<title>(-?\d+) (\d+)</title>", done.stdout)
+    assert found, done.stderr[-500:]
+    return int(found[1]), int(found[2])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
+def test_the_page_fits_its_window(tmp_path):
+    mini = (Path(__file__).parents[1] / "docs" / "mini-paper" / "first" / "report" / "report.html").read_text()
+    assert overflow(mini, 1200, tmp_path) == (0, 0)
+    assert overflow(mini, 800, tmp_path)[0] == 0  # wide tables scroll within their own boxes
+    word = "learning_rate=0.0002,weight_decay=0.0001," * 4
+    rows = {word: {}, f"{word}again": {}, **{f"row {number}": {} for number in range(18)}}
+    grid = make_grid(rows, title=word, description=word, claims=(Claim(word, (f"{word}again",), word, "AP"),))
+    page = to_page([Section(grid, make_table(grid, [make_record(f"{n}-0", 30.0) for n in range(20)]), {})])
+    assert overflow(page, 1200, tmp_path) == (0, 0)
+    assert overflow(page, 800, tmp_path)[0] == 0

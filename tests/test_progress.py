@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fakes import entry, finish, make_grid, make_trial, record
 
+from harness import lease
 from harness.grid import Grid
 from harness.progress import Progress, describe, duration
 from harness.results import RunStore
@@ -95,6 +96,82 @@ def test_what_ends_between_the_last_look_and_closing_is_told(store: RunStore, li
         ["epoch", "3/3"],
         ["finished", "AP"],
     ]
+
+
+def heads(lines: list[str]) -> list[str]:
+    """The two words after the trial's id, of each line."""
+    return [" ".join(line.partition("00000001  ")[2].split()[:2]) for line in lines]
+
+
+def test_no_line_of_a_trial_comes_after_its_end(store: RunStore, lines: list[str]) -> None:
+    """What was written before the end may be seen after it, and so may the last sign of life, which comes after it."""
+    trials = [make_trial(1), make_trial(2)]
+    progress = Progress(make_grid(*trials), store, lines.append, beat_seconds=0.0)
+    progress.watch(trials)
+    beat(store, 1, kind="evaluate", evaluated=0.5)
+    progress._look()
+    finish(store, trials[0])
+    progress._look()
+    assert heads(lines[-4:]) == ["epoch 1/3", "epoch 2/3", "epoch 3/3", "finished AP"]
+    assert "evaluated 50%" in lines[0] and "evaluated" not in "".join(lines[-4:])
+    lines.clear()
+    for kind in ("step", "epoch", "evaluate", "analyse", "done"):
+        beat(store, 1, kind=kind, step=12, evaluated=1.0, analysed=1.0)
+        progress._look()
+    assert lines == []
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted", "pruned"])
+def test_a_trial_comes_back_only_with_another_process_or_a_running_record(
+    status: str, store: RunStore, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = make_trial(1)
+    progress = Progress(make_grid(trial), store, lines.append)
+    progress.watch([trial])
+    beat(store, 1)
+    progress._look()
+    record(store, trial, status, error="no")
+    beat(store, 1, step=7)
+    progress._look()
+    beat(store, 1, step=8)
+    progress._look()
+    assert [status in line for line in lines] == [False, True]
+    for again in ("process", "record"):
+        if again == "record":
+            record(store, trial, status, error="no")
+            progress._look()
+            record(store, trial, "running")
+            progress._look()
+        else:
+            monkeypatch.setattr(lease, "identity", lambda: {"machine": "m", "pid": 7, "process_start": "1"})
+        lines.clear()
+        beat(store, 1, step=9)
+        progress._look()
+        assert len(lines) == (again == "process") and progress._watched[0].status == "running"
+
+
+def test_an_end_that_could_not_be_read_is_told_with_the_next_look(
+    store: RunStore, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = make_trial(1)
+    progress = Progress(make_grid(trial), store, lines.append)
+    progress.watch([trial])
+    finish(store, trial)
+    for name in ("read", "metrics"):
+        with monkeypatch.context() as outage:
+            outage.setattr(RunStore, name, lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+            progress._look()
+    progress._look()
+    assert heads(lines) == ["epoch 1/3", "epoch 2/3", "epoch 3/3", "finished AP"]
+
+
+def test_chosen_trials_are_numbered_among_themselves(store: RunStore, lines: list[str]) -> None:
+    trials = [make_trial(number) for number in (1, 2, 3, 4)]
+    progress = Progress(make_grid(*trials), store, lines.append, chosen=[trials[1], trials[3]])
+    progress.watch([trials[3]])
+    beat(store, 4)
+    progress._look()
+    assert lines[0].startswith("fakes 2/2  ")
 
 
 def test_never_silent(store: RunStore, lines: list[str]) -> None:

@@ -189,7 +189,11 @@ def test_the_finest_scale_follows_strides_and_anchors() -> None:
 @pytest.mark.parametrize(
     ("config", "settings", "told"),
     [
-        (RPNConfig, {"negative_iou": 0.8}, "negative_iou \\(0.8\\) must not exceed positive_iou \\(0.7\\)"),
+        (
+            RPNConfig,
+            {"negative_iou": 0.8},
+            "negative_iou must not exceed positive_iou: negative_iou is 0.8, positive_iou is 0.7",
+        ),
         (RPNConfig, {"num_proposals": 0}, "num_proposals must be at least 1, got 0"),
         (RPNConfig, {"ratios": ()}, "ratios must be positive numbers"),
         (RoIConfig, {"positive_fraction": 2.0}, "positive_fraction must be in \\[0, 1\\], got 2.0"),

@@ -88,7 +88,20 @@ def test_a_process_has_one_digest(copy):
 
 DECIDE_NOTHING = {  # what a trial imports besides: names, files and messages; configuration is part of the id
     *("config", "errors", "grid", "identity", "labels", "lease", "progress", "resolve", "results", "source", "spec"),
-    *("rows", "claims", "strict", "search", "space", "launch", "memory", "entrance"),
+    *(
+        "rows",
+        "claims",
+        "strict",
+        "origins",
+        "search",
+        "space",
+        "suggestions",
+        "launch",
+        "memory",
+        "entrance",
+        "pretrained",
+    ),
+    *("tracking", "sqlite", "views"),
 }
 
 

@@ -115,7 +115,8 @@ def test_heads_by_name_and_by_mapping(grid_of):
         ),
         (
             "base: {evaluate.branches: [decoder, atss]}\nrows: [{label: a}]",
-            "base.evaluate.branches: unknown branch 'atss'; known for these heads: decoder",
+            'base.evaluate.branches=["decoder", "atss"]: unknown branch "atss" in evaluate.branches; known for these '
+            "heads: decoder; model.heads is [] (the default); change it too",
         ),
         ("base: {train.epochs: 3, train: {epochs: 4}}", "base.train.epochs: set twice, nested and dotted; remove one"),
         ("seeds: []", "seeds: seeds are empty, so the grid is empty; write seeds: [0]"),
@@ -213,7 +214,7 @@ def test_a_mistake_that_spoils_a_part_hides_no_other(mistakes_of):
 
 def test_labels_with_commas_are_told_in_quotes(mistakes_of):
     [line] = mistakes_of("rows: [{label: a}]\naxes: {model.num_queries: [10, 20]}\nbaseline: none of these")
-    assert line.endswith("; known: 'a, num_queries=10', 'a, num_queries=20'")
+    assert line.endswith("; known: 'a', 'a, num_queries=10', 'a, num_queries=20'")
 
 
 def test_mistake_in_a_preset_is_told_once(mistakes_of, tmp_path):

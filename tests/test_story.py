@@ -40,8 +40,10 @@ def test_run_report_and_run_again(tmp_path: Path, tracking_store: str, monkeypat
     written = list(csv.DictReader((tmp_path / "reports" / "quickstart.csv").open()))
     aps = sorted(float(line["AP"]) for line in written)
     assert aps == pytest.approx(sorted(record["metrics"]["AP"] for record in records), abs=1e-6)
-    names = ["claims.csv", *(f"quickstart.{ending}" for ending in ("csv", "md", "pdf", "png", "tex")), "report.html"]
-    assert sorted(path.name.replace("_ap", "") for path in (tmp_path / "reports").iterdir()) == names
+    names = [*(f"quickstart.{ending}" for ending in ("csv", "md", "tex")), "claims.csv", "report.html"]
+    names += [f"quickstart_{figure}.{ending}" for figure in ("ap", "detections") for ending in ("pdf", "png")]
+    names += ["quickstart_trials.csv", "quickstart_epochs.csv"]
+    assert {path.name for path in (tmp_path / "reports").iterdir()} == set(names)
 
     assert main(["run", *FAST, "--executor", "local"]) == 0
     told = capsys.readouterr().out

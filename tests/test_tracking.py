@@ -19,11 +19,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from harness import mirror as mirror_room
-from harness import tracking, views
+from harness import tracking, ui, views
 from harness.errors import UserError
 from harness.identity import config_to_dict
+from harness.metric_names import flat_metrics
 from harness.mirror import Mirror, sync
-from harness.mlflow_runs import VIEW_TAG, flat_metrics
+from harness.mlflow_runs import VIEW_TAG
 from harness.results import RunStore, write_atomic
 
 
@@ -235,18 +236,10 @@ def test_unreachable_is_one_line_for_a_person(kind: str, store: RunStore, tmp_pa
 
 def test_nothing_recorded_yet_says_what_to_do(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'none' / 'mlflow.db'}"
-    for attempt in (lambda: tracking.read_records(["a"], uri), lambda: tracking.ui_command(uri)):
+    for attempt in (lambda: tracking.read_records(["a"], uri), lambda: ui.server_command(uri, "127.0.0.1", 5000)):
         with pytest.raises(UserError, match="run a grid first"):
             attempt()
     assert not (tmp_path / "none").exists()
-
-
-def test_ui_command_is_local_and_on_the_store(tracking_store: str) -> None:
-    command = tracking.ui_command(port=6060)
-    text = " ".join(command)
-    assert tracking_store in command and "--host 127.0.0.1" in text and "--port 6060" in text
-    with pytest.raises(UserError, match="open http://host:5000"):
-        tracking.ui_command("http://host:5000")
 
 
 def test_default_store_lies_beside_the_records(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,8 @@ def test_what_a_rank_raises_is_the_trials_reason(tmp_path):
 
 
 def test_a_detector_that_ranks_would_change_is_refused(tmp_path):
-    trial = trial_of(0, "model.backbone.norm=batch", "runtime.ranks=2")
+    trial = trial_of(0, "model.backbone.norm=batch")
+    trial = replace(trial, runtime=replace(trial.runtime, ranks=2))  # the command line refuses them together
     with pytest.raises(UserError, match="model.backbone.norm: batch"):
         run_trial(trial, RunStore(tmp_path), report=silent)
 

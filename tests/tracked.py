@@ -9,7 +9,7 @@ from typing import Any
 from harness import tracking
 from harness.grid import Trial
 from harness.identity import config_to_dict
-from harness.mlflow_runs import flat_metrics
+from harness.metric_names import flat_metrics
 from harness.results import RunStore
 from harness.views import ALWAYS, params_of
 

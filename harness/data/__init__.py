@@ -1,7 +1,9 @@
 """Images and their objects: where they come from, whether they are sound, how they reach the network.
 
 Read in this order: `scenes` and `digits` (the embedded data set), `layout`, `coco` and `checks` (any COCO-layout
-folder), `masks`, `transforms`, `loader` (batches). Only `masks` and `loader` need torch: import `harness.data.loader`.
+folder), `disk`, `files` and `pixels` (its images), `content` (its fingerprint), `plausibility`, `readings`,
+`duplicates` and `segmentations` (more checks of its annotations), `masks`, `transforms`, `loader` (batches). Only
+`masks` and `loader` need torch: import `harness.data.loader`.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ import os
 from pathlib import Path
 
 from harness.config import DataConfig
-from harness.data.coco import CocoDataset, same_categories
+from harness.data.coco import CocoDataset, notes_across, same_categories, without_objects
+from harness.data.content import folder_fingerprint
 from harness.data.digits import digits_fingerprint, ensure_digits
-from harness.data.layout import SPLITS, Split, folder_fingerprint
-from harness.data.ticker import Progress
+from harness.data.layout import SPLITS, Split, find_splits
+from harness.data.ticker import Progress, print_line
 from harness.errors import UserError
 
 __all__ = ["CocoDataset", "fingerprint", "open_dataset", "open_splits"]
@@ -52,16 +55,22 @@ def open_splits(
     Raises:
         UserError: every problem of both splits in one message.
     """
-    opened, problems = [], []
+    if config.path is not None:
+        find_splits(Path(config.path).expanduser())  # what is missing of either split comes in one list
+    opened: list[CocoDataset] = []
+    problems: list[str] = []
     for split in SPLITS:
         try:
             opened.append(open_dataset(config, split, progress=progress, with_masks=with_masks))
+            problems += filter(None, [without_objects(opened[-1])])
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     train, val = opened
     same_categories(train, val)
+    for note in notes_across(train, val):
+        (progress or print_line)(note)
     return train, val
 
 
@@ -69,7 +78,7 @@ def fingerprint(config: DataConfig) -> str:
     """16 hex characters that change with the data's content, not with its place. Generates and decodes nothing.
 
     Raises:
-        UserError: the folder or one of its parts is missing.
+        UserError: the folder or parts of it are missing, all in one message; or the system lets us not see them.
     """
     if config.path is not None:
         return folder_fingerprint(Path(os.path.expanduser(config.path)))

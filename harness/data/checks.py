@@ -1,55 +1,64 @@
 """What can be wrong with a COCO-layout data set, found before any training, all in one report.
 
-Each problem is one line: what, where (image id, annotation id, file) and what to do. Reading the bytes of 118,000
-images takes minutes on slow storage, so a good file's verdict is remembered by its size and modification time.
+Each problem is one line: what, where (image id, annotation id, file) and what to do. `files` checks the images.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import reprlib
 import sys
-from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from harness.data.ticker import Progress, Ticker
+from harness.data.readings import other_reading
 from harness.errors import UserError
-from harness.results import cache_dir, write_atomic
 
 EDGE_TOLERANCE = 1.0  # pixels over the border that count as rounding
+MAX_SIDE = 1_000_000  # pixels
 LINES_PER_KIND = 5  # of a report
-THREADS, FILES_AT_ONCE = 8, 256
+FEWEST_MISREAD, MISREAD_SHARE = 3, 0.1  # boxes outside their images that make another order of numbers likely
 # COCO 2017's own training annotations hold exactly these two boxes without height, (image, annotation);
 # they are left out, as everybody does (github.com/cocodataset/cocoapi/issues/355).
 KNOWN_EMPTY_BOXES = {(200365, 918), (550395, 2206849)}
 
 
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxdict, _REPR.maxstring, _REPR.maxother = 2, 8, 4, 60, 40
+
+
+def brief(value: Any) -> str:
+    """`repr` that stays short whatever stands in the file, and whose depth has an end."""
+    return _REPR.repr(value)
+
+
 class Problems:
-    """Collects problems by kind and raises them as one `UserError`."""
+    """Collects problems by kind and raises them as one `UserError`; remarks on what is odd, but can be used, too."""
 
     def __init__(self, source: Path) -> None:
         self._source = source
+        self.count = 0  # of problems
+        self.notes: list[str] = []
         self._lines: dict[str, list[str]] = defaultdict(list)
 
     def add(self, kind: str, line: str) -> None:
         """Note a problem; lines of one kind stand together and only the first few are shown."""
         self._lines[kind].append(line)
+        self.count += 1
+
+    def note(self, line: str) -> None:
+        """Keep a remark for a person, who may know better."""
+        self.notes.append(f"note: {self._source}: {line}")
 
     def raise_if_any(self) -> None:
         """Raise `UserError`: one line for one problem, else a heading and a line each."""
-        count = sum(map(len, self._lines.values()))
-        if count == 0:
+        if self.count == 0:
             return
-        if count == 1:
+        if self.count == 1:
             raise UserError(f"{self._source}: {next(iter(self._lines.values()))[0]}")
-        report = [f"{self._source}: {count:,} problems"]
+        report = [f"{self._source}: {self.count:,} problems"]
         for lines in self._lines.values():
             report += [f"  {line}" for line in lines[:LINES_PER_KIND]]
             if len(lines) > LINES_PER_KIND:
@@ -74,13 +83,14 @@ def check_tables(content: Any, problems: Problems) -> None:
 def check_categories(categories: list[dict[str, Any]], problems: Problems) -> None:
     """Ids are distinct whole numbers (gaps and 0 are fine), names are distinct texts."""
     _check_ids("category", categories, problems)
-    names = Counter(str(row.get("name", "")) for row in categories)
+    names = Counter(row["name"] for row in categories if is_text(row.get("name")))
     for row in categories:
-        if not isinstance(row.get("name"), str):
-            problems.add("category name", f"category {row.get('id')} has no name; add one")
+        if not is_text(row.get("name")):
+            told = f"name {brief(row['name'])}, which is no text" if row.get("name") is not None else "no name"
+            problems.add("category name", f"category {brief(row.get('id'))} has {told}; add one")
     for name, count in names.items():
         if name and count > 1:
-            problems.add("category name", f"{count} categories are called {name!r}; give each its own name")
+            problems.add("category name", f"{count} categories are called {brief(name)}; give each its own name")
 
 
 def check_images(images: list[dict[str, Any]], problems: Problems) -> None:
@@ -88,138 +98,91 @@ def check_images(images: list[dict[str, Any]], problems: Problems) -> None:
     _check_ids("image", images, problems)
     for row in images:
         if not isinstance(row.get("file_name"), str):
-            problems.add("file name", f"image {row.get('id')} has no file_name; add it")
+            problems.add("file name", f"image {brief(row.get('id'))} has no file_name; add it")
         for side in ("width", "height"):
-            if not _is_whole(row.get(side)) or row[side] < 1:
-                problems.add(
-                    "image size", f"image {row.get('id')} has {side} {row.get(side)!r}; must be pixels, 1 or more"
-                )
+            if not is_side(row.get(side)):
+                told = f"{side} {brief(row.get(side))}; must be whole pixels, 1 to {MAX_SIDE:,}"
+                problems.add("image size", f"image {brief(row.get('id'))} has {told}")
 
 
-def check_annotations(content: dict[str, Any], problems: Problems) -> None:
-    """Ids, references and boxes."""
+def check_annotations(content: dict[str, Any], problems: Problems) -> list[dict[str, Any]]:
+    """Ids, references, areas and boxes; returns the annotations that nothing is wrong with."""
     annotations = content["annotations"]
     _check_ids("annotation", annotations, problems)
-    sizes = {row["id"]: (row.get("width"), row.get("height")) for row in content["images"] if _is_whole(row.get("id"))}
-    categories = {row["id"] for row in content["categories"] if _is_whole(row.get("id"))}
+    sizes = {row["id"]: (row.get("width"), row.get("height")) for row in content["images"] if is_whole(row.get("id"))}
+    categories = {row["id"] for row in content["categories"] if is_whole(row.get("id"))}
+    sound, outside = [], []
     for row in annotations:
-        image_id, category = row.get("image_id"), row.get("category_id")
-        if not isinstance(image_id, int) or image_id not in sizes:
-            problems.add("unknown image", f"annotation {row.get('id')} is of image {image_id!r}, which is not listed")
+        image_id, category, area = row.get("image_id"), row.get("category_id"), row.get("area")
+        if not is_whole(image_id) or image_id not in sizes:
+            told = f"is of image {brief(image_id)}, which is not listed"
+            problems.add("unknown image", f"annotation {brief(row.get('id'))} {told}")
             continue
-        if not isinstance(category, int) or category not in categories:
-            problems.add(
-                "unknown category",
-                f"annotation {row.get('id')} (image {image_id}) has category {category!r}, which is not listed; "
-                f"add it to categories or remove the annotation",
-            )
+        before = problems.count
+        if not is_whole(category) or category not in categories:
+            told = f"has category {brief(category)}, which is not listed; add it to categories or remove the annotation"
+            problems.add("unknown category", f"annotation {brief(row.get('id'))} (image {image_id}) {told}")
         if row.get("iscrowd", 0) not in (0, 1):
-            problems.add("crowd", f"annotation {row.get('id')} has iscrowd {row['iscrowd']!r}; must be 0 or 1")
-        area = row.get("area")
+            problems.add(
+                "crowd", f"annotation {brief(row.get('id'))} has iscrowd {brief(row['iscrowd'])}; must be 0 or 1"
+            )
         if area is not None and not (is_number(area) and area >= 0):
-            problems.add("area", f"annotation {row.get('id')} has area {area!r}; must be a number of square pixels")
-        trouble = _box_trouble(row.get("bbox"), *sizes[image_id])
-        if trouble and not (_is_whole(row.get("id")) and (image_id, row["id"]) in KNOWN_EMPTY_BOXES):
-            problems.add("box", f"annotation {row.get('id')} (image {image_id}): {trouble}")
+            problems.add(
+                "area",
+                f"annotation {brief(row.get('id'))} has area {brief(area)}; must be a number of square pixels",
+            )
+        empty = _box_trouble(row.get("bbox"))
+        if empty and not (is_whole(row.get("id")) and (image_id, row["id"]) in KNOWN_EMPTY_BOXES):
+            problems.add("box", f"annotation {brief(row.get('id'))} (image {image_id}): {empty}")
+        if empty or not all(map(is_side, sizes[image_id])):
+            continue
+        if _is_outside(row["bbox"], *sizes[image_id]):
+            outside.append(row)
+        elif problems.count == before:
+            sound.append(row)
+    _report_outside(outside, sound, sizes, problems)
+    return sound
 
 
-def check_segmentations(content: dict[str, Any], problems: Problems) -> None:
-    """Has every annotation a mask? Lists of numbers have been made arrays (see `coco.py`)."""
-    sizes = {row["id"]: (row.get("height"), row.get("width")) for row in content["images"] if _is_whole(row.get("id"))}
-    for row in content["annotations"]:
-        if not _is_whole(row.get("image_id")):
-            continue  # reported as of an unknown image
-        trouble = _mask_trouble(row.get("segmentation"), list(sizes.get(row["image_id"], ())))
-        if trouble:
-            problems.add("mask", f"annotation {row.get('id')} (image {row.get('image_id')}) {trouble}")
-
-
-def check_files(folder: Path, images: list[dict[str, Any]], problems: Problems, progress: Progress | None) -> None:
-    """Is every image there, whole, readable and of the size the annotation file says?
-
-    A JPEG or PNG is whole when its end marker is there; one without is decoded to be sure. Damage in the
-    middle of a file is found only when training decodes it.
-    """
-    record = cache_dir() / "checked" / f"{hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]}.json"
-    try:
-        known = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    ticker = Ticker(progress, f"checking the images of {folder}", len(images))
-    seen: dict[str, list[int]] = {}
-
-    rows = [row for row in images if isinstance(row.get("file_name"), str)]
-    with ThreadPoolExecutor(THREADS) as pool:  # storage answers several questions at once
-        for start in range(0, len(rows), FILES_AT_ONCE):
-            some = rows[start : start + FILES_AT_ONCE]
-            names = [row["file_name"] for row in some]
-            verdicts = pool.map(_inspect, [folder / name for name in names], map(known.get, names))
-            for row, (verdict, trouble) in zip(some, verdicts, strict=True):
-                if verdict is not None:
-                    seen[row["file_name"]] = verdict
-                    trouble = _other_size(row, verdict)
-                if trouble:
-                    kind = "size" if verdict is not None else trouble.split()[0]
-                    problems.add(kind, f"image {row.get('id')} ({row['file_name']}) {trouble}")
-            ticker.at(start + len(some))
-    if seen != known:
-        with suppress(OSError):  # a cache that cannot be written costs time, nothing else
-            write_atomic(record, json.dumps(seen), durable=False)
-
-
-def _inspect(path: Path, known: list[int] | None) -> tuple[list[int] | None, str]:
-    """(size, modified, width, height) of a good image file, else None and what is wrong with it."""
-    try:
-        status = path.stat()
-        if known and known[:2] == [status.st_size, status.st_mtime_ns]:
-            return known, ""
-        with open(path, "rb") as stream, Image.open(stream) as image:
-            width, height = image.size
-            stream.seek(max(0, status.st_size - 64))
-            tail = stream.read()
-            whole = {"JPEG": b"\xff\xd9" in tail, "PNG": b"IEND" in tail}.get(image.format or "", False)
-            if not whole:
-                stream.seek(0)
-                with Image.open(stream) as again:
-                    again.load()
-    except FileNotFoundError:
-        return None, f"is missing in {path.parent}; add it or remove the image from the annotation file"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return None, f"cannot be read ({_brief(error)}); restore the file or remove the image from the annotation file"
-    return [status.st_size, status.st_mtime_ns, width, height], ""
-
-
-def _other_size(row: dict[str, Any], verdict: list[int]) -> str:
-    """What is wrong when the file's size is not the annotated one; empty when it is."""
-    told, real = [row.get("width"), row.get("height")], verdict[2:]
-    if told == real or not all(map(_is_whole, told)):
-        return ""
-    turned = "it is annotated as its EXIF orientation shows it: store the image upright"
-    return (
-        f"is {real[0]}x{real[1]} pixels, but the annotation file says {told[0]}x{told[1]}; "
-        f"{turned if told == real[::-1] else 'correct the file or its boxes'}"
-    )
-
-
-def _brief(error: BaseException) -> str:
-    """PIL's message without the object it prints."""
-    return "not an image" if "cannot identify" in str(error) else str(error)
+def _report_outside(
+    outside: list[dict[str, Any]], sound: list[dict[str, Any]], sizes: dict[int, tuple[int, int]], problems: Problems
+) -> None:
+    """A line for each box outside its image, or one for all where another order of the four numbers explains them."""
+    reading, count = None, len(outside) + len(sound)
+    if len(outside) >= max(FEWEST_MISREAD, MISREAD_SHARE * count):
+        rows = outside + sound
+        reading = other_reading([row["bbox"] for row in rows], [sizes[row["image_id"]] for row in rows])
+    for row in outside:
+        place = f"annotation {brief(row.get('id'))} (image {brief(row['image_id'])})"
+        if reading:
+            told = f"{len(outside):,} of {count:,} boxes reach outside their images, but all fit as {reading}"
+            problems.add("box", f"{told}: {place} has bbox {brief(row['bbox'])}; convert them to x, y, width, height")
+            return
+        size = "x".join(map(str, sizes[row["image_id"]]))
+        told = f"(x, y, width, height) reaches outside the image of {size} pixels; clip or remove it"
+        problems.add("box", f"{place}: bbox {brief(row['bbox'])} {told}")
 
 
 def _check_ids(what: str, rows: Iterable[dict[str, Any]], problems: Problems) -> None:
     seen: set[int] = set()
     for row in rows:
         number: Any = row.get("id")
-        if not _is_whole(number) or abs(number) >= 2**63:
-            problems.add(f"{what} id", f"{what} id {number!r} must be a whole number below 2^63")
+        if not is_whole(number) or abs(number) >= 2**63:
+            problems.add(f"{what} id", f"{what} id {brief(number)} must be a whole number below 2^63")
         elif number in seen:
             problems.add(f"{what} id", f"{what} id {number} is there twice; ids must be distinct")
         else:
             seen.add(number)
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Whether this is a whole number; `true` is none."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_side(value: Any) -> bool:
+    """Whether an image can be so many pixels wide or high."""
+    return is_whole(value) and 1 <= value <= MAX_SIDE
 
 
 def is_number(value: Any) -> bool:
@@ -227,39 +190,25 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
-def _box_trouble(box: Any, width: Any, height: Any) -> str:
-    """What is wrong with a COCO box (x, y, width, height) in an image; empty when nothing is."""
+def is_text(value: Any) -> bool:
+    """Whether this is text that can be written and printed (JSON may hold halves of characters)."""
+    with suppress(UnicodeEncodeError):
+        return isinstance(value, str) and value.encode() is not None
+    return False
+
+
+def _box_trouble(box: Any) -> str:
+    """What is wrong with a COCO box (x, y, width, height) in any image; empty when nothing is."""
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-        return f"bbox {box!r} must be four numbers: x, y, width, height; correct it"
+        return f"bbox {brief(box)} must be four numbers: x, y, width, height; correct it"
+    if box[2] <= 0 or box[3] <= 0:
+        return f"bbox {brief(box)} has no area; correct or remove it"
+    return ""
+
+
+def _is_outside(box: list[float], width: int, height: int) -> bool:
+    """Whether a box reaches over the border by more than rounding does, or lies beyond it."""
     x, y, w, h = box
-    if w <= 0 or h <= 0:
-        return f"bbox {box} has no area; correct or remove it"
-    if not (_is_whole(width) and _is_whole(height)):
-        return ""  # the image's own problem is reported
     over = max(-x, -y, x + w - width, y + h - height)
     inside = min(width, x + w) - max(0, x) > 0 and min(height, y + h) - max(0, y) > 0
-    if over > EDGE_TOLERANCE or not inside:
-        return (
-            f"bbox {box} (x, y, width, height) reaches outside the image of {width}x{height} pixels; clip or remove it"
-        )
-    return ""
-
-
-def _mask_trouble(segmentation: Any, hw: list[Any]) -> str:
-    """What is wrong with a COCO segmentation, polygons or run lengths; empty when nothing is."""
-    if isinstance(segmentation, dict):
-        counts = segmentation.get("counts")
-        if hw and segmentation.get("size") != hw:
-            return f"has a mask of size {segmentation.get('size')!r}, but the image's is {hw}; correct it"
-        if isinstance(counts, str):
-            return ""
-        if not isinstance(counts, array) or min(counts, default=-1) < 0 or (hw and sum(counts) != hw[0] * hw[1]):
-            return "has a mask whose counts do not add up to the image's area; correct it"
-        return ""
-    if not segmentation:
-        return "has no segmentation, which a mask branch learns from; add it or choose a head without masks"
-    if not isinstance(segmentation, list) or not all(isinstance(polygon, array) for polygon in segmentation):
-        return "has a segmentation that is neither polygons (lists of x, y, …) nor run lengths; correct it"
-    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
-        return "has a polygon of fewer than three points, or with half a point; correct it"
-    return ""
+    return over > EDGE_TOLERANCE or not inside

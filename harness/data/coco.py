@@ -12,23 +12,27 @@ from array import array
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from harness.data.checks import (
     KNOWN_EMPTY_BOXES,
     Problems,
+    brief,
     check_annotations,
     check_categories,
-    check_files,
     check_images,
-    check_segmentations,
     check_tables,
     is_number,
 )
+from harness.data.disk import no_access, open_file, shown
+from harness.data.duplicates import Mark, check_same_image, file_marks, note_same_objects, shared_images
+from harness.data.files import check_files
 from harness.data.layout import Split, find_split
+from harness.data.pixels import UNREADABLE, read_rgb
+from harness.data.plausibility import check_boxes, object_areas
+from harness.data.segmentations import check_segmentations
 from harness.data.ticker import Progress, print_line
 from harness.errors import UserError
 
@@ -70,20 +74,27 @@ class CocoDataset:
             (progress or print_line)(f"checking {len(content['annotations']):,} annotations")
         check_categories(content["categories"], problems)
         check_images(content["images"], problems)
-        check_annotations(content, problems)
+        sound = check_annotations(content, problems)
+        check_boxes(sound, content["images"], problems)
         if with_masks:
             check_segmentations(content, problems)
-        check_files(self.image_folder, content["images"], problems, progress)
+        notes = check_files(self.image_folder, content["images"], problems, progress)
+        marks = file_marks(self.image_folder, (row.get("file_name") for row in content["images"]))
+        check_same_image(content["images"], sound, marks, problems)
         self.area_bounds = _area_bounds(content, problems)
         problems.raise_if_any()
-        self._read_tables(content)
+        self._read_tables(content, problems)
+        gone = Mark(0, -1, -1)  # since it was checked; told when it is loaded
+        self._marks = np.array([marks.get(name, gone) for name in self._files], np.int64)
+        for note in (*notes, *problems.notes):
+            (progress or print_line)(note)
         if self.num_clipped:
             (progress or print_line)(f"{self.annotation_file}: {self.num_clipped} boxes clipped by at most 1 pixel")
         if self.num_left_out:
             (progress or print_line)(f"{self.annotation_file}: {self.num_left_out} known boxes without area left out")
 
-    def _read_tables(self, content: dict[str, Any]) -> None:
-        """Turn the checked lists into arrays: annotations sorted by image."""
+    def _read_tables(self, content: dict[str, Any], problems: Problems) -> None:
+        """Turn the checked lists into arrays: annotations sorted by image. What is odd is noted in `problems`."""
         categories = sorted(content["categories"], key=lambda row: row["id"])
         self.category_ids: tuple[int, ...] = tuple(row["id"] for row in categories)
         self.category_names: tuple[str, ...] = tuple(row["name"] for row in categories)
@@ -102,14 +113,9 @@ class CocoDataset:
         self._labels = np.fromiter((label[row["category_id"]] for row in kept), np.int64, count)
         self._crowd = np.fromiter((bool(row.get("iscrowd", 0)) for row in kept), bool, count)
         self._xywh = np.array([row["bbox"] for row in kept], np.float64).reshape(count, 4)
-        box_areas = self._xywh[:, 2] * self._xywh[:, 3]
-        self._areas = np.array(
-            [
-                box_area if row.get("area") is None else row["area"]
-                for row, box_area in zip(kept, box_areas, strict=True)
-            ],
-            np.float64,
-        )
+        self._areas = object_areas(kept, self._xywh, problems)
+        keys = np.stack([self._image, self._labels, self._crowd], 1)
+        note_same_objects(keys, self._xywh, self._ids, np.array(self.image_ids)[self._image], problems)
         self._segmentations = [row["segmentation"] for row in kept] if self.has_masks else []
         self._starts = np.searchsorted(self._image, np.arange(len(images) + 1))
         corners = np.concatenate([self._xywh[:, :2], self._xywh[:, :2] + self._xywh[:, 2:]], 1)
@@ -121,10 +127,19 @@ class CocoDataset:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    def files(self) -> tuple[Path, list[str], list[Mark]]:
+        """The folder of the images, and by index their names and marks when they were checked."""
+        return self.image_folder, self._files, [Mark(*row) for row in self._marks.tolist()]
+
     @property
     def num_classes(self) -> int:
         """Categories of the file, also those without an object in this split."""
         return len(self.category_ids)
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Of the images in order of their ids, as they stand in the annotation file."""
+        return tuple(self._files)
 
     @property
     def num_boxes(self) -> int:
@@ -132,24 +147,31 @@ class CocoDataset:
         return int((~self._crowd).sum())
 
     @property
+    def objects_of_images(self) -> np.ndarray:
+        """[I] how many objects each image has, without crowd regions."""
+        return np.bincount(self._image[~self._crowd], minlength=len(self))
+
+    @property
     def most_objects(self) -> int:
         """Objects of the image that has most of them, without crowd regions."""
-        return int(np.bincount(self._image[~self._crowd], minlength=1).max())
+        return int(self.objects_of_images.max())
 
     def load_image(self, index: int) -> np.ndarray:
-        """RGB uint8 [H, W, 3] of the image at `index` (order of image ids).
+        """RGB uint8 [H, W, 3] of the image at `index` (order of image ids), read as `pixels` tells.
 
         Raises:
-            UserError: the file has gone or broken since it was checked.
+            UserError: the file has gone, broken or changed since it was checked.
         """
         path = self.image_folder / self._files[index]
+        where = f"{shown(path)}: image {self.image_ids[index]}"
         try:
-            with Image.open(path) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(
-                f"{path}: image {self.image_ids[index]} cannot be read: {error}; restore the file"
-            ) from error
+            image = read_rgb(path)
+        except UNREADABLE as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{where} cannot be read: {said}; restore the file") from error
+        if image.shape[:2] != self.image_hw[index]:
+            raise UserError(f"{where} has another size than when it was checked; restore the file")
+        return image
 
     def boxes(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of the image at `index`: boxes_xyxy [G, 4] float32 pixels, labels [G] int64, crowd_xyxy [N, 4]."""
@@ -209,6 +231,16 @@ class CocoDataset:
         }
 
 
+def without_objects(data: CocoDataset) -> str:
+    """Why there is nothing to learn from a split, or to measure; empty where there is something."""
+    if data.num_boxes:
+        return ""
+    found = "has no annotations"
+    if len(data._crowd):
+        found = "all annotations are crowd regions (iscrowd: 1)"
+    return f"{data.annotation_file}: {found}, so there is nothing to learn from or to measure; add objects"
+
+
 def same_categories(train: CocoDataset, val: CocoDataset) -> None:
     """Raise `UserError` unless both splits name the same categories with the same ids."""
     first, second = (dict(zip(data.category_ids, data.category_names, strict=True)) for data in (train, val))
@@ -221,13 +253,34 @@ def same_categories(train: CocoDataset, val: CocoDataset) -> None:
     )
 
 
+def notes_across(train: CocoDataset, val: CocoDataset) -> list[str]:
+    """What is odd about the two splits together: images of both, classes that are measured but not learnt."""
+    notes = []
+    both = shared_images(train.files(), val.files())
+    if both:
+        there, here = map(shown, both[0])
+        names = here if there == here else f"{here}, there {there}"
+        told = f"{len(both):,} of {len(val):,} images are in the training split too ({names})"
+        notes.append(f"note: {val.annotation_file}: {told}: what is measured on them was learnt by heart")
+    unseen = np.setdiff1d(val._labels[~val._crowd], train._labels[~train._crowd])
+    if len(unseen):
+        names = ", ".join(brief(val.category_names[label]) for label in unseen[:5]) + (", …" if len(unseen) > 5 else "")
+        told = f"{len(unseen):,} of its classes have no object in {train.annotation_file.name} ({names})"
+        notes.append(f"note: {val.annotation_file}: {told}: nothing teaches them, so their AP will be 0")
+    return notes
+
+
 def _read_json(path: Path, progress: Progress, with_masks: bool) -> Any:
     """The file's content; segmentations would fill the memory, so they are left out or made compact on the way."""
     if path.stat().st_size > LARGE_FILE:
         progress(f"reading {path} ({path.stat().st_size / 1e6:.0f} MB)")
     try:
         hook = _with_compact_segmentation if with_masks else _without_segmentation
-        return json.loads(path.read_bytes(), object_hook=hook)
+        with open_file(path) as stream:
+            content = stream.read()
+        return json.loads(content, object_hook=hook)
+    except OSError as error:
+        raise no_access(path, error) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: broken JSON: {error}; repair or replace the file") from error
 
@@ -241,10 +294,17 @@ def _with_compact_segmentation(row: dict[str, Any]) -> dict[str, Any]:
     """Lists of numbers become arrays; what is none stays for the checks to tell."""
     with suppress(TypeError, OverflowError):
         if isinstance(row.get("segmentation"), list):
-            row["segmentation"] = [array("d", polygon) for polygon in row["segmentation"]]
+            row["segmentation"] = [_compact("d", polygon) for polygon in row["segmentation"]]
         if isinstance(row.get("counts"), list):  # of run lengths, a mapping of their own
-            row["counts"] = array("q", row["counts"])
+            row["counts"] = _compact("q", row["counts"])
     return row
+
+
+def _compact(code: Literal["d", "q"], numbers: Any) -> array[Any]:
+    """An array of numbers; `TypeError` where one is none, as `true` is."""
+    if bool in map(type, numbers):
+        raise TypeError
+    return array(code, numbers)
 
 
 def _area_bounds(content: dict[str, Any], problems: Problems) -> tuple[float, float]:
@@ -255,6 +315,6 @@ def _area_bounds(content: dict[str, Any], problems: Problems) -> tuple[float, fl
         return COCO_AREA_BOUNDS
     numbers = isinstance(bounds, list) and len(bounds) == 2 and all(map(is_number, bounds))
     if not numbers or not 0 < bounds[0] < bounds[1]:
-        problems.add("area bounds", f"info.area_bounds {bounds!r} must be two rising areas in square pixels")
+        problems.add("area bounds", f"info.area_bounds {brief(bounds)} must be two rising areas in square pixels")
         return COCO_AREA_BOUNDS
     return float(bounds[0]), float(bounds[1])

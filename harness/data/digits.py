@@ -51,6 +51,11 @@ def digits_fingerprint(config: DigitsConfig) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def digits_folder(config: DigitsConfig) -> Path:
+    """Where the data set is, or will be once it is generated."""
+    return cache_dir() / "digits" / digits_fingerprint(config)
+
+
 def ensure_digits(config: DigitsConfig, progress: Progress | None = None) -> Path:
     """The folder of the data set, generated if it is not in the cache yet.
 
@@ -59,7 +64,7 @@ def ensure_digits(config: DigitsConfig, progress: Progress | None = None) -> Pat
     Raises:
         UserError: the cache cannot be written.
     """
-    folder = cache_dir() / "digits" / digits_fingerprint(config)
+    folder = digits_folder(config)
     if folder.is_dir():  # it appears by a rename, whole
         return folder
     try:

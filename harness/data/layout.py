@@ -1,93 +1,174 @@
-"""Where a COCO-layout data set keeps its files, and the fingerprint of their content.
-
-The fingerprint is part of a trial's identity, so it must be cheap to ask for: it reads no image and no annotation.
-"""
+"""Where a COCO-layout data set keeps its files; all that is missing of it is told at once, with what may be meant."""
 
 from __future__ import annotations
 
-import hashlib
+import difflib
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+import re
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from harness.data.disk import is_file, is_folder, is_image, shown
 from harness.errors import UserError
-from harness.results import cache_dir, write_atomic
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 Split = Literal["train", "val"]
 LAYOUT = "the layout is train/, val/, annotations/instances_train.json, annotations/instances_val.json"
 SPLITS: tuple[Split, ...] = ("train", "val")
+YEARS = ("", "2017", "2014")
+ALIASES: dict[Split, tuple[str, ...]] = {  # what others call a split, the likeliest first
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "dev", "eval", "test", "testing"),
+}
+MANY_ENTRIES = 2000  # of a folder that is looked into for something near
 
 
 def find_split(root: Path, split: Split) -> tuple[Path, Path]:
     """(annotation file, image folder) of a split.
 
     Raises:
-        UserError: the folder, the annotation file or the image folder is missing.
+        UserError: the folder, the annotation file or the image folder is missing: all of it in one message.
     """
-    if not root.is_dir():
-        raise UserError(f"data set {root}: no such folder; data.path must name a folder in COCO layout")
-    for year in ("", "2017", "2014"):
-        annotation_file = root / "annotations" / f"instances_{split}{year}.json"
-        if annotation_file.is_file():
-            folder = root / f"{split}{year}"
-            if not folder.is_dir():
-                raise UserError(f"data set {root}: image folder {folder.name}/ is missing; {_found(root)}; {LAYOUT}")
-            return annotation_file, folder
-    raise UserError(f"data set {root}: annotations/instances_{split}.json is missing; {_found(root)}; {LAYOUT}")
+    return find_splits(root, (split,))[split]
 
 
-def _found(root: Path) -> str:
+def find_splits(root: Path, splits: Sequence[Split] = SPLITS) -> dict[Split, tuple[Path, Path]]:
+    """(annotation file, image folder) of each split.
+
+    Raises:
+        UserError: everything that is missing of these splits, each part with the nearest name that is there.
+    """
+    if not is_folder(root):
+        raise UserError(f"data set {shown(root)}{_no_folder(root)}")
+    parts: dict[Split, tuple[Path, Path]] = {}
+    missing: list[str] = []
+    for split in splits:
+        year = _year(root, split)
+        annotation_file, folder = root / "annotations" / f"instances_{split}{year}.json", root / f"{split}{year}"
+        parts[split] = annotation_file, folder
+        if not is_file(annotation_file):
+            name = f"annotations/{annotation_file.name}"
+            missing.append(f"{name} is missing{_hint(root, split, annotation_file.stem, _annotation_files(root))}")
+        if not is_folder(folder):
+            hint = _hint(root, split, folder.name, _image_folders(root)) or _shared_folder(root, folder.name)
+            missing.append(f"image folder {folder.name}/ is missing{hint}")
+    if missing:
+        if other := _other_root(root):
+            raise UserError(f"data set {shown(root)}: no annotations/ here; did you mean {shown(other)}?")
+        rest = f"{_present(root)}; {LAYOUT}"
+        if len(missing) == 1:
+            raise UserError(f"data set {shown(root)}: {missing[0]}; {rest}")
+        lines = "".join(f"\n  {line}" for line in missing)
+        raise UserError(f"data set {shown(root)}: {len(missing)} parts are missing; {rest}{lines}")
+    return parts
+
+
+def _year(root: Path, split: Split) -> str:
+    """The ending of COCO's names that is used here: of the annotation file, else of the image folder."""
+    for year in YEARS:
+        if is_file(root / "annotations" / f"instances_{split}{year}.json"):
+            return year
+    return next((year for year in YEARS if is_folder(root / f"{split}{year}")), "")
+
+
+# ---- what may be meant --------------------------------------------------------------------------------------------
+
+
+def _no_folder(root: Path) -> str:
+    """What is wrong with a data set's path."""
+    what = ": no such folder"
+    if is_file(root):
+        what = " is a file, not a folder"
+    elif os.path.islink(root):
+        what = f" is a link to {shown(os.readlink(root))} that leads nowhere"
+    near = difflib.get_close_matches(root.name, [path.name for path in _entries(root.parent, os.path.isdir)], 1, 0.6)
+    hint = f", did you mean {shown(root.parent / near[0])}?" if near else ""
+    return f"{what}{hint}; --data (or data.path) must name a folder in COCO layout"
+
+
+def _other_root(root: Path) -> Path | None:
+    """The folder above or below `root` that is a data set, where `root` itself has no `annotations/`."""
+    if is_folder(root / "annotations"):
+        return None
+    for folder in (root.parent, *_entries(root, os.path.isdir)):
+        if any(path.name.startswith("instances_") for path in _entries(folder / "annotations", os.path.isfile)):
+            return folder
+    return None
+
+
+def _present(root: Path) -> str:
     """What is there instead: annotation files, then everything else beside `annotations/`."""
-    names = sorted(f"annotations/{path.name}" for path in root.glob("annotations/*.json"))
-    names += sorted(
-        f"{path.name}/" if path.is_dir() else path.name for path in root.iterdir() if path.name != "annotations"
-    )
-    return (
-        f"here {'are' if len(names) > 1 else 'is'} {', '.join(names[:6]) or 'nothing'}{', …' if len(names) > 6 else ''}"
-    )
+    names = [f"annotations/{path.name}" for path in _entries(root / "annotations", os.path.isfile) if _is_json(path)]
+    for path in _entries(root):
+        if path.name != "annotations":
+            names.append(f"{path.name}/" if os.path.isdir(path) else path.name)
+    listed = ", ".join(map(shown, names[:6])) or "nothing"
+    return f"here {'are' if len(names) > 1 else 'is'} {listed}{', …' if len(names) > 6 else ''}"
 
 
-def folder_fingerprint(root: Path) -> str:
-    """16 hex characters of the annotation files' bytes and the images' sorted names and sizes, of both splits.
-
-    A copy elsewhere has the same. Hashes of annotation files are remembered by size and modification time.
-    Listing takes about a second per 100,000 images on a local disk.
-    """
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        annotation_file, folder = find_split(root, split)
-        digest.update(f"{split}\0{_file_hash(annotation_file)}\0".encode())
-        for name, size in sorted(_list_images(str(folder))):
-            digest.update(f"{name}\0{size}\0".encode())
-    return digest.hexdigest()[:16]
-
-
-def _file_hash(path: Path) -> str:
-    """SHA-256 of a file, remembered while its size and modification time stay."""
-    status = path.stat()
-    key = hashlib.sha256(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()[:32]
-    record = cache_dir() / "hashes" / key
+def _entries(folder: Path, kind: Callable[[Path], bool] = bool) -> list[Path]:
+    """What lies in a folder and is of a kind, sorted, without hidden ones; nothing where we may not look."""
     try:
-        return record.read_text(encoding="utf-8")
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in islice(entries, MANY_ENTRIES)]
+        return sorted(path for path in map(folder.joinpath, names) if path.name[0] != "." and kind(path))
     except OSError:
-        pass
-    with open(path, "rb") as stream:
-        value = hashlib.file_digest(stream, "sha256").hexdigest()
-    with suppress(OSError):  # a cache that cannot be written costs time, nothing else
-        write_atomic(record, value, durable=False)
-    return value
+        return []
 
 
-def _list_images(folder: str, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """(name relative to the folder, bytes) of every image file below it; hidden files are left out."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _list_images(entry.path, f"{prefix}{entry.name}/")
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
-                yield f"{prefix}{entry.name}", entry.stat().st_size
+def _has_image(files: list[Path]) -> bool:
+    return any(is_image(file.name) for file in files)
+
+
+def _is_json(path: Path) -> bool:
+    return path.name.lower().endswith(".json")
+
+
+def _annotation_files(root: Path) -> list[Path]:
+    """JSON files in the data set's folder and one below, those in `annotations/` first."""
+    folders = dict.fromkeys((root / "annotations", root, *_entries(root, os.path.isdir)))
+    return [path for folder in folders for path in _entries(folder, os.path.isfile) if _is_json(path)]
+
+
+def _image_folders(root: Path) -> list[Path]:
+    """Folders in the data set's folder, then those one below, that hold images or no file at all."""
+    found = []
+    for folder in (root, *_entries(root, os.path.isdir)):
+        for path in _entries(folder, os.path.isdir):
+            files = _entries(path, os.path.isfile)
+            if path.name != "annotations" and (not files or _has_image(files)):
+                found.append(path)
+    return found
+
+
+def _hint(root: Path, split: Split, wanted: str, paths: list[Path]) -> str:
+    """The likeliest of `paths` for the missing `wanted` of a split: `; rename valid/?`. Empty where none comes near."""
+    ranked = [(rank, number) for number, path in enumerate(paths) if (rank := _rank(root, path, split)) is not None]
+    if ranked:
+        path = paths[min(ranked)[1]]
+    else:  # one that stands for no split may be misspelt
+        free = [path for path in paths if all(_rank(root, path, other) is None for other in SPLITS)]
+        near = difflib.get_close_matches(wanted, [path.stem for path in free], 1, 0.7)
+        if not near:
+            return ""
+        path = next(path for path in free if path.stem == near[0])
+    return f"; rename {shown(path.relative_to(root))}{'' if _is_json(path) else '/'}?"
+
+
+def _shared_folder(root: Path, wanted: str) -> str:
+    """A folder of images that stands for no split, as for both: `; link images/ as train/?`. Empty where none is."""
+    for path in _image_folders(root):
+        own = [path] if path.parent == root else [path.parent, path]
+        free = all(_rank(root, one, split) is None for one in own for split in SPLITS)
+        if free and _has_image(_entries(path, os.path.isfile)):
+            return f"; link {shown(path.relative_to(root))}/ as {wanted}/?"
+    return ""
+
+
+def _rank(root: Path, path: Path, split: Split) -> int | None:
+    """How well a name stands for a split, 0 the best; None where it does not."""
+    words = set(re.findall("[a-z]+", path.stem.lower()))
+    if _is_json(path) and path.parent not in (root, root / "annotations"):
+        words |= set(re.findall("[a-z]+", path.parent.name.lower()))  # valid/_annotations.coco.json
+    return next((rank for rank, alias in enumerate(ALIASES[split]) if alias in words), None)

@@ -11,9 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from harness.figures.series import Estimate, estimate, grouped, seed_note
-from harness.figures.style import COLUMN, head_name, head_style, legend_below, new_figure, styled, wrapped
+from harness.figures.style import COLUMN, head_name, head_style, legend_below, new_figure, plain, styled, wrapped
 
 Table = Mapping[str, Any]
+MOST_UPRIGHT = 8  # names below the axis; more stand on end
+LONGEST_ON_END = 32  # letters of one that stands on end
+PAIR_COLOUR = "#444444"
 REFERENCES = {  # key of a table -> colour, words
     "ceiling": ("#d9d9d9", "ceiling: images shuffled"),
     "floor": ("#a6a6a6", "floor: same head, another seed"),
@@ -25,7 +28,8 @@ def draw_conflict_distances(tables: Iterable[tuple[str, Table]], published: Sequ
     """Average distance of every head to the others against the number K of auxiliary heads (paper Figure 6).
 
     Points stand at the mean over seeds with a bar from the lowest to the highest; of one seed the bar is the table's
-    95 % interval over images. Grey bands are the ceiling and the floor of the same model, where it has them.
+    95 % interval over images. At K = 1 both heads have one distance, and one point. Grey bands are the ceiling and the
+    floor of the same model, where it has them.
 
     Args:
         tables: (label, table of kind `conflict`); models without auxiliary heads are left out. Where several labels
@@ -41,18 +45,24 @@ def draw_conflict_distances(tables: Iterable[tuple[str, Table]], published: Sequ
     heads = [head for head in named if any(_estimate(seeds, "distance", head) for seeds in groups.values())]
     if not heads:
         raise ValueError("draw_conflict_distances: no table has a distance")
-    figure = new_figure(COLUMN, 2.3)
+    counts = [_num_auxiliary(seeds[0]) for seeds in groups.values()]
+    names = _place_names(list(groups), counts)
+    figure = new_figure(COLUMN, 2.18 + _names_height(names))
     axes = figure.add_subplot()
     handles: dict[str, Artist] = {}
     for place, seeds in enumerate(groups.values()):
         handles |= _draw_references(axes, seeds, place)
-    handles = {head_name(head): _draw_head(axes, list(groups.values()), head, heads) for head in heads} | handles
-    counts = [_num_auxiliary(seeds[0]) for seeds in groups.values()]
+    lines = {head: _draw_head(axes, list(groups.values()), head, heads) for head in heads}
+    apart = {head for seeds in groups.values() if _num_auxiliary(seeds[0]) > 1 for head in seeds[0]["heads"]}
+    handles = {head_name(head): line for head, line in lines.items() if head in apart} | handles
+    for place, seeds in enumerate(groups.values()):
+        if _num_auxiliary(seeds[0]) == 1:
+            handles |= _draw_pair(axes, seeds, place)
     for name, table in published:
         if _num_auxiliary(table) in counts:
             _draw_published(axes, table, counts.index(_num_auxiliary(table)), heads)
             handles[name] = Line2D([], [], linestyle="", marker="D", markersize=3.8, color="black", fillstyle="none")
-    _distance_axes(axes, list(groups), counts)
+    _distance_axes(axes, names, len(set(counts)) == len(counts))
     seeds_text = seed_note([len(seeds) for seeds in groups.values()], "point", "bar")
     one = "bar: 95 % interval over images" if min(map(len, groups.values())) == 1 else ""
     note = seeds_text + (f" (of one seed: {one.removeprefix('bar: ')})" if seeds_text and one else one)
@@ -85,13 +95,32 @@ def _draw_head(axes: Axes, groups: Sequence[Sequence[Table]], head: str, heads: 
     ]
     if len({_num_auxiliary(seeds[0]) for seeds in groups}) < len(groups):
         style["linestyle"] = ""  # a line along an axis of names would mean nothing
+    pairs = [place for place, seeds in enumerate(groups) if _num_auxiliary(seeds[0]) == 1]
     for x, one in found:
-        if one.low is not None and one.high is not None:
+        if one.low is not None and one.high is not None and x not in pairs:
             axes.plot([x, x], [one.low, one.high], color=style["color"], linewidth=0.9, zorder=2)
+    style["linewidth"] = 0.8
     (line,) = axes.plot(
-        [x for x, _ in found], [one.mean for _, one in found], **{**style, "linewidth": 0.8}, clip_on=False, zorder=3
+        [x for x, _ in found],
+        [one.mean for _, one in found],
+        **style,
+        markevery=[number for number, (x, _) in enumerate(found) if x not in pairs],
+        clip_on=False,
+        zorder=3,
     )
     return line
+
+
+def _draw_pair(axes: Axes, seeds: Sequence[Table], place: int) -> dict[str, Artist]:
+    """The one distance between two heads alone, drawn once: it is that of either."""
+    one = _estimate(seeds, "distance", seeds[0]["heads"][0])
+    if one is None:
+        return {}
+    if one.low is not None and one.high is not None:
+        axes.plot([place, place], [one.low, one.high], color=PAIR_COLOUR, linewidth=0.9, zorder=2)
+    mark: dict[str, Any] = {"marker": "P", "markersize": 5.0, "color": PAIR_COLOUR, "markeredgecolor": "white"}
+    axes.plot(place, one.mean, **mark, markeredgewidth=0.5, linestyle="", clip_on=False, zorder=4)
+    return {"both heads (K = 1)": Line2D([], [], **mark, markeredgewidth=0.5, linestyle="")}
 
 
 def _draw_references(axes: Axes, seeds: Sequence[Table], place: int) -> dict[str, Artist]:
@@ -112,8 +141,10 @@ def _draw_references(axes: Axes, seeds: Sequence[Table], place: int) -> dict[str
 
 
 def _shift(head: str, table: Table) -> float:
-    """Where the head stands beside the middle of its place."""
+    """Where the head stands beside the middle of its place; two alone share one number and stand in the middle."""
     heads = table["heads"]
+    if len(heads) == 2:
+        return 0.0
     return min(0.12, 0.7 / len(heads)) * (heads.index(head) - (len(heads) - 1) / 2)
 
 
@@ -127,14 +158,30 @@ def _draw_published(axes: Axes, table: Table, place: int, heads: Sequence[str]) 
             )
 
 
-def _distance_axes(axes: Axes, labels: Sequence[str], counts: Sequence[int]) -> None:
-    alone = len(set(counts)) == len(counts)
-    letters = max(6, int(52 / len(labels)))
-    texts = [str(k) if alone else wrapped(label, letters) for k, label in zip(counts, labels, strict=True)]
-    axes.set_xticks(range(len(labels)), texts)
-    margin = 0.5 if len(labels) > 1 else 1.0
-    axes.set_xlim(-margin, len(labels) - 1 + margin)
+def _place_names(labels: Sequence[str], counts: Sequence[int]) -> list[str]:
+    """What stands at each place: K where it tells the models apart, else their labels, in lines or short."""
+    if len(set(counts)) == len(counts):
+        return [str(count) for count in counts]
+    if len(labels) > MOST_UPRIGHT:
+        short = [plain(" ".join(label.split())) for label in labels]
+        return [name if len(name) <= LONGEST_ON_END else f"{name[: LONGEST_ON_END - 1]}…" for name in short]
+    return [wrapped(label, int(52 / len(labels))) for label in labels]
+
+
+def _names_height(names: Sequence[str]) -> float:
+    """Inches below the axis."""
+    if len(names) > MOST_UPRIGHT:
+        return 0.06 * max(map(len, names))
+    return 0.12 * (1 + max(name.count("\n") for name in names))
+
+
+def _distance_axes(axes: Axes, names: Sequence[str], are_counts: bool) -> None:
+    axes.set_xticks(range(len(names)), names)
+    if len(names) > MOST_UPRIGHT:
+        axes.tick_params(axis="x", labelrotation=90, labelsize=6)
+    margin = 0.5 if len(names) > 1 else 1.0
+    axes.set_xlim(-margin, len(names) - 1 + margin)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if axes.get_ylim()[0] < -1e-3 else 0.0)
     axes.grid(False, axis="x")
-    axes.set_xlabel("number K of auxiliary heads" if alone else "auxiliary heads")
+    axes.set_xlabel("number K of auxiliary heads" if are_counts else "auxiliary heads")
     axes.set_ylabel("average distance (KL, nats)")

@@ -1,7 +1,7 @@
 """Detections beside ground truth, the worst images first: what is found, what is missed, what is false.
 
 What is right has solid lines, what is wrong dashed ones, so that no colour is needed to tell; the colour is the
-category's. Rows are COCO's: `bbox` is (x, y, width, height) in pixels of the image.
+category's. A name stands where it covers no other: of crowded images some boxes have none, those that are right first.
 """
 
 from __future__ import annotations
@@ -16,109 +16,51 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from harness.figures.images import box_outline, draw_image
+from harness.figures.matching import IOU, SCORE, Matches, Row, match
 from harness.figures.style import PAGE, colour_of, legend_below, new_figure, plain, styled
 
-Row = Mapping[str, Any]
-SCORE, IOU = 0.5, 0.5  # what counts as a detection, and as found
 WRONG = (0, (2.2, 1.4))  # dashes
 CROWD = (0, (0.8, 1.2))
 LABEL_SIZE = 5.5  # points
+LETTER = 0.62 * LABEL_SIZE  # points: width of a letter of a label, about
+LONGEST_NAME = 20  # letters of a category in a label
+MOST_LABELS = 12  # of one picture
+CROWDED = 12  # boxes of one picture; more have thinner lines
 NUM_COLOURS = 6  # of the palette without its black and grey, which would vanish on the dark rim
 PAIRS = 2  # image pairs side by side
-
-
-@dataclass(frozen=True)
-class Matches:
-    """Who is right on one image: indices into its annotations and detections."""
-
-    true_positives: tuple[tuple[int, int], ...]  # (annotation, detection)
-    false_negatives: tuple[int, ...]  # annotations
-    false_positives: tuple[int, ...]  # detections without an object
-    ignored: tuple[int, ...]  # detections below the score or within a crowd region
-
-    @property
-    def num_errors(self) -> int:
-        """Missed objects and detections without an object."""
-        return len(self.false_negatives) + len(self.false_positives)
-
-    @property
-    def f1(self) -> float:
-        """2 TP / (2 TP + FP + FN); 1 where there is neither object nor detection."""
-        total = 2 * len(self.true_positives) + self.num_errors
-        return 2 * len(self.true_positives) / total if total else 1.0
-
-
-def match(annotations: Sequence[Row], detections: Sequence[Row], score: float = SCORE, iou: float = IOU) -> Matches:
-    """Match detections of at least `score` to objects of their category as COCO does, at one IoU threshold.
-
-    From the highest score down each detection takes the free object of its category with the highest IoU, if that is
-    at least `iou`. One that has none, but lies within a crowd region of its category by at least that share of itself,
-    is neither right nor wrong.
-    """
-    objects = [index for index, row in enumerate(annotations) if not row.get("iscrowd")]
-    crowds = [row for row in annotations if row.get("iscrowd")]
-    order = sorted(range(len(detections)), key=lambda index: -detections[index]["score"])
-    free = set(objects)
-    found, false, ignored = [], [], []
-    for index in order:
-        row = detections[index]
-        if row["score"] < score:
-            ignored.append(index)
-            continue
-        same = [other for other in sorted(free) if annotations[other]["category_id"] == row["category_id"]]
-        overlaps = [_overlap(row["bbox"], annotations[other]["bbox"]) for other in same]
-        if same and max(overlaps) >= iou:
-            best = same[int(np.argmax(overlaps))]
-            free.remove(best)
-            found.append((best, index))
-        elif any(
-            crowd["category_id"] == row["category_id"] and _overlap(row["bbox"], crowd["bbox"], of_first=True) >= iou
-            for crowd in crowds
-        ):
-            ignored.append(index)
-        else:
-            false.append(index)
-    return Matches(tuple(found), tuple(sorted(free)), tuple(false), tuple(ignored))
-
-
-def _overlap(first: Sequence[float], second: Sequence[float], of_first: bool = False) -> float:
-    """IoU of two boxes x y w h; with `of_first` the share of the first that lies within the second."""
-    (ax, ay, aw, ah), (bx, by, bw, bh) = first, second
-    common = max(0.0, min(ax + aw, bx + bw) - max(ax, bx)) * max(0.0, min(ay + ah, by + bh) - max(ay, by))
-    whole = aw * ah if of_first else aw * ah + bw * bh - common
-    return common / whole if whole > 0 else 0.0
-
-
-def worst_images(
-    annotations: Mapping[int, Sequence[Row]], detections: Mapping[int, Sequence[Row]], count: int, score: float = SCORE
-) -> list[int]:
-    """Ids of the `count` images with the most errors, worst first.
-
-    Errors are missed objects and detections of at least `score` without an object, at IoU 0.5 (see `match`). Of images
-    with equally many, the one with the lower F1 is worse, then the one with the lower id.
-
-    Args:
-        annotations: rows by image id; every image that takes part has an entry.
-        detections: rows by image id; may lack images.
-        count: of images wanted.
-        score: lowest score that counts as a detection.
-    """
-    matches = {image: match(rows, detections.get(image, ()), score) for image, rows in annotations.items()}
-    return sorted(matches, key=lambda image: (-matches[image].num_errors, matches[image].f1, image))[:count]
+SIDE = PAGE / (2 * PAIRS)  # inches: width of a picture
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One image with its annotations and detections; `title` stands above it."""
+    """One image with its annotations and detections; `title` stands above it, `file_name` below."""
 
     title: str
     image: np.ndarray  # [H, W, 3] uint8
     annotations: Sequence[Row]
     detections: Sequence[Row]
+    file_name: str = ""
+
+
+@dataclass(frozen=True)
+class Box:
+    """An outline and its name: a solid line, dashes where it is wrong, dots around a crowd."""
+
+    bbox: Sequence[float]
+    name: str
+    colour: str
+    dashes: Any = "solid"
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether it is a missed object or a detection without an object."""
+        return self.dashes == WRONG
 
 
 @styled()
-def draw_detections(scenes: Sequence[Scene], categories: Mapping[int, str], score: float = SCORE) -> Figure:
+def draw_detections(
+    scenes: Sequence[Scene], categories: Mapping[int, str], score: float = SCORE, why: str = ""
+) -> Figure:
     """A sheet of images: ground truth on the left of each pair, detections of at least `score` on the right.
 
     A found object and the detection that found it have solid outlines, a missed object and a detection without an
@@ -128,6 +70,7 @@ def draw_detections(scenes: Sequence[Scene], categories: Mapping[int, str], scor
         scenes: in reading order.
         categories: name by category id; the colour follows the order of the ids.
         score: lowest score that is drawn.
+        why: this score, in the legend.
 
     Raises:
         ValueError: there is no scene.
@@ -135,10 +78,9 @@ def draw_detections(scenes: Sequence[Scene], categories: Mapping[int, str], scor
     if not scenes:
         raise ValueError("draw_detections needs at least one image")
     pairs = min(PAIRS, len(scenes))
-    side = PAGE / (2 * PAIRS)
     rows = [scenes[start : start + pairs] for start in range(0, len(scenes), pairs)]
-    heights = [max(side * scene.image.shape[0] / scene.image.shape[1] for scene in row) + 0.2 for row in rows]
-    figure = new_figure(2 * side * pairs, sum(heights))
+    heights = [max(SIDE * scene.image.shape[0] / scene.image.shape[1] for scene in row) + 0.32 for row in rows]
+    figure = new_figure(2 * SIDE * pairs, sum(heights))
     grid = figure.subplots(len(rows), 2 * pairs, squeeze=False, gridspec_kw={"height_ratios": heights})
     colours = {category: colour_of(1 + index % NUM_COLOURS) for index, category in enumerate(sorted(categories))}
     for line, row in zip(grid, rows, strict=True):
@@ -158,7 +100,9 @@ def draw_detections(scenes: Sequence[Scene], categories: Mapping[int, str], scor
     if not any(row.get("iscrowd") for scene in scenes for row in scene.annotations):
         del lines["crowd region"]
     handles = [Line2D([], [], color="black", linewidth=1.2, linestyle=style) for style in lines.values()]
-    legend_below(figure, handles, list(lines), f"detections of score ≥ {score:g}, found at IoU ≥ {IOU:g}")
+    reason = f" ({why})" if why else ""
+    note = f"detections of score ≥ {score:g}{reason}, found at IoU ≥ {IOU:g}; names where there is room"
+    legend_below(figure, handles, list(lines), note)
     return figure
 
 
@@ -168,39 +112,86 @@ def _draw_pair(
     for axes in (left, right):
         draw_image(axes, scene.image)
     counts = {"found": matches.true_positives, "missed": matches.false_negatives, "false": matches.false_positives}
-    left.set_title(plain(scene.title), fontsize=7)
+    left.set_title(_shortened(plain(scene.title), 40), fontsize=7)
     right.set_title(", ".join(f"{len(rows)} {word}" for word, rows in counts.items()), fontsize=7)
-    found = {annotation for annotation, _ in matches.true_positives}
+    left.set_xlabel(_file_lines(scene.file_name), loc="left", fontsize=LABEL_SIZE)
+
+    def box(row: Row, dashes: Any, words: str = "{}") -> Box:
+        category = row["category_id"]
+        name = _shortened(" ".join(str(categories.get(category, category)).split()), LONGEST_NAME)
+        return Box(row["bbox"], words.format(plain(name)), colours.get(category, "white"), dashes)
+
+    missed = set(matches.false_negatives)
+    objects = []
     for index, row in enumerate(scene.annotations):
-        name = categories.get(row["category_id"], str(row["category_id"]))
-        colour = colours.get(row["category_id"], "white")
         if row.get("iscrowd"):
-            _draw_box(left, row["bbox"], f"{name} (crowd)", colour, CROWD)
+            objects.append(box(row, CROWD, "{} (crowd)"))
         else:
-            wrong = index not in found
-            _draw_box(left, row["bbox"], f"? {name}" if wrong else name, colour, WRONG if wrong else "solid")
-    right_ones = {detection for _, detection in matches.true_positives}
-    for index in (*sorted(right_ones), *matches.false_positives):
+            objects.append(box(row, WRONG, "? {}") if index in missed else box(row, "solid"))
+    found = []
+    for index in sorted((*(own for _, own in matches.true_positives), *matches.false_positives)):
         row = scene.detections[index]
-        wrong = index not in right_ones
-        name = f"{categories.get(row['category_id'], row['category_id'])} {row['score']:.2f}"
-        colour = colours.get(row["category_id"], "white")
-        _draw_box(right, row["bbox"], f"× {name}" if wrong else name, colour, WRONG if wrong else "solid", below=wrong)
+        wrong = index in matches.false_positives
+        found.append(box(row, WRONG if wrong else "solid", ("× {} " if wrong else "{} ") + f"{row['score']:.2f}"))
+    _draw_boxes(left, objects)
+    _draw_boxes(right, found)
 
 
-def _draw_box(axes: Axes, bbox: Sequence[float], name: str, colour: str, dashes: Any, *, below: bool = False) -> None:
-    """A box with its name above it, or below it so that it stays readable where boxes coincide."""
-    x, y, width, height = bbox
-    box_outline(axes, (x, y, x + width, y + height), colour, 1.1, dashes)
-    right, bottom = axes.get_xlim()[1], axes.get_ylim()[0]
-    place, outside = (y + height, y + height < 0.93 * bottom) if below else (y, y > 0.07 * bottom)
-    near_right = x > 0.72 * right
+def _shortened(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def _file_lines(name: str, letters: int = 36) -> str:
+    """A file's name in one line or two; of a longer one its end."""
+    text = plain(name)
+    text = text if len(text) <= 2 * letters else f"…{text[1 - 2 * letters :]}"
+    return "\n".join(text[start : start + letters] for start in range(0, len(text), letters))
+
+
+def _draw_boxes(axes: Axes, boxes: Sequence[Box]) -> None:
+    """Outlines, what is wrong above what is right, and as many names as have room, what is wrong first."""
+    width = 1.1 if len(boxes) <= CROWDED else 0.7
+    ordered = sorted(boxes, key=lambda one: one.is_wrong)
+    for one in ordered:
+        x, y, w, h = one.bbox
+        box_outline(axes, (x, y, x + w, y + h), one.colour, width, one.dashes)
+    taken: list[tuple[float, float, float, float]] = []
+    for one in ordered[::-1]:
+        place = _free_place(axes, one, taken)
+        if place is not None and len(taken) < MOST_LABELS:
+            taken.append(place)
+            _write_name(axes, one, place)
+
+
+def _free_place(
+    axes: Axes, box: Box, taken: Sequence[tuple[float, float, float, float]]
+) -> tuple[float, float, float, float] | None:
+    """Left, top, right, bottom of a place for the name at the box that covers no other name; None: there is none."""
+    width, height = axes.get_xlim()[1], axes.get_ylim()[0]
+    point = width / (SIDE * 72 * 0.97)  # pixels of a point
+    across, high = (len(box.name) * LETTER + 2.0) * point, 1.45 * LABEL_SIZE * point
+    x, y, w, h = box.bbox
+    left = min(max(x, 0.0), max(width - across, 0.0))
+    for top in (y - high, y + h, y, y + h - high):  # above, below, within at the top and at the bottom
+        place = (left, top, left + across, top + high)
+        within = top >= 0 and top + high <= height
+        if within and not any(_cover(place, other) for other in taken):
+            return place
+    return None
+
+
+def _cover(first: tuple[float, float, float, float], second: tuple[float, float, float, float]) -> bool:
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
+
+
+def _write_name(axes: Axes, box: Box, place: tuple[float, float, float, float]) -> None:
+    frame = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": box.colour, "linewidth": 0.5}
     axes.text(
-        *(min(x + width, right) if near_right else max(x, 0.0), min(max(place, 0.01 * bottom), 0.99 * bottom)),
-        plain(name),
-        ha="right" if near_right else "left",
-        va="bottom" if outside != below else "top",
+        *(place[0], (place[1] + place[3]) / 2),
+        box.name,
+        ha="left",
+        va="center",
         fontsize=LABEL_SIZE,
         clip_on=True,
-        bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": colour, "linewidth": 0.5, "alpha": 0.8},
+        bbox={**frame, "alpha": 0.8},
     )

@@ -15,6 +15,7 @@ from harness.figures.style import BAND, COLUMN, NO_BREAK, legend_below, line_sty
 
 Table = Mapping[str, Any]
 PANELS = {"encoder": "encoder features", "attention": "decoder cross-attention"}
+CROWDED = 5  # models; bands of more would cover each other
 GRID = np.linspace(0.0, 1.0, 201)  # of IoB, where seeds are averaged
 
 
@@ -23,8 +24,8 @@ def draw_discriminability(tables: Iterable[tuple[str, Table]]) -> Figure:
     """IoF against IoB over all thresholds (paper Figure 2), with the area below each curve in the legend.
 
     A curve further up and to the left tells objects better from background; random maps lie on the dotted diagonal.
-    Seeds are averaged at equal IoB; the band goes from the lowest to the highest. The area is given with the sample
-    deviation over seeds or, of one seed, with its own interval.
+    Seeds are averaged at equal IoB; the band of one of a few models goes from the lowest to the highest. The area is
+    given with the sample deviation over seeds or, of one seed, with its own interval.
 
     Args:
         tables: (label, table of kind `discriminability`); `attention` may be missing or null.
@@ -48,13 +49,13 @@ def draw_discriminability(tables: Iterable[tuple[str, Table]]) -> Figure:
         _draw_random(axes)
         for place, label in enumerate(groups):
             if label in present[key]:
-                handles[label] = _draw_curve(axes, present[key][label], place)
+                handles[label] = _draw_curve(axes, present[key][label], place, len(groups) <= CROWDED)
         axes.set(xlabel="IoB (share of background)", title=PANELS[key])
     figure.axes[0].set_ylabel("IoF (share of foreground)")
     shown = [label for label in groups if label in handles]
     areas = [" | ".join(area_text(_area(present[key].get(label))) for key in keys) for label in shown]
     texts = [f"{label}: {area.replace(' ', NO_BREAK)}" for label, area in zip(shown, areas, strict=True)]
-    legend_below(figure, [handles[label] for label in shown], texts, _note(present, keys))
+    legend_below(figure, [handles[label] for label in shown], texts, _note(present, keys, len(groups) <= CROWDED))
     return figure
 
 
@@ -69,13 +70,14 @@ def _draw_random(axes: Axes) -> None:
         set_ticks((0, 0.5, 1), ("0", "0.5", "1"))
 
 
-def _draw_curve(axes: Axes, seeds: Sequence[Table], place: int) -> Line2D:
+def _draw_curve(axes: Axes, seeds: Sequence[Table], place: int, has_band: bool) -> Line2D:
     style = line_style(place)
     if len(seeds) == 1:
         iob, iof = np.asarray(seeds[0]["iob"], float), np.asarray(seeds[0]["iof"], float)
     else:
         iob, all_iof = GRID, np.stack([resampled(table["iob"], table["iof"]) for table in seeds])
-        axes.fill_between(iob, all_iof.min(0), all_iof.max(0), color=style["color"], alpha=BAND, linewidth=0)
+        if has_band:
+            axes.fill_between(iob, all_iof.min(0), all_iof.max(0), color=style["color"], alpha=BAND, linewidth=0)
         iof = all_iof.mean(0)
     # Marks at even distances along the curve, shifted so that those of different curves do not meet.
     (line,) = axes.plot(iob, iof, **style, markevery=(0.05 + 0.03 * (place % 5), 0.22), clip_on=False, zorder=3)
@@ -104,9 +106,9 @@ def area_text(area: Estimate | None) -> str:
     return f"{area.mean:.3f}" + ("" if area.low is None else f" [{area.low:.3f}, {area.high:.3f}]")
 
 
-def _note(present: Mapping[str, Mapping[str, Sequence[Table]]], keys: Sequence[str]) -> str:
+def _note(present: Mapping[str, Mapping[str, Sequence[Table]]], keys: Sequence[str], has_bands: bool) -> str:
     counts = [len(seeds) for key in keys for seeds in present[key].values()]
-    seeds = seed_note(counts)
+    seeds = seed_note(counts) if has_bands else seed_note(counts).partition(";")[0]
     single = any(t.get("interval") for key in keys for s in present[key].values() if len(s) == 1 for t in s)
     spread = [*(["± sample deviation"] if seeds else []), *(["[95 % interval over images]"] if single else [])]
     area = f"area below the curve, {' | '.join(keys)}" if len(keys) > 1 else "area below the curve"

@@ -45,7 +45,7 @@ def draw_curves(runs: Iterable[tuple[str, History]], metric: str = "AP", title: 
     handles = _draw_panel(axes, lines, {line.label: index for index, line in enumerate(lines)})
     axes.set_ylabel(plain(f"{metric} (%)" if metric.rpartition("/")[2].startswith(("AP", "AR")) else metric))
     if title:
-        axes.set_title(wrapped(title, 52))
+        axes.set_title(wrapped(title, 46))
     legend_below(figure, list(handles.values()), list(handles), _note([lines]))
     return figure
 

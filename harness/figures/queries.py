@@ -94,7 +94,9 @@ def draw_query_distances(tables: Iterable[tuple[str, Table]]) -> Figure:
     if not bars:
         raise ValueError("draw_query_distances: no table has a distance")
     names = [
-        head_name(head) if len(groups) == 1 or label == head_name(head) else f"{wrapped(label, 26)}\n{head_name(head)}"
+        wrapped(head_name(head), 26)
+        if len(groups) == 1 or label == head_name(head)
+        else f"{wrapped(label, 26)}\n{wrapped(head_name(head), 26)}"
         for label, head in bars
     ]
     room = max(ROOM, 0.12 + 0.125 * (1 + max(name.count("\n") for name in names)))
@@ -111,7 +113,7 @@ def draw_query_distances(tables: Iterable[tuple[str, Table]]) -> Figure:
     axes.set(xlim=(0, 1.18 * longest or 1.0), ylim=(len(bars) - 0.5, -0.5))
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
-    axes.set_xlabel("mean distance (image diagonals)")
+    axes.set_xlabel("mean distance (image diagonals)", loc="right")  # wider than the axis where names are long
     handles = [
         Patch(facecolor=colour_of(colour), edgecolor="white", hatch=HATCHES[side])
         for side, (_, colour) in enumerate(SIDES.values())

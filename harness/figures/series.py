@@ -15,6 +15,16 @@ Table = TypeVar("Table")
 History = Sequence[Mapping[str, Any]]  # `history` of a record: one entry per epoch
 
 
+@dataclass(frozen=True)
+class AxisPoint:
+    """A mean over seeds at one value of an axis."""
+
+    value: Any  # on the axis
+    mean: float
+    interval: tuple[float, float] | None  # of the mean; None on one seed
+    n: int
+
+
 def grouped(labelled: Iterable[tuple[str, Table]]) -> dict[str, list[Table]]:
     """Tables by label, in the order in which the labels come first."""
     groups: dict[str, list[Table]] = {}

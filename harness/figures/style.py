@@ -117,9 +117,25 @@ def _letters() -> frozenset[int]:
 
 
 def wrapped(text: str, letters: int) -> str:
-    """`text` in lines of at most so many letters; a longer word is broken, `K = 2` and no-break spaces are not."""
+    """`text` in lines of at most so many letters; `K = 2` and no-break spaces are not broken.
+
+    A word longer than a line is, after one of its signs if it has any.
+    """
     whole = re.sub(" ([=±]) ", rf"{NO_BREAK}\1{NO_BREAK}", plain(text)).replace(" %", f"{NO_BREAK}%")
-    return "\n".join(part for line in whole.split("\n") for part in textwrap.wrap(line, letters)) or " "
+    lines = [" ".join(_parts(word, letters) for word in line.split(" ")) for line in whole.split("\n")]
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, letters)) or " "
+
+
+def _parts(word: str, letters: int) -> str:
+    """A word that is longer than a line with spaces after some of its signs, so that it breaks there."""
+    if len(word) <= letters:
+        return word
+    lines = [""]
+    for part in re.findall(r"[^_/.=,;:+-]*[_/.=,;:+-]?", word):
+        if len(lines[-1]) + len(part) > letters and lines[-1]:
+            lines.append("")
+        lines[-1] += part
+    return " ".join(lines)
 
 
 def new_figure(width: float, height: float) -> Figure:

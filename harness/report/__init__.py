@@ -1,10 +1,11 @@
 """The last step of the story: a page, tables and figures from the records of trials, the paper's numbers beside ours.
 
 `reading.py` fetches records, `ground.py` refuses those that do not compare, `tables.py` gathers them into rows,
-`statistics.py` gives deviations and intervals, `verdicts.py` says which claims held, `notes.py` the small print,
-`cells.py` and `formats.py` write Markdown, LaTeX, CSV and plain text, `figures.py` and `trial_figures.py` gather what
-is drawn of a grid and of one trial, `published.py` holds numbers of the paper that belong to no row, and `page.py` puts
-all of it on one page.
+`frames.py` gives them as data, `pivot.py` against an axis, `statistics.py` gives deviations and intervals,
+`verdicts.py` says which claims held, `notes.py` the small print, `cells.py`, `formats.py` and `latex.py` write
+Markdown, CSV, plain text and LaTeX (with `letters.py`, `widths.py`), `figures.py` and `trial_figures.py` gather what is
+drawn of a grid and of one trial, `detected.py` what its detections tell by class and by image, `published.py` holds
+numbers of the paper that belong to no row, and `page.py` puts all of it on one page.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
-from harness.report.formats import claims_to_csv, to_csv, to_latex, to_markdown, to_text
+from harness.report.formats import claims_to_csv, pivot_to_markdown, pivot_to_text, to_csv, to_markdown, to_text
+from harness.report.frames import write_frames
 from harness.report.ground import check_ground
+from harness.report.latex import pivot_to_latex, to_latex
+from harness.report.pivot import Pivot, make_pivot, pivot_frame
 from harness.report.reading import (
     AUTO,
     SOURCES,
@@ -31,13 +35,17 @@ from harness.report.reading import (
     trial_ids,
 )
 from harness.report.tables import Table, make_table
-from harness.results import write_atomic
+from harness.results import RunStore, write_atomic
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from harness.grid import Grid
+    from harness.report.detected import Detected
     from harness.report.page import Picture, Section
 
 __all__ = [
+    "DEFAULT_FORMATS",
     "FORMATS",
     "SOURCES",
     "TRACKING",
@@ -52,7 +60,9 @@ __all__ = [
 TABLES = ("md", "tex", "csv")
 FIGURES = ("png", "pdf")
 PAGE = "html"
-FORMATS = (PAGE, *TABLES, *FIGURES)
+DATA = ("csv", "parquet")  # the trials and their epochs, as data
+DEFAULT_FORMATS = (PAGE, *TABLES, *FIGURES)
+FORMATS = (*DEFAULT_FORMATS, "parquet")
 PAGE_NAME = "report.html"
 CLAIMS_NAME = "claims.csv"
 
@@ -63,11 +73,17 @@ class Report:
 
     paths: tuple[Path, ...]
     text: str  # all tables as plain text, for a terminal or a job log
+    notes: tuple[str, ...] = ()  # where the numbers come from, when that is not what was to be expected
 
 
 def grid_text(grid: Grid, records: Iterable[Mapping[str, Any]]) -> str:
     """Return the table of `grid` as plain text; `records` are shaped like result.json."""
-    return to_text(make_table(grid, records))
+    table = make_table(grid, records)
+    return _text(table, make_pivot(grid, table))
+
+
+def _text(table: Table, pivot: Pivot | None) -> str:
+    return to_text(table) + (f"\n{pivot_to_text(pivot)}" if pivot else "")
 
 
 @dataclass(frozen=True)
@@ -81,13 +97,15 @@ class How:
 def write_report(
     grids: Sequence[Grid],
     out_dir: str | Path,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = DEFAULT_FORMATS,
     uri: str | None = None,
     *,
     source: str = AUTO,
     records: Iterable[Mapping[str, Any]] | None = None,
     allow_mixed: bool = False,
     images: bool = False,
+    wide: bool = False,
+    score: float | None = None,
     how: How | None = None,
 ) -> Report:
     """Write each grid's table and the figures that it asks for into `out_dir`, and one page with all of them.
@@ -95,12 +113,15 @@ def write_report(
     Args:
         grids: their names become the files' names.
         out_dir: made if absent; files of the same name are replaced.
-        formats: any of `FORMATS`; a figure is left out while no finished trial has what it shows.
+        formats: any of `FORMATS`; a figure is left out while no finished trial has what it shows. `csv` and `parquet`
+            write the trials and their epochs too (see `frames.py`).
         uri: the tracking store; None takes the usual one.
         source: one of `SOURCES`: where records are read from.
         records: records to use instead of reading any.
         allow_mixed: write tables whose trials come from different code, data or operators, with a warning.
         images: give gains on one seed an interval over the validation images (see `images.py`).
+        wide: LaTeX with every column, instead of the first metric with its gain.
+        score: lowest score of a detection on the sheet of the worst images; None takes that with the best F1.
         how: commands for the page.
 
     Raises:
@@ -115,14 +136,20 @@ def write_report(
         raise UserError(f"report: two ablation files are named '{twice[0]}' and would write the same files; rename one")
     if Path(CLAIMS_NAME).stem in stems:
         raise UserError(f"report: an ablation file is named '{Path(CLAIMS_NAME).stem}', as {CLAIMS_NAME} is; rename it")
+    notes: list[str] = []
     if records is None:
         from harness.report import figures as drawn
 
         pictured = {PAGE, *FIGURES} & set(formats)
         asked = {name for grid in grids for name in grid.figures} if pictured else set()
-        history = ("loss", *(metric for name in drawn.HISTORY if name in asked for metric in drawn.HISTORY[name]))
+        history: Sequence[str] | None = (
+            "loss",
+            *(metric for name in drawn.HISTORY if name in asked for metric in drawn.HISTORY[name]),
+        )
+        if set(DATA) & set(formats):
+            history = None  # all of it
         analysis = bool(asked & set(drawn.TABLES))
-        records = read_trials(trial_ids(grids), source, uri, history=history, analysis=analysis)
+        records = read_trials(trial_ids(grids), source, uri, notes=notes, history=history, analysis=analysis)
     known = list(records)
     if not allow_mixed:
         check_ground(grids, known)
@@ -135,7 +162,7 @@ def write_report(
     sections: list[Section] = []
     paths: list[Path] = []
     for grid, table, stem in zip(grids, tables, stems, strict=True):
-        written, section = _write_grid(grid, table, known, Path(out_dir) / stem, formats, how)
+        written, section = _write_grid(grid, table, known, Path(out_dir) / stem, formats, how, wide, score)
         paths += written
         sections.append(section)
     claims_file = CLAIMS_NAME if "csv" in formats and any(table.verdicts for table in tables) else ""
@@ -147,52 +174,93 @@ def write_report(
 
         page = Path(out_dir) / PAGE_NAME
         links = links_from(page.parent, uri)
-        write_atomic(page, to_page(sections, how.report, making_notes(known, uri), links, claims_file))
+        write_atomic(page, to_page(sections, how.report, [*making_notes(known, uri), *notes], links, claims_file))
         paths.insert(0, page)
-    return Report(tuple(paths), "\n".join(to_text(section.table) for section in sections))
+    text = "\n".join(_text(section.table, section.pivot) for section in sections)
+    return Report(tuple(paths), text, tuple(notes))
 
 
 def _write_grid(
-    grid: Grid, table: Table, records: Sequence[Mapping[str, Any]], base: Path, formats: Sequence[str], how: How
+    grid: Grid,
+    table: Table,
+    records: Sequence[Mapping[str, Any]],
+    base: Path,
+    formats: Sequence[str],
+    how: How,
+    wide: bool,
+    score: float | None,
 ) -> tuple[list[Path], Section]:
     """Write the files of one grid beside `base`, and return its part of the page."""
     from harness.report.page import Section
 
     figures, pictures = _figures(grid, records, base, formats)
+    found, sheet, sheet_files = _detected(grid, records, base, formats, score)
+    figures += sheet_files
     shown = [path.name for path in figures if path.suffix == ".png"]
-    texts = {"md": to_markdown(table, shown), "tex": to_latex(table), "csv": to_csv(table)}
+    texts = {"md": to_markdown(table, shown), "tex": to_latex(table, wide), "csv": to_csv(table)}
+    if pivot := make_pivot(grid, table):
+        texts |= {"md": f"{texts['md']}\n{pivot_to_markdown(pivot)}"}
+        texts |= {"tex": f"{texts['tex']}\n{pivot_to_latex(pivot, table.name)}"}
     paths = []
     for ending in (ending for ending in TABLES if ending in formats):
         paths.append(base.with_name(f"{base.name}.{ending}"))
         write_atomic(paths[-1], texts[ending])
+    if pivot and "csv" in formats:
+        paths.append(base.with_name(f"{base.name}_pivot.csv"))
+        write_atomic(paths[-1], pivot_frame(pivot).to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+    paths += write_frames(grid, records, base, [ending for ending in DATA if ending in formats])
     by_id = {str(record["trial_id"]): record for record in records}
     files = tuple(path.name for path in paths)
-    return paths + figures, Section(grid, table, by_id, pictures, files, how.grids.get(grid.name, ()))
+    commands = how.grids.get(grid.name, ())
+    return paths + figures, Section(grid, table, by_id, pictures, files, commands, found, sheet, pivot)
 
 
 def _figures(
     grid: Grid, records: Sequence[Mapping[str, Any]], base: Path, formats: Sequence[str]
 ) -> tuple[list[Path], tuple[Picture, ...]]:
     """Write the figures of one grid; the page needs each as PNG, wanted as a file or not."""
-    from harness.report.page import Picture, caption
+    from harness.report.page import caption
 
-    endings = [ending for ending in FIGURES if ending in formats]
-    if not endings and PAGE not in formats:
+    if not {PAGE, *FIGURES} & set(formats):
         return [], ()
-    from harness.figures.style import save_figure
     from harness.report.figures import analysis_figures
 
     paths: list[Path] = []
     pictures = []
     for name, figure in analysis_figures(grid, records).items():
-        with tempfile.TemporaryDirectory() as folder:  # PNG first, whatever is wanted: a second drawing lays out anew
-            (first,) = save_figure(figure, Path(folder) / name, ["png"])
-            png = first.read_bytes()
-        target = base.with_name(f"{base.name}_{name}")
-        files = [target.with_name(f"{target.name}.png")] if "png" in endings else []
-        for file in files:
-            write_atomic(file, png)
-        files += save_figure(figure, target, [ending for ending in endings if ending != "png"])
+        files, picture = _picture(figure, base.with_name(f"{base.name}_{name}"), caption(grid, name), formats)
         paths += files
-        pictures.append(Picture(caption(grid, name), png, tuple(path.name for path in files)))
+        pictures.append(picture)
     return paths, tuple(pictures)
+
+
+def _detected(
+    grid: Grid, records: Sequence[Mapping[str, Any]], base: Path, formats: Sequence[str], score: float | None
+) -> tuple[Detected | None, Picture | None, list[Path]]:
+    """What the detectors of one grid find, with the sheet of the worst images as picture and files."""
+    if not {PAGE, *FIGURES} & set(formats):
+        return None, None, []
+    from harness.report.detected import detected
+    from harness.report.page import caption
+
+    found = detected(grid, records, RunStore(), score)
+    if found is None or found.sheet is None:
+        return found, None, []
+    target = base.with_name(f"{base.name}_detections")
+    files, picture = _picture(found.sheet.draw(), target, caption(grid, "detections"), formats)
+    return found, picture, files
+
+
+def _picture(figure: Figure, target: Path, title: str, formats: Sequence[str]) -> tuple[list[Path], Picture]:
+    """Write the files of a figure that are wanted, and return it for the page."""
+    from harness.figures.style import save_figure
+    from harness.report.page import Picture
+
+    with tempfile.TemporaryDirectory() as folder:  # PNG first, whatever is wanted: a second drawing lays out anew
+        (first,) = save_figure(figure, Path(folder) / target.name, ["png"])
+        png = first.read_bytes()
+    files = [target.with_name(f"{target.name}.png")] if "png" in formats else []
+    for file in files:
+        write_atomic(file, png)
+    files += save_figure(figure, target, [ending for ending in FIGURES if ending in formats and ending != "png"])
+    return files, Picture(title, png, tuple(path.name for path in files))

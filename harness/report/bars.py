@@ -1,4 +1,4 @@
-"""Gains drawn beside their numbers: a dot with its 95 % interval, and the paper's as a diamond, a row each.
+"""Gains drawn below their numbers: a dot with its 95 % interval, and the paper's as a diamond, a row each.
 
 Inline SVG in the colours of the page, so that light and dark, screen and print need one drawing.
 """

@@ -42,7 +42,7 @@ def layout(table: Table, style: Style) -> list[Column]:
     for index, metric in enumerate(table.metrics):
         cells = [row.cells[metric.name] for row in rows]
         heading = " ".join(filter(None, (style.escape(metric.heading), style.arrows[metric.better])))
-        columns.append(Column(heading, tuple(_ours(cell, metric, style) for cell in cells)))
+        columns.append(Column(heading, tuple(cell_words(cell, metric, style) for cell in cells)))
         published = any(cell.published is not None for cell in cells)
         if index == 0 and any(row.is_baseline for row in rows) and len(rows) > 1:
             columns.append(Column("gain", tuple(_gain(row, row.cells[metric.name], metric, style) for row in rows)))
@@ -67,7 +67,8 @@ def _seeds(row: TableRow, style: Style) -> str:
     return f"{row.num_finished} of {row.num_trials}" + (style.mark(row.marks) if row.marks else "")
 
 
-def _ours(cell: Cell, metric: Metric, style: Style) -> str:
+def cell_words(cell: Cell, metric: Metric, style: Style) -> str:
+    """Return `41.2 ± 1.3`; where there is no number a dash with the letters of the footnotes that say why."""
     if cell.summary is None:
         return style.dash + (style.mark(cell.marks) if cell.marks else "")
     text = written(cell.summary.mean, metric)
@@ -79,6 +80,8 @@ def _ours(cell: Cell, metric: Metric, style: Style) -> str:
 def _gain(row: TableRow, cell: Cell, metric: Metric, style: Style) -> str:
     if row.is_baseline:
         return "baseline"
+    if row.is_baselines:
+        return "same trial"
     if cell.gain is None:
         return style.dash + (style.mark(cell.marks) if cell.summary and cell.marks else "")
     return interval_words(cell.gain, metric, style)

@@ -6,11 +6,18 @@ imported only when a figure is drawn: a table needs none of it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from harness.figures.series import AxisPoint
+from harness.labels import short_names
+from harness.report.frames import recorded
+from harness.report.pivot import across, axis_values, is_numeric, line_label
 from harness.report.published import PUBLISHED_CONFLICT, published_conflict
+from harness.report.statistics import mean_interval
+from harness.report.tables import metric_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,8 +44,9 @@ def analysis_figures(grid: Grid, records: Iterable[Record]) -> dict[str, Figure]
             nobody trained.
 
     Returns:
-        Figures by name, in the order asked for. `conflict_matrix` gives one a row with heads, beside the paper's
-        where it has the same heads; its name then ends in the row's label.
+        Figures by name, in the order asked for, then the first metric against an axis where the grid has one or two.
+        `conflict_matrix` gives one a row with heads, beside the paper's where it has the same heads; its name then
+        ends in the row's label.
     """
     by_id = {record["trial_id"]: record for record in records if record["status"] == "finished"}
     runs = [(row.label, by_id[key]) for row in grid.rows for key in row.trial_ids if key in by_id]
@@ -51,7 +59,29 @@ def analysis_figures(grid: Grid, records: Iterable[Record]) -> dict[str, Figure]
                 (label, found) for label, record in runs if (found := (record.get("analysis") or {}).get(TABLES[name]))
             ]
             figures |= figures_of_tables(name, tables)
-    return figures
+    return figures | (_against_axis(grid, by_id) if grid.figures else {})
+
+
+def _against_axis(grid: Grid, by_id: Mapping[str, Record]) -> dict[str, Figure]:
+    """The first metric against the axis of a grid with one or two, a line for each other combination."""
+    axis = across(grid)
+    metric = metric_of(grid.metrics[0])
+    lines: dict[str, list[AxisPoint]] = {}
+    for number, row in enumerate(grid.rows if axis else ()):
+        found = [recorded(by_id[key], metric.name) for key in row.trial_ids if key in by_id]
+        values = [value * metric.scale for value in found if value is not None]
+        if values:
+            lines.setdefault(line_label(grid, number, axis), []).append(
+                AxisPoint(row.along[axis], math.fsum(values) / len(values), mean_interval(values), len(values))
+            )
+    if not any(len(points) > 1 for points in lines.values()):
+        return {}
+    from harness.figures.against import draw_against
+
+    name = short_names(grid.axes)[axis]
+    places = axis_values(grid, axis)
+    figure = draw_against(lines, places, is_numeric(places), name, metric.heading, grid.title)
+    return {f"axis_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}": figure}
 
 
 def _over_epochs(name: str, title: str, runs: list[tuple[str, Any]]) -> dict[str, Figure]:

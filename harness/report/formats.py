@@ -1,4 +1,4 @@
-"""A table as Markdown, LaTeX (booktabs), CSV, and plain text for a terminal or a job log.
+"""A table as Markdown, CSV, and plain text for a terminal or a job log; `latex.py` writes LaTeX.
 
 All but CSV share one layout (`cells.py`): per metric ours, for the first metric also the gain and its p-value, and the
 paper's number and gain beside them where the paper has any; below it stands what became of the file's claims. CSV holds
@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 from harness.report.cells import PLAIN, Style, layout, verdict_words
+from harness.report.frames import PARTS, summary_frame
+from harness.report.pivot import Pivot, headings, lines
 from harness.report.tables import Table
 from harness.report.verdicts import rules_of
 
@@ -78,82 +80,31 @@ def to_markdown(table: Table, pictures: Sequence[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
-LATEX_CHARACTERS = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
-    **{"±": r"$\pm$", "×": r"$\times$", "–": "--", "—": "---", "…": r"\dots{}", "²": "$^2$", "→": r"$\rightarrow$"},
-    **{"λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$", "Δ": r"$\Delta$", "≤": r"$\le$", "≥": r"$\ge$"},
-    **{"₁": "$_1$", "₂": "$_2$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "’": "'"},
-    **{"[": "{[}", "*": "{*}"},  # at the start of a row these would be arguments of the line break before
-}
+def pivot_to_text(pivot: Pivot) -> str:
+    """Return the pivot as aligned plain text."""
+    rows = [headings(pivot, PLAIN), *lines(pivot, PLAIN)]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    texts = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    note = textwrap.wrap(pivot.note, max(len(rule), 80), subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join([pivot.title, rule, texts[0], rule, *texts[1:], rule, *note]) + "\n"
 
 
-def escape_latex(text: str) -> str:
-    """Escape `text` for LaTeX; other characters than these are left to UTF-8 input."""
-    return "".join(LATEX_CHARACTERS.get(character, character) for character in " ".join(text.split()))
-
-
-WIDE = 6  # columns; wider tables span both columns of a two-column page
-
-LATEX = Style(
-    escape=escape_latex,
-    number=lambda text: f"${text}$",
-    plus_minus=r" \pm ",
-    dash="--",
-    arrows={"higher": r"$\uparrow$", "lower": r"$\downarrow$", "": ""},
-    mark=lambda letters: rf"\textsuperscript{{{letters}}}",
-)
-
-
-def to_latex(table: Table) -> str:
-    """Return the table as a LaTeX float; it needs the package booktabs alone."""
-    columns = layout(table, LATEX)
-    float_name = "table*" if len(columns) > WIDE else "table"
-    lines = [
-        r"% needs \usepackage{booktabs}",
-        rf"\begin{{{float_name}}}[t]",
-        r"\centering\small\setlength{\tabcolsep}{4pt}",
-    ]
-    lines.append(rf"\caption{{{escape_latex(table.title or table.name)}}}")
-    lines.append(rf"\label{{tab:{re.sub('[^A-Za-z0-9-]+', '-', table.name)}}}")
-    lines += [rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}", r"\toprule"]
-    lines += [" & ".join(column.heading for column in columns) + r" \\", r"\midrule"]
-    for index in range(len(table.rows)):
-        lines.append(" & ".join(column.cells[index] for column in columns) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    small = [rf"\textsuperscript{{{letter}}} {escape_latex(reason)}" for letter, reason in table.footnotes]
-    small += [escape_latex(note) for note in table.notes]
-    small += [f"Claim: {verdict_words(verdict, LATEX)}" for verdict in table.verdicts]
-    small += [escape_latex(rule) for rule in rules_of(table.verdicts)]
-    # Each note is a paragraph of its own, below the table and in small type.
-    lines += [r"\par\smallskip", r"{\footnotesize\raggedright", *(rf"{text}\par" for text in small), "}"]
-    return "\n".join([*lines, rf"\end{{{float_name}}}"]) + "\n"
+def pivot_to_markdown(pivot: Pivot) -> str:
+    """Return the pivot as GitHub Markdown."""
+    head, *body = [headings(pivot, MARKDOWN), *lines(pivot, MARKDOWN)]
+    rule = "|" + "|".join([" :-- "] + [" --: "] * (len(head) - 1)) + "|"
+    rows = ["| " + " | ".join(row) + " |" for row in body]
+    above = [f"### {escape_markdown(pivot.title)}", "", "| " + " | ".join(head) + " |", rule]
+    return "\n".join([*above, *rows, "", f"- {escape_markdown(pivot.note)}"]) + "\n"
 
 
 def to_csv(table: Table) -> str:
     """Return every number of the table, a line per row; an empty field is a number that is not there."""
-    reasons = dict(table.footnotes)
-    keys = sorted({key for row in table.rows for key in row.factors if key != "seed"})
-    parts = ("", "_std", "_n", "_gain", "_gain_low", "_gain_high", "_gain_p", "_paper", "_paper_gain")
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        ["variant", *keys, "seeds", *(metric.name + part for metric in table.metrics for part in parts), "notes"]
-    )
-    for row in table.rows:
-        line = [row.label, *(row.factors.get(key, "") for key in keys), row.num_finished]
-        letters = [row.label_marks, row.marks]
-        for metric in table.metrics:
-            cell = row.cells[metric.name]
-            ours, gain = cell.summary, cell.gain
-            line += _plain([ours.mean, ours.std, ours.n] if ours else [None] * 3)
-            line += _plain([gain.mean, gain.low, gain.high, gain.p_value] if gain else [None] * 4)
-            line += _plain([cell.published, cell.published_gain])
-            letters.append(cell.marks)
-        used = dict.fromkeys(letter for marks in letters for letter in marks.split(",") if letter)
-        writer.writerow([*line, "; ".join(reasons[letter] for letter in used)])
-    return stream.getvalue()
+    frame = summary_frame(table)
+    numbers = [metric.name + part for metric in table.metrics for part in PARTS]
+    frame[numbers] = frame[numbers].map(lambda number: _plain([None if number != number else number])[0])
+    return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
 def claims_to_csv(tables: Sequence[Table]) -> str:

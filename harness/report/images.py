@@ -10,8 +10,10 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from harness.detection_metrics import STANDARD_LIMIT, best_of_images, limit_of
 from harness.errors import UserError
-from harness.resample import METRICS, NUM_RESAMPLES, interval, match_images, resampled_ap
+from harness.files import read_bytes
+from harness.resample import NUM_RESAMPLES, interval, match_images, resampled_ap, thresholds
 from harness.results import RunStore
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ def over_images(table: Table, grid: Grid, store: RunStore | None = None) -> Tabl
         UserError: a trial's detections or its validation images are not here.
     """
     place = store or RunStore()
-    names = [metric.name for metric in table.metrics if metric.name in METRICS]
+    names = [metric.name for metric in table.metrics if thresholds(metric.name)]
     alone = [
         (number, name)
         for number, row in enumerate(table.rows)
@@ -38,13 +40,14 @@ def over_images(table: Table, grid: Grid, store: RunStore | None = None) -> Tabl
     if not alone:
         return table
     shared = _shared_trials(table, grid, place)
-    known: dict[str, np.ndarray] = {}
+    known: dict[tuple[str, int], np.ndarray] = {}
     rows = list(table.rows)
     for number, name in alone:
-        pair = shared[number]
+        limit = limit_of(name) or STANDARD_LIMIT
+        pair = [(key, limit) for key in shared[number]]
         for key in pair:
             if key not in known:
-                known[key] = _resampled(grid, key, place)
+                known[key] = _resampled(grid, *key, place)
         low, high = interval(known[pair[0]], known[pair[1]], name)
         cell = rows[number].cells[name]
         assert cell.gain is not None
@@ -60,21 +63,28 @@ def over_images(table: Table, grid: Grid, store: RunStore | None = None) -> Tabl
 
 def _shared_trials(table: Table, grid: Grid, store: RunStore) -> dict[int, tuple[str, str]]:
     """For each row the finished trial of the one seed that it shares with the baseline, and the baseline's."""
-    baseline = next(row for row in grid.rows if row.label == grid.baseline)
     labels = {row.label: row for row in grid.rows}
     found = {}
     for number, row in enumerate(table.rows):
+        baseline = grid.baseline_of(labels[row.label])
+        if baseline is None:
+            continue
         for own, other in zip(labels[row.label].trial_ids, baseline.trial_ids, strict=True):
             if store.status(own) == store.status(other) == "finished":
                 found[number] = (own, other)
     return found
 
 
-def _resampled(grid: Grid, trial_id: str, store: RunStore) -> np.ndarray:
+def _resampled(grid: Grid, trial_id: str, limit: int, store: RunStore) -> np.ndarray:
     from harness.data import open_dataset
 
     path = store.dir(trial_id) / "detections.json"
-    if not path.exists():
+    data = read_bytes(path)
+    if data is None:
         raise UserError(f"{path}: no such file; an interval over images needs the detections: leave out --images")
+    try:
+        detections = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); an interval over images needs it: leave out --images") from error
     dataset = open_dataset(grid.trial(trial_id).config.data, "val")
-    return resampled_ap(match_images(dataset, json.loads(path.read_text(encoding="utf-8"))), len(dataset))
+    return resampled_ap(match_images(dataset, best_of_images(detections, limit), limit), len(dataset))

@@ -13,9 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from harness.detection_metrics import limit_of, limit_words, own_name
 from harness.report.ground import mixtures
 from harness.report.statistics import smallest_p_value
 from harness.space import describe as describe_search
+from harness.training_length import recorded_length, training_length
 
 if TYPE_CHECKING:
     from harness.config import DataConfig, TrialConfig
@@ -48,10 +50,13 @@ def missing_reason(record: Record | None) -> str:
 
 def undefined_reason(metric: str, records: Sequence[Record]) -> str:
     """Say why finished trials have no number for `metric`."""
-    branch, slash, name = metric.rpartition("/")
-    evaluated = any(f"{branch}{slash}AP" in (record.get("metrics") or {}) for record in records)
+    branch, slash, _ = metric.rpartition("/")
+    name, at, limit = own_name(metric).partition("@")
+    evaluated = any(f"{branch}{slash}AP{at}{limit}" in (record.get("metrics") or {}) for record in records)
     if name in SIZES and evaluated:
         return f"{metric} is undefined: the validation split has no {SIZES[name]} objects"
+    if limit_of(metric):
+        return f"{metric} was not recorded; evaluate.max_detections={limit} measures it"
     return f"{metric} was not recorded"
 
 
@@ -63,10 +68,11 @@ def describe(grid: Grid, rows: Sequence[TableRow], records: Sequence[Record]) ->
     configs = [grid.trial(record["trial_id"]).config for record in records]
     provenance = [record.get("provenance") or {} for record in records]
     data = sorted({_data(config.data, record) for config, record in zip(configs, records, strict=True)})
-    made = [f"preset {grid.preset}", " and ".join(data), _schedule(configs), versions]
+    weights = sorted({_weights(config, record) for config, record in zip(configs, records, strict=True)} - {""})
+    made = [f"preset {grid.preset}", " and ".join(data), " and ".join(weights), _schedule(configs, records), versions]
     made += [_distinct(provenance, "evaluator"), _area_bounds(provenance), _distinct(provenance, "ops", "operators ")]
     made += [_distinct(provenance, "device", "on "), _threads(provenance)]
-    notes = [*(WARNING + text for text in warnings), *_reading(grid, rows)]
+    notes = [*(WARNING + text for text in warnings), *_reading(grid, rows), *_limits(configs, provenance)]
     return (*notes, "; ".join(part for part in made if part))
 
 
@@ -84,6 +90,8 @@ def _reading(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
         notes.append(f"mean ± sample standard deviation over seeds {listed(grid.seeds)}")
     if pairs:
         text = f"gain: over the row '{grid.baseline}', paired by seed"
+        if grid.held:
+            text = f"gain: over '{grid.baseline}' at the same {' and '.join(grid.held)}, paired by seed"
         if max(pairs) > 1:
             text += ", with its 95 % t interval; p: exact two-sided sign-flip permutation test"
         notes.append(text)
@@ -136,17 +144,34 @@ def _data(config: DataConfig, record: Record) -> str:
     return f"{words} ({fingerprint})" if fingerprint else words
 
 
-def _schedule(configs: Sequence[TrialConfig]) -> str:
-    """Epochs and batch size where all trials share them."""
-    epochs = {(config.train.epochs, config.train.min_steps) for config in configs}
+def _weights(config: TrialConfig, record: Record) -> str:
+    """The file of pretrained weights, with the hash of its content; empty without one."""
+    if config.model.backbone.weights is None:
+        return ""
+    weights_hash = str(record.get("weights_hash") or "")[:12]
+    words = f"pretrained weights {PurePath(config.model.backbone.weights).name}"
+    return f"{words} ({weights_hash})" if weights_hash else words
+
+
+def _schedule(configs: Sequence[TrialConfig], records: Sequence[Record]) -> str:
+    """Epochs, steps where at least some were asked for, and batch size, where all trials share them."""
+    lengths = {_length(config, record) for config, record in zip(configs, records, strict=True)}
     sizes = {config.train.batch_size for config in configs}
-    words = [
-        f"{number} {plural('epoch', number)}" + (f" or {steps} steps if that is more" if steps else "")
-        for number, steps in epochs
-        if len(epochs) == 1
-    ]
+    words = [length for length in lengths if len(lengths) == 1]
     words += [f"batch {number}" for number in sizes if len(sizes) == 1]
     return ", ".join(words)
+
+
+def _length(config: TrialConfig, record: Record) -> str:
+    """How long a trial was trained; the steps run are told beside those asked for."""
+    train = config.train
+    epochs = f"{train.epochs} {plural('epoch', train.epochs)}"
+    if not train.min_steps:
+        return epochs
+    known = recorded_length(train, record.get("history"))
+    if known is None and config.data.path is None:
+        known = training_length(train, config.data.digits.num_train)
+    return f"{epochs}, more where these are fewer than {train.min_steps:,} steps" if known is None else str(known)
 
 
 def _distinct(provenance: Sequence[Record], key: str, before: str = "") -> str:
@@ -165,6 +190,14 @@ def _area_bounds(provenance: Sequence[Record]) -> str:
     """Which areas part small, medium and large objects."""
     bounds = sorted({tuple(entry["area_bounds"]) for entry in provenance if entry.get("area_bounds")})
     return " or ".join(f"sizes S, M, L split at areas of {' and '.join(map(_area, pair))} px" for pair in bounds)
+
+
+def _limits(configs: Sequence[TrialConfig], provenance: Sequence[Record]) -> list[str]:
+    """Where the validation images hold more objects than AP counts detections."""
+    known = [entry["beyond_limit"] for entry in provenance if entry.get("beyond_limit")]
+    return list(
+        dict.fromkeys(limit_words(words, min(config.evaluate.max_detections for config in configs)) for words in known)
+    )
 
 
 def _area(area: float) -> str:

@@ -20,12 +20,15 @@ from urllib.parse import quote
 
 from harness.report.bars import gain_bars
 from harness.report.cells import PLAIN, Style, interval_words, layout, written
+from harness.report.frames import recorded
 from harness.report.notes import PAPER, WARNING, paper_place, plural
-from harness.report.tables import Table, metric_of, recorded
+from harness.report.pivot import Pivot, headings, lines
+from harness.report.tables import Table, metric_of
 from harness.report.verdicts import VERDICTS, Comparison, Verdict, rules_of
 
 if TYPE_CHECKING:
     from harness.grid import Grid
+    from harness.report.detected import Detected, Sheet
 
 Record = Mapping[str, Any]
 Href = dict[str, str]  # `href` and `ending`, what the link says
@@ -41,6 +44,8 @@ CAPTIONS = {  # by the beginning of a figure's name, the longest that fits
     "conflict": "Distance between heads",
     "conflict_matrix": "Distance between each two heads",
     "queries": "Distance of customised queries",
+    "detections": "Detections on the worst images",
+    "axis": "against an axis, with 95 % intervals over seeds",
 }
 
 
@@ -70,6 +75,9 @@ class Section:
     pictures: tuple[Picture, ...] = ()
     files: tuple[str, ...] = ()  # the table in other formats, beside the page
     commands: tuple[str, ...] = ()
+    detected: Detected | None = None
+    sheet: Picture | None = None  # of the worst images
+    pivot: Pivot | None = None
 
 
 def to_page(
@@ -193,10 +201,12 @@ def _section(section: Section, links: Callable[[Record], list[tuple[str, str]]])
         "warnings": warnings,
         "columns": columns,
         "rows": rows,
+        "pivot": _pivot(section.pivot, _anchor(grid)) if section.pivot else None,
         "footnotes": table.footnotes,
         "notes": [note for note in table.notes if not note.startswith(WARNING)],
         "claims": [_claim_rows(verdict) for verdict in table.verdicts],
         "figures": [_figure(picture) for picture in section.pictures],
+        "detected": _detected(section),
         "files": [_file(name) for name in section.files],
         "commands": section.commands,
         "metric": table.metrics[0].heading,
@@ -206,7 +216,7 @@ def _section(section: Section, links: Callable[[Record], list[tuple[str, str]]])
 
 
 def _cells(table: Table, anchor: str) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
-    """Columns and rows of the table in HTML (escaped here), with a drawn interval beside each gain."""
+    """Columns and rows of the table in HTML (escaped here), with a drawn interval below each gain."""
     columns = layout(table, _style(anchor))
     kinds = {"variant": "text", "gain": "text"}
     shown = []
@@ -216,15 +226,17 @@ def _cells(table: Table, anchor: str) -> tuple[list[dict[str, str]], list[dict[s
         ours = column.heading not in ("variant", "seeds", "gain", "p") and not paper
         kind = kinds.get(column.heading, "paper" if paper else "ours" if ours else "")
         shown.append({"heading": column.heading, "kind": kind})
-        cells.append(column.cells)
         bars = gain_bars(table) if column.heading == "gain" else []
-        if bars:
-            shown.append({"heading": "", "kind": "text"})
-            cells.append(bars)
+        cells.append([text + bar for text, bar in zip(column.cells, bars, strict=True)] if bars else column.cells)
     return shown, [
         {"is_baseline": row.is_baseline, "cells": [column[index] for column in cells]}
         for index, row in enumerate(table.rows)
     ]
+
+
+def _pivot(pivot: Pivot, anchor: str) -> dict[str, Any]:
+    style = _style(anchor)
+    return {"title": pivot.title, "note": pivot.note, "columns": headings(pivot, style), "rows": lines(pivot, style)}
 
 
 def _minus(text: str) -> str:
@@ -240,20 +252,85 @@ def _style(anchor: str) -> Style:
     return replace(PLAIN, escape=html.escape, number=lambda text: _minus(html.escape(text)), mark=mark)
 
 
+COLUMN_PIXELS = 900  # a wider figure was made for a whole page
+
+
 def _figure(picture: Picture) -> dict[str, Any]:
     width, height = struct.unpack(">II", picture.png[16:24])  # of the header that every PNG begins with
     return {
         "data": base64.b64encode(picture.png).decode(),
         "width": width,
         "height": height,
+        "kind": "page" if width > COLUMN_PIXELS else "column",
         "alt": picture.title,
         "files": [_file(name) for name in picture.files],
     }
 
 
 def _file(name: str) -> Href:
-    ending = name.rpartition(".")[2]
-    return {"href": quote(name), "ending": {"md": "Markdown", "tex": "LaTeX"}.get(ending, ending.upper())}
+    stem, _, ending = name.rpartition(".")
+    words = {"md": "Markdown", "tex": "LaTeX", "parquet": "Parquet"}.get(ending, ending.upper())
+    part = next((part for part in ("trials", "epochs", "pivot") if stem.endswith(f"_{part}")), "")
+    return {"href": quote(name), "ending": f"{part} ({words})" if part else words}
+
+
+# ---- detections
+
+MOST_CLASSES = 100  # lines of a page's table; the record has all
+
+
+def _detected(section: Section) -> dict[str, Any] | None:
+    """AP by class, the worst images and their sheet, or why they are not there."""
+    found = section.detected
+    if found is None:
+        return None
+    lines = found.classes.lines
+    if len(lines) > MOST_CLASSES and lines[0][1] is not None:
+        lines = tuple(sorted(lines, key=lambda line: -(line[1] or 0)))
+    shown = lines[:MOST_CLASSES]
+    which = "" if len(lines) <= MOST_CLASSES else f": {len(shown)} of {len(lines)}, {_chosen_classes(shown)}"
+    return {
+        "words": _sheet_words(found) if found.sheet else "",
+        "missing": found.missing,
+        "title": f"AP of each class{which}",
+        "rows": found.classes.rows,
+        "has_counts": bool(shown) and shown[0][1] is not None,
+        "classes": [
+            {
+                "name": name,
+                "count": "" if count is None else f"{count:,}",
+                "values": ["–" if value is None else f"{value:.1f}" for value in values],
+            }
+            for name, count, values in shown
+        ],
+        "worst": _worst(found.sheet) if found.sheet else [],
+        "figure": _figure(section.sheet) if section.sheet else None,
+    }
+
+
+def _chosen_classes(shown: Sequence[tuple[str, int | None, Any]]) -> str:
+    return "those with most objects" if shown[0][1] is not None else "the first"
+
+
+def _sheet_words(found: Detected) -> str:
+    assert found.sheet is not None
+    text = f"Images of trial {found.trial} ({found.row}, seed {found.seed}), of the best row that left its detections. "
+    return text + f"A detection counts from a score of {found.sheet.score:g} on ({found.sheet.why})."
+
+
+def _worst(sheet: Sheet) -> list[dict[str, Any]]:
+    return [
+        {
+            "file": own.file_name,
+            "objects": own.num_objects,
+            "found": len(own.matches.true_positives),
+            "missed": len(own.matches.false_negatives),
+            "false": len(own.matches.false_positives),
+            "f1": f"{own.matches.f1:.2f}",
+        }
+        for own in sheet.worst
+        if own.matches.num_errors
+    ]
 
 
 # ---- trials

@@ -1,23 +1,29 @@
 """Where a report's records come from: the tracking store, or the records themselves.
 
 Both give the same tables. The records need neither mlflow nor a database, so a folder of them that travels with a paper
-is enough to make its tables again.
+is enough to make its tables again. Where the tracking store has less than the records (runs or an experiment deleted
+there, a server that was away), the records count, and a note says so.
 """
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from harness.errors import UserError
+from harness.files import exists
+from harness.passwords import without_login
 from harness.results import RunStore
 from harness.sqlite import is_missing
 
 if TYPE_CHECKING:
+    from harness.config import TrialConfig
     from harness.grid import Grid
 
 AUTO, TRACKING, RECORDS = "auto", "tracking", "records"
@@ -46,63 +52,153 @@ def chosen_source(source: str = AUTO, uri: str | None = None, store: RunStore | 
 
 
 def read_trials(
-    ids: Sequence[str], source: str = AUTO, uri: str | None = None, store: RunStore | None = None, **wanted: Any
+    ids: Sequence[str],
+    source: str = AUTO,
+    uri: str | None = None,
+    store: RunStore | None = None,
+    *,
+    notes: list[str] | None = None,
+    **wanted: Any,
 ) -> list[dict[str, Any]]:
     """Records of these trials, in the given order; unknown ones are left out.
 
     Args:
         ids: of the trials.
-        source: one of `SOURCES`.
+        source: one of `SOURCES`. With `auto` a trial of which the tracking store has less than the records is taken
+            from these.
         uri: the tracking store; None takes the usual one.
         store: the records; None takes the usual store.
+        notes: takes a line where the tracking store has less.
         wanted: what the tracking store is asked for besides (see `harness.tracking.read_records`).
 
     Raises:
-        UserError: the tracking store cannot be reached.
+        UserError: the tracking store cannot be read, and the records know none of these trials (or `tracking` is asked
+            for).
     """
-    if chosen_source(source, uri, store) == TRACKING:
-        from harness.tracking import read_records
+    place, told = store or RunStore(), [] if notes is None else notes
+    known = {record["trial_id"]: record for record in _from_records(ids, place)}
+    if chosen_source(source, uri, store) == RECORDS:
+        return list(known.values())
+    from harness.tracking import read_records
 
-        return read_records(ids, uri, **wanted)
-    return _from_records(ids, store or RunStore())
+    try:
+        tracked = {record["trial_id"]: record for record in read_records(ids, uri, **wanted)}
+    except UserError as error:
+        if source != AUTO or not known:
+            raise
+        told.append(f"made from the records of the trials (result.json): {error}")
+        return list(known.values())
+    lacks = {key: lack for key in known if (lack := _lack(tracked.get(key), known[key], wanted))}
+    if lacks:
+        words = ", ".join(f"{number} {lack}" for lack, number in Counter(lacks.values()).items())
+        told.append(f"the tracking store has less than the records ({words}); {_remedy(source)}")
+    taken = {key: {**tracked.get(key, {}), **known[key]} for key in lacks} if source == AUTO else {}
+    found = tracked | taken
+    return [found[key] for key in dict.fromkeys(ids) if key in found]
+
+
+def _remedy(source: str) -> str:
+    if source == AUTO:
+        return "these numbers are those of the records; `codetr sync FILES` brings it up to date"
+    return "`codetr sync FILES` brings it up to date, and without --from tracking the records count"
+
+
+def _lack(tracked: Mapping[str, Any] | None, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What the tracking store lacks of a trial; empty when it has all that the record has.
+
+    Args:
+        tracked: what it has; None where it has no run of the trial.
+        known: the record.
+        wanted: what the tracking store was asked for besides.
+    """
+    if tracked is None:
+        return "without a run"
+    if known["status"] != "finished" or tracked["status"] != "finished":
+        behind = known["status"] != tracked["status"] and tracked["status"] != "finished"
+        return f"{tracked['status']} instead of {known['status']}" if behind else ""
+    parts = ("metrics", "cost", "per_class")
+    if any(_differ(known.get(part) or {}, tracked.get(part) or {}) for part in parts):
+        return "without some metrics"
+    history = wanted.get("history", ("AP",))  # None: all of it
+    if (history is None or history) and len(tracked["history"]) < len(known.get("history") or ()):
+        return "without some epochs"
+    if wanted.get("analysis") and known.get("analysis") and not tracked.get("analysis"):
+        return "without their analysis"
+    return ""
+
+
+def _differ(known: Mapping[str, Any], tracked: Mapping[str, Any]) -> bool:
+    numbers = {name: value for name, value in known.items() if isinstance(value, int | float)}
+    return any(
+        not isinstance(value, bool) and not math.isclose(value, tracked.get(name, math.nan), rel_tol=1e-9)
+        for name, value in numbers.items()
+    )
 
 
 def identified(grid: Grid, store: RunStore | None = None) -> Grid:
-    """The grid of a data set that is not here, with the ids of those records that were made with the same settings.
+    """The grid of a data set or pretrained weights that are not here, with the ids of records of the same settings.
 
-    A trial's id holds its data's content, which nobody can know without the data; records from elsewhere do.
+    A trial's id holds the content of both, which nobody can know without them; records from elsewhere do. A file of
+    weights that is not here is known by its name.
 
     Raises:
-        UserError: records of several data sets fit.
+        UserError: records of several data sets, or of several files of weights of the same name, fit.
     """
-    from harness.identity import config_from_dict, trial_id
+    from harness.identity import config_from_dict
 
-    unknown = {trial.trial_id for trial in grid.trials if not trial.fingerprint}  # ids without a data set
+    unknown: dict[str, list[str]] = {}
+    for trial in grid.trials:
+        if not trial.has_id:
+            likeness = _likeness(trial.config, trial.fingerprint, trial.weights_hash)
+            unknown.setdefault(likeness, []).append(trial.trial_id)
+    missing = {(not trial.fingerprint, trial.weights_hash == "") for trial in grid.trials if not trial.has_id}
     place = store or RunStore()
-    known: dict[str, tuple[str, str]] = {}
+    known: dict[str, tuple[str, str, str | None]] = {}
     for key in place.trials() if unknown else ():
         record = place.read(key) or {}
-        fingerprint = str(record.get("fingerprint") or "")
+        fingerprint, weights_hash = str(record.get("fingerprint") or ""), record.get("weights_hash")
         try:
-            own = trial_id(config_from_dict(record["config"]), "")
+            config = config_from_dict(record["config"])
         except (KeyError, TypeError, ValueError):  # no configuration, or one of another version
             continue
-        fits = own in unknown and bool(fingerprint)
-        if fits and known.setdefault(own, (key, fingerprint))[1] != fingerprint:
-            raise UserError(f"{grid.name}: records of several data sets fit it; name the data set with --data")
+        if not fingerprint:
+            continue
+        for no_data, no_weights in missing:
+            if no_weights and weights_hash is None:
+                continue  # made without, or by code that did not look into the file
+            own = _likeness(config, "" if no_data else fingerprint, "" if no_weights else weights_hash)
+            if len(unknown.get(own, ())) != 1:
+                continue
+            found = known.setdefault(unknown[own][0], (key, fingerprint, weights_hash))
+            if found[1] != fingerprint:
+                raise UserError(f"{grid.name}: records of several data sets fit it; name the data set with --data")
+            if found[2] != weights_hash:
+                name = PurePath(str(config.model.backbone.weights)).name
+                raise UserError(
+                    f"{grid.name}: records of several files {name} fit it; give the one that is meant "
+                    "(model.backbone.weights)"
+                )
     if not known:
         return grid
-    trials = [
-        replace(trial, trial_id=known[trial.trial_id][0], fingerprint=known[trial.trial_id][1])
-        if trial.trial_id in known
-        else trial
-        for trial in grid.trials
-    ]
+    trials = []
+    for trial in grid.trials:
+        if trial.trial_id in known:
+            key, fingerprint, weights_hash = known[trial.trial_id]
+            trial = replace(trial, trial_id=key, fingerprint=fingerprint, weights_hash=weights_hash)
+        trials.append(trial)
     rows = [
         replace(row, trial_ids=tuple(known[key][0] if key in known else key for key in row.trial_ids))
         for row in grid.rows
     ]
     return replace(grid, trials=tuple(trials), rows=tuple(rows))
+
+
+def _likeness(config: TrialConfig, fingerprint: str, weights_hash: str | None) -> str:
+    """The same for trials of the same settings: "" stands for data, and for weights of a name, that are not here."""
+    from harness.identity import trial_id
+
+    name = PurePath(str(config.model.backbone.weights)).name
+    return trial_id(config, fingerprint, f"some {name}" if weights_hash == "" else weights_hash)
 
 
 def _from_records(ids: Sequence[str], store: RunStore) -> list[dict[str, Any]]:
@@ -123,12 +219,12 @@ def links_from(
 
     place = store or RunStore()
     server = uri or tracking.tracking_uri(place.root)
-    base = server.rstrip("/") if tracking.is_server(server) else UI
+    base = without_login(server).rstrip("/") if tracking.is_server(server) else UI
 
     def links(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         found = []
         file = place.dir(str(record["trial_id"])) / "result.json"
-        if file.exists():
+        if exists(file):
             found.append((quote(Path(os.path.relpath(file, folder.absolute())).as_posix()), "record"))
         if record.get("run_id") and record.get("experiment_id"):
             found.append((f"{base}/#/experiments/{record['experiment_id']}/runs/{record['run_id']}", "MLflow"))

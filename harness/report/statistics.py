@@ -48,6 +48,15 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(mean, math.sqrt(variance), len(values))
 
 
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Return the t interval of the mean of `values`; None on one value."""
+    summary = summarise(values)
+    if summary.std is None:
+        return None
+    half_width = t_quantile(0.5 + confidence / 2, summary.n - 1) * summary.std / math.sqrt(summary.n)
+    return summary.mean - half_width, summary.mean + half_width
+
+
 def paired_difference(
     values: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95
 ) -> Difference | None:

@@ -11,11 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from harness.detection_metrics import is_detection_metric
+from harness.report.frames import trials_frame
 from harness.report.notes import describe, listed, missing_reason, plural, undefined_reason
 from harness.report.statistics import Difference, Summary, paired_difference, summarise
 from harness.report.verdicts import Verdict, judge_claims
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from harness.grid import Grid, Row
 
 Record = Mapping[str, Any]
@@ -41,6 +45,7 @@ COSTS = (
     Metric("wall_seconds", "wall time (s)", "lower", 0),
     Metric("train_seconds", "training (s)", "lower", 0),
     Metric("eval_seconds", "evaluation (s)", "lower", 0),
+    Metric("checkpoint_seconds", "checkpoints (s)", "lower", 0),
     Metric("seconds_per_step", "s/step", "lower", 3),
     Metric("num_parameters", "parameters (M)", "", 2, 1e-6, varies=False),
 )
@@ -49,13 +54,12 @@ INSTABILITY = (
     Metric("instability_gt", "instability by ground truth", "lower", 2),
 )
 KNOWN = {metric.name: metric for metric in (*COSTS, *INSTABILITY)}
-DETECTION = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100")  # percent
 
 
 def metric_of(name: str) -> Metric:
     """Return how to write the metric `name`; `atss/AP` is the AP of the branch `atss`."""
     branch, _, own = name.rpartition("/")
-    if own.removeprefix("segm_") in DETECTION:
+    if is_detection_metric(name):
         own = own.replace("segm_", "mask ")
         return Metric(name, f"{branch} {own}".strip(), "higher", 1)
     if name.startswith("discriminability/"):
@@ -89,6 +93,7 @@ class TableRow:
     num_finished: int  # trials, that is seeds
     num_trials: int
     cells: Mapping[str, Cell]  # by name of the metric
+    is_baselines: bool = False  # its trials are its baseline's, so that there is nothing to gain
     label_marks: str = ""  # footnotes on the variant
     marks: str = ""  # footnotes on seeds that are missing while others are there
 
@@ -127,27 +132,36 @@ class Group:
     """The trials of one row, as far as they have finished."""
 
     row: Row
+    trials: pd.DataFrame  # the row's part of `trials_frame`, those that have finished
     finished: Mapping[int, Record]  # by seed
     missing: tuple[str, ...]  # why the others are not there
 
     def values(self, metric: Metric) -> dict[int, float]:
         """Return the defined numbers of `metric` by seed."""
-        numbers = {seed: recorded(record, metric.name) for seed, record in self.finished.items()}
-        return {seed: number for seed, number in numbers.items() if number is not None}
+        if metric.name not in self.trials:
+            return {}
+        numbers = zip(self.trials["seed"], self.trials[metric.name], strict=True)
+        return {int(seed): float(number) for seed, number in numbers if not math.isnan(number)}
+
+    def shares(self, other: Group) -> bool:
+        """Whether both rows have the same trials."""
+        return self.row.trial_ids == other.row.trial_ids
 
 
 def make_table(grid: Grid, records: Iterable[Record]) -> Table:
     """Return the table of `grid` from the records found for its trials; other records are left aside."""
     by_id = {record["trial_id"]: record for record in records}
     metrics = tuple(metric_of(name) for name in grid.metrics)
-    groups = [_group(row, grid.seeds, by_id) for row in grid.rows]
+    groups = _groups(grid, by_id)
     if grid.search is not None:
         groups = _ranked(groups, by_id, metrics[0], grid.search.spec.mode)
-    baseline = next((group for group in groups if group.row.label == grid.baseline), None)
+    labelled = {group.row.label: group for group in groups}
     footnotes = Footnotes()
     rows = []
     for group in groups:
-        note = footnotes.mark([group.row.note] if group.row.note else [])
+        baseline = labelled.get(group.row.baseline or grid.baseline)
+        same = group.row.same_as and f"same {plural('trial', len(group.row.trial_ids))} as '{group.row.same_as}'"
+        note = footnotes.mark(filter(None, [group.row.note, same]))
         rows.append(
             TableRow(
                 label=group.row.label,
@@ -155,6 +169,7 @@ def make_table(grid: Grid, records: Iterable[Record]) -> Table:
                 factors=group.row.factors,
                 num_finished=len(group.finished),
                 num_trials=len(group.row.trial_ids),
+                is_baselines=baseline is not None and group is not baseline and group.shares(baseline),
                 cells={
                     metric.name: _cell(group, baseline, metric, footnotes, metric is metrics[0]) for metric in metrics
                 },
@@ -170,7 +185,7 @@ def make_table(grid: Grid, records: Iterable[Record]) -> Table:
         rows=tuple(rows),
         footnotes=tuple((letter, reason) for reason, letter in footnotes.letters.items()),
         notes=describe(grid, rows, list(used.values())),
-        verdicts=judge_claims(grid.claims, {group.row.label: group for group in groups}, metric_of),
+        verdicts=judge_claims(grid.claims, labelled, metric_of),
     )
 
 
@@ -189,20 +204,28 @@ def _ranked(groups: list[Group], by_id: Mapping[str, Record], metric: Metric, mo
     return sorted(groups, key=rank)
 
 
-def _group(row: Row, seeds: Sequence[int], by_id: Mapping[str, Record]) -> Group:
-    """Sort the trials of a row into finished ones and reasons."""
-    finished: dict[int, Record] = {}
-    reasons: dict[str, list[int]] = {}
-    for seed, trial_id in zip(seeds, row.trial_ids, strict=True):
-        record = by_id.get(trial_id)
-        if record is not None and record["status"] == "finished":
-            finished[seed] = record
-        else:
-            reasons.setdefault(missing_reason(record), []).append(seed)
-    if len(reasons) == 1 and not finished:
-        return Group(row, finished, tuple(reasons))
-    named = tuple(f"{plural('seed', len(missing))} {listed(missing)}: {why}" for why, missing in reasons.items())
-    return Group(row, finished, named)
+def _groups(grid: Grid, by_id: Mapping[str, Record]) -> list[Group]:
+    """The rows of a grid with their finished trials, and reasons for the others."""
+    trials = trials_frame(grid, by_id.values())
+    count = len(grid.seeds)
+    groups = []
+    for number, row in enumerate(grid.rows):
+        own = trials.iloc[number * count : (number + 1) * count]
+        there = own[own["status"] == "finished"]
+        reasons: dict[str, list[int]] = {}
+        for seed, trial_id, status in zip(own["seed"], own["trial_id"], own["status"], strict=True):
+            if status != "finished":
+                reasons.setdefault(missing_reason(by_id.get(trial_id)), []).append(int(seed))
+        finished = {int(seed): by_id[key] for seed, key in zip(there["seed"], there["trial_id"], strict=True)}
+        groups.append(Group(row, there, finished, _missing(reasons, alone=not finished)))
+    return groups
+
+
+def _missing(reasons: Mapping[str, Sequence[int]], alone: bool) -> tuple[str, ...]:
+    """Reasons by seed in words; one that holds for all of a row's trials needs no seeds."""
+    if len(reasons) == 1 and alone:
+        return tuple(reasons)
+    return tuple(f"{plural('seed', len(missing))} {listed(missing)}: {why}" for why, missing in reasons.items())
 
 
 def _cell(group: Group, baseline: Group | None, metric: Metric, footnotes: Footnotes, says_gain: bool) -> Cell:
@@ -217,19 +240,10 @@ def _cell(group: Group, baseline: Group | None, metric: Metric, footnotes: Footn
     if not values:
         return replace(cell, marks=footnotes.mark([undefined_reason(metric.name, list(group.finished.values()))]))
     cell = replace(cell, summary=summarise(list(values.values())))
-    if baseline is None or baseline is group:
+    if baseline is None or group.shares(baseline):
         return cell
     gain = paired_difference(values, baseline.values(metric))
     if gain is None and says_gain:
         reason = f"no gain: the row '{baseline.row.label}' has no number from a shared seed"
         return replace(cell, marks=footnotes.mark([reason]))
     return replace(cell, gain=gain)
-
-
-def recorded(record: Record, name: str) -> float | None:
-    """Return the number `name` of a record, from its metrics, its cost or its last epoch; None where absent."""
-    for place in (record.get("metrics"), record.get("cost"), (record.get("history") or [None])[-1]):
-        value = (place or {}).get(name)
-        if value is not None and math.isfinite(value):
-            return float(value)
-    return None

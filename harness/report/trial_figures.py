@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from harness.data.coco import CocoDataset
-    from harness.figures.detections import Scene
+    from harness.report.detected import Sheet
 
 NUM_EXAMPLES = 4  # images whose maps and queries are shown
-NUM_WORST = 6  # images on the sheet of detections
 
 Examples = Mapping[int, "tuple[np.ndarray, np.ndarray]"]
 
@@ -28,8 +27,7 @@ def trial_figures(
     history: Sequence[Mapping[str, Any]] = (),
     maps: Mapping[str, np.ndarray] | None = None,
     examples: Examples | None = None,
-    worst: Sequence[Scene] = (),
-    categories: Mapping[int, str] | None = None,
+    sheet: Sheet | None = None,
 ) -> dict[str, Figure]:
     """Draw whatever one trial has; what it lacks is left out.
 
@@ -39,8 +37,7 @@ def trial_figures(
         history: of its record, for the instability.
         maps: `image_<id>` (discriminability), `attention_<id>` and `cam_<head>_<id>`, each [h, w].
         examples: by image id (image [H, W, 3] uint8, boxes [G, 4] xyxy in its pixels), of the images to show.
-        worst: images for the sheet of detections (see `harness.figures.detections.worst_images`).
-        categories: names by category id, for that sheet.
+        sheet: of detections on the worst images (see `harness.report.detected`).
 
     Returns:
         Figures by name: `instability`, `discriminability`, `conflict`, `conflict_matrix`, `queries`,
@@ -58,10 +55,8 @@ def trial_figures(
     shown = examples or {}
     figures |= _positions(tables.get("queries") or {}, shown)
     figures |= _maps(maps or {}, list((tables.get("conflict") or {}).get("heads") or ()), shown)
-    if worst:
-        from harness.figures.detections import draw_detections
-
-        figures["detections"] = draw_detections(worst, categories or {})
+    if sheet is not None:
+        figures["detections"] = sheet.draw()
     return figures
 
 
@@ -122,27 +117,10 @@ def save_trial_figures(
     from harness.figures.style import save_figure
 
     shown = dict(list(examples.items())[:NUM_EXAMPLES])
-    worst: list[Scene] = []
-    categories: dict[int, str] = {}
+    sheet = None
     if dataset is not None and detections is not None:
-        worst = _worst_scenes(dataset, detections)
-        categories = dict(zip(dataset.category_ids, dataset.category_names, strict=True))
-    figures = trial_figures(
-        label, tables, history=history, maps=maps, examples=shown, worst=worst, categories=categories
-    )
+        from harness.report.detected import sheet_of
+
+        sheet = sheet_of(dataset, detections)
+    figures = trial_figures(label, tables, history=history, maps=maps, examples=shown, sheet=sheet)
     return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
-
-
-def _worst_scenes(dataset: CocoDataset, detections: Sequence[Mapping[str, Any]]) -> list[Scene]:
-    from harness.figures.detections import Scene, worst_images
-
-    truth: dict[int, list[Any]] = {image_id: [] for image_id in dataset.image_ids}
-    found: dict[int, list[Any]] = {image_id: [] for image_id in dataset.image_ids}
-    for rows, by_image in ((dataset.ground_truth["annotations"], truth), (detections, found)):
-        for row in rows:
-            by_image[row["image_id"]].append(row)
-    index = {image_id: number for number, image_id in enumerate(dataset.image_ids)}
-    return [
-        Scene(f"image {image_id}", dataset.load_image(index[image_id]), truth[image_id], found[image_id])
-        for image_id in worst_images(truth, found, NUM_WORST)
-    ]

@@ -1,29 +1,55 @@
-"""The auxiliary heads by name. A new head is one file in this folder and one line in `HEADS`."""
+"""The auxiliary heads by name. A new head is one file in this folder and one line in `HEADS`.
+
+A head's class is loaded when it is asked for by its name, and torch with it. What a head is set to (`CONFIGS`, for the
+heads that come with the program) needs neither.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections import Counter
+from collections import Counter, UserDict
 from collections.abc import Sequence
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from model.heads.atss import ATSSHead
-from model.heads.base import AuxiliaryHead
-from model.heads.faster_rcnn import FasterRCNNHead
-from model.heads.fcos import FCOSHead
-from model.heads.gfl import GFLHead
-from model.heads.mask_rcnn import MaskRCNNHead
-from model.heads.paa import PAAHead
-from model.heads.retinanet import RetinaNetHead
+from model.heads import configs
 
-HEADS: dict[str, type[AuxiliaryHead]] = {
-    "atss": ATSSHead,
-    "faster_rcnn": FasterRCNNHead,
-    "mask_rcnn": MaskRCNNHead,
-    "retinanet": RetinaNetHead,
-    "fcos": FCOSHead,
-    "paa": PAAHead,
-    "gfl": GFLHead,
+if TYPE_CHECKING:
+    from model.heads.base import AuxiliaryHead
+
+
+class _Heads(UserDict[str, Any]):
+    """Heads by name; `module:Class` becomes the class when it is looked up."""
+
+    def __getitem__(self, name: str) -> type[AuxiliaryHead]:
+        place = self.data[name]
+        if isinstance(place, str):
+            module, _, kind = place.partition(":")
+            place = self.data[name] = getattr(import_module(module), kind)
+        head: type[AuxiliaryHead] = place
+        return head
+
+
+HEADS = _Heads(
+    {
+        "atss": "model.heads.atss:ATSSHead",
+        "faster_rcnn": "model.heads.faster_rcnn:FasterRCNNHead",
+        "mask_rcnn": "model.heads.mask_rcnn:MaskRCNNHead",
+        "retinanet": "model.heads.retinanet:RetinaNetHead",
+        "fcos": "model.heads.fcos:FCOSHead",
+        "paa": "model.heads.paa:PAAHead",
+        "gfl": "model.heads.gfl:GFLHead",
+    }
+)
+
+CONFIGS: dict[str, type[Any]] = {  # of heads whose settings stand in `configs.py`
+    "atss": configs.ATSSConfig,
+    "faster_rcnn": configs.FasterRCNNConfig,
+    "mask_rcnn": configs.MaskRCNNConfig,
+    "retinanet": configs.RetinaNetConfig,
+    "fcos": configs.FCOSConfig,
+    "paa": configs.PAAConfig,
+    "gfl": configs.GFLConfig,
 }
 
 
@@ -36,10 +62,15 @@ def head_class(name: str) -> type[AuxiliaryHead]:
     return HEADS[name]
 
 
+def head_config(name: str) -> type[Any]:
+    """The `Config` of the head of this name; torch is loaded only for a head that keeps it beside its class."""
+    return CONFIGS[name] if name in CONFIGS else head_class(name).Config
+
+
 def head_name(config: Any) -> str:
     """The name under which the head of this `Config` is listed."""
-    for name, head in HEADS.items():
-        if type(config) is head.Config:
+    for name in sorted(HEADS, key=lambda name: name not in CONFIGS):  # first those that need no torch
+        if type(config) is head_config(name):
             return name
     raise ValueError(
         f"{type(config).__qualname__} is not the Config of a head; known heads: {', '.join(sorted(HEADS))}"

@@ -6,7 +6,6 @@ outputs. Losses: focal, GIoU on decoded boxes weighted by centerness, and center
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,9 +14,9 @@ from torch import Tensor, nn
 from model.anchors import anchor_grid
 from model.assign import assign_atss
 from model.boxes import decode_deltas
-from model.config import FORBID_UNKNOWN, require
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
+from model.heads.configs import ATSSConfig
 from model.losses import binary_cross_entropy, centerness_of_anchors, giou_loss, sigmoid_focal_loss, weighted_mean
 from model.neck import zero_padding
 from model.share import total
@@ -38,25 +37,16 @@ class Predictions(NamedTuple):
 class ATSSHead(AuxiliaryHead):
     """ATSS on the encoder's pyramid; anchors are the customised queries' coordinates."""
 
-    @dataclass(frozen=True)
-    class Config:
-        """Settings of one ATSS head."""
-
-        __pydantic_config__ = FORBID_UNKNOWN
-        num_convs: int = 1  # stacked 3x3 convolutions per tower (paper Table 12)
-        top_k: int = 9  # candidates per level and ground truth
-        num_groups: int | None = None  # of the group norms; None: 32, fewer for narrow models
-        nms_threshold: float = 0.6
-        classification_weight: float = 1.0
-        box_weight: float = 2.0
-        centerness_weight: float = 1.0
-
-        def __post_init__(self) -> None:
-            dense.check_settings(self)
-            require(self.top_k >= 1, f"top_k must be at least 1, got {self.top_k}")
+    Config = ATSSConfig
 
     def __init__(
-        self, config: Config, *, channels: int, num_classes: int, strides: tuple[int, ...], anchor_scale: float = 1.0
+        self,
+        config: ATSSConfig,
+        *,
+        channels: int,
+        num_classes: int,
+        strides: tuple[int, ...],
+        anchor_scale: float = 1.0,
     ):
         super().__init__(config, channels=channels, num_classes=num_classes, strides=strides, anchor_scale=anchor_scale)
         self.config, self.num_classes, self.strides = config, num_classes, tuple(strides)

@@ -26,7 +26,7 @@ class AuxiliaryHead(nn.Module, ABC):
     anchors or points (`DetectorConfig.anchor_scale`).
     """
 
-    Config: ClassVar[type[Any]]  # frozen dataclass of the head's settings; every concrete head nests its own
+    Config: ClassVar[type[Any]]  # frozen dataclass of the head's settings; of the head's own file, or of configs.py
     needs_masks: ClassVar[bool] = False  # does it learn from `Targets.masks`? They are loaded only then
 
     @abstractmethod

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,23 +29,6 @@ class Matches(NamedTuple):
     boxes_xyxy: Tensor  # [P, 4] of the ground truth
     class_labels: Tensor  # [P] int64 of the ground truth
     labels: Tensor  # [B, A] int64 of every candidate; BACKGROUND where it is no positive
-
-
-def check_settings(config: Any) -> None:
-    """What the `Config` of every dense head must keep: `num_convs`, `num_groups`, `nms_threshold`, each `*_weight`.
-
-    Raises:
-        ValueError: names the setting.
-    """
-    require(config.num_convs >= 0, f"num_convs must not be negative, got {config.num_convs}")
-    require(
-        config.num_groups is None or config.num_groups >= 1, f"num_groups must be positive, got {config.num_groups}"
-    )
-    require(0 < config.nms_threshold <= 1, f"nms_threshold must be in (0, 1], got {config.nms_threshold}")
-    for field in fields(config):
-        if field.name.endswith("_weight"):
-            value = getattr(config, field.name)
-            require(value >= 0, f"{field.name} must not be negative, got {value}")
 
 
 class PlainConv(nn.Module):

@@ -7,14 +7,10 @@ features are the pooled ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from torch import Tensor
 
-from model.config import FORBID_UNKNOWN, require
 from model.heads.base import AuxiliaryHead
-from model.heads.roi import RoIConfig
-from model.heads.rpn import RPNConfig
+from model.heads.configs import FasterRCNNConfig
 from model.heads.two_stage import TwoStage
 from model.types import Detections, Positives, Pyramid, Targets
 
@@ -22,24 +18,16 @@ from model.types import Detections, Positives, Pyramid, Targets
 class FasterRCNNHead(AuxiliaryHead):
     """Region proposals, then a class and a box for each."""
 
-    @dataclass(frozen=True)
-    class Config:
-        """Settings of one Faster R-CNN head."""
-
-        __pydantic_config__ = FORBID_UNKNOWN
-        rpn: RPNConfig = field(default_factory=RPNConfig)
-        roi: RoIConfig = field(default_factory=RoIConfig)
-        rpn_classification_weight: float = 1.0
-        rpn_box_weight: float = 1.0
-        classification_weight: float = 1.0
-        box_weight: float = 10.0
-
-        def __post_init__(self) -> None:
-            for name in ("rpn_classification_weight", "rpn_box_weight", "classification_weight", "box_weight"):
-                require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+    Config = FasterRCNNConfig
 
     def __init__(
-        self, config: Config, *, channels: int, num_classes: int, strides: tuple[int, ...], anchor_scale: float = 1.0
+        self,
+        config: FasterRCNNConfig,
+        *,
+        channels: int,
+        num_classes: int,
+        strides: tuple[int, ...],
+        anchor_scale: float = 1.0,
     ):
         super().__init__(config, channels=channels, num_classes=num_classes, strides=strides, anchor_scale=anchor_scale)
         self.config = config

@@ -7,8 +7,7 @@ head (points near the centre, distances in strides, centerness beside the boxes)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +15,9 @@ from torch import Tensor, nn
 from model.anchors import point_grid
 from model.assign import assign_points
 from model.boxes import decode_distances, encode_distances
-from model.config import FORBID_UNKNOWN, require
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
+from model.heads.configs import FCOSConfig
 from model.losses import (
     binary_cross_entropy,
     centerness_of_distances,
@@ -45,29 +44,16 @@ class Predictions(NamedTuple):
 class FCOSHead(AuxiliaryHead):
     """FCOS on the encoder's pyramid; squares around its points are the customised queries' coordinates."""
 
-    @dataclass(frozen=True)
-    class Config:
-        """Settings of one FCOS head."""
-
-        __pydantic_config__ = FORBID_UNKNOWN
-        num_convs: int = 1  # stacked 3x3 convolutions per tower (paper Table 12)
-        center_radius: float | None = 1.5  # strides around an object's centre; None: anywhere in the object
-        distance: Literal["linear", "exp"] = "linear"  # linear: in strides, cut at 0; exp: of the output, in pixels
-        centerness_from: Literal["box", "class"] = "box"  # the tower that the centerness output reads
-        box_loss: Literal["giou", "iou"] = "giou"  # iou: its negative logarithm
-        num_groups: int | None = None  # of the group norms; None: 32, fewer for narrow models
-        nms_threshold: float = 0.6
-        classification_weight: float = 1.0
-        box_weight: float = 1.0
-        centerness_weight: float = 1.0
-
-        def __post_init__(self) -> None:
-            dense.check_settings(self)
-            radius = self.center_radius
-            require(radius is None or radius > 0, f"center_radius must be positive, got {radius}")
+    Config = FCOSConfig
 
     def __init__(
-        self, config: Config, *, channels: int, num_classes: int, strides: tuple[int, ...], anchor_scale: float = 1.0
+        self,
+        config: FCOSConfig,
+        *,
+        channels: int,
+        num_classes: int,
+        strides: tuple[int, ...],
+        anchor_scale: float = 1.0,
     ):
         super().__init__(config, channels=channels, num_classes=num_classes, strides=strides, anchor_scale=anchor_scale)
         self.config, self.num_classes, self.strides = config, num_classes, tuple(strides)

@@ -7,7 +7,6 @@ prediction's confidence (paper Table 1).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,9 +15,9 @@ from torch import Tensor, nn
 from model.anchors import anchor_grid
 from model.assign import assign_atss
 from model.boxes import decode_distances, encode_distances, iou_aligned, xyxy_to_cxcywh
-from model.config import FORBID_UNKNOWN, require
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
+from model.heads.configs import GFLConfig
 from model.losses import distribution_focal_loss, giou_loss, quality_focal_loss, weighted_mean
 from model.neck import zero_padding
 from model.share import total
@@ -37,27 +36,10 @@ class Predictions(NamedTuple):
 class GFLHead(AuxiliaryHead):
     """GFL on the encoder's pyramid; anchors are the customised queries' coordinates."""
 
-    @dataclass(frozen=True)
-    class Config:
-        """Settings of one GFL head."""
-
-        __pydantic_config__ = FORBID_UNKNOWN
-        num_convs: int = 1  # stacked 3x3 convolutions per tower (paper Table 12)
-        top_k: int = 9  # candidates per level and ground truth
-        max_distance: int = 16  # strides; the distribution has a bin for each whole number from 0 on
-        num_groups: int | None = None  # of the group norms; None: 32, fewer for narrow models
-        nms_threshold: float = 0.6
-        classification_weight: float = 1.0
-        box_weight: float = 2.0
-        distribution_weight: float = 0.25
-
-        def __post_init__(self) -> None:
-            dense.check_settings(self)
-            require(self.top_k >= 1, f"top_k must be at least 1, got {self.top_k}")
-            require(self.max_distance >= 1, f"max_distance must be at least 1, got {self.max_distance}")
+    Config = GFLConfig
 
     def __init__(
-        self, config: Config, *, channels: int, num_classes: int, strides: tuple[int, ...], anchor_scale: float = 1.0
+        self, config: GFLConfig, *, channels: int, num_classes: int, strides: tuple[int, ...], anchor_scale: float = 1.0
     ):
         super().__init__(config, channels=channels, num_classes=num_classes, strides=strides, anchor_scale=anchor_scale)
         self.config, self.num_classes, self.strides = config, num_classes, tuple(strides)

@@ -6,16 +6,12 @@ more (paper Table 8) and are evaluated by COCO's segmentation metrics.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
-from model.config import FORBID_UNKNOWN, require
 from model.heads.base import AuxiliaryHead
-from model.heads.masks import MaskBranch, MaskConfig
-from model.heads.roi import RoIConfig
-from model.heads.rpn import RPNConfig
+from model.heads.configs import MaskRCNNConfig
+from model.heads.masks import MaskBranch
 from model.heads.two_stage import TwoStage
 from model.types import Detections, Positives, Pyramid, Targets
 
@@ -25,27 +21,16 @@ class MaskRCNNHead(AuxiliaryHead):
 
     needs_masks = True
 
-    @dataclass(frozen=True)
-    class Config:
-        """Settings of one Mask R-CNN head."""
-
-        __pydantic_config__ = FORBID_UNKNOWN
-        rpn: RPNConfig = field(default_factory=RPNConfig)
-        roi: RoIConfig = field(default_factory=RoIConfig)
-        mask: MaskConfig = field(default_factory=MaskConfig)
-        rpn_classification_weight: float = 1.0
-        rpn_box_weight: float = 1.0
-        classification_weight: float = 1.0
-        box_weight: float = 10.0
-        mask_weight: float = 1.0
-
-        def __post_init__(self) -> None:
-            for name in ("rpn_classification", "rpn_box", "classification", "box", "mask"):
-                value = getattr(self, f"{name}_weight")
-                require(value >= 0, f"{name}_weight must not be negative, got {value}")
+    Config = MaskRCNNConfig
 
     def __init__(
-        self, config: Config, *, channels: int, num_classes: int, strides: tuple[int, ...], anchor_scale: float = 1.0
+        self,
+        config: MaskRCNNConfig,
+        *,
+        channels: int,
+        num_classes: int,
+        strides: tuple[int, ...],
+        anchor_scale: float = 1.0,
     ):
         super().__init__(config, channels=channels, num_classes=num_classes, strides=strides, anchor_scale=anchor_scale)
         self.config = config

@@ -6,32 +6,15 @@ one box to the other takes the mean of the covered area, which is exact and sepa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-from model.config import FORBID_UNKNOWN, require
+from model.heads.configs import MaskConfig
 from model.heads.roi import RoIPooling, RoIs
 from model.linear import Conv2d
 from model.losses import binary_cross_entropy, weighted_mean
 from model.share import total
 from model.types import Detections, Targets
-
-
-@dataclass(frozen=True)
-class MaskConfig:
-    """Settings of the mask branch; the defaults are the official ones."""
-
-    __pydantic_config__ = FORBID_UNKNOWN
-    num_convs: int = 4  # 3x3 convolutions before the upsampling
-    channels: int | None = None  # of them; None: as wide as the pyramid
-    pooled_size: int = 14  # bins per axis; the masks are twice as fine
-
-    def __post_init__(self) -> None:
-        require(self.num_convs >= 0, f"num_convs must not be negative, got {self.num_convs}")
-        require(self.channels is None or self.channels >= 1, f"channels must be at least 1, got {self.channels}")
-        require(self.pooled_size >= 1, f"pooled_size must be at least 1, got {self.pooled_size}")
 
 
 class MaskBranch(nn.Module):

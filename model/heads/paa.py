@@ -7,7 +7,6 @@ Losses: focal, GIoU on decoded boxes weighted by their IoU, and cross entropy of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,9 +15,9 @@ from torch import Tensor, nn
 from model.anchors import anchor_grid
 from model.assign import assign_by_loss, assign_max_iou
 from model.boxes import decode_deltas, iou_aligned
-from model.config import FORBID_UNKNOWN, require
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
+from model.heads.configs import PAAConfig
 from model.losses import binary_cross_entropy, giou_loss, sigmoid_focal_loss, weighted_mean
 from model.neck import zero_padding
 from model.share import num_images, total
@@ -39,27 +38,10 @@ class Predictions(NamedTuple):
 class PAAHead(AuxiliaryHead):
     """PAA on the encoder's pyramid; anchors are the customised queries' coordinates."""
 
-    @dataclass(frozen=True)
-    class Config:
-        """Settings of one PAA head."""
-
-        __pydantic_config__ = FORBID_UNKNOWN
-        num_convs: int = 1  # stacked 3x3 convolutions per tower (paper Table 12)
-        top_k: int = 9  # candidates per level and ground truth
-        candidate_iou: float = 0.1  # at least this makes an anchor a candidate
-        num_groups: int | None = None  # of the group norms; None: 32, fewer for narrow models
-        nms_threshold: float = 0.6
-        classification_weight: float = 1.0  # this and the next also weigh the losses that choose positives
-        box_weight: float = 1.3
-        iou_weight: float = 0.5
-
-        def __post_init__(self) -> None:
-            dense.check_settings(self)
-            require(self.top_k >= 1, f"top_k must be at least 1, got {self.top_k}")
-            require(0 < self.candidate_iou <= 1, f"candidate_iou must be in (0, 1], got {self.candidate_iou}")
+    Config = PAAConfig
 
     def __init__(
-        self, config: Config, *, channels: int, num_classes: int, strides: tuple[int, ...], anchor_scale: float = 1.0
+        self, config: PAAConfig, *, channels: int, num_classes: int, strides: tuple[int, ...], anchor_scale: float = 1.0
     ):
         super().__init__(config, channels=channels, num_classes=num_classes, strides=strides, anchor_scale=anchor_scale)
         self.config, self.num_classes, self.strides = config, num_classes, tuple(strides)

@@ -7,8 +7,7 @@ anchors. Two towers shared by all levels; class and box outputs. Losses: focal, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +15,9 @@ from torch import Tensor, nn
 from model.anchors import anchor_grid
 from model.assign import assign_max_iou
 from model.boxes import decode_deltas, encode_deltas
-from model.config import FORBID_UNKNOWN, require
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
+from model.heads.configs import RetinaNetConfig
 from model.losses import giou_loss, l1_loss, sigmoid_focal_loss, weighted_mean
 from model.neck import zero_padding
 from model.types import IGNORED, Detections, Positives, Pyramid, Targets
@@ -38,31 +37,16 @@ class Predictions(NamedTuple):
 class RetinaNetHead(AuxiliaryHead):
     """RetinaNet on the encoder's pyramid; anchors are the customised queries' coordinates."""
 
-    @dataclass(frozen=True)
-    class Config:
-        """Settings of one RetinaNet head."""
-
-        __pydantic_config__ = FORBID_UNKNOWN
-        num_convs: int = 1  # stacked 3x3 convolutions per tower (paper Table 12)
-        positive_iou: float = 0.5
-        negative_iou: float = 0.4  # anchors between the two are ignored
-        box_loss: Literal["giou", "l1"] = "giou"  # l1: on deltas, the original head's
-        norm: Literal["group", "none"] = "group"  # of the towers; none: the original head's
-        num_groups: int | None = None  # of the group norms; None: 32, fewer for narrow models
-        nms_threshold: float = 0.6
-        classification_weight: float = 1.0
-        box_weight: float = 2.0
-
-        def __post_init__(self) -> None:
-            dense.check_settings(self)
-            require(
-                0 <= self.negative_iou <= self.positive_iou <= 1,
-                f"negative_iou ({self.negative_iou}) and positive_iou ({self.positive_iou}) must be ordered and "
-                "from 0 to 1",
-            )
+    Config = RetinaNetConfig
 
     def __init__(
-        self, config: Config, *, channels: int, num_classes: int, strides: tuple[int, ...], anchor_scale: float = 1.0
+        self,
+        config: RetinaNetConfig,
+        *,
+        channels: int,
+        num_classes: int,
+        strides: tuple[int, ...],
+        anchor_scale: float = 1.0,
     ):
         super().__init__(config, channels=channels, num_classes=num_classes, strides=strides, anchor_scale=anchor_scale)
         self.config, self.num_classes, self.strides = config, num_classes, tuple(strides)

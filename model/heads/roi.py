@@ -6,7 +6,6 @@ of features (`RoIPooling`), and the fully connected layers (`BoxBranch`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from model.assign import assign_max_iou
 from model.boxes import decode_deltas
-from model.config import FORBID_UNKNOWN, require
+from model.heads.configs import RoIConfig
 from model.heads.rpn import Proposals
 from model.linear import Linear
 from model.losses import giou_loss, softmax_cross_entropy, weighted_mean
@@ -24,33 +23,6 @@ from model.share import total
 from model.types import BACKGROUND, IGNORED, Pyramid, Targets
 
 DELTA_STDS = (0.1, 0.1, 0.2, 0.2)
-
-
-@dataclass(frozen=True)
-class RoIConfig:
-    """Settings of the second stage; the defaults are the official ones."""
-
-    __pydantic_config__ = FORBID_UNKNOWN
-    positive_iou: float = 0.5  # of a proposal with a ground truth; below is background
-    num_samples: int = 512  # proposals per image in the losses and among the customised queries' candidates
-    positive_fraction: float = 0.25  # of them at most
-    pooled_size: int = 7  # bins per axis
-    finest_scale: float | None = None  # pixels; boxes below twice this use the finest level; None: 14 strides of it
-    num_fcs: int = 2  # fully connected layers
-    fc_channels: int | None = None  # None: four times the pyramid's width, officially 1024
-    nms_threshold: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("num_samples", "pooled_size", "num_fcs", "fc_channels"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
-        for name in ("positive_iou", "nms_threshold"):
-            require(0 < getattr(self, name) <= 1, f"{name} must be in (0, 1], got {getattr(self, name)}")
-        require(0 <= self.positive_fraction <= 1, f"positive_fraction must be in [0, 1], got {self.positive_fraction}")
-        require(
-            self.finest_scale is None or self.finest_scale > 0,
-            f"finest_scale must be positive, got {self.finest_scale}",
-        )
 
 
 class RoIs(NamedTuple):

@@ -5,7 +5,6 @@ The first stage of the R-CNN heads. Proposals are constants to whatever comes af
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from model.anchors import anchor_grid
 from model.assign import assign_max_iou
 from model.boxes import clip_boxes, decode_deltas, encode_deltas
-from model.config import FORBID_UNKNOWN, require
+from model.heads.configs import RPNConfig
 from model.heads.dense import best_after_nms, flags_of, flatten_output, level_areas
 from model.linear import Conv2d
 from model.losses import binary_cross_entropy, l1_loss, weighted_mean
@@ -22,38 +21,6 @@ from model.neck import zero_padding
 from model.sampling import choose
 from model.share import largest, total
 from model.types import Pyramid, Targets
-
-
-@dataclass(frozen=True)
-class RPNConfig:
-    """Settings of the proposal network; the defaults are the official ones."""
-
-    __pydantic_config__ = FORBID_UNKNOWN
-    anchor_side: float = 4.0  # of the smallest anchor, in strides
-    scales_per_octave: int = 3  # anchors of 1, 2^(1/3) and 2^(2/3) times that
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
-    positive_iou: float = 0.7
-    negative_iou: float = 0.3  # below is background; between the two takes no part
-    min_best_iou: float = 0.3  # a ground truth's best anchors are positive from here on
-    num_samples: int = 256  # anchors per image in the losses
-    positive_fraction: float = 0.5  # of them at most
-    train_candidates: int = 4000  # best anchors per level that enter NMS in training
-    test_candidates: int = 1000  # at inference
-    nms_threshold: float = 0.7
-    num_proposals: int = 1000  # per image
-
-    def __post_init__(self) -> None:
-        require(self.anchor_side > 0, f"anchor_side must be positive, got {self.anchor_side}")
-        require(len(self.ratios) > 0 and min(self.ratios) > 0, f"ratios must be positive numbers, got {self.ratios}")
-        for name in ("scales_per_octave", "num_samples", "train_candidates", "test_candidates", "num_proposals"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        require(0 <= self.positive_fraction <= 1, f"positive_fraction must be in [0, 1], got {self.positive_fraction}")
-        require(0 < self.nms_threshold <= 1, f"nms_threshold must be in (0, 1], got {self.nms_threshold}")
-        require(
-            0 <= self.negative_iou <= self.positive_iou <= 1,
-            f"negative_iou ({self.negative_iou}) must not exceed positive_iou ({self.positive_iou}), both in [0, 1]",
-        )
-        require(0 <= self.min_best_iou <= 1, f"min_best_iou must be in [0, 1], got {self.min_best_iou}")
 
 
 class Outputs(NamedTuple):

@@ -1,0 +1,148 @@
+"""Two of a kind in a data set: one image under two ids or in both splits, one object annotated twice."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import posixpath
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness.data.checks import Problems, is_whole
+from harness.data.disk import shown
+
+
+class Mark(NamedTuple):
+    """By which a file is known."""
+
+    file: int  # the same for all names of one file, as links are
+    size: int  # bytes
+    time: int  # of its last modification, in nanoseconds
+
+
+def file_marks(folder: Path, names: Iterable[Any]) -> dict[str, Mark]:
+    """Of each file by its name; what is no name, or not there, is left out."""
+    found = {}
+    for name in names:
+        with suppress(OSError, ValueError, TypeError):
+            status = os.stat(folder / name)
+            found[name] = Mark(hash((status.st_dev, status.st_ino)), status.st_size, status.st_mtime_ns)
+    return found
+
+
+def check_same_image(
+    images: Sequence[dict[str, Any]],
+    sound: Sequence[dict[str, Any]],
+    marks: Mapping[str, Mark],
+    problems: Problems,
+) -> None:
+    """Is one file listed under several ids? Each would teach that the objects of the others are background.
+
+    Equal objects under all ids only make the image count more often, and are noted.
+
+    Args:
+        images: as the annotation file lists them.
+        sound: its annotations that nothing is wrong with.
+        marks: of each file, by its name.
+        problems: takes what is wrong, and notes.
+    """
+    names: dict[int, str] = {}
+    ids: dict[str, list[Any]] = defaultdict(list)
+    for row in images:
+        if (mark := marks.get(row["file_name"]) if isinstance(row.get("file_name"), str) else None) is not None:
+            ids[names.setdefault(mark.file, row["file_name"])].append(row.get("id"))
+    shared = {name: own for name, own in ids.items() if len(own) > 1 and all(map(is_whole, own))}
+    objects: dict[int, set[tuple[Any, ...]]] = {key: set() for own in shared.values() for key in own}
+    for row in sound if shared else ():
+        if row["image_id"] in objects:
+            box = tuple(map(float, row["bbox"]))
+            objects[row["image_id"]].add((row["category_id"], *box, bool(row.get("iscrowd", 0))))
+    harmless = []
+    for name, own in shared.items():
+        if len(set(own)) < len(own):
+            continue  # reported as ids that are there twice
+        if all(objects[key] == objects[own[0]] for key in own):
+            harmless.append((name, own))
+            continue
+        told = f"images {_listed(own)} are one file ({shown(name)}) with different objects, background to each other"
+        problems.add("same image", f"{told}; give all of them one id, or remove those that should not be there")
+    if harmless:
+        name, own = harmless[0]
+        more = f", and so are {len(harmless) - 1:,} more" if len(harmless) > 1 else ""
+        told = f"images {_listed(own)} are one file ({shown(name)}) with the same objects"
+        problems.note(f"{told}{more}: it counts each time")
+
+
+def note_same_objects(
+    keys: np.ndarray, boxes_xywh: np.ndarray, ids: np.ndarray, images: np.ndarray, problems: Problems
+) -> None:
+    """Note objects that are there twice: the second one is a miss for any detector.
+
+    Args:
+        keys: [N, 3] image, category and crowd of each object.
+        boxes_xywh: [N, 4].
+        ids: [N] of the annotations.
+        images: [N] ids of their images.
+        problems: takes the note.
+    """
+    columns = np.concatenate([keys.astype(np.float64), boxes_xywh + 0.0], 1)  # -0.0 becomes 0.0
+    mixed = np.zeros(len(columns), np.uint64)
+    for column in np.ascontiguousarray(columns.T).view(np.uint64):
+        mixed = (mixed ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+    order = np.argsort(mixed, kind="stable")
+    first, second = order[:-1], order[1:]
+    twice = (mixed[first] == mixed[second]) & (columns[first] == columns[second]).all(1)
+    if twice.any():
+        at = int(twice.argmax())
+        pair = f"annotations {ids[first[at]]} and {ids[second[at]]} (image {images[first[at]]})"
+        told = f"{twice.sum():,} objects are annotated twice, with equal box and category: {pair}"
+        problems.note(f"{told}; a detector can find only one of them: remove the other")
+
+
+def shared_images(
+    train: tuple[Path, Sequence[str], Sequence[Mark]], val: tuple[Path, Sequence[str], Sequence[Mark]]
+) -> list[tuple[str, str]]:
+    """(name in train, name in val) of images that are in both splits: one file, or copies of one name or time.
+
+    Args:
+        train: folder, names and marks of its images.
+        val: the same.
+    """
+    (folder, names, marks), (other_folder, other_names, other_marks) = train, val
+    one = {mark.file: name for name, mark in zip(names, marks, strict=True)}
+    alike: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for name, mark in zip(names, marks, strict=True):
+        for key in _keys(name, mark):
+            alike[key].append(name)
+    found = []
+    for name, mark in zip(other_names, other_marks, strict=True):
+        twin = one.get(mark.file)
+        if twin is None:
+            twins = [names[0] for key in _keys(name, mark) if len(names := alike.get(key, [])) == 1]
+            twin = next(
+                (twin for twin in dict.fromkeys(twins) if _same_bytes(folder / twin, other_folder / name)), None
+            )
+        if twin is not None:
+            found.append((twin, name))
+    return found
+
+
+def _keys(name: str, mark: Mark) -> tuple[tuple[Any, ...], ...]:
+    """What a copy shares with its original: size, and its bare name or its time."""
+    return (posixpath.basename(name), mark.size), (mark.size, mark.time)
+
+
+def _same_bytes(first: Path, second: Path) -> bool:
+    with suppress(OSError):
+        return filecmp.cmp(first, second, shallow=False)
+    return False
+
+
+def _listed(ids: Sequence[int]) -> str:
+    return f"{', '.join(map(str, ids[:-1][:4]))}{', …' if len(ids) > 5 else ''} and {ids[-1]}"

@@ -1,0 +1,215 @@
+"""What can be wrong with the image files of a data set, and what must be said of them, all before any training.
+
+Only their headers are read. Reading those of 118,000 images takes minutes on slow storage, so a good file's verdict is
+remembered by its size and modification time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections import defaultdict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any
+
+import PIL
+
+from harness.data.checks import Problems
+from harness.data.disk import ABSENT, KINDS, list_images, open_file, shown
+from harness.data.pixels import TRAITS, UNREADABLE, open_image, refusal, traits
+from harness.data.ticker import Progress, Ticker
+from harness.errors import UserError
+from harness.results import cache_dir, write_atomic
+
+THREADS, FILES_AT_ONCE = 8, 256
+VERDICTS = f"2-{PIL.__version__}"  # the version of what is remembered: of this room, and of what Pillow sees in a file
+WHOLE = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # what stands at the end of a whole file
+NAMED = 3  # files of a note
+OTHER_SPLIT = re.compile("train|val|test")  # what a folder's name begins with that no file is looked for in
+FOREIGN = {  # what begins so is something that Pillow does not read
+    b"\xff\xd8\xff": "a damaged JPEG, or one of a kind (12-bit, lossless)",
+    b"II*\0": "a damaged TIFF, or one of a kind (channels, bits)",
+    b"MM\0*": "a damaged TIFF, or one of a kind (channels, bits)",
+    b"II+\0": "a BigTIFF of a kind",
+    b"#?RADIANCE": "a Radiance HDR, a kind of file",
+    b"v/1\x01": "an OpenEXR, a kind of file",
+    b"\x93NUMPY": "a NumPy array, a kind of file",
+}
+
+_Verdict = list[Any]  # size, modified, width, height, traits
+_Row = Mapping[str, Any]  # of an annotation file's images
+
+
+def check_files(folder: Path, images: list[dict[str, Any]], problems: Problems, progress: Progress | None) -> list[str]:
+    """Is every image there, whole, readable, of a kind that can be trained on, and of the size that is annotated?
+
+    A JPEG or PNG is whole when its end marker is there; one without is decoded to be sure. Damage in the
+    middle of a file is found only when training decodes it.
+
+    Returns:
+        A line for each kind of image whose pixels are not simply taken as they are.
+    """
+    key = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:16]
+    record = cache_dir() / "checked" / f"{key}-{VERDICTS}.json"
+    known = _remembered(record)
+    ticker = Ticker(progress, f"checking the images of {shown(folder)}", len(images))
+    seen: dict[str, _Verdict] = {}
+    kinds: dict[str, list[str]] = defaultdict(list)
+    nearest = _Nearest(folder)
+
+    rows = [row for row in images if isinstance(row.get("file_name"), str)]
+    with ThreadPoolExecutor(THREADS) as pool:  # storage answers several questions at once
+        for start in range(0, len(rows), FILES_AT_ONCE):
+            some = rows[start : start + FILES_AT_ONCE]
+            names = [row["file_name"] for row in some]
+            verdicts = pool.map(_inspect, [folder / name for name in names], map(known.get, names))
+            for row, (verdict, trouble) in zip(some, verdicts, strict=True):
+                name = row["file_name"]
+                if verdict is not None:
+                    seen[name] = verdict
+                    trouble = _other_size(row, verdict)
+                    for trait in verdict[4]:
+                        kind, label = _kind(trait, name, verdict)
+                        kinds[kind].append(label)
+                elif trouble.startswith("is missing"):
+                    trouble += nearest.to(name)
+                if trouble:
+                    kind = "size" if verdict is not None else " ".join(trouble.split()[:2])
+                    problems.add(kind, f"image {row.get('id')} ({shown(name)}) {trouble}")
+            ticker.at(start + len(some))
+    if seen != known:
+        with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            write_atomic(record, json.dumps(seen), durable=False)
+    return [_note(folder, kind, labels) for kind, labels in sorted(kinds.items())]
+
+
+def _remembered(record: Path) -> dict[str, _Verdict]:
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+# ---- one file -----------------------------------------------------------------------------------------------------
+
+
+def _inspect(path: Path, known: Any) -> tuple[_Verdict | None, str]:
+    """What is known of a good image file, else None and what is wrong with it."""
+    try:
+        try:
+            status = path.stat()
+        except ValueError:  # a zero byte, or half of a surrogate pair
+            return None, "cannot be the name of a file; correct it or remove the image from the annotation file"
+        if not stat.S_ISREG(status.st_mode):
+            what = KINDS.get(stat.S_IFMT(status.st_mode), "a device")
+            return None, f"is {what}, not a file; put the image there or remove it from the annotation file"
+        if isinstance(known, list) and len(known) == 5 and known[:2] == [status.st_size, status.st_mtime_ns]:
+            return known, ""
+        with open_image(path) as (image, stream):
+            if trouble := refusal(image):
+                return None, trouble
+            width, height = image.size
+            found = traits(image, stream)
+            end = WHOLE.get(image.format or "")
+            stream.seek(max(0, status.st_size - 64))
+            if end is None or end not in stream.read():
+                with open_image(path) as (again, _):
+                    again.load()
+    except UNREADABLE as error:
+        return None, _unreadable(path, error)
+    return [status.st_size, status.st_mtime_ns, width, height, found], ""
+
+
+def _unreadable(path: Path, error: BaseException) -> str:
+    """What is wrong with a file that could not be opened or decoded."""
+    remove = "or remove the image from the annotation file"
+    if isinstance(error, OSError) and error.errno in ABSENT:
+        link = f" (a link to {shown(os.readlink(path))} that leads nowhere)" if os.path.islink(path) else ""
+        return f"is missing in {shown(path.parent)}{link}; add it {remove}"
+    if "cannot identify" not in str(error):
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return f"cannot be read ({said.splitlines()[0] if said else type(error).__name__}); restore the file {remove}"
+    with suppress(OSError), open_file(path) as stream:
+        beginning = stream.read(16)
+        for mark, kind in FOREIGN.items():
+            if beginning.startswith(mark):
+                return f"cannot be read ({kind} that Pillow does not read); store it as PNG or JPEG {remove}"
+    return f"cannot be read (not an image); restore the file {remove}"
+
+
+def _other_size(row: _Row, verdict: _Verdict) -> str:
+    """What is wrong when the file's size is not the annotated one; empty when it is."""
+    told, real = [row.get("width"), row.get("height")], verdict[2:4]
+    if told == real or not all(type(side) is int for side in told):
+        return ""
+    if told != real[::-1]:
+        what = "correct the file or its boxes"
+    elif any(trait.startswith("orientation") for trait in verdict[4]):
+        what = "it is annotated as its EXIF orientation shows it: store the image upright"
+    elif "turned" in verdict[4]:
+        what = "it is annotated as stored, and its orientation turns it: store the image without"
+    else:
+        what = "exchange the two there if they are mixed up, or store the image upright if the boxes are of it turned"
+    return f"is {real[0]}x{real[1]} pixels, but the annotation file says {told[0]}x{told[1]}; {what}"
+
+
+class _Nearest:
+    """Images of a data set by their bare names, listed when the first one is missing."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def to(self, name: str) -> str:
+        """`; here is images/7.jpg` for a file that is not there; empty where nothing has its name."""
+        bare = PurePath(name.replace("\\", "/"))
+        near = self._names.get(bare.name.lower()) or self._names.get(bare.stem.lower())
+        return f"; here is {shown(near)}" if near else ""
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """By name, and by name without suffix, in small letters: the path from the split's folder."""
+        found: dict[str, str] = {}
+        with suppress(UserError):
+            for name, _ in sorted(list_images(self._folder.parent)):
+                path = PurePath(name)
+                within = path.parts[0] == self._folder.name
+                if not within and OTHER_SPLIT.match(name.lower()):
+                    continue
+                for key in (path.name.lower(), path.stem.lower()):
+                    if within or key not in found:
+                        found[key] = os.path.relpath(name, self._folder.name)
+        return found
+
+
+# ---- what is said -------------------------------------------------------------------------------------------------
+
+
+def _kind(trait: str, name: str, verdict: _Verdict) -> tuple[str, str]:
+    """A trait as it is noted, and the file in that note; sides that differ tell which way the boxes were drawn."""
+    if not trait.startswith("orientation"):
+        return trait, shown(name)
+    number = int(trait.split()[1])
+    sure = number >= 5 and verdict[2] != verdict[3]
+    return ("orientation, sides" if sure else "orientation"), f"{shown(name)}: {number}"
+
+
+def _note(folder: Path, kind: str, labels: list[str]) -> str:
+    """One line for all images of a kind."""
+    one = len(labels) == 1
+    some = ", ".join(labels[:NAMED]) + (", …" if len(labels) > NAMED else "")
+    begin = f"note: {shown(folder)}: {len(labels):,} image{'' if one else 's'}"
+    if kind.startswith("orientation"):
+        begin += f" {'has' if one else 'have'} an EXIF orientation ({some}); pixels are taken as stored"
+        if kind == "orientation, sides":
+            return f"{begin}, as the annotated sides are"
+        return f"{begin}: if boxes were drawn on the image as viewers show it, store it upright"
+    are, done = TRAITS[kind]
+    return f"{begin} {'is' if one else 'are'} {are} ({some}), {done}"

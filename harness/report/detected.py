@@ -1,0 +1,237 @@
+"""What a detector finds: AP of each class, the threshold that suits it, its worst images, and a sheet of them.
+
+Numbers by class are in the records. All else needs the detections that a trial left in its folder, and its images; what
+is not here is said in a line.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UserError
+from harness.figures.matching import SCORE, Matches, Threshold, best_threshold, worst_images
+from harness.report.frames import recorded
+from harness.report.tables import metric_of
+from harness.results import RunStore
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from harness.config import DataConfig
+    from harness.data.coco import CocoDataset
+    from harness.figures.detections import Scene
+    from harness.grid import Grid
+
+Record = Mapping[str, Any]
+NUM_SHOWN = 6  # images on the sheet
+NUM_LISTED = 20  # images in the list
+
+
+@dataclass(frozen=True)
+class Classes:
+    """AP by class: a line for each, a number for each row of the grid that has finished trials (mean over seeds)."""
+
+    rows: tuple[str, ...]  # of the grid
+    lines: tuple[tuple[str, int | None, tuple[float | None, ...]], ...]  # class, objects of the split, AP in percent
+
+
+@dataclass(frozen=True)
+class WorstImage:
+    """An image and how it came out."""
+
+    image_id: int
+    file_name: str
+    matches: Matches
+
+    @property
+    def num_objects(self) -> int:
+        """Objects that are no crowd regions."""
+        return len(self.matches.true_positives) + len(self.matches.false_negatives)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The worst images of one trial, at one score."""
+
+    score: float
+    why: str  # this score
+    worst: tuple[WorstImage, ...]
+    scenes: tuple[Scene, ...]  # of the first of them
+    categories: Mapping[int, str]
+
+    def draw(self) -> Figure:
+        """The sheet as a figure."""
+        from harness.figures.detections import draw_detections
+
+        return draw_detections(self.scenes, self.categories, self.score, self.why)
+
+
+@dataclass(frozen=True)
+class Detected:
+    """What a page says of one grid's detections."""
+
+    classes: Classes
+    trial: str = ""  # id of the trial whose images are shown
+    row: str = ""
+    seed: int | None = None
+    sheet: Sheet | None = None
+    missing: str = ""  # why there is no sheet
+
+
+def detected(grid: Grid, records: Sequence[Record], store: RunStore, score: float | None = None) -> Detected | None:
+    """What the finished trials of `grid` find; None where no record tells of classes.
+
+    The sheet is that of the best trial: of the row with the best mean of the first metric the first seed whose
+    detections are in the store.
+
+    Args:
+        grid: its trials' configurations name the data.
+        records: shaped like result.json.
+        store: where detections are.
+        score: lowest score of a detection on the sheet; None takes that with the best F1 of the split.
+    """
+    by_id = {record["trial_id"]: record for record in records if record.get("status") == "finished"}
+    finished = {
+        row.label: [(seed, by_id[key]) for seed, key in zip(grid.seeds, row.trial_ids, strict=True) if key in by_id]
+        for row in grid.rows
+    }
+    classes = _classes({label: [record for _, record in own] for label, own in finished.items() if own}, store)
+    if classes is None:
+        return None
+    for label, own in _best_first(grid, finished):
+        for seed, record in own:
+            key = str(record["trial_id"])
+            if (store.dir(key) / "detections.json").exists():
+                return _of_trial(grid, key, label, seed, classes, store, score)
+    return Detected(
+        classes, missing="no pictures: the detections of these trials are not in the store, only their records"
+    )
+
+
+def _best_first(
+    grid: Grid, finished: Mapping[str, list[tuple[int, Record]]]
+) -> list[tuple[str, list[tuple[int, Record]]]]:
+    """Rows with numbers of the first metric, the best mean first; equal ones in the grid's order."""
+    metric = metric_of(grid.metrics[0])
+    sign = 1.0 if metric.better == "lower" else -1.0
+    means = {}
+    for label, own in finished.items():
+        values = [value for _, record in own if (value := recorded(record, metric.name)) is not None]
+        if values:
+            means[label] = sign * statistics.fmean(values)
+    return [(label, finished[label]) for label in sorted(means, key=lambda label: means[label])]
+
+
+def _classes(rows: Mapping[str, Sequence[Record]], store: RunStore) -> Classes | None:
+    own = {label: [_per_class(record, store) for record in records] for label, records in rows.items()}
+    names = list(dict.fromkeys(name for seeds in own.values() for seed in seeds for name in seed))
+    if not names:
+        return None
+    lines = []
+    for name in names:
+        values: list[float | None] = []
+        for seeds in own.values():
+            there = [seed[name] for seed in seeds if seed.get(name) is not None]
+            values.append(statistics.fmean(there) if there else None)
+        lines.append((name, None, tuple(values)))
+    return Classes(tuple(own), tuple(lines))
+
+
+def _per_class(record: Record, store: RunStore) -> Mapping[str, float]:
+    """The trial's own file has the names as they are; MLflow may have had to change them."""
+    kept = store.read(str(record["trial_id"])) or {}
+    return kept.get("per_class") or record.get("per_class") or {}
+
+
+def _of_trial(
+    grid: Grid, key: str, label: str, seed: int, classes: Classes, store: RunStore, score: float | None
+) -> Detected:
+    found = Detected(classes, key, label, seed)
+    try:
+        dataset = _dataset(grid.trial(key).config.data)
+        detections = json.loads((store.dir(key) / "detections.json").read_bytes())
+        sheet = sheet_of(dataset, detections, score)
+    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+        told = str(error).strip().splitlines()[0] if isinstance(error, UserError | OSError) else "they are damaged"
+        return Detected(classes, key, label, seed, missing=f"no pictures of the detections of {key}: {told}")
+    counts = _objects(dataset)
+    known = {name: values for name, _, values in classes.lines}
+    order = [name for name in counts if name in known] + [name for name in known if name not in counts]
+    lines = tuple((name, counts.get(name), known[name]) for name in order)
+    return Detected(Classes(classes.rows, lines), found.trial, found.row, found.seed, sheet)
+
+
+def _dataset(config: DataConfig) -> CocoDataset:
+    """The validation split, if it is here: nothing is generated for a picture.
+
+    Raises:
+        UserError: it is not here, or not sound.
+    """
+    from harness.data import open_dataset
+    from harness.data.digits import digits_folder
+
+    if config.path is None and not digits_folder(config.digits).is_dir():
+        raise UserError("the digit scenes are not in the cache; a training writes them")
+    return open_dataset(config, "val", progress=lambda line: None)
+
+
+def _objects(dataset: CocoDataset) -> dict[str, int]:
+    """Objects of each class, without crowd regions, in the order of the category ids."""
+    names = dict(zip(dataset.category_ids, dataset.category_names, strict=True))
+    counts = Counter(row["category_id"] for row in dataset.ground_truth["annotations"] if not row["iscrowd"])
+    return {name: counts[category] for category, name in names.items()}
+
+
+def sheet_of(dataset: CocoDataset, detections: Sequence[Record], score: float | None = None) -> Sheet:
+    """The worst images of a split and what was detected on them.
+
+    Args:
+        dataset: the split that was evaluated.
+        detections: in COCO's results format.
+        score: lowest score of a detection; None takes that with the best F1 over the split.
+
+    Raises:
+        UserError: an image cannot be read.
+        KeyError: a detection is on no image of the split.
+    """
+    from harness.figures.detections import Scene
+
+    truth: dict[int, list[Record]] = {image_id: [] for image_id in dataset.image_ids}
+    found: dict[int, list[Record]] = {image_id: [] for image_id in dataset.image_ids}
+    for rows, by_image in ((dataset.ground_truth["annotations"], truth), (detections, found)):
+        for row in rows:
+            by_image[row["image_id"]].append(row)
+    chosen, why = _chosen_score(best_threshold(truth, found), score)
+    index = {image_id: number for number, image_id in enumerate(dataset.image_ids)}
+    names = dataset.file_names
+    worst = tuple(
+        WorstImage(image_id, names[index[image_id]], matches)
+        for image_id, matches in worst_images(truth, found, NUM_LISTED, chosen).items()
+    )
+    scenes = [
+        Scene(
+            f"image {own.image_id}",
+            dataset.load_image(index[own.image_id]),
+            truth[own.image_id],
+            found[own.image_id],
+            own.file_name,
+        )
+        for own in worst[:NUM_SHOWN]
+    ]
+    categories = dict(zip(dataset.category_ids, dataset.category_names, strict=True))
+    return Sheet(chosen, why, worst, tuple(scenes), categories)
+
+
+def _chosen_score(best: Threshold | None, score: float | None) -> tuple[float, str]:
+    """The score of the sheet, and why it is that."""
+    if best is None:
+        return SCORE if score is None else score, "no detection of the split is right at any score"
+    words = f"F1 {best.f1:.2f}: precision {best.precision:.2f}, recall {best.recall:.2f}"
+    if score is None:
+        return best.score, f"best of the split, {words}"
+    return score, f"as asked; best of the split is {best.score:g}, {words}"

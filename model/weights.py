@@ -1,0 +1,156 @@
+"""Files of weights: tensors by name, from what `torch.save` or safetensors wrote.
+
+What stands in a file decides how it is read, not its suffix. A file that cannot be used is told in one line.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # loaded where a file is read: whether there is one can be asked without
+    import torch
+    from torch import Tensor
+
+FEW = 3  # names of a kind that a message shows
+CUT_SHORT = "it is cut short or damaged; fetch it again"
+NO_WEIGHTS = "it holds no state dict, a mapping of names to tensors; save model.state_dict()"
+LFS_POINTER = b"version https://git-lfs"
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors by name, on the CPU; those below `state_dict` where the file has such a key.
+
+    Raises:
+        ValueError: the file is missing, cannot be read, is cut short, or holds something else; one line.
+    """
+    if trouble := file_trouble(path):
+        raise ValueError(f"{path} {trouble}")
+    try:
+        content = _read(path)
+    except _NoWeights as error:
+        raise ValueError(f"{path} cannot be read as weights: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as weights: {error.strerror or error}") from error
+    except Exception as error:  # a broken file may fail in any way
+        raise ValueError(f"{path} cannot be read as weights: {CUT_SHORT} ({_first_line(error)})") from error
+    if isinstance(content, dict):
+        content = content.get("state_dict", content)
+    if not isinstance(content, Mapping) or not content or not all(map(_is_entry, content.items())):
+        raise ValueError(f"{path} cannot be read as weights: {NO_WEIGHTS}")
+    return dict(content)
+
+
+class _NoWeights(Exception):
+    """Says what a file is instead."""
+
+
+def file_trouble(path: Path) -> str:
+    """Why nothing can be read from a path; empty when it is a file. Looks at its entry in the folder alone."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        dangling = " (a link that leads nowhere)" if path.is_symlink() else ""
+        return f"does not exist{dangling}"
+    except (OSError, ValueError) as error:
+        return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    if stat.S_ISDIR(mode):
+        return "is a folder; name the file in it"
+    return "" if stat.S_ISREG(mode) else "is no ordinary file"
+
+
+def _read(path: Path) -> Any:
+    with open(path, "rb") as file:
+        head, size = file.read(len(LFS_POINTER)), os.fstat(file.fileno()).st_size
+    if size == 0:
+        raise _NoWeights("it is empty; fetch it again")
+    if head.startswith(LFS_POINTER):
+        raise _NoWeights("it is a pointer of Git LFS; fetch the file itself with `git lfs pull`")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if head.startswith(b"PK"):
+        _check_archive(path)
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with open(path, "rb") as file:  # of a path, torch would go by the suffix
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            if type(error).__name__ != "UnpicklingError" or "truncated" in str(error):
+                raise
+            raise _NoWeights(f"{NO_WEIGHTS} (another kind of file, or Python objects besides tensors)") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raise where the archive that `torch.save` writes is not whole: torch itself checks no sums."""
+    if not zipfile.is_zipfile(path):
+        raise _NoWeights(CUT_SHORT)
+    with zipfile.ZipFile(path) as archive:
+        if (name := archive.testzip()) is not None:
+            raise _NoWeights(f"{CUT_SHORT} (its part {name} has changed)")
+
+
+def _is_entry(item: tuple[Any, Any]) -> bool:
+    import torch
+
+    return isinstance(item[0], str) and isinstance(item[1], torch.Tensor)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def misfits(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """How weights differ from what a module's state dict asks for: names and shapes; empty when they fit.
+
+    Counts of batches, which only an average over all of them would need, may be missing or there.
+    """
+    shapes = {name: tuple(value.shape) for name, value in expected.items() if not _is_count(name)}
+    there = {name: weights[name] for name in shapes if name in weights}
+    missing = [name for name in shapes if name not in weights]
+    strange = [name for name in weights if name not in expected and not _is_count(name)]
+    other = [
+        f"{name} ({_sides(value.shape)} instead of {_sides(shapes[name])})"
+        for name, value in there.items()
+        if tuple(value.shape) != shapes[name]
+    ]
+    broken = [name for name, value in there.items() if not _is_finite(value)]
+    prefix = _prefix(missing, strange)
+    told = [f"lacks {_few(missing)}, {len(missing)} of {len(shapes)} names"] if missing else []
+    told += [f"whose names begin with '{prefix}' there"] if prefix else []
+    told += [f"has another shape for {_few(other)}"] if other else []
+    told += [f"has besides {_few(strange)}"] if strange and not prefix else []
+    told += [f"has no finite numbers in {_few(broken)}"] if broken else []
+    return ", ".join(told)
+
+
+def _is_finite(value: Tensor) -> bool:
+    return value.is_floating_point() and bool(value.isfinite().all())
+
+
+def _is_count(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
+
+
+def _sides(shape: torch.Size | tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a single number"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
+
+
+def _prefix(missing: list[str], strange: list[str]) -> str:
+    """What stands before the missing names in a file, as after training in a wrapper; empty when nothing does."""
+    longer = [name for name in strange if missing and name.endswith(f".{missing[0]}")]
+    return longer[0].removesuffix(missing[0]) if longer else ""
