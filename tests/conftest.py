@@ -14,7 +14,14 @@ OWN_PLACES = pytest.StashKey[Path]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set before anything is imported, so that processes which a test starts inherit it."""
+    """Set before anything is imported, so that processes which a test starts inherit it.
+
+    The workers of pytest-xdist inherit it too: they share the cache with its compiled kernels, and nothing else.
+    """
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        os.environ["CODETR_STORE"] += f"-{worker['workerid']}"
+        return
     places = config.stash[OWN_PLACES] = Path(tempfile.mkdtemp(prefix="codetr-tests-"))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Ray reads its token once, when it is first imported, and some tests import it without starting it.
@@ -25,7 +32,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    shutil.rmtree(config.stash[OWN_PLACES], ignore_errors=True)
+    if (places := config.stash.get(OWN_PLACES, None)) is not None:
+        shutil.rmtree(places, ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several processes run whole files each; what starts a Ray stays in one of them, as a machine has few cores."""
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
