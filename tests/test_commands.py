@@ -391,6 +391,13 @@ def test_gc_lists_and_deletes_what_is_certainly_garbage(store, said, tmp_path, m
     assert "nothing to clear away" in said("gc", "--yes")[1]
 
 
+def test_gc_speaks_of_one_leftover_as_of_one(store: RunStore, said):
+    housekeeping.write_atomic(store.root / "launches" / "old" / "state.json", "x" * 500)
+    age(store.root)
+    code, out, _ = said("gc")
+    assert code == 0 and "1 leftover, 500 B; `codetr gc --yes` deletes it" in out
+
+
 def test_gc_leaves_living_leases_and_their_launches(store, said):
     trial = make_trial(1)
     housekeeping.write_atomic(store.root / "launches" / "mine" / "state.json", "{}")
