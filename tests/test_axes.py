@@ -211,7 +211,9 @@ def test_near_numbers_stand_on_a_linear_axis_and_intervals_are_drawn():
 
 
 @pytest.mark.parametrize(
-    ("interval", "below"), [(None, False), ((0.0, 0.0), False), ((-2.0, 2.0), True)], ids=["one seed", "at zero", "below zero"]
+    ("interval", "below"),
+    [(None, False), ((0.0, 0.0), False), ((-2.0, 2.0), True)],
+    ids=["one seed", "at zero", "below zero"],
 )
 def test_the_scale_goes_below_zero_only_for_what_is_there(interval: tuple[float, float] | None, below: bool):
     points = [AxisPoint(value, 0.0, interval, 3 if interval else 1) for value in (6, 12)]
