@@ -350,6 +350,21 @@ def test_rm_without_the_tracking_store_says_so_and_sync_follows_later(store, tra
 # ---- gc
 
 
+def test_a_report_of_nothing_names_what_has_finished_of_the_file(store, without_mlflow, said, tmp_path):
+    words = [QUICKSTART, *FAST, "--set", "train.epochs=3"]
+    out = ["--format", "md", "--out", str(tmp_path / "reports")]
+    asked, named = open_grid(QUICKSTART, "digits_fast"), "codetr report grid.yaml --set train.epochs=3"
+    longer = open_grid(QUICKSTART, "digits_fast", ["train.epochs=3"])
+    ledger.remember(store, asked)
+    ledger.remember(store, replace(longer, command=named.replace("report", "run")))
+    assert "nothing asked for" not in said("report", QUICKSTART, *FAST, *out)[2], "nothing is there"
+    finish(store, longer.trials[0])
+    code, _, err = said("report", QUICKSTART, *FAST, *out)
+    assert code == 0 and f"note: nothing asked for has finished; in {store.root} there are, of the same file,\n" in err
+    assert f"note:   1 of quickstart (digits_fast, train.epochs=3): {named}\n" in err
+    assert "nothing asked for" not in said("report", *words, *out)[2]
+
+
 def age(path):
     old = time.time() - 2 * housekeeping.QUIET_SECONDS
     for entry in [path, *path.rglob("*")]:
