@@ -92,7 +92,10 @@ class RayStart:
     def __enter__(self) -> RayStart:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, Exception):  # or Ray would be seen to fail while the process ends
+            while not self._future.done():
+                wait([self._future], timeout=1.0)
         with self._lock:
             self._given_up = True
             begun = self._future.done() and self._future.exception() is None

@@ -108,19 +108,20 @@ def run_grid(
                 stack.enter_context(driver)
             launch = Launch(store, run_trial, concurrent, max_failures, fail_fast)
             ray = None
-            if executor == "ray" and (pending or more):  # it starts while the tracking store opens and data are checked
-                if run_trial is None and grid.search is None and not is_given():
-                    loaded = stack.enter_context(Preloaded())
+            if pending or more:
+                suggestions = f", {more} to be suggested" if more else ""
+                progress.say(f"{len(pending)} of {len(wanted)} trials to run{suggestions}")
+                if executor == "ray" and run_trial is None and grid.search is None and not is_given():
+                    loaded = stack.enter_context(Preloaded())  # it loads torch meanwhile
                     os.environ[PLACE] = loaded.place
-                ray = stack.enter_context(RayStart(pending or grid.trials[:1], concurrent))
+                progress.phase("checking the data")
+                (check_data or check_inputs)(_examples(grid, pending, more), progress.say)
+                if executor == "ray":  # it starts while the tracking store opens
+                    ray = stack.enter_context(RayStart(pending or grid.trials[:1], concurrent))
             mirror = _open_mirror(grid, store, progress)
             if mirror is not None:
                 stack.callback(mirror.close)
             if pending or more:
-                suggestions = f", {more} to be suggested" if more else ""
-                progress.say(f"{len(pending)} of {len(wanted)} trials to run{suggestions}")
-                progress.phase("checking the data")
-                (check_data or check_inputs)(_examples(grid, pending, more), progress.say)
                 for line in take_up(store, [trial.trial_id for trial in pending]):
                     progress.say(line)
                 progress.watch(pending)

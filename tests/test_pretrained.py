@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[1]
 ONE_ROW = "rows: [{label: a, set: {model.heads: []}}]"
 SMALL = ("data.digits.num_train=4", "data.digits.num_val=2", "train.epochs=1", "train.batch_size=2")
 FAST = BackboneConfig(
-    block="basic", depths=(1, 1, 1, 1), width=8, stem="conv3", norm="group", stages=(3, 4), frozen_stages=-1
+    block="basic", depths=(1, 1, 1, 1), width=16, stem="conv3", norm="group", stages=(3, 4), frozen_stages=-1
 )
 
 
@@ -393,15 +393,15 @@ def without(names: int) -> dict[str, torch.Tensor]:
     [
         (without(5), ["lacks conv1.weight, bn1.weight, bn1.bias and 2 more, 5 of "]),
         (without(1), ["lacks conv1.weight, 1 of "]),
-        (state_of(replace(FAST, width=16)), ["has another shape for conv1.weight (16x3x3x3 instead of 8x3x3x3)"]),
+        (state_of(replace(FAST, width=24)), ["has another shape for conv1.weight (24x3x3x3 instead of 16x3x3x3)"]),
         (state_of(replace(FAST, depths=(1, 1, 2, 1))), ["has besides layer3.1.conv1.weight"]),
         (state_of(replace(FAST, norm="batch")), ["has besides bn1.running_mean", "files of torchvision suit"]),
         ({f"module.{n}": v for n, v in state_of().items()}, ["whose names begin with 'module.' there"]),
-        ({**state_of(), "bn1.weight": torch.full((8,), torch.nan)}, ["has no finite numbers in bn1.weight"]),
-        ({**state_of(), "bn1.weight": torch.ones(8, dtype=torch.int64)}, ["has no finite numbers in bn1.weight"]),
+        ({**state_of(), "bn1.weight": torch.full((16,), torch.nan)}, ["has no finite numbers in bn1.weight"]),
+        ({**state_of(), "bn1.weight": torch.ones(16, dtype=torch.int64)}, ["has no finite numbers in bn1.weight"]),
         (
             {**without(2), "bn1.bias": torch.ones(9)},
-            ["lacks conv1.weight, bn1.weight, 2 of ", "bn1.bias (9 instead of 8)"],
+            ["lacks conv1.weight, bn1.weight, 2 of ", "bn1.bias (9 instead of 16)"],
         ),
     ],
 )

@@ -101,7 +101,8 @@ DECIDE_NOTHING = {  # what a trial imports besides: names, files and messages; c
         "entrance",
         "pretrained",
     ),
-    *("tracking", "sqlite", "views"),
+    *("endings", "files", "passwords", "variants"),
+    *("tracking", "tracking_failures", "metric_names", "sqlite", "views"),
 }
 
 

@@ -259,13 +259,14 @@ def test_who_changes_something_does_it_whole_or_not_at_all(
     assert number > 3
 
 
+@pytest.mark.parametrize("step", [31, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_run_says_what_it_could_not_read_and_touches_nothing_that_is_finished(
-    store: RunStore, template: Path, grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, store: RunStore, template: Path, grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "BEAT_EVERY", 60.0)
     done, failed, _ = grid.trials
     before = everything(store)
-    for number, storage in attempts(store.root, step=7):
+    for number, storage in attempts(store.root, step=step):
         shutil.rmtree(store.root)
         shutil.copytree(template, store.root)
         lines: list[str] = []
