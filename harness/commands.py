@@ -17,7 +17,7 @@ from harness.console import count, fitted, remark, table
 from harness.errors import UserError
 from harness.grid import Grid, Trial, open_grid
 from harness.housekeeping import damages
-from harness.ledger import made_by_other_code
+from harness.ledger import finished_otherwise, made_by_other_code
 from harness.listing import WIDTH, list_grid
 from harness.pretrained import frozen_at_random
 from harness.progress import duration
@@ -210,6 +210,9 @@ def report(args: argparse.Namespace) -> int:
     )
     for note in made.notes:
         remark(f"note: {note}")
+    for grid in grids:
+        for line in finished_otherwise(RunStore(), grid):
+            remark(f"note: {line}")
     print(made.text)
     for path in made.paths:
         print(f"wrote {path}")

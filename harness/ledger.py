@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UserError
+from harness.errors import ReadError, UserError
 from harness.files import is_folder, listed, read_bytes
 from harness.results import RunStore, to_json, write_atomic
 from harness.source import code_digest
@@ -22,6 +22,9 @@ from harness.variants import IDLE, heading
 
 if TYPE_CHECKING:
     from harness.grid import Grid
+
+
+SHOWN = 3  # grids of the same file, where none of what was asked for has finished
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,28 @@ def known_grids(store: RunStore) -> tuple[list[KnownGrid], list[str]]:
     own = {(grid.name, grid.preset, trial_id) for grid in found if grid.variant for trial_id in grid.labels}
     parted = [part for grid in found for part in ([grid] if grid.variant else _parts(grid, own))]
     return sorted(parted, key=lambda grid: (grid.name, grid.preset, grid.variant)), lines
+
+
+def finished_otherwise(store: RunStore, grid: Grid) -> list[str]:
+    """Lines on what has finished of the same file under other options; none where anything of the grid itself has."""
+
+    def num_finished(trial_ids: Iterable[str]) -> int:
+        return sum(store.status(trial_id) == "finished" for trial_id in trial_ids)
+
+    try:
+        if num_finished(trial.trial_id for trial in grid.trials if trial.has_id):
+            return []
+        named = [known for known in known_grids(store)[0] if known.name == grid.name]
+        others = [(known, number) for known in named if (number := num_finished(known.labels))]
+    except ReadError:  # it is told where the records are read
+        return []
+    if not others:
+        return []
+    told = (
+        f"  {number} of {known.heading}: {known.command.replace('codetr run', 'codetr report', 1)}"
+        for known, number in others[:SHOWN]
+    )
+    return [f"nothing asked for has finished; in {store.root} there are, of the same file,", *told]
 
 
 # ---- files from before data set and settings were part of a grid's key: their labels end with them

@@ -307,5 +307,6 @@ def gc(args: argparse.Namespace) -> int:
         print(f"deleted {len(found)}, freed {size(housekeeping.delete(found, store))}")
     else:
         total = sum(leftover.num_bytes for leftover in found)
-        print(f"{len(found)} leftovers, {size(total)}; `codetr gc --yes` deletes them")
+        named = "1 leftover" if len(found) == 1 else f"{len(found)} leftovers"
+        print(f"{named}, {size(total)}; `codetr gc --yes` deletes {'it' if len(found) == 1 else 'them'}")
     return 0

@@ -210,6 +210,17 @@ def test_near_numbers_stand_on_a_linear_axis_and_intervals_are_drawn():
     assert [bar.get_xdata()[0] for bar in bars] == [2, 4, 10]
 
 
+@pytest.mark.parametrize(
+    ("interval", "below"),
+    [(None, False), ((0.0, 0.0), False), ((-2.0, 2.0), True)],
+    ids=["one seed", "at zero", "below zero"],
+)
+def test_the_scale_goes_below_zero_only_for_what_is_there(interval: tuple[float, float] | None, below: bool):
+    points = [AxisPoint(value, 0.0, interval, 3 if interval else 1) for value in (6, 12)]
+    (axes,) = draw_against({"": points}, [6, 12], True, "num_queries", "AP").axes
+    assert (axes.get_ylim()[0] < 0) == below and axes.get_ylim()[1] > 0
+
+
 def test_the_interval_of_a_mean_against_hand_calculation():
     low, high = mean_interval([30.0, 31.0, 29.0])
     assert high - low == pytest.approx(2 * 4.302653 / math.sqrt(3), abs=1e-5) and (low + high) / 2 == 30.0

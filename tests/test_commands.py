@@ -350,6 +350,21 @@ def test_rm_without_the_tracking_store_says_so_and_sync_follows_later(store, tra
 # ---- gc
 
 
+def test_a_report_of_nothing_names_what_has_finished_of_the_file(store, without_mlflow, said, tmp_path):
+    words = [QUICKSTART, *FAST, "--set", "train.epochs=3"]
+    out = ["--format", "md", "--out", str(tmp_path / "reports")]
+    asked, named = open_grid(QUICKSTART, "digits_fast"), "codetr report grid.yaml --set train.epochs=3"
+    longer = open_grid(QUICKSTART, "digits_fast", ["train.epochs=3"])
+    ledger.remember(store, asked)
+    ledger.remember(store, replace(longer, command=named.replace("report", "run")))
+    assert "nothing asked for" not in said("report", QUICKSTART, *FAST, *out)[2], "nothing is there"
+    finish(store, longer.trials[0])
+    code, _, err = said("report", QUICKSTART, *FAST, *out)
+    assert code == 0 and f"note: nothing asked for has finished; in {store.root} there are, of the same file,\n" in err
+    assert f"note:   1 of quickstart (digits_fast, train.epochs=3): {named}\n" in err
+    assert "nothing asked for" not in said("report", *words, *out)[2]
+
+
 def age(path):
     old = time.time() - 2 * housekeeping.QUIET_SECONDS
     for entry in [path, *path.rglob("*")]:
@@ -389,6 +404,13 @@ def test_gc_lists_and_deletes_what_is_certainly_garbage(store, said, tmp_path, m
     assert not any(path.exists() for path in garbage) and all(path.exists() for path in kept)
     assert (store.read(done.trial_id), store.status(stopped.trial_id)) == before
     assert "nothing to clear away" in said("gc", "--yes")[1]
+
+
+def test_gc_speaks_of_one_leftover_as_of_one(store: RunStore, said):
+    housekeeping.write_atomic(store.root / "launches" / "old" / "state.json", "x" * 500)
+    age(store.root)
+    code, out, _ = said("gc")
+    assert code == 0 and "1 leftover, 500 B; `codetr gc --yes` deletes it" in out
 
 
 def test_gc_leaves_living_leases_and_their_launches(store, said):

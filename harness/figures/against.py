@@ -50,6 +50,9 @@ def draw_against(
         for x, point in zip(xs, points, strict=True):
             if point.interval is not None:
                 axes.plot([x, x], point.interval, color=style["color"], linewidth=1.0, zorder=2)
+    drawn = [value for points in lines.values() for point in points for value in (point.mean, *(point.interval or ()))]
+    if drawn and min(drawn) >= 0:  # the margin alone does not go below zero: AP has no negative values
+        axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
     if logarithmic:
         axes.set_xscale("log")
     if not numeric or len(values) <= MANY:
