@@ -6,6 +6,7 @@ import base64
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -343,3 +344,13 @@ def test_the_page_fits_its_window(tmp_path):
     page = to_page([Section(grid, make_table(grid, [make_record(f"{n}-0", 30.0) for n in range(20)]), {})])
     assert overflow(page, 1200, tmp_path) == (0, 0)
     assert overflow(page, 800, tmp_path)[0] == 0
+
+
+def test_the_head_names_the_data_and_the_settings_of_the_command_line():
+    from harness.variants import Variant
+
+    plain = full_grid()
+    other = replace(plain, variant=Variant("cards 1f3c, train.epochs=2", "1234abcd"))
+    table, records = make_table(plain, full_records()), {str(record["trial_id"]): record for record in full_records()}
+    for grid, expected in ((plain, "Preset digits."), (other, "Preset digits, with cards 1f3c, train.epochs=2.")):
+        assert expected in to_page([Section(grid, table, records)], "codetr report")

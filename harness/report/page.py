@@ -122,11 +122,13 @@ def _lead(sections: Sequence[Section]) -> str:
     trials = {key: section for section in sections for row in section.grid.rows for key in row.trial_ids}
     states = [_status(section.records.get(key)) for key, section in trials.items()]
     presets = sorted({section.grid.preset for section in sections})
+    changed = sorted({section.grid.variant.words for section in sections} - {""})
     tables = "1 table asks" if len(sections) == 1 else f"{len(sections)} tables ask"
     text = f"{tables} for {cells} {plural('training', cells)}"
     if len(trials) < cells:
         text += f", {len(trials)} of them different: what tables share is trained once"
-    return f"{text}. {states.count('finished')} have finished. Preset {' and '.join(presets)}."
+    scale = ", with ".join([" and ".join(presets), *([" and ".join(changed)] if changed else [])])
+    return f"{text}. {states.count('finished')} have finished. Preset {scale}."
 
 
 def _status(record: Record | None) -> str:
