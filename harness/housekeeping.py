@@ -22,6 +22,7 @@ from harness import files
 from harness.lease import STALE_AFTER, file_lock, is_alive, read_holder
 from harness.results import RunStore, beat_flaw, cache_dir, record_flaw, write_atomic
 
+LEASES = "lease*.json"  # of a trial, or of a grid under a preset
 RESUME_FILES = ("state.safetensors", "previous.safetensors")  # of a checkpoint: only a continuation needs them
 WEIGHTS = "model.safetensors"
 QUIET_SECONDS = 60 * STALE_AFTER  # what nobody touched for an hour is nobody's work in progress
@@ -195,7 +196,7 @@ def delete(found: Sequence[Leftover], store: RunStore) -> int:
     freed = 0
     for leftover in found:
         path = leftover.path
-        if path.name == "lease.json":
+        if path.match(LEASES):
             with file_lock(path.with_name(".lock")):
                 if not is_alive(path):
                     path.unlink(missing_ok=True)
@@ -229,16 +230,16 @@ def _of_killed_writers(store: RunStore) -> Iterator[tuple[Path, str]]:
     folders += [folder / "checkpoint" for folder in _trials(store)]
     for folder in folders:
         for path in files.listed(folder):
-            temporary = any(path.match(pattern) for pattern in (".*.tmp", ".now-*", ".lease.json.*"))
+            temporary = any(path.match(pattern) for pattern in (".*.tmp", ".now-*", ".lease.*.json.*", ".lease.json.*"))
             if temporary and files.is_file(path) and _quiet(path):
                 yield path, "temporary file of a killed process"
 
 
 def _dead_leases(store: RunStore) -> Iterator[tuple[Path, str]]:
     for folder in [*_trials(store), *files.listed(store.root / "grids")]:
-        path = folder / "lease.json"
-        if files.exists(path) and not is_alive(path):
-            yield path, "lease of a dead process"
+        for path in files.listed(folder):
+            if path.match(LEASES) and not is_alive(path):
+                yield path, "lease of a dead process"
 
 
 def _resume_files(store: RunStore) -> Iterator[tuple[Path, str]]:

@@ -163,7 +163,7 @@ class Mirror:
         return True
 
     def _driven_by_another(self) -> bool:
-        path = self.store.grid_dir(self.grid.key) / "lease.json"
+        path = self.store.grid_lease(self.grid.key, self.grid.preset)
         return is_alive(path) and not identity().items() <= (read_holder(path) or {}).items()
 
     # ---- runs
@@ -268,11 +268,13 @@ class Mirror:
     def _reconcile(self) -> None:
         """A killed process leaves its run RUNNING for ever: give it the status that the record has."""
         for run in self._find("attributes.status = 'RUNNING'"):
-            trial_id, grid = run.data.tags.get("trial_id"), run.data.tags.get("codetr.grid")
+            tags = run.data.tags
+            trial_id, grid, preset = (tags.get(name, "") for name in ("trial_id", "codetr.grid", "codetr.preset"))
+            own = (grid, preset) == (self.grid.key, self.grid.preset)
             if trial_id and is_folder(self.store.dir(trial_id)):
                 self._replayer.replay(run, trial_id)
-            elif grid and grid != self.grid.key and is_folder(self.store.grid_dir(grid)):
-                driven = is_alive(self.store.grid_dir(grid) / "lease.json")
+            elif grid and not own and is_folder(self.store.grid_dir(grid)):
+                driven = is_alive(self.store.grid_lease(grid, preset))
                 set_status(self._client, run.info.run_id, "running" if driven else "interrupted")
 
     # ---- one trial

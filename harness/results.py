@@ -152,8 +152,12 @@ class RunStore:
         return self.root / "runs" / trial_id
 
     def grid_dir(self, name: str) -> Path:
-        """The folder where the driver of a grid leaves its own lease."""
+        """The folder where the drivers of a grid, one for each preset, leave what they know and their leases."""
         return self.root / "grids" / name
+
+    def grid_lease(self, name: str, preset: str) -> Path:
+        """The lease of whoever drives a grid under a preset."""
+        return self.grid_dir(name) / f"lease.{preset}.json"
 
     def prepare(self) -> None:
         """Make the store's folder.
@@ -322,6 +326,6 @@ class RunStore:
         paths = {self.dir(trial_id) / "lease.json": trial_id for trial_id in trial_ids}
         return [paths[path] for path in lease.released(paths)]
 
-    def claim_grid(self, name: str) -> lease.Lease | None:
+    def claim_grid(self, name: str, preset: str) -> lease.Lease | None:
         """The lease that says a grid has a living driver, or None when another one has it."""
-        return lease.claim(self.grid_dir(name) / "lease.json")
+        return lease.claim(self.grid_lease(name, preset))

@@ -104,7 +104,7 @@ def run_grid(
         with ExitStack() as stack:
             stack.enter_context(on_signals(stop_now))
             progress = stack.enter_context(Progress(grid, store, out, chosen=wanted))
-            if (driver := store.claim_grid(grid.key)) is not None:
+            if (driver := store.claim_grid(grid.key, grid.preset)) is not None:
                 stack.enter_context(driver)
             launch = Launch(store, run_trial, concurrent, max_failures, fail_fast)
             ray = None

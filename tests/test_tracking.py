@@ -152,7 +152,7 @@ def test_a_killed_run_does_not_stay_running(store: RunStore, tracking_store: str
     trial, later = make_trial(1), make_trial(2)
     first = Mirror(store, make_grid(trial, name="first"))
     first.open()
-    driver = store.claim_grid("first")
+    driver = store.claim_grid("first", "digits_fast")
     with store.claim(trial.trial_id):  # type: ignore[union-attr]
         record(store, trial, "running")
         first.sync()
@@ -167,6 +167,23 @@ def test_a_killed_run_does_not_stay_running(store: RunStore, tracking_store: str
         "first (digits_fast)": "KILLED",
         "second (digits_fast)": "RUNNING",
     }
+
+
+def test_one_file_under_two_presets_at_once_ends_twice(store: RunStore, tracking_store: str) -> None:
+    """Each has a driver of its own, so the end of one says nothing about the other."""
+    small = make_grid(make_trial(1), name="first")
+    large = replace(make_grid(make_trial(2), name="first"), preset="digits")
+    drivers = [store.claim_grid(grid.key, grid.preset) for grid in (small, large)]
+    assert all(drivers)
+    for grid in (small, large):
+        Mirror(store, grid).open()
+    for grid, driver in zip((small, large), drivers, strict=True):
+        assert driver is not None
+        finish(store, grid.trials[0])
+        sync(store, grid)
+        driver.release()
+    found = {run.info.run_name: run.info.status for run in runs(tracking_store) if "codetr.grid" in run.data.tags}
+    assert found == {"first (digits_fast)": "FINISHED", "first (digits)": "FINISHED"}
 
 
 def test_an_outage_warns_once_and_is_replayed(
