@@ -40,6 +40,7 @@ def come_first() -> str:
 
     Returns:
         One line about a file that this process has already taken for a module of Python's own library; else nothing.
+        A working folder that has been deleted is no harm here: trials go on when that happens while they run.
     """
     if not any(finder is Finder for finder in sys.meta_path):
         sys.meta_path.insert(0, Finder)
@@ -51,19 +52,26 @@ def come_first() -> str:
         sys.path[:1] = []  # the working folder of `python -m`, or the folder of a script: nobody asked for them
     found = [entry for entry in before if _is_installed(entry) and entry not in rest] + rest
     sys.path[:] = found + [entry for entry in sys.path if entry in users and entry not in found]
-    if not any(os.path.abspath(entry) == ROOT for entry in sys.path):
+    if not any(_absolute(entry) == ROOT for entry in sys.path):
         sys.path.append(ROOT)  # for processes that are given this path and nothing else
     os.environ["PYTHONPATH"] = os.pathsep.join(entry for entry in passed_on if _is_installed(entry))
     os.environ["PYTHONSAFEPATH"] = "1"  # processes that this one starts leave the working folder out as well
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in PACKAGES and not _is_ours(module):
             del sys.modules[name]
-    return _in_the_way({os.path.abspath(entry) for entry in users})
+    return _in_the_way({_absolute(entry) for entry in users})
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except OSError:  # the working folder has been deleted, so that nothing is found by a relative path
+        return path
 
 
 def _length_before_library() -> int:
     for number, entry in enumerate(sys.path):
-        if os.path.abspath(entry) == LIBRARY or os.path.basename(entry) == ZIPPED:
+        if _absolute(entry) == LIBRARY or os.path.basename(entry) == ZIPPED:
             return number
     return 0
 
@@ -74,12 +82,12 @@ def _is_installed(entry: str) -> bool:
 
 def _is_ours(module: object) -> bool:
     file = getattr(module, "__file__", None) or ""
-    return os.path.abspath(file).startswith(tuple(os.path.join(ROOT, name) + os.sep for name in PACKAGES))
+    return _absolute(file).startswith(tuple(os.path.join(ROOT, name) + os.sep for name in PACKAGES))
 
 
 def _in_the_way(folders: set[str]) -> str:
     for name in sorted(sys.stdlib_module_names.intersection(sys.modules)):
-        file = os.path.abspath(getattr(sys.modules[name], "__file__", None) or os.devnull)
+        file = _absolute(getattr(sys.modules[name], "__file__", None) or os.devnull)
         if {os.path.dirname(file), os.path.dirname(os.path.dirname(file))} & folders:
             return f"{file} is in the way of Python's own module '{name}': rename it, or take its folder off PYTHONPATH"
     return ""
@@ -92,6 +100,11 @@ def main() -> int:
     """The command `codetr`; returns the exit code."""
     if problem:
         print(f"error: {problem}", file=sys.stderr)
+        return 2
+    try:
+        os.getcwd()
+    except OSError as error:
+        print(f"error: the working folder is not there any more ({error.strerror}); cd to one that is", file=sys.stderr)
         return 2
     from harness.__main__ import main
 

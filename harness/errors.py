@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 from harness.passwords import masked
+
+RIGHTS = [os.strerror(code) for code in (errno.EACCES, errno.EPERM, errno.EROFS)]  # what room or time does not mend
 
 
 class UserError(ValueError):
@@ -34,14 +39,16 @@ class StorageError(OSError):
         super().__init__(self.path, self.reason)
 
     def __str__(self) -> str:
-        return f"{self.path} cannot be written ({self.reason}); make room there, then run the same command again"
+        advice = "see to the rights" if self.reason in RIGHTS else "make room"
+        return f"{self.path} cannot be written ({self.reason}); {advice} there, then run the same command again"
 
 
 class ReadError(StorageError):
     """A file could not be read, for a reason that says nothing about what it holds or whether it is there."""
 
     def __str__(self) -> str:
-        return f"{self.path} cannot be read ({self.reason}), which says nothing about its content; try again later"
+        advice = "see to the rights there" if self.reason in RIGHTS else "try again later"
+        return f"{self.path} cannot be read ({self.reason}), which says nothing about its content; {advice}"
 
 
 def one_line(error: BaseException) -> str:

@@ -127,6 +127,8 @@ def _parts(grid: KnownGrid, own: Collection[tuple[str, str, str]]) -> list[Known
         chosen = _without_idle(options)
         if not chosen or (grid.name, grid.preset, trial_id) not in own:
             parts.setdefault(chosen, {})[trial_id] = label.removesuffix(shlex.join(options)).rstrip()
+    if grid.labels and not parts:
+        return []  # every trial has moved on
     if not parts.keys() - {()}:
         return [replace(grid, labels=parts.get((), {}))]
     return [

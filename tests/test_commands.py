@@ -140,6 +140,18 @@ def test_a_ledger_from_before_variants_is_read_apart(store, said):
     ]
 
 
+def test_a_ledger_whose_trials_have_all_moved_on_is_no_grid_without_trials(store, said):
+    trial = make_trial(1)
+    labels = {trial.trial_id: "heads=none --set train.epochs=9"}
+    command = "codetr run grid.yaml --preset digits_fast --set train.epochs=9"
+    known = {"name": "fakes", "preset": "digits_fast", "title": "t", "command": command, "trials": labels}
+    housekeeping.write_atomic(store.grid_dir("fakes") / "grid.digits_fast.json", json.dumps(known))
+    ledger.remember(store, replace(make_grid(trial), command=command, variant=Variant("train.epochs=9", "01234567")))
+    finish(store, trial)
+    out = said("status")[1].splitlines()
+    assert out[0] == "fakes (digits_fast, train.epochs=9)  1 trial: 1 finished" and len(out) == 2
+
+
 def test_retry_prints_every_command_that_it_prepared(store, said):
     """Of each data set, and of seeds that were asked for before."""
     trials = [make_trial(number) for number in (1, 2, 3)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,19 @@ def test_what_python_took_before_is_named_in_one_line(tmp_path: Path, command: l
     done = run([*command, *PLAN], tmp_path, PYTHONPATH=os.pathsep.join([str(tmp_path), ROOT]))
     told = f"error: {tmp_path}/colorsys.py is in the way of Python's own module 'colorsys'"
     assert done.returncode == 2 and done.stderr.startswith(told) and done.stderr.count("\n") == 1
+
+
+def test_a_working_folder_that_was_deleted_is_told_in_one_line(tmp_path: Path) -> None:
+    leave = f"mkdir gone && cd gone && rmdir ../gone && exec {shlex.join([*START, *PLAN])}"
+    done = run(["bash", "-c", leave], tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: the working folder is not there any more")
+
+
+def test_a_process_of_a_trial_begins_though_its_working_folder_was_deleted(tmp_path: Path) -> None:
+    leave = f"mkdir gone && cd gone && rmdir ../gone && exec {shlex.join(python_command('import model; print(model)'))}"
+    done = run(["bash", "-c", leave], tmp_path)
+    assert (done.returncode, done.stderr) == (0, "") and ROOT in done.stdout
 
 
 def test_a_model_that_was_imported_first_is_forgotten(tmp_path: Path) -> None:

@@ -197,8 +197,8 @@ NOTED = {
     ),
     "holes.png": (lambda path: RGB.convert("P").save(path, transparency=b"\x00\x80"), "partly transparent"),
     "key.png": (lambda path: RGB.save(path, transparency=(1, 2, 3)), "partly transparent"),
-    "grey-alpha.png": (RGB.convert("LA").save, "have an alpha channel"),
-    "alpha.webp": (lambda path: with_alpha().save(path, lossless=True), "have an alpha channel"),
+    "grey-alpha.png": (RGB.convert("LA").save, "with an alpha channel"),
+    "alpha.webp": (lambda path: with_alpha().save(path, lossless=True), "with an alpha channel"),
     "cmyk.jpg": (RGB.convert("CMYK").save, "CMYK (cmyk.jpg), converted to RGB without a colour profile"),
     "cmyk.tif": (RGB.convert("CMYK").save, "CMYK (cmyk.tif)"),
     "ycc.tif": (RGB.convert("YCbCr").save, "YCbCr (ycc.tif), converted to RGB"),
@@ -221,7 +221,7 @@ def with_alpha() -> Image.Image:
     return image
 
 
-NOTED["alpha.png"] = (lambda path: with_alpha().save(path), "have an alpha channel")
+NOTED["alpha.png"] = (lambda path: with_alpha().save(path), "with an alpha channel")
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import os
+import pickle
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -412,3 +413,10 @@ def test_records_that_are_away_are_not_blamed_on_the_tracking_store(
         assert through or (len(said) == 1 and str(store.root) in said[0] and "tracking store" not in said[0]), said
     assert number > 8 and mirror.close()
     assert_equal_to_records(tracking_store, store, trials, "fakes")
+
+
+@pytest.mark.parametrize("kind", [StorageError, ReadError])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EIO])
+def test_the_advice_is_about_rights_where_these_are_what_is_missing(kind: type[StorageError], code: int) -> None:
+    told = str(pickle.loads(pickle.dumps(kind("a", OSError(code, os.strerror(code))))))
+    assert ("see to the rights there" in told) == (code not in (errno.ENOSPC, errno.EIO))

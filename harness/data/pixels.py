@@ -38,7 +38,7 @@ TRAITS = {  # what images of a kind are, and what becomes of them
     "12-bit grey": ("12-bit grey", "scaled to 8 bits by the type's range, 0 to 4,095"),
     "16-bit colour": ("of 16 bits per channel", "of which the upper 8 are taken"),
     "few bits": ("of fewer than 8 bits per channel", "scaled to 8 bits by the type's range"),
-    "transparent": ("partly transparent or have an alpha channel", "which is left out: colours are taken as stored"),
+    "transparent": ("partly transparent or with an alpha channel", "which is left out: colours are taken as stored"),
     "more channels": ("of more channels than red, green and blue", "and the others are left out"),
     "CMYK": ("CMYK", "converted to RGB without a colour profile"),
     "YCbCr": ("YCbCr", "converted to RGB"),
