@@ -259,7 +259,8 @@ def sync(args: argparse.Namespace) -> int:
     store = RunStore()
     for grid in open_grids(args):
         mirror.sync(store, grid, say=remark)
-        print(f"{grid.name}: the tracking store has every record of its {len(grid.trials)} trials")
+        trials = "trial" if len(grid.trials) == 1 else f"{len(grid.trials)} trials"
+        print(f"{grid.name}: the tracking store has every record of its {trials}")
     return 0
 
 

@@ -29,6 +29,7 @@ from harness.spec import (
     DEFAULT_PRESET,
     AblationSpec,
     RowSpec,
+    check_said_once,
     check_seeds,
     override_settings,
     preset_settings,
@@ -207,6 +208,7 @@ def expand(
         mistakes.add("--data", f"{said} is no UTF-8 name, so no record can hold it; rename it, or link to it")
     elif data is not None:
         above.append((("data", "path"), str(data), "--data"))
+    check_said_once(above, mistakes)
     chosen = tuple(seeds) if seeds is not None else spec.seeds
     try:
         check_seeds(chosen)

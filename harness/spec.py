@@ -262,3 +262,13 @@ def override_settings(overrides: Iterable[str], options: Mapping[str, str], mist
         number = option != "--accelerator-type"
         settings.append((OPTIONS[option], read_yaml(text, option, mistakes) if number else text, option))
     return settings
+
+
+def check_said_once(settings: Iterable[Setting], mistakes: Mistakes) -> None:
+    """An option of the command line and a `--set` of the same setting must say the same."""
+    given: dict[tuple[str, ...], tuple[str, Any]] = {}
+    for path, value, origin in settings:
+        known, before = given.get(path, ("", value))
+        if before != value and not origin.startswith("--set "):
+            mistakes.add(f"{origin} {value}", f"{known}={before} says something else; remove one of them")
+        given[path] = origin, value

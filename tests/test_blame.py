@@ -212,3 +212,23 @@ def test_the_command_of_a_grid_keeps_its_options():
     grid = open_grid(quickstart, "digits_fast", options={"--accelerator-type": "100", "--gpus-per-trial": "0.5"})
     assert grid.command.endswith("--preset digits_fast --accelerator-type 100 --gpus-per-trial 0.5")
     assert {(t.runtime.accelerator_type, t.runtime.gpus_per_trial) for t in grid.trials} == {("100", 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "told"),
+    [
+        (["data.path=one"], {"data": "two"}, "--data two: --set data.path=one says something else; remove one of them"),
+        (["runtime.ranks=2"], {"options": {"--ranks": "4"}}, "--ranks 4: --set runtime.ranks=2 says something else"),
+        (["runtime.ranks=2"], {"options": {"--ranks": "2"}}, ""),
+        (["train.epochs=2", "train.epochs=3"], {}, ""),  # the last one counts, as anywhere on a command line
+    ],
+)
+def test_an_option_and_a_setting_that_disagree_are_told(tmp_path, settings, given, told):
+    file = tmp_path / "mine.yaml"
+    file.write_text("title: t\nrows: [{label: a}]\n")
+    try:
+        open_grid(file, "digits_fast", settings, require_data=False, **given)
+    except UserError as error:
+        assert told and told in str(error)
+    else:
+        assert not told
