@@ -40,6 +40,8 @@ SETTINGS = {  # of Ray, unless the environment has them
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
+_BEGINNING = threading.Lock()  # one Ray to a process: the next one waits until one that nobody wants has gone
+
 
 def is_given() -> bool:
     """Whether the environment names a cluster; else this process starts a Ray of its own."""
@@ -103,19 +105,20 @@ class RayStart:
             stop_ray()
 
     def _run(self) -> None:
-        log, failure = None, None
-        try:
-            log = self._begin()
-        except BaseException as error:
-            failure = error
-        with self._lock:
-            given_up = self._given_up
-            if failure is not None:
-                self._future.set_exception(failure)
-            else:
-                self._future.set_result(log)
-        if given_up and failure is None:
-            stop_ray()
+        with _BEGINNING:
+            log, failure = None, None
+            try:
+                log = self._begin()
+            except BaseException as error:
+                failure = error
+            with self._lock:
+                given_up = self._given_up
+                if failure is not None:
+                    self._future.set_exception(failure)
+                else:
+                    self._future.set_result(log)
+            if given_up and failure is None:
+                stop_ray()
         threading.main_thread().join()
 
     def _begin(self) -> Path | None:

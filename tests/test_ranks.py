@@ -93,7 +93,7 @@ class Starter:
     ("how", "error", "message"),
     [
         ("raise", KeyError, "told to"),
-        ("kill", RankLost, "rank 1 of 2 was ended by SIGKILL; out of memory?"),
+        ("kill", RankLost, "rank 1 of 2 was ended by SIGKILL before its first step; out of memory?"),
         ("exit", RankLost, "rank 1 of 2 ended with exit code 3"),
     ],
 )
