@@ -84,7 +84,8 @@ def test_statuses_are_true_whenever_it_is_stopped(
     client = tracking.connect(tracking_store)
     experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
     runs = tracking.find_runs(client, str(experiment.experiment_id), "")
-    assert runs and {run.info.status for run in runs} == {"KILLED"}
+    assert runs or phase == "trials to run"  # before the tracking store knows of it
+    assert {run.info.status for run in runs} <= {"KILLED"}
     grid = open_grid(QUICKSTART, "digits_fast", SETTINGS, seeds=[0, 1])
     states = {trial.trial_id: store.status(trial.trial_id) for trial in grid.trials}
     assert set(states.values()) <= {"interrupted", "pending"}
