@@ -99,7 +99,6 @@ def run_grid(
         pending = longest_first(pending, store)
     more = grid.num_unknown if limit is None else min(grid.num_unknown, limit - len(pending))
     more = more if only is None else 0
-    remember(store, grid)
     try:
         with ExitStack() as stack:
             stack.enter_context(on_signals(stop_now))
@@ -118,6 +117,7 @@ def run_grid(
                 (check_data or check_inputs)(_examples(grid, pending, more), progress.say)
                 if executor == "ray":  # it starts while the tracking store opens
                     ray = stack.enter_context(RayStart(pending or grid.trials[:1], concurrent))
+            remember(store, grid)  # what is refused leaves nothing behind
             mirror = _open_mirror(grid, store, progress)
             if mirror is not None:
                 stack.callback(mirror.close)

@@ -592,3 +592,14 @@ def test_a_thousand_trials_are_planned_and_told_quickly(store, tmp_path, said):
         code, out, _ = said(*argv)
         assert code == 0 and "1000 trials: 1000 finished" in out
         assert time.process_time() - start < limit, argv
+
+
+def test_a_run_that_is_refused_leaves_no_grid_behind(tmp_path, said):
+    folder = tmp_path / "data"
+    (folder / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (folder / split).mkdir()
+        (folder / "annotations" / f"instances_{split}.json").write_text("{}")
+    code, _, err = said("run", QUICKSTART, *FAST, "--data", folder, "--executor", "local")
+    assert code == 2 and "instances_train.json" in err
+    assert "pending" not in said("status")[1]
