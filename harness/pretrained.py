@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.data.disk import shown
 from harness.errors import UserError, one_line
 from model.config import BackboneConfig
 from model.weights import file_trouble
@@ -30,13 +31,15 @@ def content_hash(path: str) -> str:
         UserError: it is missing or no file, or cannot be read.
     """
     if trouble := file_trouble(Path(path)):
-        raise UserError(f"{KEY}: {path} {trouble}; {WANTED}")
+        raise UserError(f"{KEY}: {shown(path)} {trouble}; {WANTED}")
     from harness.data.content import file_hash
 
     try:
         return file_hash(Path(path), same_entry=True)
     except OSError as error:
-        raise UserError(f"{KEY}: {path} cannot be read ({one_line(error)}); make it readable, or {WANTED}") from error
+        raise UserError(
+            f"{KEY}: {shown(path)} cannot be read ({one_line(error)}); make it readable, or {WANTED}"
+        ) from error
 
 
 # ---- before anything is started -----------------------------------------------------------------------------------
@@ -97,14 +100,14 @@ def check_start(trial: Trial) -> None:
     if path is None or trial.weights_hash is None:
         return
     if trouble := file_trouble(Path(path)):
-        raise UserError(f"{KEY}: {path} {trouble}; {WANTED}")
+        raise UserError(f"{KEY}: {shown(path)} {trouble}; {WANTED}")
     try:
         with open(path, "rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"{KEY}: {path} cannot be read ({one_line(error)}); make it readable") from error
+        raise UserError(f"{KEY}: {shown(path)} cannot be read ({one_line(error)}); make it readable") from error
     if found != trial.weights_hash:
         raise UserError(
-            f"{KEY}: {path} has changed since trial {trial.trial_id} was planned (SHA-256 {found[:12]} instead of "
+            f"{KEY}: {shown(path)} has changed since trial {trial.trial_id} was planned (SHA-256 {found[:12]} instead of "
             f"{trial.weights_hash[:12]}); put the file back, or run again for the trial of the new one"
         )
