@@ -108,6 +108,6 @@ def check_start(trial: Trial) -> None:
         raise UserError(f"{KEY}: {shown(path)} cannot be read ({one_line(error)}); make it readable") from error
     if found != trial.weights_hash:
         raise UserError(
-            f"{KEY}: {shown(path)} has changed since trial {trial.trial_id} was planned (SHA-256 {found[:12]} instead of "
-            f"{trial.weights_hash[:12]}); put the file back, or run again for the trial of the new one"
+            f"{KEY}: {shown(path)} has changed since trial {trial.trial_id} was planned "
+            f"(SHA-256 {found[:12]} instead of {trial.weights_hash[:12]}); put the file back, or run again for the trial of the new one"
         )
