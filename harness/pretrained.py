@@ -109,5 +109,6 @@ def check_start(trial: Trial) -> None:
     if found != trial.weights_hash:
         raise UserError(
             f"{KEY}: {shown(path)} has changed since trial {trial.trial_id} was planned "
-            f"(SHA-256 {found[:12]} instead of {trial.weights_hash[:12]}); put the file back, or run again for the trial of the new one"
+            f"(SHA-256 {found[:12]} instead of {trial.weights_hash[:12]}); "
+            "put the file back, or run again for the trial of the new one"
         )
