@@ -20,7 +20,7 @@ try:
 except ImportError:  # where training is a module on top of the package
     from harness.train import build_optimizer, train_step
 from harness.config import TrainConfig
-from model.config import BackboneConfig, DetectorConfig, TransformerConfig
+from model.config import DetectorConfig, TransformerConfig
 from model.detector import Detector
 from model.heads import HEADS
 from model.types import MASK_CELLS, Batch, Targets
@@ -30,8 +30,9 @@ NUM_CLASSES = 5
 ONE_STAGE = {"two_stage": False, "box_refinement": False, "mixed_selection": False, "look_forward_twice": False}
 SIZES = ((96, 96), (64, 80))  # the second image is padded
 BATCHES = ((3, 2), (0, 4), (1, 0))  # objects of each image, by step
+RESNET = type(DetectorConfig().backbone)  # its name is not the same on both sides
 CONFIG = DetectorConfig(
-    BackboneConfig(block="basic", depths=(1, 1, 1, 1), width=16, stem="conv3", norm="group", frozen_stages=-1),
+    RESNET(block="basic", depths=(1, 1, 1, 1), width=16, stem="conv3", norm="group", frozen_stages=-1),
     TransformerConfig(32, 3, 4, 2, 1, 2, 64, dropout=0.1),
     num_queries=12,
     anchor_scale=0.375,

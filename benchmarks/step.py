@@ -18,14 +18,15 @@ from benchmarks.elsewhere import Elsewhere
 from benchmarks.table import Row, compare
 from harness.config import TrainConfig
 from harness.train import build_optimizer, train_step
-from model.config import BackboneConfig, DetectorConfig, TransformerConfig
+from model.backbones.configs import ResNetConfig
+from model.config import DetectorConfig, TransformerConfig
 from model.detector import Detector
 from model.heads import HEADS
 from model.types import Batch, Targets
 
 TRAIN = TrainConfig(drop_epochs=())
 DIGITS = DetectorConfig(
-    BackboneConfig(block="basic", depths=(1, 1, 1, 1), width=24, stem="conv3", norm="group", frozen_stages=-1),
+    ResNetConfig(block="basic", depths=(1, 1, 1, 1), width=24, stem="conv3", norm="group", frozen_stages=-1),
     TransformerConfig(64, 3, 4, 4, 2, 3, 128),
     num_queries=40,
     anchor_scale=0.375,

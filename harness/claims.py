@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from harness.strict import Mistakes, suggest
-from model.config import require
+from model.checks import require
 
 
 class ClaimSpec(BaseModel):

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from model.config import FORBID_UNKNOWN, DetectorConfig, require, require_together
+from model.checks import FORBID_UNKNOWN, require, require_together
+from model.config import DetectorConfig
 
 
 @dataclass(frozen=True)

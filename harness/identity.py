@@ -21,7 +21,7 @@ from harness.config import TrialConfig
 from harness.resolve import SECTIONS, leaves, resolve
 from harness.strict import Mistakes
 from model.config import DetectorConfig
-from model.heads import head_name
+from model.heads import HEADS
 
 SCHEMA = 1  # of the identity; a new number makes every trial a new one
 
@@ -41,7 +41,7 @@ def canonical_model(model: DetectorConfig) -> DetectorConfig:
 
 def head_difference(head: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """A head's name and those of its settings that are not the default; `defaults` holds a preset's, by name."""
-    name = head_name(head)
+    name = HEADS.name_of(head)
     return {"name": name, **_difference(plain(head), plain(defaults.get(name) or type(head)()))}
 
 
@@ -106,7 +106,7 @@ def config_to_dict(config: TrialConfig) -> dict[str, Any]:
 def _tree(config: TrialConfig, *, deciding: bool = False) -> dict[str, Any]:
     tree = plain(config, deciding=deciding)
     tree["model"]["heads"] = [
-        {"name": head_name(head), **plain(head, deciding=deciding)} for head in config.model.heads
+        {"name": HEADS.name_of(head), **plain(head, deciding=deciding)} for head in config.model.heads
     ]
     return dict(tree)
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 
 from harness.strict import Location, dotted
-from model.config import Conflict
+from model.checks import Conflict
 
 LONGEST = 60  # characters of a value
 

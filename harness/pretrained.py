@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from harness.data.disk import shown
 from harness.errors import UserError, one_line
-from model.config import BackboneConfig
+from model.backbones.configs import ResNetConfig
 from model.weights import file_trouble
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def check_backbones(trials: Sequence[Trial]) -> None:
         raise UserError("\n".join(dict.fromkeys(lines)))
 
 
-def _misfit(backbone: BackboneConfig) -> str:
+def _misfit(backbone: ResNetConfig) -> str:
     from model.backbone import check_weights  # with torch
 
     try:

@@ -16,8 +16,9 @@ from harness.config import AnalyseConfig, DataConfig, EvaluateConfig, RuntimeCon
 from harness.origins import Origins
 from harness.strict import Location, Mistakes, field_names, non_finite, show, suggest, validate
 from harness.training_length import training_length
-from model.config import Conflict, DetectorConfig
-from model.heads import HEADS, head_config, head_name, instance_names
+from model.checks import Conflict
+from model.config import DetectorConfig
+from model.heads import HEADS, instance_names
 
 SECTIONS: dict[str, type] = {
     "model": DetectorConfig,
@@ -190,7 +191,9 @@ def read_heads(value: Any, settings: Any, tell_section: Tell, blame: Blame) -> t
 
         below = settings[name] if name in defaults else {}
         layers: list[tuple[Location, Any]] = [(("heads", index), options), ((HEAD_DEFAULTS, name), below)]
-        configs.append(validate(head_config(name), _merged(below, options), tell_option, _blame_within(layers, blame)))
+        configs.append(
+            validate(HEADS.config_of(name), _merged(below, options), tell_option, _blame_within(layers, blame))
+        )
     return tuple(configs), defaults
 
 
@@ -217,7 +220,7 @@ def _head_defaults(settings: Any, tell_section: Tell, blame: Blame) -> dict[str,
             tell((), f"unknown head '{name}'; known: {', '.join(HEADS)}")
             continue
         layers: list[tuple[Location, Any]] = [((HEAD_DEFAULTS, name), options)]
-        config = validate(head_config(name), options, tell, _blame_within(layers, blame_option))
+        config = validate(HEADS.config_of(name), options, tell, _blame_within(layers, blame_option))
         if not told:
             defaults[name] = config
     return defaults
@@ -263,10 +266,10 @@ def conflicts(trial: Resolved) -> Iterator[Conflict]:
         groups = getattr(head, "num_groups", None)
         if groups is not None and channels % groups:
             rule = f"num_groups of the head {name} ({groups}) must divide transformer.channels"
-            below = getattr(trial.head_defaults.get(head_name(head)), "num_groups", None)
+            below = getattr(trial.head_defaults.get(HEADS.name_of(head)), "num_groups", None)
             key, value = "model.heads", list(heads)
             if below == groups:
-                key, value = f"model.{HEAD_DEFAULTS}.{head_name(head)}.num_groups", groups
+                key, value = f"model.{HEAD_DEFAULTS}.{HEADS.name_of(head)}.num_groups", groups
             yield Conflict(rule, {"model.transformer.channels": channels, key: value})
     if trial.runtime.ranks > 1 and model.backbone.norm == "batch":
         rule = "norm: batch takes its statistics from one process, so that several ranks train another detector"

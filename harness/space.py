@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from harness.strict import non_finite, show, suggest
-from model.config import require
+from model.checks import require
 
 KINDS = ("uniform", "log_uniform", "integer", "choice")
 STARTUP = 10  # trials drawn at random before Optuna's sampler has enough to model; its own default

@@ -20,7 +20,7 @@ from harness.detection_metrics import COCO_METRICS, is_detection_metric, own_nam
 from harness.resolve import Setting, leaves
 from harness.space import SearchSpec
 from harness.strict import Mistakes, dotted, non_finite, read_yaml, read_yaml_file, show, suggest, validate
-from model.config import require
+from model.checks import require
 
 COST_METRICS = (
     *("loss", "wall_seconds", "train_seconds", "eval_seconds", "checkpoint_seconds", "seconds_per_step"),

@@ -22,7 +22,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import UserError
-from model.config import Conflict
+from model.checks import Conflict
 
 Location = tuple[str | int, ...]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.config import BackboneConfig
+from model.backbones.configs import ResNetConfig
 from model.linear import Conv2d
 from model.neck import MaskedGroupNorm, num_norm_groups, zero_padding
 from model.weights import misfits, read_weights
@@ -139,7 +139,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> D
 class ResNet(nn.Module):
     """The backbone. `channels` and `strides` describe the stages it returns."""
 
-    def __init__(self, config: BackboneConfig):
+    def __init__(self, config: ResNetConfig):
         super().__init__()
         self.config = config
         norm = NORMS[config.norm]
@@ -209,7 +209,7 @@ def load_torchvision_weights(backbone: ResNet, path: Path) -> None:
     backbone.load_state_dict(_torchvision_weights(backbone, path), strict=False)
 
 
-def check_weights(config: BackboneConfig) -> None:
+def check_weights(config: ResNetConfig) -> None:
     """Raise `ValueError` with one line unless the file of `config.weights` fits this backbone. Builds no tensors."""
     assert config.weights is not None
     with torch.device("meta"):

@@ -1,84 +1,24 @@
 """What a detector is made of: frozen dataclasses, readable without torch.
 
-Names follow the paper. A head's own settings live in its file (`model/heads/<name>.py`, class `Config`);
-here they are only a sequence. A check that concerns one value raises `ValueError` with its name, one that concerns
-several a `Conflict`.
+Names follow the paper. The settings of a part lie in its room (`model/<room>/configs.py`), or beside its class
+(docs/add-a-part.md); here a part is the `Config` of the one that is chosen. A check that concerns one value raises
+`ValueError` with its name, one that concerns several a `Conflict`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any, Literal
 
-FORBID_UNKNOWN = {"extra": "forbid"}  # read by pydantic in harness.spec; this package does not need it
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise `ValueError(message)` unless `condition`."""
-    if not condition:
-        raise ValueError(message)
-
-
-class Conflict(ValueError):
-    """Settings that do not go together, each good alone: whoever wrote the last of them is told of the others.
-
-    Args:
-        rule: what they must keep, in words that name them.
-        values: by their names, dotted and relative to the configuration that was checked.
-    """
-
-    def __init__(self, rule: str, values: Mapping[str, Any]):
-        self.rule, self.values = rule, dict(values)
-        told = ", ".join(f"{name} is {json.dumps(value, default=str)}" for name, value in values.items())
-        super().__init__(f"{rule}: {told}")
-
-
-def require_together(condition: bool, rule: str, config: Any, *names: str) -> None:
-    """Raise `Conflict` about these settings of `config` unless `condition`."""
-    if not condition:
-        raise Conflict(rule, {name: attrgetter(name)(config) for name in names})
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """A ResNet. `bottleneck` with depths 3, 4, 6, 3 and width 64 is ResNet-50."""
-
-    __pydantic_config__ = FORBID_UNKNOWN
-    block: Literal["basic", "bottleneck"] = "bottleneck"
-    depths: tuple[int, int, int, int] = (3, 4, 6, 3)  # blocks per stage; stage i has stride 4 * 2**i
-    width: int = 64  # channels of the stem and of the first stage's 3x3 convolutions
-    stem: Literal["conv7", "conv3"] = "conv7"  # conv3: 3x3 stride 2 instead of 7x7, for small images
-    norm: Literal["frozen_batch", "batch", "group"] = "frozen_batch"
-    stages: tuple[int, ...] = (2, 3, 4)  # stages handed to the neck, 1-based
-    frozen_stages: int = 1  # the stem and this many stages are not trained; 0: the stem only; -1: all is trained
-    weights: str | None = None  # a torchvision ResNet state dict (.pth or .safetensors); None: random
-    # train although parts that are never trained are random: frozen stages, or a frozen norm (then no norm at all)
-    random_frozen: bool = field(default=False, metadata={"since": 2})
-
-    def __post_init__(self) -> None:
-        require(min(self.depths) >= 1, f"depths must be at least 1, got {self.depths}")
-        require(self.width >= 4, f"width must be at least 4, got {self.width}")
-        require(
-            len(self.stages) > 0 and list(self.stages) == sorted(set(self.stages)) and set(self.stages) <= {1, 2, 3, 4},
-            f"stages must be ascending numbers from 1 to 4, got {self.stages}",
-        )
-        require(-1 <= self.frozen_stages <= 4, f"frozen_stages must be from -1 to 4, got {self.frozen_stages}")
-        require(self.weights is None or bool(self.weights.strip()), "weights must name a file, or be null for none")
-
-    @property
-    def frozen_at_random(self) -> str:
-        """Which parts stay as they were drawn, because neither a file nor the training sets them; empty when none do.
-
-        A frozen batch norm without a file is the identity: nothing is normalised, and nothing learns to be.
-        """
-        if self.weights is not None:
-            return ""
-        stages = "" if self.frozen_stages < 1 else f" and {self.frozen_stages} stage{'s'[: self.frozen_stages != 1]}"
-        parts = [f"the stem{stages}"] if self.frozen_stages >= 0 else []
-        return ", ".join([*parts, *(["every norm"] if self.norm == "frozen_batch" else [])])
+from model.adapters.configs import CoarserConfig
+from model.assign.configs import HungarianConfig
+from model.backbones.configs import ResNetConfig
+from model.checks import FORBID_UNKNOWN, require, require_together
+from model.classification.configs import FocalConfig
+from model.decoders.configs import DeformableDecoderConfig
+from model.encoders.configs import DeformableEncoderConfig
+from model.necks.configs import ProjectionConfig
+from model.postprocess.configs import TopKConfig
 
 
 @dataclass(frozen=True)
@@ -128,7 +68,7 @@ class DetectorConfig:
     """Co-DETR. `heads` empty is the plain detector (K = 0)."""
 
     __pydantic_config__ = FORBID_UNKNOWN
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    backbone: Any = field(default_factory=ResNetConfig)  # `Config` of a part of model/backbones, like those below
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     num_queries: int = 300
     two_stage: bool = True  # queries start from the encoder's best proposals
@@ -147,6 +87,16 @@ class DetectorConfig:
     # official: as the released code to the last quirk, so that its weights and losses are reproduced; what differs
     # stands in docs/official-differences.md. default: the sensible behaviour, where it changes no published number
     compatibility: Literal["default", "official"] = "default"
+    # The parts: each the `Config` of one of its room's. In YAML a part is its name, or a mapping with its settings.
+    neck: Any = field(default_factory=ProjectionConfig, metadata={"since": 2})
+    encoder: Any = field(default_factory=DeformableEncoderConfig, metadata={"since": 2})
+    adapter: Any = field(default_factory=CoarserConfig, metadata={"since": 2})  # makes the heads' pyramid
+    proposals: Any = field(default=None, metadata={"since": 2})  # None: `binary` if two_stage, else `learned`
+    decoder: Any = field(default_factory=DeformableDecoderConfig, metadata={"since": 2})
+    classification: Any = field(default_factory=FocalConfig, metadata={"since": 2})  # the decoder's classification loss
+    assign: Any = field(default_factory=HungarianConfig, metadata={"since": 2})  # of the decoder's original queries
+    groups: tuple[Any, ...] = field(default=(), metadata={"since": 2})  # query groups besides main and positives
+    postprocess: Any = field(default_factory=TopKConfig, metadata={"since": 2})  # from predictions to detections
 
     def __post_init__(self) -> None:
         require(self.num_queries >= 1, f"num_queries must be at least 1, got {self.num_queries}")

@@ -20,7 +20,7 @@ from model.config import DetectorConfig
 from model.criterion import by_layer, loss_weights, query_losses, set_losses, total_loss
 from model.decoder import BoxBranch, Decoder, DecoderOutput, Memory, class_branch
 from model.encoder import Encoder
-from model.heads import head_class, head_name, instance_names
+from model.heads import HEADS, instance_names
 from model.heads.base import AuxiliaryHead
 from model.matcher import match
 from model.neck import CoarserLevel, Neck, downsample_mask, level_masks
@@ -71,7 +71,7 @@ class Detector(nn.Module):
             self.coarser = CoarserLevel(channels)
             strides = (*self.strides, 2 * self.strides[-1])
             for name, head in zip(instance_names(config.heads), config.heads, strict=True):
-                module = head_class(head_name(head))(
+                module = HEADS[HEADS.name_of(head)](
                     head,
                     channels=channels,
                     num_classes=num_classes,

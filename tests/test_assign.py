@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.anchor_assignment import assign_atss, assign_by_loss, assign_max_iou, assign_points
 from model.anchors import anchor_grid, point_grid, valid_flags
-from model.assign import assign_atss, assign_by_loss, assign_max_iou, assign_points
 from model.boxes import iou_pairwise, xyxy_to_cxcywh
 from model.types import BACKGROUND, IGNORED, Targets
 

@@ -9,17 +9,18 @@ import pytest
 import harness.config
 import model.config
 from harness.config import DataConfig, DigitsConfig, EvaluateConfig, RuntimeConfig, TrainConfig
-from model.config import BackboneConfig, DetectorConfig, LossWeights, TransformerConfig
+from model.backbones.configs import ResNetConfig
+from model.config import DetectorConfig, LossWeights, TransformerConfig
 
 REFUSED = [
-    (BackboneConfig, {"depths": (3, 0, 6, 3)}, "depths"),
-    (BackboneConfig, {"width": 3}, "width"),
-    (BackboneConfig, {"stages": ()}, "stages"),
-    (BackboneConfig, {"stages": (3, 2)}, "stages"),
-    (BackboneConfig, {"stages": (2, 2)}, "stages"),
-    (BackboneConfig, {"stages": (4, 5)}, "stages"),
-    (BackboneConfig, {"frozen_stages": -2}, "frozen_stages"),
-    (BackboneConfig, {"frozen_stages": 5}, "frozen_stages"),
+    (ResNetConfig, {"depths": (3, 0, 6, 3)}, "depths"),
+    (ResNetConfig, {"width": 3}, "width"),
+    (ResNetConfig, {"stages": ()}, "stages"),
+    (ResNetConfig, {"stages": (3, 2)}, "stages"),
+    (ResNetConfig, {"stages": (2, 2)}, "stages"),
+    (ResNetConfig, {"stages": (4, 5)}, "stages"),
+    (ResNetConfig, {"frozen_stages": -2}, "frozen_stages"),
+    (ResNetConfig, {"frozen_stages": 5}, "frozen_stages"),
     (TransformerConfig, {"channels": 0}, "channels"),
     (TransformerConfig, {"channels": 100}, "num_attention_heads"),
     (TransformerConfig, {"channels": 6, "num_attention_heads": 2}, "channels"),
@@ -69,8 +70,8 @@ REFUSED = [
 ]
 
 ACCEPTED = [
-    (BackboneConfig, {"depths": (1, 1, 1, 1), "width": 8, "stages": (4,), "frozen_stages": -1}),
-    (BackboneConfig, {"stages": (1, 2, 3, 4), "frozen_stages": 4}),
+    (ResNetConfig, {"depths": (1, 1, 1, 1), "width": 8, "stages": (4,), "frozen_stages": -1}),
+    (ResNetConfig, {"stages": (1, 2, 3, 4), "frozen_stages": 4}),
     (TransformerConfig, {"channels": 4, "num_attention_heads": 1, "num_levels": 1, "num_encoder_layers": 0}),
     (LossWeights, {"classification": 0.0, "l1": 0.0, "giou": 0.0}),
     (DetectorConfig, {"lambda1": 0.0, "lambda2": 0.0, "min_positive_queries": 5, "max_positive_queries": 5}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.config import BackboneConfig
+from model.backbones.configs import ResNetConfig
 from model.criterion import total_loss
 from model.detector import Detector
 from model.heads import HEADS
@@ -211,7 +211,7 @@ def test_basic_resnets_have_torchvisions_names(depths):
 
 
 def test_resnet50_has_torchvisions_names_and_size():
-    detector = Detector(tiny_config(backbone=BackboneConfig()), 2)
+    detector = Detector(tiny_config(backbone=ResNetConfig()), 2)
     state = detector.backbone.state_dict()
     assert state["layer3.5.conv2.weight"].shape == (256, 256, 3, 3)
     assert state["layer1.0.downsample.1.running_mean"].shape == (256,)
@@ -224,22 +224,22 @@ def test_resnet50_has_torchvisions_names_and_size():
 
 
 def backbone_names(block: str, depths: tuple[int, ...]) -> set[str]:
-    config = BackboneConfig(block=block, depths=depths, width=8, norm="frozen_batch")
+    config = ResNetConfig(block=block, depths=depths, width=8, norm="frozen_batch")
     return set(Detector(tiny_config(backbone=config), 2).backbone.state_dict())
 
 
 def test_backbone_weights_load_and_misfits_are_explained(tmp_path):
-    config = BackboneConfig(block="basic", depths=(1, 1, 1, 1), width=8)
+    config = ResNetConfig(block="basic", depths=(1, 1, 1, 1), width=8)
     source = Detector(tiny_config(backbone=config), 2).backbone.state_dict()
     source |= {"fc.weight": torch.zeros(10, 64), "bn1.num_batches_tracked": torch.tensor(3)}
     torch.save(source, tmp_path / "resnet.pth")
-    loaded = BackboneConfig(block="basic", depths=(1, 1, 1, 1), width=8, weights=str(tmp_path / "resnet.pth"))
+    loaded = ResNetConfig(block="basic", depths=(1, 1, 1, 1), width=8, weights=str(tmp_path / "resnet.pth"))
     state = Detector(tiny_config(backbone=loaded), 2).backbone.state_dict()
     assert torch.equal(state["layer3.0.conv2.weight"], source["layer3.0.conv2.weight"])
-    deeper = BackboneConfig(block="basic", depths=(1, 1, 2, 1), width=8, weights=str(tmp_path / "resnet.pth"))
+    deeper = ResNetConfig(block="basic", depths=(1, 1, 2, 1), width=8, weights=str(tmp_path / "resnet.pth"))
     with pytest.raises(ValueError, match=r"lacks layer3\.1"):
         Detector(tiny_config(backbone=deeper), 2)
-    absent = BackboneConfig(weights=str(tmp_path / "absent.pth"))
+    absent = ResNetConfig(weights=str(tmp_path / "absent.pth"))
     with pytest.raises(ValueError, match="does not exist"):
         Detector(tiny_config(backbone=absent), 2)
 

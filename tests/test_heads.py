@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.heads import HEADS, head_class, head_name, instance_names
+from model.heads import HEADS, instance_names
 from model.heads.base import AuxiliaryHead
 from model.heads.dense import best_after_nms
 from model.heads.masks import MaskConfig
@@ -301,7 +301,7 @@ def test_score_of_positives(name: str) -> None:
 @EVERY_HEAD
 def test_repeats_get_names_of_their_own(name: str) -> None:
     config = HEADS[name].Config(**TINY.get(name, {}))
-    assert head_name(config) == name
+    assert HEADS.name_of(config) == name
     assert instance_names((config, config, config)) == (name, f"{name}.2", f"{name}.3")
 
 
@@ -320,9 +320,9 @@ def test_config_is_frozen_and_checks_its_weights(name: str) -> None:
 
 def test_an_unknown_head_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown head 'ats'; did you mean 'atss'\\? known heads: atss"):
-        head_class("ats")
+        HEADS.choose("ats")
     with pytest.raises(ValueError, match="known heads"):
-        head_name(object())
+        HEADS.name_of(object())
 
 
 @pytest.mark.parametrize("num_convs", [0, 1, 3])

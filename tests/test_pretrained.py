@@ -34,12 +34,12 @@ from harness.transfer import checked, import_records
 from harness.trial import run_trial
 from harness.trial_record import identity_fields
 from model.backbone import ResNet
-from model.config import BackboneConfig
+from model.backbones.configs import ResNetConfig
 
 ROOT = Path(__file__).parents[1]
 ONE_ROW = "rows: [{label: a, set: {model.heads: []}}]"
 SMALL = ("data.digits.num_train=4", "data.digits.num_val=2", "train.epochs=1", "train.batch_size=2")
-FAST = BackboneConfig(
+FAST = ResNetConfig(
     block="basic", depths=(1, 1, 1, 1), width=16, stem="conv3", norm="group", stages=(3, 4), frozen_stages=-1
 )
 
@@ -51,7 +51,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def state_of(config: BackboneConfig = FAST, seed: int = 0) -> dict[str, torch.Tensor]:
+def state_of(config: ResNetConfig = FAST, seed: int = 0) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
     return ResNet(replace(config, weights=None)).state_dict()
 
@@ -570,7 +570,7 @@ def test_a_trial_refuses_another_file_than_its_id_names(grid_of, weights, store,
     ],
 )
 def test_what_stays_as_it_was_drawn(changes, parts):
-    assert BackboneConfig(**changes).frozen_at_random == parts
+    assert ResNetConfig(**changes).frozen_at_random == parts
 
 
 FROZEN = "model.backbone.frozen_stages=1"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from model.config import BackboneConfig, DetectorConfig, TransformerConfig
+from model.backbones.configs import ResNetConfig
+from model.config import DetectorConfig, TransformerConfig
 from model.heads import HEADS
 from model.types import MASK_CELLS, Batch, Targets
 
@@ -13,9 +14,9 @@ REFINED = {**PLAIN, "box_refinement": True}
 NUM_CLASSES = 5
 
 
-def tiny_config(*heads: str, backbone: BackboneConfig | None = None, dropout: float = 0.0, **changes) -> DetectorConfig:
+def tiny_config(*heads: str, backbone: ResNetConfig | None = None, dropout: float = 0.0, **changes) -> DetectorConfig:
     """Under 100,000 parameters; two-stage with everything on, unless changed."""
-    backbone = backbone or BackboneConfig(
+    backbone = backbone or ResNetConfig(
         block="basic", depths=(1, 1, 1, 1), width=8, stem="conv3", norm="group", frozen_stages=-1
     )
     transformer = TransformerConfig(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from model.config import FORBID_UNKNOWN, require, require_together
+from model.checks import FORBID_UNKNOWN, require, require_together
 
 
 def check_settings(config: Any) -> None:

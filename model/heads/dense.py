@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.anchors import valid_flags
 from model.boxes import clip_boxes
-from model.config import require
+from model.checks import require
 from model.neck import ConvNorm, zero_padding
 from model.ops import nms
 from model.share import total

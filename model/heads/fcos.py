@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from model.anchor_assignment import assign_points
 from model.anchors import point_grid
-from model.assign import assign_points
 from model.boxes import decode_distances, encode_distances
 from model.heads import dense
 from model.heads.base import AuxiliaryHead

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from model.anchor_assignment import assign_atss
 from model.anchors import anchor_grid
-from model.assign import assign_atss
 from model.boxes import decode_distances, encode_distances, iou_aligned, xyxy_to_cxcywh
 from model.heads import dense
 from model.heads.base import AuxiliaryHead

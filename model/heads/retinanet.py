@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from model.anchor_assignment import assign_max_iou
 from model.anchors import anchor_grid
-from model.assign import assign_max_iou
 from model.boxes import decode_deltas, encode_deltas
 from model.heads import dense
 from model.heads.base import AuxiliaryHead

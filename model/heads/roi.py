@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.assign import assign_max_iou
+from model.anchor_assignment import assign_max_iou
 from model.boxes import decode_deltas
 from model.heads.configs import RoIConfig
 from model.heads.rpn import Proposals

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from model.anchor_assignment import assign_max_iou
 from model.anchors import anchor_grid
-from model.assign import assign_max_iou
 from model.boxes import clip_boxes, decode_deltas, encode_deltas
 from model.heads.configs import RPNConfig
 from model.heads.dense import best_after_nms, flags_of, flatten_output, level_areas

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from golden_topics.case import EXACT, FLOAT32, PIXELS, Case, Comparison
+from model.anchor_assignment import assign_atss as assign
+from model.anchor_assignment import assign_by_loss, assign_points
+from model.anchor_assignment import assign_max_iou as assign_by_iou
 from model.anchors import anchor_grid, point_grid, valid_flags
-from model.assign import assign_atss as assign
-from model.assign import assign_by_loss, assign_points
-from model.assign import assign_max_iou as assign_by_iou
 from model.boxes import encode_distances, iou_aligned, xyxy_to_cxcywh
 from model.heads.dense import num_positives
 from model.heads.gfl import GFLHead, Predictions

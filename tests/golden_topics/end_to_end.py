@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from golden_topics.case import EXACT, FLOAT32, GRADIENT_NORM, PIXELS, Case, Comparison, Tolerance
-from model.config import BackboneConfig, DetectorConfig, TransformerConfig
+from model.backbones.configs import ResNetConfig
+from model.config import DetectorConfig, TransformerConfig
 from model.detector import Detector
 from model.heads.atss import ATSSHead
 from model.heads.faster_rcnn import FasterRCNNHead
@@ -39,7 +40,7 @@ UNREAD = ("*_rescaled_*", "scale_factor", "batch_hw", "decout_*", "loss.acc0")
 
 def detector_of(case: Case, **changes: bool) -> Detector:
     """The small ResNet-50 model of these files, with its parameters."""
-    backbone = BackboneConfig(width=4)
+    backbone = ResNetConfig(width=4)
     transformer = TransformerConfig(
         channels=32, num_encoder_layers=2, num_decoder_layers=2, feedforward_channels=64, num_attention_heads=8
     )

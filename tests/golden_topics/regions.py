@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from golden_topics.case import EXACT, FLOAT32, GRADIENT, GRADIENT_NORM, PIXELS, Case, Comparison, leaf
-from model.assign import assign_max_iou
+from model.anchor_assignment import assign_max_iou
 from model.heads.faster_rcnn import FasterRCNNHead
 from model.heads.roi import RoIConfig, RoIs, candidates, sample_rois
 from model.heads.rpn import Outputs, Proposals, RPNConfig

@@ -1,0 +1,14 @@
+"""Settings of the parts of this room that come with the program, readable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.checks import FORBID_UNKNOWN
+
+
+@dataclass(frozen=True)
+class CoarserConfig:
+    """The encoder's levels and one coarser level."""
+
+    __pydantic_config__ = FORBID_UNKNOWN

@@ -1,0 +1,47 @@
+"""Settings of the backbones that come with the program, readable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from model.checks import FORBID_UNKNOWN, require
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """A ResNet. `bottleneck` with depths 3, 4, 6, 3 and width 64 is ResNet-50."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    block: Literal["basic", "bottleneck"] = "bottleneck"
+    depths: tuple[int, int, int, int] = (3, 4, 6, 3)  # blocks per stage; stage i has stride 4 * 2**i
+    width: int = 64  # channels of the stem and of the first stage's 3x3 convolutions
+    stem: Literal["conv7", "conv3"] = "conv7"  # conv3: 3x3 stride 2 instead of 7x7, for small images
+    norm: Literal["frozen_batch", "batch", "group"] = "frozen_batch"
+    stages: tuple[int, ...] = (2, 3, 4)  # stages handed to the neck, 1-based
+    frozen_stages: int = 1  # the stem and this many stages are not trained; 0: the stem only; -1: all is trained
+    weights: str | None = None  # a torchvision ResNet state dict (.pth or .safetensors); None: random
+    # train although parts that are never trained are random: frozen stages, or a frozen norm (then no norm at all)
+    random_frozen: bool = field(default=False, metadata={"since": 2})
+
+    def __post_init__(self) -> None:
+        require(min(self.depths) >= 1, f"depths must be at least 1, got {self.depths}")
+        require(self.width >= 4, f"width must be at least 4, got {self.width}")
+        require(
+            len(self.stages) > 0 and list(self.stages) == sorted(set(self.stages)) and set(self.stages) <= {1, 2, 3, 4},
+            f"stages must be ascending numbers from 1 to 4, got {self.stages}",
+        )
+        require(-1 <= self.frozen_stages <= 4, f"frozen_stages must be from -1 to 4, got {self.frozen_stages}")
+        require(self.weights is None or bool(self.weights.strip()), "weights must name a file, or be null for none")
+
+    @property
+    def frozen_at_random(self) -> str:
+        """Which parts stay as they were drawn, because neither a file nor the training sets them; empty when none do.
+
+        A frozen batch norm without a file is the identity: nothing is normalised, and nothing learns to be.
+        """
+        if self.weights is not None:
+            return ""
+        stages = "" if self.frozen_stages < 1 else f" and {self.frozen_stages} stage{'s'[: self.frozen_stages != 1]}"
+        parts = [f"the stem{stages}"] if self.frozen_stages >= 0 else []
+        return ", ".join([*parts, *(["every norm"] if self.norm == "frozen_batch" else [])])

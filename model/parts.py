@@ -1,0 +1,65 @@
+"""The parts of a detector by name. A room (`model/<room>/`) lists its parts in one dict, name → `module:Class`.
+
+A new part is one file in its room and one line there (docs/add-a-part.md). A class is loaded when it is asked for by
+its name, and torch with it. What a part is set to needs neither, as far as its `Config` stands in the room's
+`configs.py`; a part of one's own may keep its `Config` beside its class.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import UserDict
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+
+class Parts(UserDict[str, Any]):
+    """The parts of one room; `module:Class` becomes the class when it is looked up.
+
+    Args:
+        kind: what one of them is, for messages: `head`, `decoder`.
+        places: name → `module:Class`, or a class.
+        configs: name → `Config`, of the parts whose settings can be read without loading them.
+    """
+
+    def __init__(self, kind: str, places: Mapping[str, Any], configs: Mapping[str, type[Any]]):
+        super().__init__(places)
+        self.kind, self.configs = kind, dict(configs)
+
+    def __getitem__(self, name: str) -> Any:
+        place = self.data[name]
+        if isinstance(place, str):
+            module, _, attribute = place.partition(":")
+            place = self.data[name] = getattr(import_module(module), attribute)
+        return place
+
+    def choose(self, name: str) -> Any:
+        """The class of this name; a `ValueError` with the nearest one and the known ones otherwise."""
+        if name not in self:
+            raise ValueError(self.unknown(name))
+        return self[name]
+
+    def unknown(self, name: str) -> str:
+        """The line that tells of a name which no part has."""
+        close = difflib.get_close_matches(str(name), self, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"unknown {self.kind} {name!r}; {hint}known: {', '.join(sorted(self)) or 'none'}"
+
+    def config_of(self, name: str) -> type[Any]:
+        """The `Config` of the part of this name; torch is loaded only for one that keeps it beside its class."""
+        if name in self.configs:
+            return self.configs[name]
+        config: type[Any] = self.choose(name).Config
+        return config
+
+    def name_of(self, config: Any) -> str:
+        """The name under which the part of this `Config` is listed; a `ValueError` for anything else."""
+        for name in sorted(self, key=lambda name: name not in self.configs):  # first those that need no torch
+            if type(config) is self.config_of(name):
+                return name
+        raise ValueError(f"{type(config).__qualname__} is not the Config of a {self.kind}; known: {', '.join(self)}")
+
+    def build(self, config: Any, **arguments: Any) -> Any:
+        """The part of this `Config`, built with it and the arguments of its room's contract."""
+        return self.choose(self.name_of(config))(config, **arguments)
