@@ -76,7 +76,7 @@ def check_backbones(trials: Sequence[Trial]) -> None:
 
 
 def _misfit(backbone: ResNetConfig) -> str:
-    from model.backbone import check_weights  # with torch
+    from model.backbones.resnet import check_weights  # with torch
 
     try:
         check_weights(backbone)

@@ -18,7 +18,7 @@ from harness.strict import Location, Mistakes, field_names, non_finite, show, su
 from harness.training_length import training_length
 from model.checks import Conflict
 from model.config import DetectorConfig
-from model.heads import HEADS, instance_names
+from model.heads import HEADS
 
 SECTIONS: dict[str, type] = {
     "model": DetectorConfig,
@@ -255,7 +255,7 @@ def _merged(below: Any, above: Any) -> Any:
 
 def conflicts(trial: Resolved) -> Iterator[Conflict]:
     """What does not go together across sections."""
-    model, heads = trial.model, instance_names(trial.model.heads) if trial.model.heads else ()
+    model, heads = trial.model, HEADS.instance_names(trial.model.heads) if trial.model.heads else ()
     told = {"evaluate.branches": list(trial.evaluate.branches), "model.heads": list(heads)}
     for branch in trial.evaluate.branches:
         if branch not in ("decoder", *heads):

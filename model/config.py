@@ -19,6 +19,7 @@ from model.decoders.configs import DeformableDecoderConfig
 from model.encoders.configs import DeformableEncoderConfig
 from model.necks.configs import ProjectionConfig
 from model.postprocess.configs import TopKConfig
+from model.proposals.configs import BinaryConfig, LearnedConfig
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,23 @@ class DetectorConfig:
     assign: Any = field(default_factory=HungarianConfig, metadata={"since": 2})  # of the decoder's original queries
     groups: tuple[Any, ...] = field(default=(), metadata={"since": 2})  # query groups besides main and positives
     postprocess: Any = field(default_factory=TopKConfig, metadata={"since": 2})  # from predictions to detections
+
+    @property
+    def official(self) -> bool:
+        """Whether parts behave as the released code to the last quirk."""
+        return self.compatibility == "official"
+
+    @property
+    def proposals_or_default(self) -> Any:
+        """The `Config` of the proposals: `two_stage` says which, where none are named."""
+        if self.proposals is not None:
+            return self.proposals
+        return BinaryConfig() if self.two_stage else LearnedConfig()
+
+    @property
+    def num_ranks(self) -> int:
+        """How many of the proposals' ranks all query groups take together in training."""
+        return self.num_queries + sum(getattr(group, "num_proposals", 0) for group in self.groups)
 
     def __post_init__(self) -> None:
         require(self.num_queries >= 1, f"num_queries must be at least 1, got {self.num_queries}")
