@@ -1,4 +1,4 @@
-"""Reading from (shared) storage: what is not there is told from what does not answer.
+"""Reading from (shared) storage, where what is not there is told from what does not answer; and writing whole files.
 
 A missing file is a fact. An error of the storage (a stale handle, too many open files, no rights) says nothing about
 the file. `Path.exists`, `glob` and their like take some errors for an absence, so nothing that decides about a record
