@@ -2,7 +2,7 @@
 
 Read `spec` (a file becomes an exact list of trials), `schedule` (who runs them), `trial` (build, train, evaluate,
 analyse, record) with `data` and `analyse`, then `store` (the durable records), `tracking` (MLflow mirrors them) and
-`report` with `figures`. `system` is what all of them ask of the machine. The files beside the packages are the commands,
-and what every package may use: `config`, `files`, `errors`, `passwords`. This file imports nothing, so that
-`codetr --help` is quick.
+`report` with `figures`. `system` is what all of them ask of the machine. The files beside the packages are the
+commands, and what every package may use: `config`, `files`, `errors`, `passwords`. This file imports nothing, so
+that `codetr --help` is quick.
 """
