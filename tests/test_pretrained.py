@@ -20,13 +20,10 @@ import torch
 from fakes import record as write_record
 from safetensors.torch import save_file
 
-from harness import pretrained, tracking, trained
+from harness import trained
 from harness.__main__ import main
 from harness.compare import differences
 from harness.errors import UserError
-from harness.grid import Grid, Trial, open_grid
-from harness.identity import config_from_dict, config_to_dict, recorded_id, trial_id
-from harness.parcel import Refused
 from harness.report import identified
 from harness.results import RunStore
 from harness.schedule import check_inputs, run_grid
