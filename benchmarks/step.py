@@ -17,7 +17,7 @@ import torch
 from benchmarks.elsewhere import Elsewhere
 from benchmarks.table import Row, compare
 from harness.config import TrainConfig
-from harness.train import build_optimizer, train_step
+from harness.trial.train import build_optimizer, train_step
 from model.backbones.configs import ResNetConfig
 from model.config import DetectorConfig, TransformerConfig
 from model.detector import Detector

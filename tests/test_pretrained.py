@@ -25,11 +25,11 @@ from harness.__main__ import main
 from harness.compare import differences
 from harness.errors import UserError
 from harness.report import identified
-from harness.results import RunStore
-from harness.schedule import check_inputs, run_grid
-from harness.transfer import checked, import_records
-from harness.trial import run_trial
-from harness.trial_record import identity_fields
+from harness.schedule.schedule import check_inputs, run_grid
+from harness.store.results import RunStore
+from harness.store.transfer import checked, import_records
+from harness.trial.record import identity_fields
+from harness.trial.trial import run_trial
 from model.backbones.configs import ResNetConfig
 from model.backbones.resnet import ResNet
 

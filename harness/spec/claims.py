@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from harness.strict import Mistakes, suggest
+from harness.spec.strict import Mistakes, suggest
 from model.checks import require
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from harness.strict import Location, dotted
+from harness.spec.strict import Location, dotted
 from model.checks import Conflict
 
 LONGEST = 60  # characters of a value

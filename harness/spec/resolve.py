@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_type_hints
 
 from harness.config import AnalyseConfig, DataConfig, EvaluateConfig, RuntimeConfig, TrainConfig, TrialConfig
-from harness.origins import Origins
-from harness.strict import Location, Mistakes, field_names, non_finite, show, suggest, validate
-from harness.training_length import training_length
+from harness.spec.origins import Origins
+from harness.spec.strict import Location, Mistakes, field_names, non_finite, show, suggest, validate
+from harness.spec.training_length import training_length
 from model.checks import Conflict
 from model.config import DetectorConfig
 from model.heads import HEADS

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from harness.strict import non_finite, show, suggest
+from harness.spec.strict import non_finite, show, suggest
 from model.checks import require
 
 KINDS = ("uniform", "log_uniform", "integer", "choice")

@@ -15,11 +15,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from harness.claims import ClaimSpec
-from harness.detection_metrics import COCO_METRICS, is_detection_metric, own_name, trouble
-from harness.resolve import Setting, leaves
-from harness.space import SearchSpec
-from harness.strict import Mistakes, dotted, non_finite, read_yaml, read_yaml_file, show, suggest, validate
+from harness.spec.claims import ClaimSpec
+from harness.spec.detection_metrics import COCO_METRICS, is_detection_metric, own_name, trouble
+from harness.spec.resolve import Setting, leaves
+from harness.spec.space import SearchSpec
+from harness.spec.strict import Mistakes, dotted, non_finite, read_yaml, read_yaml_file, show, suggest, validate
 from model.checks import require
 
 COST_METRICS = (
