@@ -29,7 +29,7 @@ from harness.spec.resolve import known_keys
 from harness.spec.spec import SHIPPED
 from harness.spec.strict import Mistakes, read_yaml
 from model.heads import HEADS
-from tests.folders import tables, write_folder
+from tests.support.folders import tables, write_folder
 
 PRESET = "digits_fast"
 FILES = {path.stem: path.read_text() for path in sorted(SHIPPED.glob("*.yaml"))}

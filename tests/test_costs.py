@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import record as write_record
 
 from harness.__main__ import main
 from harness.errors import Interrupted
@@ -26,8 +25,9 @@ from harness.trial.build import take_costs
 from harness.trial.train import Progress, build_optimizer, load_checkpoint, save_checkpoint
 from harness.trial.trial import run_trial
 from model.detector import Detector
-from tests.kill_points import small_trial
-from tests.tiny import NUM_CLASSES, tiny_config
+from tests.support.fakes import record as write_record
+from tests.support.kill_points import small_trial
+from tests.support.tiny import NUM_CLASSES, tiny_config
 
 QUICKSTART = Path(__file__).parents[1] / "ablations" / "quickstart.yaml"
 SLOW = 0.2  # seconds that each checkpoint takes here

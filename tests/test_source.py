@@ -96,7 +96,7 @@ DECIDE_NOTHING = {  # what a trial imports besides: names, files and messages; c
 
 def test_what_a_trial_imports_is_counted_or_known_to_decide_nothing():
     """A new module in a trial's way must take a side: a line in `source.DECIDING`, or one above."""
-    from test_imports import imported
+    from tests.support.import_statements import imported
 
     counted = set(source.deciding_files())
     todo, seen = [source.ROOT / "harness" / "trial" / "trial.py"], set()
