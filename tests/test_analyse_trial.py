@@ -27,7 +27,7 @@ from harness.errors import Interrupted, UserError
 from harness.spec.grid import Trial, open_grid
 from harness.store.results import RunStore
 from harness.tracking import mirror, tracking
-from harness.trial.train import WEIGHTS
+from harness.trial.checkpoint import WEIGHTS
 from harness.trial.trial import run_trial
 from tests.folders import real_data, tables, write_split
 from tests.test_analyse_feed import build
