@@ -26,6 +26,7 @@ from harness.replay import Replayer
 from harness.results import RunStore
 from harness.space import values_text
 from harness.tracking_failures import AWAY, DELETED, failure_of
+from model.backbones.configs import without_weights
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -297,8 +298,8 @@ class Mirror:
 
 def _unseeded(config: TrialConfig) -> TrialConfig:
     """A configuration without its seed, and without where its data and weights lie."""
-    backbone = dataclasses.replace(config.model.backbone, weights=None)
-    model, data = dataclasses.replace(config.model, backbone=backbone), dataclasses.replace(config.data, path=None)
+    backbone, data = without_weights(config.model.backbone), dataclasses.replace(config.data, path=None)
+    model = dataclasses.replace(config.model, backbone=backbone)
     return dataclasses.replace(config, seed=0, model=model, data=data)
 
 
