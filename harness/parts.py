@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.strict import Location, field_names, show, suggest, validate
 from model.checks import Conflict
-from model.config import DetectorConfig
+from model.config import DetectorConfig, default_proposals
 from model.parts import Parts
 
 Setting = tuple[tuple[str, ...], Any, str]  # path, value, where it was written
@@ -34,7 +34,7 @@ SINGLE = tuple(name for name in FIELDS if name not in LISTS)
 def default_part(field: str, two_stage: bool = True) -> Any:
     """The `Config` that stands in a field of the detector where nobody names a part."""
     if field == "proposals":
-        return ROOMS[field].config_of("binary" if two_stage else "learned")()
+        return default_proposals(two_stage)
     factory: Any = FIELDS[field].default_factory
     return factory()
 

@@ -29,7 +29,7 @@ from harness.training_length import training_length
 from model.backbones.configs import asked
 from model.checks import Conflict
 from model.config import DetectorConfig
-from model.heads import HEADS, instance_names
+from model.heads import HEADS
 
 SECTIONS: dict[str, type] = {
     "model": DetectorConfig,
@@ -164,7 +164,7 @@ def overruled_epochs(
 
 def conflicts(trial: Resolved) -> Iterator[Conflict]:
     """What does not go together across sections."""
-    model, heads = trial.model, instance_names(trial.model.heads) if trial.model.heads else ()
+    model, heads = trial.model, HEADS.instance_names(trial.model.heads) if trial.model.heads else ()
     told = {"evaluate.branches": list(trial.evaluate.branches), "model.heads": list(heads)}
     for branch in trial.evaluate.branches:
         if branch not in ("decoder", *heads):

@@ -114,17 +114,13 @@ def _short(numbers: dict[str, float]) -> str:
 
 
 def parameter_groups(detector: Detector, config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW groups: all, the backbone, and sampling offsets with reference points at their own rates (official)."""
+    """AdamW groups: all, the backbone, and what says where attention looks at their own rates (official)."""
+    factors = {"backbone": config.backbone_lr_factor, "sampling": config.sampling_lr_factor}
+    roles = detector.parameter_roles()
     groups: dict[float, list[Tensor]] = {}
     for name, parameter in detector.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        factor = 1.0
-        if name.startswith("backbone."):
-            factor = config.backbone_lr_factor
-        elif "sampling_offsets" in name or "reference_points" in name:
-            factor = config.sampling_lr_factor
-        groups.setdefault(factor, []).append(parameter)
+        if parameter.requires_grad:
+            groups.setdefault(factors.get(roles[name].name, 1.0), []).append(parameter)
     rate = config.learning_rate
     return [{"params": p, "lr": rate * factor, "base_lr": rate * factor} for factor, p in groups.items()]
 

@@ -128,10 +128,10 @@ def _translated(weights: dict[str, Tensor], found: Found) -> dict[str, Tensor]:
     """The weights under our names."""
     if not any(name.startswith("query_head.") for name in weights):
         return weights
-    from model.heads import HEADS, instance_names
+    from model.heads import HEADS
 
     model = found.config.model
-    names = instance_names(model.heads)
+    names = HEADS.instance_names(model.heads)
     regions = [name for name, head in zip(names, model.heads, strict=True) if HEADS.name_of(head) in REGION_HEADS]
     ordered = [*regions, *(name for name in names if name not in regions)]
     return convert(weights, ordered, num_roi_heads=len(regions), scalar_embedding=model.compatibility == "official")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +12,43 @@ from torch.nn import functional as F
 
 from model.linear import Linear, linear
 from model.ops import ms_deform_attn
+from model.types import QueryGroup
+
+
+class Visibility(NamedTuple):
+    """Which queries see which: consecutive blocks, each of which sees itself and perhaps the first group."""
+
+    blocks: tuple[tuple[int, int, int], ...]  # start, stop, and how many of the first queries it sees besides itself
+    hidden: Tensor | None  # [B, Q] bool, True for queries that nobody attends to; None: all are seen
+
+    @classmethod
+    def of(cls, groups: Sequence[QueryGroup]) -> Visibility:
+        """What the groups say, one after the other; blocks without a query are left out."""
+        blocks, start, main = [], 0, groups[0].content.shape[1]
+        for group in groups:
+            for length in group.block_lengths:
+                if length:
+                    blocks.append((start, start + length, main if group.sees == "main" else 0))
+                start += length
+        if all(group.hidden is None for group in groups):
+            return cls(tuple(blocks), None)
+        shown = [group.content.new_zeros(group.content.shape[:2], dtype=torch.bool) for group in groups]
+        hidden = [own if group.hidden is None else group.hidden for own, group in zip(shown, groups, strict=True)]
+        return cls(tuple(blocks), torch.cat(hidden, 1))
+
+    def matrix(self, batch_size: int, num_queries: int) -> Tensor:
+        """[B, Q, Q] bool, True where the first query sees the second: one slow and obvious form of it."""
+        seen = torch.zeros(batch_size, num_queries, num_queries, dtype=torch.bool)
+        for start, stop, main in self.blocks:
+            seen[:, start:stop, :main] = True
+            seen[:, start:stop, start:stop] = True
+        if self.hidden is not None:
+            seen &= ~self.hidden.cpu()[:, None]
+        return seen
 
 
 class GroupedSelfAttention(nn.Module):
-    """Multi-head self-attention among the queries of each group; groups never see each other.
+    """Multi-head self-attention among the queries of each block; others are seen only where a group says so.
 
     Cutting the sequence instead of masking one large attention makes the isolation of the customised
     query groups (paper 3.3) exact, and costs nothing for what would be masked away.
@@ -29,23 +64,36 @@ class GroupedSelfAttention(nn.Module):
         nn.init.zeros_(self.in_proj.bias)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, position: Tensor, groups: tuple[int, ...]) -> Tensor:
-        """[B, Q, D] → [B, Q, D]; `groups` are the lengths of the consecutive groups, Q in all."""
+    def forward(self, x: Tensor, position: Tensor, visibility: Visibility) -> Tensor:
+        """[B, Q, D] → [B, Q, D]."""
         batch, _, channels = x.shape
         weight, bias = self.in_proj.weight, self.in_proj.bias
         query_key = linear(x + position, weight[: 2 * channels], bias[: 2 * channels])
         value = linear(x, weight[2 * channels :], bias[2 * channels :])
         projected = torch.cat([query_key, value], -1).view(batch, -1, 3, self.num_heads, channels // self.num_heads)
-        dropout = self.dropout if self.training else 0.0
-        attended = [
-            F.scaled_dot_product_attention(query, key, value, dropout_p=dropout).transpose(1, 2)
-            for query, key, value in (group.permute(2, 0, 3, 1, 4) for group in projected.split(groups, 1))
-        ]
+        attended = [self._attend(projected, block, visibility.hidden) for block in visibility.blocks]
         return self.out_proj(torch.cat(attended, 1).reshape(batch, -1, channels))
+
+    def _attend(self, projected: Tensor, block: tuple[int, int, int], hidden: Tensor | None) -> Tensor:
+        """[B, Q', heads, D / heads] of one block, from the projections [B, Q, 3, heads, D / heads] of all."""
+        start, stop, main = block
+        query, key, value = projected[:, start:stop].permute(2, 0, 3, 1, 4)
+        if main:
+            _, main_key, main_value = projected[:, :main].permute(2, 0, 3, 1, 4)
+            key, value = torch.cat([main_key, key], 2), torch.cat([main_value, value], 2)
+        mask = None
+        if hidden is not None:
+            seen = ~torch.cat([hidden[:, :main], hidden[:, start:stop]], 1)
+            seen |= ~seen.any(1, keepdim=True)  # a block all of whose queries are hidden: nobody else sees them anyway
+            mask = seen[:, None, None]
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout).transpose(1, 2)
 
 
 class DeformableAttention(nn.Module):
     """Multi-scale deformable attention (Deformable-DETR Eq. 3), without residual."""
+
+    roles: ClassVar[dict[str, str]] = {"sampling_offsets": "sampling"}
 
     def __init__(self, channels: int, num_heads: int, num_levels: int, num_points: int):
         super().__init__()

@@ -30,6 +30,7 @@ from model.necks.configs import ProjectionConfig
 from model.postprocess import POSTPROCESSORS
 from model.postprocess.configs import TopKConfig
 from model.proposals import PROPOSALS
+from model.proposals.configs import BinaryConfig, LearnedConfig
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class LossWeights:
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
 
 
+def default_proposals(two_stage: bool) -> Any:
+    """The `Config` of the proposals where none are named."""
+    return BinaryConfig() if two_stage else LearnedConfig()
+
+
 @dataclass(frozen=True)
 class DetectorConfig:
     """Co-DETR. `heads` empty is the plain detector (K = 0)."""
@@ -114,6 +120,21 @@ class DetectorConfig:
     groups: tuple[Any, ...] = field(default=(), metadata={"since": 2, "parts": GROUPS})
     # from predictions to detections
     postprocess: Any = field(default_factory=TopKConfig, metadata={"since": 2, "parts": POSTPROCESSORS})
+
+    @property
+    def official(self) -> bool:
+        """Whether parts behave as the released code to the last quirk."""
+        return self.compatibility == "official"
+
+    @property
+    def proposals_or_default(self) -> Any:
+        """The `Config` of the proposals: `two_stage` says which, where none are named."""
+        return default_proposals(self.two_stage) if self.proposals is None else self.proposals
+
+    @property
+    def num_ranks(self) -> int:
+        """How many of the proposals' ranks all query groups take together in training."""
+        return self.num_queries + sum(getattr(group, "num_proposals", 0) for group in self.groups)
 
     def __post_init__(self) -> None:
         require(self.num_queries >= 1, f"num_queries must be at least 1, got {self.num_queries}")

@@ -8,17 +8,47 @@ A loss without a weight, or a weight without a loss, is an error.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from model.boxes import cxcywh_to_xyxy, size_whwh
+from model.boxes import cxcywh_to_xyxy, iou_aligned, size_whwh
 from model.config import DetectorConfig, LossWeights
-from model.decoder import DecoderOutput
-from model.losses import AVERAGE_EPSILON, giou_loss, l1_loss, sigmoid_focal_loss
+from model.losses import AVERAGE_EPSILON, giou_loss, l1_loss
 from model.share import total
 from model.types import Targets
 
 TERMS = ("classification", "l1", "giou")
+
+
+class Classification(Protocol):
+    """The contract of `model/classification`."""
+
+    needs_iou: bool
+
+    def __call__(self, logits: Tensor, labels: Tensor, iou: Tensor | None) -> Tensor:
+        """[N, B, Q, C]."""
+        ...
+
+
+class Assigner(Protocol):
+    """The contract of `model/assign`."""
+
+    def __call__(
+        self, logits: Tensor, boxes_cxcywh: Tensor, targets: Targets, valid_hw: Tensor, excluded: Tensor | None = None
+    ) -> Tensor:
+        """[N, B, Q]."""
+        ...
+
+
+class HasLosses(Protocol):
+    """A query group, or proposals."""
+
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of each of its losses."""
+        ...
 
 
 def set_losses(
@@ -27,9 +57,11 @@ def set_losses(
     gt_index: Tensor,
     targets: Targets,
     valid_hw: Tensor,
+    *,
+    classification: Classification,
     weight: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Focal, L1 and GIoU losses of N layers of queries with an assigned ground truth each.
+    """Classification, L1 and GIoU losses of N layers of queries with an assigned ground truth each.
 
     Args:
         logits: [N, B, Q, C].
@@ -37,6 +69,7 @@ def set_losses(
         gt_index: [N, B, Q], 0-based ground truth or BACKGROUND.
         targets: ground truth of the batch.
         valid_hw: [B, 2] pixels.
+        classification: the loss of this name.
         weight: [B, Q], 0 takes a query out; None: all 1.
 
     Returns:
@@ -56,12 +89,13 @@ def set_losses(
     keep = matched[..., None]
     giou = giou_loss(predicted_pixels, torch.where(keep, target_pixels, predicted_pixels.detach())) * matched
     l1 = l1_loss(boxes_cxcywh, target_boxes).sum(-1) * matched
-    focal = sigmoid_focal_loss(logits, labels).sum(-1)
+    iou = iou_aligned(predicted_pixels.detach(), target_pixels) if classification.needs_iou else None
+    classified = classification(logits, labels, iou).sum(-1)
     if weight is not None:
-        focal, l1, giou = focal * weight, l1 * weight, giou * weight
+        classified, l1, giou = classified * weight, l1 * weight, giou * weight
     num_positives = total(matched.sum((1, 2)), minimum=1).to(logits.dtype)
     return {
-        "classification": _layer_mean(focal, num_positives),
+        "classification": _layer_mean(classified, num_positives),
         "l1": _layer_mean(l1, num_positives),
         "giou": _layer_mean(giou, num_positives),
     }
@@ -77,32 +111,33 @@ def by_layer(prefix: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{layer}/{term}": value for term, values in losses.items() for layer, value in enumerate(values)}
 
 
-def loss_weights(config: DetectorConfig, head_weights: dict[str, dict[str, float]]) -> dict[str, float]:
+def term_weights(weights: LossWeights) -> dict[str, float]:
+    """The weight of each of `TERMS`."""
+    return {term: getattr(weights, term) for term in TERMS}
+
+
+def layer_weights(prefix: str, config: DetectorConfig, factor: float = 1.0) -> dict[str, float]:
+    """`factor` times the detector's `loss_weights` for each decoder layer, by the names of `by_layer`."""
+    layers = range(config.transformer.num_decoder_layers)
+    terms = term_weights(config.loss_weights)
+    return {f"{prefix}.{layer}/{term}": factor * weight for layer in layers for term, weight in terms.items()}
+
+
+def loss_weights(
+    config: DetectorConfig, parts: Iterable[HasLosses], head_weights: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
     """The weight of every loss that this configuration has.
 
     Args:
         config: of the detector.
+        parts: its query groups and its proposals.
         head_weights: a head's instance name → its own loss names and weights.
     """
-    decoder = _terms(config.loss_weights)
-    num_layers = config.transformer.num_decoder_layers
-    weights = {f"decoder.{layer}/{term}": w for layer in range(num_layers) for term, w in decoder.items()}
-    if config.two_stage:
-        weights |= {f"encoder/{term}": w for term, w in decoder.items()}
-    for head, own in head_weights.items():
-        if config.positive_queries:
-            weights |= {
-                f"queries.{head}.{layer}/{term}": config.lambda1 * w
-                for layer in range(num_layers)
-                for term, w in decoder.items()
-            }
-        if config.auxiliary_loss:  # paper Eq. 5 counts L_enc once per decoder layer
-            weights |= {f"{head}/{term}": config.lambda2 * num_layers * w for term, w in own.items()}
+    weights = {name: weight for part in parts for name, weight in part.loss_weights().items()}
+    if config.auxiliary_loss:  # paper Eq. 5 counts L_enc once per decoder layer
+        factor = config.lambda2 * config.transformer.num_decoder_layers
+        weights |= {f"{head}/{term}": factor * w for head, own in head_weights.items() for term, w in own.items()}
     return weights
-
-
-def _terms(weights: LossWeights) -> dict[str, float]:
-    return {term: getattr(weights, term) for term in TERMS}
 
 
 def total_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
@@ -118,11 +153,3 @@ def total_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
         )
     values = torch.stack([losses[name].float() for name in losses])
     return (values * values.new_tensor([weights[name] for name in losses])).sum()
-
-
-def query_losses(
-    output: DecoderOutput, gt_index: Tensor, targets: Targets, valid_hw: Tensor, weight: Tensor
-) -> dict[str, Tensor]:
-    """Losses of customised queries [B, P] that keep their assigned ground truth through all layers (no matching)."""
-    expanded = gt_index.expand(len(output.logits), -1, -1)
-    return set_losses(output.logits, output.boxes_cxcywh, expanded, targets, valid_hw, weight)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.boxes import giou_aligned, iou_aligned, xyxy_to_cxcywh
+from model.classification.configs import FocalConfig
 
 AVERAGE_EPSILON = 1.1920929e-07  # float32 eps, added to the divisor by the official implementation
 
@@ -34,6 +35,19 @@ def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamm
     balance = alpha * target + (1 - alpha) * (1 - target)
     cross_entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return balance * miss.pow(gamma) * cross_entropy
+
+
+class Focal:
+    """The decoder's classification by focal loss (`model/classification` has the contract)."""
+
+    needs_iou = False
+
+    def __init__(self, config: FocalConfig):
+        self.config = config
+
+    def __call__(self, logits: Tensor, labels: Tensor, iou: Tensor | None = None) -> Tensor:
+        """[..., C]."""
+        return sigmoid_focal_loss(logits, labels)
 
 
 def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:

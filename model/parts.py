@@ -8,8 +8,8 @@ its name, and torch with it. What a part is set to needs neither, as far as its 
 from __future__ import annotations
 
 import difflib
-from collections import UserDict
-from collections.abc import Mapping
+from collections import Counter, UserDict
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -76,3 +76,12 @@ class Parts(UserDict[str, Any]):
     def build(self, config: Any, **arguments: Any) -> Any:
         """The part of this `Config`, built with it and the arguments of its room's contract."""
         return self.choose(self.name_of(config))(config, **arguments)
+
+    def instance_names(self, configs: Sequence[Any]) -> tuple[str, ...]:
+        """A distinct name for each of several parts: a second ATSS is 'atss.2'; losses and branches are named so."""
+        seen: Counter[str] = Counter()
+        names = []
+        for name in map(self.name_of, configs):
+            seen[name] += 1
+            names.append(name if seen[name] == 1 else f"{name}.{seen[name]}")
+        return tuple(names)

@@ -11,7 +11,9 @@ Boxes are floats; the format is in the name: `boxes_xyxy` are pixels of the netw
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -132,6 +134,76 @@ class Pyramid:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """The encoder's output, as the decoder and the queries see it."""
+
+    tokens: Tensor  # [B, S, D]
+    sizes: tuple[tuple[int, int], ...]  # (h, w) of the L levels
+    padding: Tensor | None  # [B, S] bool, True = padding; None: no padding in the batch
+    ratios: Tensor  # [B, L, 2] (w, h) share of each map that holds the image
+    position: Tensor | None = None  # [B, S, D] encoding of each token's place, for decoders that attend to all of them
+
+    def maps(self) -> list[Tensor]:
+        """The tokens as L maps [B, D, h, w]."""
+        tokens = self.tokens.split([h * w for h, w in self.sizes], 1)
+        return [level.transpose(1, 2).unflatten(2, size) for level, size in zip(tokens, self.sizes, strict=True)]
+
+
+@dataclass(frozen=True)
+class QueryGroup:
+    """Queries that the decoder reads side by side with other groups, and what they may see of one another."""
+
+    content: Tensor  # [B, Q, D]
+    position: Tensor | None  # [B, Q, D]; None: the decoder makes it from the reference, at each layer
+    reference_cxcywh: Tensor  # [B, Q, 4] normalised; w = h = 0.5 (logit 0) where the reference is a point
+    has_size: bool  # False: references are points
+    # [B, Q] int32, what stays the same from one epoch to the next: a slot, or a place on the encoder's maps
+    source: Tensor | None = None
+    blocks: tuple[int, ...] = ()  # lengths, Q in all; queries of different blocks never see each other; (): one block
+    sees: Literal["own", "main"] = "own"  # main: each block sees the queries of the first group too, which see no block
+    hidden: Tensor | None = None  # [B, Q] bool, True for queries that nobody attends to; None: all are seen
+    gt_index: Tensor | None = None  # [B, Q] int64, the ground truth that each must predict; None: it is assigned later
+    weight: Tensor | None = None  # [B, Q] of each query in the losses; None: 1
+
+    @property
+    def block_lengths(self) -> tuple[int, ...]:
+        """Lengths of the blocks, Q in all."""
+        return self.blocks or (self.content.shape[1],)
+
+    def ranks(self, start: int, stop: int) -> QueryGroup:
+        """The queries from `start` to before `stop` as a group of one block."""
+        if (start, stop) == (0, self.content.shape[1]):
+            return self
+
+        def cut(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[:, start:stop]
+
+        return QueryGroup(
+            self.content[:, start:stop],
+            cut(self.position),
+            self.reference_cxcywh[:, start:stop],
+            self.has_size,
+            source=cut(self.source),
+        )
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """Predictions of every layer, all query groups one after the other."""
+
+    logits: Tensor  # [N, B, Q, C], N decoder layers
+    boxes_cxcywh: Tensor  # [N, B, Q, 4], normalised
+    # Where each query of the last layer looked, if that was asked for: [B, Q, K, L, P, 2] (x, y) normalised to each
+    # whole map, and [B, Q, K, L, P] how much each place counted; K attention heads, P places.
+    looked_at: tuple[Tensor, Tensor] | None = None
+
+    def split(self, lengths: list[int]) -> list[DecoderOutput]:
+        """One output per query group."""
+        pairs = zip(self.logits.split(lengths, 2), self.boxes_cxcywh.split(lengths, 2), strict=True)
+        return [DecoderOutput(logits, boxes) for logits, boxes in pairs]
+
+
+@dataclass(frozen=True)
 class Positives:
     """What a head's label assignment hands to the customised positive queries (paper Eq. 1).
 
@@ -143,6 +215,44 @@ class Positives:
     gt_index: Tensor  # [B, N] int64, 0-based ground truth, BACKGROUND or IGNORED
     token_index: Tensor | None = None  # [N] int64 into `Pyramid.tokens()`
     features: Tensor | None = None  # [B, N, D]
+
+
+@dataclass(frozen=True)
+class PositiveSelection:
+    """The candidates that become customised queries, and what each must predict."""
+
+    boxes_cxcywh: Tensor  # [B, P, 4] normalised by the valid size, not clipped
+    gt_index: Tensor  # [B, P] int64, 0-based ground truth or BACKGROUND
+    weight: Tensor  # [B, P] 1, or 0 where an image has too few candidates
+    features: Tensor  # [B, P, D]
+
+
+@dataclass
+class Proposals:
+    """What the decoder's queries may start from, best first, and what the encoder predicts at every token."""
+
+    queries: QueryGroup  # all ranks
+    logits: Tensor | None = None  # [B, S, C] of the encoder's own head; None: it has none
+    boxes_cxcywh: Tensor | None = None  # [B, S, 4] normalised
+    excluded: Tensor | None = None  # [B, S] bool, True for tokens that cannot carry a proposal; None: all can
+    taken: int = 0  # ranks that are handed out
+
+    def take(self, count: int) -> QueryGroup:
+        """The next `count` ranks: the main group comes first, then the others in the configuration's order."""
+        start, self.taken = self.taken, self.taken + count
+        return self.queries.ranks(start, self.taken)
+
+
+@dataclass
+class Step:
+    """One batch on its way through the detector: what query groups and their losses may read."""
+
+    batch: Batch
+    memory: Memory
+    proposals: Proposals
+    mask_at: Callable[[int], Tensor | None]  # padding mask of a stride, see `model.padding`
+    pyramid: Pyramid | None = None  # what the auxiliary heads read; None: there are none
+    positives: dict[str, PositiveSelection] = field(default_factory=dict)  # by the instance name of a head
 
 
 @dataclass(frozen=True)

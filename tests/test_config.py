@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -104,10 +106,14 @@ def test_accepts_the_border(config, values):
     assert {key: getattr(built, key) for key in values} == values
 
 
-@pytest.mark.parametrize("module", [model.config, harness.config], ids=lambda module: module.__name__)
+ROOMS = sorted(path.parent.name for path in (Path(model.config.__file__).parent).glob("*/configs.py"))
+MODULES = [model.config, harness.config, *(import_module(f"model.{room}.configs") for room in ROOMS)]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_every_config_is_frozen_and_hashable(module):
     configs = [c for c in vars(module).values() if dataclasses.is_dataclass(c) and c.__module__ == module.__name__]
-    assert len(configs) >= 4
+    assert configs
     for config in configs:
         assert config.__dataclass_params__.frozen, config
         assert config.__pydantic_config__ == {"extra": "forbid"}, config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,8 +11,7 @@ from model.backbones.configs import ResNetConfig
 from model.criterion import total_loss
 from model.detector import Detector
 from model.heads import HEADS
-from model.queries import QueryGroup
-from model.types import Batch, Targets
+from model.types import Batch, QueryGroup, Targets
 from tests.tiny import NUM_CLASSES, PLAIN, REFINED, single, tiny_batch, tiny_config
 
 VARIANTS = {"plain": PLAIN, "refined": REFINED, "two_stage": {"mixed_selection": False}, "plus_plus": {}}
@@ -26,7 +27,7 @@ def predictions(detector: Detector, batch: Batch) -> tuple[torch.Tensor, torch.T
     detector.eval()
     with torch.no_grad():
         memory, _ = detector.encode(batch)
-        group, _ = detector.initial_queries(memory)
+        group = detector.initial_queries(memory)
         output = detector.decoder([group], memory)
     return output.logits[-1], output.boxes_cxcywh[-1]
 
@@ -155,7 +156,7 @@ def test_query_groups_never_see_each_other():
     batch = tiny_batch(sizes=((96, 96), (64, 90)))
     with torch.no_grad():
         memory, _ = detector.encode(batch)
-        group, _ = detector.initial_queries(memory)
+        group = detector.initial_queries(memory)
         other = QueryGroup(torch.randn(2, 7, 32), torch.randn(2, 7, 32), torch.rand(2, 7, 4) * 0.5 + 0.2, has_size=True)
         alone = detector.decoder([group], memory)
         joint, second = detector.decoder([group, other], memory).split([12, 7])
@@ -170,7 +171,7 @@ def test_points_and_boxes_decode_in_one_pass():
     batch = tiny_batch()
     with torch.no_grad():
         memory, _ = detector.encode(batch)
-        points, _ = detector.initial_queries(memory)
+        points = detector.initial_queries(memory)
         boxes = QueryGroup(points.content, points.position, torch.rand(2, 12, 4) * 0.5 + 0.2, has_size=True)
         together = detector.decoder([points, boxes], memory).split([12, 12])
         apart = [detector.decoder([group], memory) for group in (points, boxes)]
@@ -186,7 +187,7 @@ def test_unknown_branch_lists_the_known_ones():
 def test_more_queries_than_positions_is_explained():
     torch.manual_seed(0)
     detector = Detector(tiny_config(), NUM_CLASSES)
-    detector.queries.num_queries = 10_000
+    detector.config = replace(detector.config, num_queries=10_000)
     with pytest.raises(ValueError, match=r"model\.num_queries \(10000\) exceeds"):
         detector(tiny_batch())
 

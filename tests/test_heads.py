@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.heads import HEADS, instance_names
+from model.heads import HEADS
 from model.heads.base import AuxiliaryHead
 from model.heads.dense import best_after_nms
 from model.heads.masks import MaskConfig
 from model.heads.roi import RoIConfig
 from model.heads.rpn import RPNConfig
-from model.neck import level_masks
 from model.ops import nms
+from model.padding import stride_mask
 from model.types import IGNORED, MASK_CELLS, Positives, Pyramid, Targets
 
 TINY_RPN = RPNConfig(num_samples=10_000, num_proposals=30)  # more samples than candidates: nothing is left to chance
@@ -194,7 +194,7 @@ def padded_pair() -> Padded:
     height, width = 81, 100  # not multiples of any stride
     alone_sizes, padded_sizes = sizes_of(height, width), sizes_of(HEIGHT + 32, WIDTH)
     hw = torch.tensor([[height, width], [height, width]])
-    masks = level_masks(hw, padded_sizes, list(STRIDES), True)
+    masks = tuple(stride_mask(hw, size, stride) for size, stride in zip(padded_sizes, STRIDES, strict=True))
     generator = torch.Generator().manual_seed(3)
     alone, padded, inside = [], [], []
     for (h, w), (padded_h, padded_w) in zip(alone_sizes, padded_sizes, strict=True):
@@ -302,7 +302,7 @@ def test_score_of_positives(name: str) -> None:
 def test_repeats_get_names_of_their_own(name: str) -> None:
     config = HEADS[name].Config(**TINY.get(name, {}))
     assert HEADS.name_of(config) == name
-    assert instance_names((config, config, config)) == (name, f"{name}.2", f"{name}.3")
+    assert HEADS.instance_names((config, config, config)) == (name, f"{name}.2", f"{name}.3")
 
 
 @EVERY_HEAD
@@ -319,9 +319,9 @@ def test_config_is_frozen_and_checks_its_weights(name: str) -> None:
 
 
 def test_an_unknown_head_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown head 'ats'; did you mean 'atss'\\? known heads: atss"):
+    with pytest.raises(ValueError, match="unknown head 'ats'; did you mean 'atss'\\? known: atss"):
         HEADS.choose("ats")
-    with pytest.raises(ValueError, match="known heads"):
+    with pytest.raises(ValueError, match="object is not the Config of a head; known: atss"):
         HEADS.name_of(object())
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from model import kernels
 from model import linear as room
-from model.backbone import FrozenBatchNorm, _normalised
+from model.backbones.resnet import FrozenBatchNorm, _normalised
 from model.linear import Conv2d, Linear, linear
 
 

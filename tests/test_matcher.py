@@ -9,11 +9,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-import model.matcher
+import model.assign.hungarian
+from model.assign.hungarian import match, matching_costs
 from model.boxes import cxcywh_to_xyxy, giou_aligned, size_whwh
 from model.config import LossWeights
 from model.losses import sigmoid_focal_loss
-from model.matcher import match, matching_costs
 from model.types import BACKGROUND, Targets
 
 WEIGHTS = LossWeights()
@@ -65,7 +65,7 @@ def test_no_other_choice_is_cheaper() -> None:
 
 @pytest.mark.parametrize("threshold", [0, 10**9], ids=["threads", "serial"])
 def test_batch_equals_scipy_one_by_one(threshold: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.matcher, "PARALLEL_COST_SIZE", threshold)
+    monkeypatch.setattr(model.assign.hungarian, "PARALLEL_COST_SIZE", threshold)
     counts = (7, 0, 12)
     logits, boxes, targets, hw = problem(counts, 20, layers=3)
     gt_index = match(logits, boxes, targets, hw, WEIGHTS)

@@ -33,8 +33,8 @@ from harness.schedule import check_inputs, run_grid
 from harness.transfer import checked, import_records
 from harness.trial import run_trial
 from harness.trial_record import identity_fields
-from model.backbone import ResNet
 from model.backbones.configs import ResNetConfig
+from model.backbones.resnet import ResNet
 
 ROOT = Path(__file__).parents[1]
 ONE_ROW = "rows: [{label: a, set: {model.heads: []}}]"

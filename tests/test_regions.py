@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.groups.positives import select_positives
 from model.heads.faster_rcnn import FasterRCNNHead
 from model.heads.mask_rcnn import MaskRCNNHead
 from model.heads.roi import RoIConfig, RoIPooling, candidates, sample_rois
 from model.heads.rpn import Outputs, Proposals, RegionProposals, RPNConfig
 from model.heads.two_stage import TwoStage
 from model.ops import roi_align
-from model.queries import select_positives
 from model.sampling import choose, sample
 from model.types import BACKGROUND, IGNORED, Positives, Pyramid, Targets
 

@@ -7,10 +7,7 @@ in evaluation mode; nothing here changes it, its gradients or the random state.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,14 +15,9 @@ from torch import Tensor
 from harness.analyse import conflict
 from harness.analyse.discriminability import attention_strength
 from harness.analyse.grids import valid_cells
-from model.decoder import DecoderLayer, DecoderOutput, Memory
-from model.detector import Detector
+from model.detector import DECODER, Detector
 from model.heads.dense import mean_positive_logit
-from model.matcher import match
-from model.queries import QueryGroup
-from model.types import Batch, Positives, Pyramid
-
-DECODER = "decoder"
+from model.types import Batch, DecoderOutput, Memory, Positives, Pyramid, QueryGroup
 
 
 @dataclass(frozen=True)
@@ -65,14 +57,13 @@ def heads_of(detector: Detector) -> tuple[str, ...]:
 @torch.no_grad()
 def encode(detector: Detector, batch: Batch) -> Root:
     """The root of a batch."""
-    memory, masks = detector.encode(batch)
+    memory, mask_at = detector.encode(batch)
     count = len(memory.sizes)
     if len(detector.heads):
-        pyramid = detector.pyramid(memory, batch.valid_hw, masks)
+        pyramid = detector.pyramid(memory, batch.valid_hw, mask_at)
     else:
-        tokens = memory.tokens.transpose(1, 2).split([h * w for h, w in memory.sizes], 2)
-        levels = tuple(level.unflatten(2, size) for level, size in zip(tokens, memory.sizes, strict=True))
-        pyramid = Pyramid(levels, detector.strides, batch.valid_hw, masks[:count])
+        masks = tuple(mask_at(stride) for stride in detector.strides)
+        pyramid = Pyramid(tuple(memory.maps()), detector.strides, batch.valid_hw, masks)
     leaves = tuple(level.detach().float().contiguous().requires_grad_() for level in pyramid.levels)
     with torch.enable_grad():
         tokens = torch.cat([leaf.flatten(2).transpose(1, 2) for leaf in leaves[:count]], 1)
@@ -81,37 +72,13 @@ def encode(detector: Detector, batch: Batch) -> Root:
 
 def decode(detector: Detector, root: Root, batch: Batch) -> Decoded:
     """The original group through the decoder, its matching, and where the matched queries look."""
-    group, _ = detector.initial_queries(root.memory)
-    looking = cast(DecoderLayer, detector.decoder.layers[-1]).cross_attention
-    with _inputs_of(looking) as seen:
-        output = detector.decoder([group], root.memory)
-    last = slice(-1, None)
-    gt_index = match(
-        output.logits[last].detach(),
-        output.boxes_cxcywh[last].detach(),
-        batch.targets,
-        batch.valid_hw,
-        detector.config.loss_weights,
-    )[0]
-    query, reference, has_size, _, sizes, _ = seen
-    with torch.no_grad():
-        locations, weights = looking.sampling(query, reference, has_size, sizes)
-    return Decoded(group, output, gt_index, attention_strength(locations, weights, sizes, gt_index >= 0))
-
-
-@contextmanager
-def _inputs_of(module: torch.nn.Module) -> Iterator[list[Any]]:
-    """The arguments of a module's last call."""
-    seen: list[Any] = []
-
-    def remember(_: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
-        seen[:] = arguments
-
-    handle = module.register_forward_pre_hook(remember)
-    try:
-        yield seen
-    finally:
-        handle.remove()
+    group = detector.initial_queries(root.memory)
+    output: DecoderOutput = detector.decoder([group], root.memory, look=True)
+    last = output.logits[-1:].detach(), output.boxes_cxcywh[-1:].detach()
+    gt_index = detector.assign(*last, batch.targets, batch.valid_hw)[0]
+    assert output.looked_at is not None
+    attention = attention_strength(*output.looked_at, root.memory.sizes, gt_index >= 0)
+    return Decoded(group, output, gt_index, attention)
 
 
 def scores(detector: Detector, root: Root, decoded: Decoded, batch: Batch) -> dict[str, Tensor]:

@@ -1,14 +1,17 @@
-"""TODO contract of this room on this page."""
+"""The multi-scale adapters by name: a new one is one file here and one line in `ADAPTERS` (docs/add-a-part.md).
+
+An adapter makes the pyramid that auxiliary heads, customised queries and analyses read from the encoder's memory (paper
+3.2). It is built where there are auxiliary heads: `ADAPTERS.build(config, channels=…, strides=…)`, the strides of the
+encoder's levels in pixels of the input image. It has
+
+- `strides`: of the pyramid's levels, fine to coarse;
+- `forward(memory, valid_hw, mask_at) → Pyramid`: `valid_hw` [B, 2] pixels; `mask_at(stride)` gives the padding mask
+  [B, h, w] of a stride, or None where nothing is masked. No level may depend on what lies behind its mask.
+"""
 
 from __future__ import annotations
 
 from model.adapters import configs
 from model.parts import Parts
 
-ADAPTERS = Parts(
-    "adapter",
-    {
-        "coarser": "model.adapters.coarser:CoarserLevel",
-    },
-    {"coarser": configs.CoarserConfig},
-)
+ADAPTERS = Parts("adapter", {"coarser": "model.adapters.coarser:CoarserLevel"}, {"coarser": configs.CoarserConfig})

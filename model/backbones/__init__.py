@@ -1,14 +1,20 @@
-"""TODO contract of this room on this page."""
+"""The backbones by name: a new one is one file in this folder and one line in `BACKBONES` (docs/add-a-part.md).
+
+A backbone is built from its `Config` alone and has
+
+- `channels` and `strides`: of the stages that it returns, fine to coarse; strides are powers of two;
+- `forward(images, mask_at) → stages`: images [B, 3, H, W] to stages [B, C_i, ceil(H / stride), ceil(W / stride)];
+  `mask_at(stride)` gives the padding mask [B, h, w] bool (True = padding) of a stride, or None where nothing is masked.
+  With masks, a stage is zero behind its own, and at a valid position it is what the image alone would give;
+- `lr_depth(name) → int`: how many layers lie between a parameter of this name and the output (0: the last one), for
+  learning rates that fall from layer to layer.
+
+Its `Config` may have `weights`, the path of a file of pretrained weights, whose content is part of a trial's identity.
+"""
 
 from __future__ import annotations
 
 from model.backbones import configs
 from model.parts import Parts
 
-BACKBONES = Parts(
-    "backbone",
-    {
-        "resnet": "model.backbones.resnet:ResNet",
-    },
-    {"resnet": configs.ResNetConfig},
-)
+BACKBONES = Parts("backbone", {"resnet": "model.backbones.resnet:ResNet"}, {"resnet": configs.ResNetConfig})

@@ -1,4 +1,16 @@
-"""TODO contract of this room on this page."""
+"""The decoders by name: a new one is one file in this folder and one line in `DECODERS` (docs/add-a-part.md).
+
+A decoder turns query groups into predictions. `DECODERS.build(config, model=…, num_classes=…)`, where `model` is the
+`DetectorConfig`: its `transformer` holds the sizes, and `box_refinement` and `look_forward_twice` how boxes move from
+layer to layer. The decoder's own `Config` says what is particular to it: where positions come from, whether branches
+are shared, which norms stand before them. It is a module and has
+
+- `forward(groups, memory, *, look=False) → DecoderOutput`: all groups in one pass, which share every weight; which
+  queries see which, the groups say (`model.attention.Visibility`). Where a group has no `position`, the decoder makes
+  it from the references. With `look`, `DecoderOutput.looked_at` tells where the queries of the last layer looked.
+
+Boxes and references are normalised by the valid size and stay in fp32 under autocast.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +19,6 @@ from model.parts import Parts
 
 DECODERS = Parts(
     "decoder",
-    {
-        "deformable": "model.decoders.deformable:DeformableDecoder",
-    },
+    {"deformable": "model.decoders.deformable:DeformableDecoder"},
     {"deformable": configs.DeformableDecoderConfig},
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,16 +29,6 @@ HEADS = Parts(
         "gfl": configs.GFLConfig,
     },
 )
-
-
-def instance_names(configs: Sequence[Any]) -> tuple[str, ...]:
-    """A distinct name for each head of a detector: a second ATSS is 'atss.2'; losses and branches are named so."""
-    seen: Counter[str] = Counter()
-    names = []
-    for name in map(HEADS.name_of, configs):
-        seen[name] += 1
-        names.append(name if seen[name] == 1 else f"{name}.{seen[name]}")
-    return tuple(names)
 
 
 def needs_masks(configs: Sequence[Any]) -> bool:

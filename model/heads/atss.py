@@ -17,8 +17,8 @@ from model.boxes import decode_deltas
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
 from model.heads.configs import ATSSConfig
+from model.layers import zero_padding
 from model.losses import binary_cross_entropy, centerness_of_anchors, giou_loss, sigmoid_focal_loss, weighted_mean
-from model.neck import zero_padding
 from model.share import total
 from model.types import BACKGROUND, IGNORED, Detections, Positives, Pyramid, Targets
 

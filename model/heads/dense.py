@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from model.anchors import valid_flags
 from model.boxes import clip_boxes
 from model.checks import require
-from model.neck import ConvNorm, zero_padding
+from model.layers import ConvNorm, zero_padding
 from model.ops import nms
 from model.share import total
 from model.types import BACKGROUND, Detections, Pyramid, Targets

@@ -18,6 +18,7 @@ from model.boxes import decode_distances, encode_distances
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
 from model.heads.configs import FCOSConfig
+from model.layers import zero_padding
 from model.losses import (
     binary_cross_entropy,
     centerness_of_distances,
@@ -26,7 +27,6 @@ from model.losses import (
     sigmoid_focal_loss,
     weighted_mean,
 )
-from model.neck import zero_padding
 from model.share import total
 from model.types import IGNORED, Detections, Positives, Pyramid, Targets
 

@@ -18,8 +18,8 @@ from model.boxes import decode_distances, encode_distances, iou_aligned, xyxy_to
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
 from model.heads.configs import GFLConfig
+from model.layers import zero_padding
 from model.losses import distribution_focal_loss, giou_loss, quality_focal_loss, weighted_mean
-from model.neck import zero_padding
 from model.share import total
 from model.types import IGNORED, Detections, Positives, Pyramid, Targets
 

@@ -18,8 +18,8 @@ from model.boxes import decode_deltas, iou_aligned
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
 from model.heads.configs import PAAConfig
+from model.layers import zero_padding
 from model.losses import binary_cross_entropy, giou_loss, sigmoid_focal_loss, weighted_mean
-from model.neck import zero_padding
 from model.share import num_images, total
 from model.types import IGNORED, Detections, Positives, Pyramid, Targets
 

@@ -18,8 +18,8 @@ from model.boxes import decode_deltas, encode_deltas
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
 from model.heads.configs import RetinaNetConfig
+from model.layers import zero_padding
 from model.losses import giou_loss, l1_loss, sigmoid_focal_loss, weighted_mean
-from model.neck import zero_padding
 from model.types import IGNORED, Detections, Positives, Pyramid, Targets
 
 ANCHOR_SIDES = tuple(4 * 2 ** (octave / 3) for octave in range(3))  # of square anchors, in strides

@@ -15,9 +15,9 @@ from model.anchors import anchor_grid
 from model.boxes import clip_boxes, decode_deltas, encode_deltas
 from model.heads.configs import RPNConfig
 from model.heads.dense import best_after_nms, flags_of, flatten_output, level_areas
+from model.layers import zero_padding
 from model.linear import Conv2d
 from model.losses import binary_cross_entropy, l1_loss, weighted_mean
-from model.neck import zero_padding
 from model.sampling import choose
 from model.share import largest, total
 from model.types import Pyramid, Targets

@@ -1,14 +1,16 @@
-"""TODO contract of this room on this page."""
+"""The necks by name: a new one is one file in this folder and one line in `NECKS` (docs/add-a-part.md).
+
+A neck brings the backbone's stages to the encoder's levels. `NECKS.build(config, in_channels=…, in_strides=…,
+channels=…, num_levels=…)`: width and stride of each stage, and what the encoder wants. It has
+
+- `strides`: of its levels in pixels of the input image, fine to coarse;
+- `forward(stages, mask_at) → levels`: stages [B, C_i, h, w] to `num_levels` levels [B, D, h, w], h = ceil(H / stride);
+  `mask_at(stride)` as in `model/backbones`. With masks, a level is zero behind its own and depends on nothing there.
+"""
 
 from __future__ import annotations
 
 from model.necks import configs
 from model.parts import Parts
 
-NECKS = Parts(
-    "neck",
-    {
-        "projection": "model.necks.projection:Projection",
-    },
-    {"projection": configs.ProjectionConfig},
-)
+NECKS = Parts("neck", {"projection": "model.necks.projection:Projection"}, {"projection": configs.ProjectionConfig})

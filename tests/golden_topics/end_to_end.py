@@ -16,11 +16,10 @@ from model.heads.atss import ATSSHead
 from model.heads.faster_rcnn import FasterRCNNHead
 from model.heads.roi import RoIConfig
 from model.heads.rpn import RPNConfig
-from model.neck import downsample_mask
 from model.official import convert
+from model.padding import downsample_mask
 from model.position import valid_ratios
-from model.queries import select_positives
-from model.types import Batch, Pyramid, Targets
+from model.types import Batch, Pyramid, Step, Targets
 
 NUM_CLASSES, NUM_DETECTIONS = 5, 30
 FEATURES = Tolerance(1e-4, 1e-4)
@@ -84,7 +83,7 @@ def _compare(case: Case, detector: Detector, two_stage: bool) -> Iterator[Compar
         yield from _features(case, detector, batch)
         yield from _decoded(case, detector, batch, two_stage)
         yield from _detected(case, detector, batch)
-    with mock.patch("model.queries.torch.rand", _descending):
+    with mock.patch("torch.rand", _descending):
         total, losses = detector(batch)
     official_names = _loss_names(two_stage)
     assert official_names.keys() == losses.keys()
@@ -127,11 +126,11 @@ def _descending(shape: torch.Size, device: torch.device) -> Tensor:
 def _features(case: Case, detector: Detector, batch: Batch) -> Iterator[Comparison]:
     stages = detector.backbone(batch.images, lambda stride: None)
     for level, (ours, official) in enumerate(
-        zip(detector.neck(stages, (None,) * 4), case.sequence("neck_level"), strict=True)
+        zip(detector.neck(stages, lambda stride: None), case.sequence("neck_level"), strict=True)
     ):
         yield Comparison(f"neck_level{level}", ours, official, FEATURES)
-    memory, masks = detector.encode(batch)
-    pyramid = detector.pyramid(memory, batch.valid_hw, masks)
+    memory, mask_at = detector.encode(batch)
+    pyramid = detector.pyramid(memory, batch.valid_hw, mask_at)
     for level, (ours, official) in enumerate(zip(pyramid.levels, case.sequence("encoder_level"), strict=True)):
         yield Comparison(f"encoder_level{level}", ours, official, FEATURES)
     padding = [downsample_mask(batch.padding_mask, size) for size in memory.sizes]
@@ -139,26 +138,27 @@ def _features(case: Case, detector: Detector, batch: Batch) -> Iterator[Comparis
 
 
 def _decoded(case: Case, detector: Detector, batch: Batch, two_stage: bool) -> Iterator[Comparison]:
-    memory, masks = detector.encode(batch)
-    group, proposals = detector.initial_queries(memory)
-    if proposals is not None:
+    memory, mask_at = detector.encode(batch)
+    proposals = detector.queries(memory, detector.config.num_queries)
+    step = Step(batch, memory, proposals, mask_at)
+    if two_stage:
         yield Comparison("enc_cls_class0", proposals.logits[..., 0], case["enc_cls_class0"], FEATURES)
         chosen = case["enc_topk_inds"][..., None].expand(-1, -1, 4)
         ours = proposals.boxes_cxcywh.gather(1, chosen)
         yield Comparison("enc_topk_boxes", ours, case["enc_topk_boxes"], FEATURES)
-    pyramid = detector.pyramid(memory, batch.valid_hw, masks)
+    pyramid = detector.pyramid(memory, batch.valid_hw, mask_at)
     yield from _proposals(case, detector, pyramid)
-    groups, names = [group], ["main"]
+    groups, names = [detector.main.queries(step)], ["main"]
     for number, (name, head) in enumerate(detector.named_heads()):
         positives = head.train_step(pyramid, batch.targets, with_losses=False)[1]
-        limits = detector.config.min_positive_queries, detector.config.max_positive_queries
-        with mock.patch("model.queries.torch.rand", _descending):
-            selection = select_positives(positives, pyramid, *limits, official=True)
+        group = detector.positive_queries[name]
+        with mock.patch("torch.rand", _descending):
+            step.positives[name] = selection = group.select(positives, pyramid)
         aux = f"aux{number}"
         yield Comparison(f"{aux}_coords", selection.boxes_cxcywh, case[f"{aux}_coords"], FLOAT32)
         yield Comparison(f"{aux}_feats", selection.features, case[f"{aux}_feats"], FEATURES)
         yield from _supervision(case, batch, aux, selection.gt_index, selection.weight)
-        groups.append(detector.positive_queries[name](selection))
+        groups.append(group.queries(step))
         names.append(aux)
     outputs = detector.decoder(groups, memory).split([group.content.shape[1] for group in groups])
     for name, queries, output in zip(names, groups, outputs, strict=True):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from golden_topics.case import EXACT, FLOAT32, FLOAT64, PIXELS, Case, Comparison, Tolerance, leaf
 from model import losses as loss
+from model.assign.hungarian import match, matching_costs
 from model.boxes import (
     clip_boxes,
     decode_deltas,
@@ -21,7 +22,6 @@ from model.boxes import (
     iou_pairwise,
 )
 from model.config import LossWeights
-from model.matcher import match, matching_costs
 from model.ops import nms, roi_align, soft_nms
 from model.types import Targets
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.backbones.configs import ResNetConfig
+from model.layers import MaskedGroupNorm, num_norm_groups, zero_padding
 from model.linear import Conv2d
-from model.neck import MaskedGroupNorm, num_norm_groups, zero_padding
 from model.weights import misfits, read_weights
 
 Norm = Callable[[int], nn.Module]
@@ -175,13 +175,13 @@ class ResNet(nn.Module):
         for module in frozen:
             module.requires_grad_(False)
 
-    def forward(self, images: Tensor, mask_at: Callable[[int], Tensor | None]) -> list[Tensor]:
-        """Features of the configured stages.
+    def lr_depth(self, name: str) -> int:
+        """Stages after the one that a parameter belongs to; the stem lies before the first."""
+        stage = int(name[len("layer")]) if name.startswith("layer") else 0
+        return max(self.config.stages) - stage
 
-        Args:
-            images: [B, 3, H, W].
-            mask_at: gives the padding mask [B, ceil(H / stride), ceil(W / stride)] of a stride, or None.
-        """
+    def forward(self, images: Tensor, mask_at: Callable[[int], Tensor | None]) -> list[Tensor]:
+        """Features of the configured stages; see the contract."""
         # Channels last: convolutions and pooling are a quarter faster on a CPU, and tokens come out without a copy.
         x = images.contiguous(memory_format=torch.channels_last)
         x = _normalised(self.conv1, self.bn1, x, mask_at(2), relu=True)

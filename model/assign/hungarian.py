@@ -13,12 +13,26 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from model.assign.configs import HungarianConfig
 from model.boxes import cxcywh_to_xyxy, giou_pairwise, size_whwh
 from model.config import LossWeights
 from model.types import BACKGROUND, Targets
 
 FOCAL_ALPHA, FOCAL_GAMMA, FOCAL_EPSILON = 0.25, 2.0, 1e-12
 PARALLEL_COST_SIZE = 200_000  # entries of the cost tensor from which threads pay
+
+
+class Hungarian:
+    """One-to-one matching by the weights of the losses."""
+
+    def __init__(self, config: HungarianConfig, *, weights: LossWeights):
+        self.weights = weights
+
+    def __call__(
+        self, logits: Tensor, boxes_cxcywh: Tensor, targets: Targets, valid_hw: Tensor, excluded: Tensor | None = None
+    ) -> Tensor:
+        """See the contract, and `match`."""
+        return match(logits, boxes_cxcywh, targets, valid_hw, self.weights, excluded=excluded)
 
 
 @torch.no_grad()

@@ -1,0 +1,139 @@
+"""A head's customised positive queries: its positives, decoded again with the ground truth they have (paper 3.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.boxes import inverse_sigmoid, xyxy_to_cxcywh
+from model.config import DetectorConfig
+from model.criterion import Assigner, Classification, by_layer, layer_weights, set_losses
+from model.groups.configs import PositivesConfig
+from model.linear import Linear
+from model.position import box_position_encoding
+from model.share import largest, rand, smallest
+from model.types import BACKGROUND, IGNORED, DecoderOutput, Positives, PositiveSelection, Pyramid, QueryGroup, Step
+
+
+class PositivesGroup(nn.Module):
+    """Linear(PE(box)) + Linear(feature) of one head's positives (paper Eq. 2)."""
+
+    def __init__(
+        self,
+        config: PositivesConfig,
+        *,
+        name: str,
+        model: DetectorConfig,
+        classification: Classification,
+        assign: Assigner,
+    ):
+        super().__init__()
+        self.name, self.model, self.classification = name, model, classification
+        channels = model.transformer.channels
+        self.box_proj = Linear(2 * channels, 2 * channels)
+        self.box_norm = nn.LayerNorm(2 * channels)
+        self.feature_proj = Linear(channels, channels)
+        self.feature_norm = nn.LayerNorm(channels)
+        # Official: one number per head, added to all channels (their own comment calls it a mistake).
+        self.head_embedding = nn.Parameter(torch.zeros(1 if model.official else channels))
+
+    def select(self, positives: Positives, pyramid: Pyramid) -> PositiveSelection:
+        """The candidates that become queries of this step."""
+        limits = self.model.min_positive_queries, self.model.max_positive_queries
+        return select_positives(positives, pyramid, *limits, official=self.model.official)
+
+    def queries(self, step: Step) -> QueryGroup:
+        """P queries whose references are the positives' own boxes."""
+        selection = step.positives[self.name]
+        # The encoding sees the box clipped to the image, as the official sigmoid(inverse_sigmoid(box)) does.
+        clipped = inverse_sigmoid(selection.boxes_cxcywh).sigmoid()
+        encoded = box_position_encoding(clipped, self.feature_proj.out_features // 2).to(selection.features.dtype)
+        position, content = self.box_norm(self.box_proj(encoded)).chunk(2, -1)
+        content = content + self.feature_norm(self.feature_proj(selection.features))
+        return QueryGroup(
+            content,
+            position + self.head_embedding,
+            selection.boxes_cxcywh,
+            has_size=True,
+            gt_index=selection.gt_index,
+            weight=selection.weight,
+        )
+
+    def losses(self, output: DecoderOutput, queries: QueryGroup, step: Step) -> dict[str, Tensor]:
+        """`queries.<head>.<layer>/<term>`: each query keeps its ground truth through all layers (no matching)."""
+        assert queries.gt_index is not None
+        gt_index = queries.gt_index.expand(len(output.logits), -1, -1)
+        losses = set_losses(
+            output.logits,
+            output.boxes_cxcywh,
+            gt_index,
+            step.batch.targets,
+            step.batch.valid_hw,
+            classification=self.classification,
+            weight=queries.weight,
+        )
+        return by_layer(f"queries.{self.name}", losses)
+
+    def loss_weights(self) -> dict[str, float]:
+        """lambda1 times the detector's `loss_weights`, in each layer (paper Eq. 5)."""
+        return layer_weights(f"queries.{self.name}", self.model, self.model.lambda1)
+
+
+def cut_to_shortest(positives: Positives) -> Positives:
+    """Only as many candidates as every image has, where each has features of its own (official, for R-CNN)."""
+    if positives.features is None:
+        return positives
+    count = smallest(int((positives.gt_index != IGNORED).sum(1).min()))
+    return Positives(
+        positives.boxes_xyxy[:, :count], positives.gt_index[:, :count], features=positives.features[:, :count]
+    )
+
+
+def select_positives(
+    positives: Positives,
+    pyramid: Pyramid,
+    minimum: int,
+    maximum: int,
+    priority: Tensor | None = None,
+    official: bool = False,
+) -> PositiveSelection:
+    """Choose P candidates per image: the largest number of positives in the batch, clamped to [minimum, maximum].
+
+    Images with more positives keep a random P of them; images with fewer are filled with random negatives of the
+    same head, supervised as background (official rule).
+
+    Args:
+        positives: N candidates per image.
+        pyramid: where dense heads' features are read.
+        minimum: of P (official 9).
+        maximum: of P (official 300).
+        priority: [B, N] in [0, 1), higher is chosen first; None: random.
+        official: cut candidates with features of their own to the fewest of an image, and give all of them weight 0
+            where that leaves fewer than P (the official code loses their loss then); otherwise an image uses all it
+            has, and only rows that it cannot fill have weight 0.
+    """
+    if official:
+        positives = cut_to_shortest(positives)
+    gt_index = positives.gt_index
+    is_positive = gt_index >= 0
+    count = largest(int(is_positive.sum(1).max()) if gt_index.numel() else 0)
+    wanted = min(max(count, minimum), maximum)
+    count = min(wanted, gt_index.shape[1])
+    if priority is None:
+        priority = rand(gt_index.shape, gt_index.device)
+    rank = priority + is_positive  # positives in [1, 2), negatives in [0, 1)
+    chosen = rank.masked_fill(gt_index == IGNORED, -1.0).topk(count, 1).indices  # [B, P]
+    chosen_gt = gt_index.gather(1, chosen)
+    boxes = positives.boxes_xyxy.gather(1, chosen[..., None].expand(-1, -1, 4))
+    height, width = pyramid.valid_hw.to(boxes).unbind(1)
+    normalised = xyxy_to_cxcywh(boxes) / torch.stack([width, height, width, height], -1)[:, None]
+    source = positives.features
+    if source is None:
+        if positives.token_index is None:
+            raise AssertionError("Positives need token_index or features")
+        source, chosen = pyramid.tokens(), positives.token_index[chosen]
+    features = source.gather(1, chosen[..., None].expand(-1, -1, source.shape[-1]))
+    weight = (chosen_gt != IGNORED).to(boxes.dtype)
+    if official and count < wanted:
+        weight = torch.zeros_like(weight)
+    return PositiveSelection(normalised, chosen_gt.clamp(min=BACKGROUND), weight, features)

@@ -1,0 +1,43 @@
+"""The neck of Deformable-DETR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from model.layers import conv_norm
+from model.necks.configs import ProjectionConfig
+
+
+class Projection(nn.Module):
+    """1x1 convolutions bring each stage to one width; further levels are stride-2 convolutions.
+
+    The first further level starts from the last BACKBONE stage, the next from the level before.
+    """
+
+    def __init__(
+        self,
+        config: ProjectionConfig,
+        *,
+        in_channels: tuple[int, ...],
+        in_strides: tuple[int, ...],
+        channels: int,
+        num_levels: int,
+    ):
+        super().__init__()
+        num_extra = num_levels - len(in_channels)
+        self.strides = (*in_strides, *(in_strides[-1] * 2 ** (i + 1) for i in range(num_extra)))
+        self.lateral = nn.ModuleList(conv_norm(c, channels, 1) for c in in_channels)
+        sources = [in_channels[-1]] + [channels] * num_levels
+        self.extra = nn.ModuleList(conv_norm(sources[i], channels, 3, 2) for i in range(num_extra))
+
+    def forward(self, stages: list[Tensor], mask_at: Callable[[int], Tensor | None]) -> list[Tensor]:
+        """See the contract."""
+        masks = [mask_at(stride) for stride in self.strides]
+        levels = [conv(x, mask) for conv, x, mask in zip(self.lateral, stages, masks, strict=False)]
+        source = stages[-1]
+        for conv, mask in zip(self.extra, masks[len(levels) :], strict=True):
+            source = conv(source, mask)
+            levels.append(source)
+        return levels

@@ -1,0 +1,27 @@
+"""The best (query, class) pairs, as Deformable-DETR gives them: no NMS."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from model.boxes import clip_boxes, cxcywh_to_xyxy, size_whwh
+from model.postprocess.configs import TopKConfig
+from model.types import Detections
+
+
+class TopK:
+    """A query may give several detections, of different classes."""
+
+    def __init__(self, config: TopKConfig):
+        self.config = config
+
+    def __call__(self, logits: Tensor, boxes_cxcywh: Tensor, valid_hw: Tensor, max_detections: int) -> list[Detections]:
+        """See the contract."""
+        num_classes = logits.shape[-1]
+        scores = logits.sigmoid().flatten(1)  # [B, Q * C]
+        best, index = scores.topk(min(max_detections, scores.shape[1]), 1)
+        queries, labels = index // num_classes, index % num_classes
+        boxes = boxes_cxcywh.gather(1, queries[..., None].expand(-1, -1, 4))
+        boxes = cxcywh_to_xyxy(boxes) * size_whwh(valid_hw).to(boxes)[:, None]
+        boxes = clip_boxes(boxes, valid_hw[:, None])
+        return [Detections(b, s, c) for b, s, c in zip(boxes, best, labels, strict=True)]

@@ -1,0 +1,57 @@
+"""One-stage detectors: queries are learned, and the encoder has no head of its own."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from model.config import DetectorConfig
+from model.criterion import Assigner, Classification
+from model.linear import Linear
+from model.proposals.configs import LearnedConfig
+from model.types import Memory, Proposals, QueryGroup, Step
+
+
+class LearnedQueries(nn.Module):
+    """Learned content and position; the reference is a point computed from the position (Deformable-DETR)."""
+
+    roles: ClassVar[dict[str, str]] = {"reference_points": "sampling"}
+
+    def __init__(
+        self,
+        config: LearnedConfig,
+        *,
+        model: DetectorConfig,
+        num_classes: int,
+        num_ranks: int,
+        classification: Classification,
+        assign: Assigner,
+    ):
+        super().__init__()
+        channels = model.transformer.channels
+        self.embedding = nn.Embedding(num_ranks, 2 * channels)
+        self.reference_points = Linear(channels, 2)
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
+
+    def forward(self, memory: Memory, num_ranks: int) -> Proposals:
+        """See the contract; all images have the same ranks."""
+        position, content = self.embedding.weight.chunk(2, 1)
+        points = self.reference_points(position).float().sigmoid()
+        reference = torch.cat([points, torch.full_like(points, 0.5)], -1)
+        expand = (len(memory.tokens), -1, -1)
+        source = torch.arange(len(content), dtype=torch.int32, device=content.device)[None].expand(expand[:2])
+        queries = QueryGroup(
+            content.expand(expand), position.expand(expand), reference.expand(expand), has_size=False, source=source
+        )
+        return Proposals(queries.ranks(0, num_ranks))
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def loss_weights(self) -> dict[str, float]:
+        """None."""
+        return {}
