@@ -179,7 +179,10 @@ def _read_list(
     configs = []
     for index, entry in enumerate(value):
         name: Any = entry.get(NAME) if isinstance(entry, dict) else entry
-        if what := _not_named(parts, name):
+        what = _not_named(parts, name)
+        if isinstance(entry, dict) and NAME not in entry:
+            what = f"a {parts.kind} needs a name; known: {', '.join(parts.names) or 'none'}"
+        if what:
             tell((field, index), what)
             continue
 
@@ -222,11 +225,8 @@ def _head_defaults(settings: Any, tell: Tell, blame: Blame) -> dict[str, tuple[A
 
 def _not_named(parts: Parts, name: Any) -> str:
     """Why this cannot be the name of a part; empty when it can."""
-    known = ", ".join(parts.names) or "none"
-    if name is None:
-        return f"a {parts.kind} needs a name; known: {known}"
     if not isinstance(name, str):
-        return f"must be a name (known: {known}), got {show(name)}"
+        return f"must be a name (known: {', '.join(parts.names) or 'none'}), got {show(name)}"
     if name not in parts:
         return parts.unknown(name)
     if source := parts.follows_from(name):

@@ -226,10 +226,11 @@ def suggest_key(path: Sequence[str | int]) -> str:
     """`; did you mean 'x'?` with the nearest key of any section, or nothing when none is near."""
     names = [str(name) for name in path]
     keys = known_keys()
-    same = [key for key in keys if key.rpartition(".")[2] == names[-1]]
+    part = ".".join(names[:2]) if names[1:2] and names[1] in SINGLE else ""
+    same = [key for key in keys if key.rpartition(".")[2] == names[-1] and not (part and key.startswith(part))]
     if same:
         return f"; did you mean '{same[0]}'?"
-    if names[1:2] and names[1] in SINGLE:
-        return ""  # the part's own keys are told
+    if part:
+        return ""  # the keys of the part that stands there are told
     near = suggest(".".join(names), keys)
     return near if "did you mean" in near else ""
