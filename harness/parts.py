@@ -94,6 +94,8 @@ def without_replaced(settings: Iterable[Setting]) -> list[Setting]:
             standing[field] = default if follows else value
             if follows:
                 continue
+        elif value == {} and _part_of(path) and any(other[0][: len(path)] == path for other in kept):
+            continue  # it changes nothing of what stands there, be it a mistake
         kept.append(setting)
     return kept
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -24,11 +23,12 @@ from harness.parts import LISTS, ROOMS, SINGLE, default_part, part_name
 from harness.pretrained import check_backbones, check_start
 from harness.views import params_of, varied
 from model.backbones.configs import ResNetConfig
-from model.checks import FORBID_UNKNOWN, require, require_together
+from model.checks import FORBID_UNKNOWN
 from model.config import DetectorConfig
 from model.decoders.configs import DeformableDecoderConfig
 from model.parts import Parts
 from model.proposals.configs import BinaryConfig, LearnedConfig
+from tests.own_parts import Inner, Mine, Yours, install
 
 ROOT = Path(__file__).parents[1]
 PRESET = "mine"  # a preset beside the file
@@ -37,49 +37,10 @@ EVERY_SINGLE = pytest.mark.parametrize("field", SINGLE)
 ONE_STAGE = {"model.two_stage": False, "model.mixed_selection": False}
 
 
-@dataclass(frozen=True)
-class Inner:
-    """Settings within a part."""
-
-    __pydantic_config__ = FORBID_UNKNOWN
-    ratio: float = 0.5
-
-
-class Mine:
-    """A part of one's own, with its `Config` beside it."""
-
-    @dataclass(frozen=True)
-    class Config:
-        """Its settings."""
-
-        __pydantic_config__ = FORBID_UNKNOWN
-        size: int = 3
-        most: int = 100
-        inner: Inner = dataclasses.field(default_factory=Inner)
-
-        def __post_init__(self) -> None:
-            require(self.size >= 1, f"size must be at least 1, got {self.size}")
-            require_together(self.size <= self.most, "size must not exceed most", self, "size", "most")
-
-
-class Yours:
-    """Another one."""
-
-    @dataclass(frozen=True)
-    class Config:
-        """Its settings."""
-
-        __pydantic_config__ = FORBID_UNKNOWN
-        size: int = 5
-        depth: int = dataclasses.field(default=1, metadata={"since": 3})
-
-
 @pytest.fixture(autouse=True)
 def own_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """`mine` and `yours` in every room."""
-    for parts in ROOMS.values():
-        monkeypatch.setitem(parts, "mine", Mine)
-        monkeypatch.setitem(parts, "yours", Yours)
+    install(monkeypatch)
 
 
 Write = Callable[..., Path]
