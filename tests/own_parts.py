@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from harness.parts import ROOMS
+from harness.spec.parts import ROOMS
 from model.checks import FORBID_UNKNOWN, require, require_together
 
 

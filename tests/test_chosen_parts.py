@@ -17,11 +17,11 @@ from harness.__main__ import main
 from harness.compare import differences
 from harness.config import DataConfig, TrainConfig, TrialConfig
 from harness.errors import UserError
-from harness.grid import Grid, open_grid
-from harness.identity import config_from_dict, config_to_dict, recorded_id, trial_id
-from harness.parts import LISTS, ROOMS, SINGLE, default_part, part_name
-from harness.pretrained import check_backbones, check_start
-from harness.views import params_of, varied
+from harness.spec.grid import Grid, open_grid
+from harness.spec.identity import config_from_dict, config_to_dict, recorded_id, trial_id
+from harness.spec.parts import LISTS, ROOMS, SINGLE, default_part, part_name
+from harness.spec.pretrained import check_backbones, check_start
+from harness.tracking.views import params_of, varied
 from model.backbones.configs import ResNetConfig
 from model.checks import FORBID_UNKNOWN
 from model.config import DetectorConfig

@@ -18,8 +18,8 @@ from model.heads.dense import best_after_nms
 from model.heads.masks import MaskConfig
 from model.heads.roi import RoIConfig
 from model.heads.rpn import RPNConfig
+from model.layers import stride_mask
 from model.ops import nms
-from model.padding import stride_mask
 from model.types import IGNORED, MASK_CELLS, Positives, Pyramid, Targets
 
 TINY_RPN = RPNConfig(num_samples=10_000, num_proposals=30)  # more samples than candidates: nothing is left to chance
