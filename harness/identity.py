@@ -98,6 +98,11 @@ def newer_defaults() -> dict[str, Any]:
     return dict(walk(TrialConfig, "", False))
 
 
+def named_parts(model: DetectorConfig) -> tuple[str, ...]:
+    """The parts that a detector is made of, as its code is recorded: `heads.atss`."""
+    return tuple(dict.fromkeys(f"heads.{head_name(head)}" for head in model.heads))
+
+
 def config_to_dict(config: TrialConfig) -> dict[str, Any]:
     """A trial's configuration in JSON types; heads are `{"name": "atss", …all their settings}`."""
     return _tree(config)

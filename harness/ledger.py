@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.agreement import agree, parts_of
+from harness.closure import code_of
 from harness.errors import ReadError, UserError
 from harness.files import is_folder, listed, read_bytes
 from harness.results import RunStore, to_json, write_atomic
-from harness.source import code_digest
 from harness.variants import IDLE, heading
 
 if TYPE_CHECKING:
@@ -206,13 +207,12 @@ def _are_texts(found: Any) -> bool:
 
 
 def made_by_other_code(store: RunStore, trial_ids: Iterable[str]) -> list[str]:
-    """Those that have finished with other code than is here now; records without a digest tell nothing."""
-    here = code_digest()
+    """Those that have finished with other code than is here now; records without digests tell nothing."""
     found = []
     for trial_id in trial_ids:
         record = store.read(trial_id) or {}
         made = (record.get("provenance") or {}).get("code")
-        if record.get("status") == "finished" and made and made != here:
+        if record.get("status") == "finished" and made and not agree(made, code_of(parts_of(made))):
             found.append(trial_id)
     return found
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from harness import tracking, views
+from harness.agreement import short
 from harness.errors import ReadError, StorageError, UserError, one_line
 from harness.files import is_folder
 from harness.housekeeping import marks
@@ -255,8 +256,8 @@ class Mirror:
         tags = {views.grid_tag(self.grid): trial.row or trial.label}
         if not self.grid.variant.digest or "codetr.preset" not in run.data.tags:
             tags["codetr.preset"] = self.grid.preset  # a plain grid is found by it
-        if code := (record.get("provenance") or {}).get("code"):
-            tags[views.CODE_TAG] = str(code)
+        if code := short((record.get("provenance") or {}).get("code")):
+            tags[views.CODE_TAG] = code
         if self.grid.search is not None:
             tags[f"search.{self.grid.search.key}"] = values_text(self.grid.search.values[trial.trial_id])
         set_tags(self._client, run, tags)

@@ -13,11 +13,11 @@ from fakes import STEPS, finish, make_grid, make_trial, record, run_fake, starts
 
 from harness import housekeeping, ledger, tracking
 from harness.__main__ import main
+from harness.closure import code_of
 from harness.grid import open_grid
 from harness.identity import config_to_dict
 from harness.results import RunStore
 from harness.schedule import run_grid
-from harness.source import code_digest
 from harness.variants import Variant
 
 ROOT = Path(__file__).parents[1]
@@ -490,7 +490,7 @@ def test_run_tells_of_finished_trials_that_other_code_made(store, without_mlflow
     path.write_text("rows: [{label: a, set: {model.num_queries: 9}}, {label: b, set: {model.num_queries: 8}}]")
     old, same = open_grid(path, "digits_fast").trials
     finish(store, old), finish(store, same)
-    for trial, code in ((old, "0123456789ab"), (same, code_digest())):
+    for trial, code in ((old, "0123456789ab"), (same, code_of(()))):
         record(store, trial, "finished", provenance={"code": code})
     code, _, err = said("run", path, *FAST)
     [line] = [line for line in err.splitlines() if line.startswith("note: ")]

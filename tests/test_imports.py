@@ -22,7 +22,7 @@ STORY = [
     *("ui", "mirror", "replay", "mlflow_runs", "tracking", "views", "tracking_failures", "sqlite", "metric_names"),
     *("order", "cost", "choose", "compare", "suggestions", "listing", "grid", "search", "ledger", "variants", "rows"),
     *("labels", "pretrained", "identity", "spec", "space", "claims", "resolve", "origins", "training_length", "data"),
-    *("housekeeping", "console", "progress", "results", "source", "lease", "parcel", "strict"),
+    *("housekeeping", "console", "progress", "results", "source", "closure", "agreement", "lease", "parcel", "strict"),
     *("places", "process", "endings", "entrance", "config", "detection_metrics", "files", "errors", "passwords"),
 ]
 

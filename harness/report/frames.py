@@ -13,6 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.agreement import short
 from harness.detection_metrics import COCO_METRICS
 from harness.errors import UserError
 from harness.labels import factor_of, show_value
@@ -287,8 +288,10 @@ def _whole(value: Any) -> int | None:
 
 
 def _made(record: Record, name: str) -> Any:
-    """An entry of a record's provenance."""
+    """An entry of a record's provenance; of its code the short digest."""
     value = (record.get("provenance") or {}).get(name)
+    if name == "code":
+        return short(value) or None
     return str(value) in ("True", "true") if name == "dirty" and value is not None else value
 
 

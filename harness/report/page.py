@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from harness.agreement import short
 from harness.report.bars import gain_bars
 from harness.report.cells import PLAIN, Style, interval_words, layout, written
 from harness.report.frames import recorded
@@ -363,7 +364,7 @@ def _trials(section: Section, links: Callable[[Record], list[tuple[str, str]]]) 
                     "status": _status(record),
                     "value": "" if value is None else written(value, metric),
                     "minutes": "" if seconds is None else f"{seconds / 60:.1f}",
-                    "code": str(made.get("code") or str(made.get("commit") or "")[:10]),
+                    "code": short(made.get("code")) or str(made.get("commit") or "")[:10],
                     "links": [{"href": href, "ending": words} for href, words in (links(record) if record else [])],
                 }
             )
