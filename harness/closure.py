@@ -110,10 +110,18 @@ def _parts_of_room(file: str, content: bytes) -> dict[str, str]:
     if name != "__init__.py" or b":" not in content:
         return {}
     room = folder.rpartition("/")[2]
-    own = [node for node in ast.parse(content).body if isinstance(node, ast.Assign | ast.AnnAssign)]
+    own = [node for node in _parsed(content).body if isinstance(node, ast.Assign | ast.AnnAssign)]
     dicts = [node for statement in own for node in ast.walk(statement) if isinstance(node, ast.Dict)]
     lines = [line for found in dicts for line in zip(map(_text, found.keys), map(_text, found.values), strict=True)]
     return {f"{room}.{name}": place[1] for name, value in lines if name and (place := PLACE.fullmatch(value))}
+
+
+def _parsed(content: bytes) -> ast.Module:
+    """A file that is no Python, as while it is edited, imports nothing; whoever runs it is told by Python."""
+    try:
+        return ast.parse(content)
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
 
 
 def _text(node: ast.expr | None) -> str:
@@ -123,7 +131,7 @@ def _text(node: ast.expr | None) -> str:
 
 def _modules(file: str, content: bytes) -> Iterator[str]:
     """Dotted names that the file imports, modules and what may be a module in them, with the packages around them."""
-    todo: list[ast.AST] = [ast.parse(content)]
+    todo: list[ast.AST] = [_parsed(content)]
     while todo:
         node = todo.pop()
         if isinstance(node, ast.Import):

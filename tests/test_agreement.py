@@ -173,6 +173,14 @@ def test_a_file_that_both_use_is_one(house, part):
     assert words(found) == "model/heads/dense.py (heads.atss)"
 
 
+def test_a_file_that_is_no_python_differs_from_what_it_was(house):
+    before = code(house, "heads.own")
+    change(house / "model" / "heads" / "own.py", "def (")
+    assert words(differences(before, code(house, "heads.own"))) == "model/heads/own.py (heads.own)"
+    (house / "model" / "heads" / "own.py").write_bytes(b"\0\xff")
+    assert not agree(before, code(house, "heads.own"))
+
+
 def test_a_moved_or_split_part_parts_the_trials_that_name_it(house):
     before = code(house, "heads.atss"), code(house, "heads.own")
     listed, path = house / "model" / "heads" / "__init__.py", house / "model" / "heads" / "atss.py"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from harness import tracking
-from harness.agreement import unpacked
+from harness.agreement import short, unpacked
 from harness.grid import Trial
 from harness.identity import config_to_dict
 from harness.metric_names import flat_metrics
@@ -43,6 +43,8 @@ def assert_equal_to_records(uri: str, store: RunStore, trials: Iterable[Trial], 
             assert run.data.tags[f"codetr.{key}"] == str(record.get(key) or ""), key
         provenance = json.loads(run.data.tags["codetr.provenance"])
         assert {key: unpacked(value) for key, value in provenance.items()} == (record.get("provenance") or {})
+        if status == "finished":
+            assert run.data.tags["codetr.code"] == short(record["provenance"]["code"])
         files = {file.path for file in client.list_artifacts(run.info.run_id)}
         assert files == {name for name in ("config.yaml", "result.json") if (store.dir(trial.trial_id) / name).exists()}
 
