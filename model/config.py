@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Literal
 
-FORBID_UNKNOWN = {"extra": "forbid"}  # read by pydantic in harness.spec; this package does not need it
+FORBID_UNKNOWN = {"extra": "forbid"}  # read by pydantic in harness.spec.spec; this package does not need it
 
 
 def require(condition: bool, message: str) -> None:

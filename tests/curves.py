@@ -7,8 +7,8 @@ from typing import Any
 
 from fakes import entry, record
 
-from harness.grid import Trial
-from harness.results import RunStore
+from harness.spec.grid import Trial
+from harness.store.results import RunStore
 
 EPOCHS = 9
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from harness.config import DataConfig, DigitsConfig, RuntimeConfig, TrainConfig, TrialConfig
 from harness.errors import RankLost
-from harness.grid import Grid, Row, Trial
-from harness.identity import named_parts
-from harness.results import RunStore
-from harness.source import provenance
+from harness.spec.grid import Grid, Row, Trial
+from harness.spec.identity import named_parts
+from harness.store.results import RunStore
+from harness.store.source import provenance
 from model.config import DetectorConfig
 
 EPOCHS = 3

@@ -16,8 +16,8 @@ import threading
 import time
 from pathlib import Path
 
-from harness.grid import open_grid
-from harness.results import RunStore
+from harness.spec.grid import open_grid
+from harness.store.results import RunStore
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "ablations" / "quickstart.yaml"

@@ -17,11 +17,11 @@ from pathlib import Path
 import faster_coco_eval  # noqa: F401 - only to have it loaded before the first fork
 import torch._dynamo  # noqa: F401 - as above; the first optimiser would load it
 
-from harness import trial as _  # noqa: F401 - as above
-from harness.execute import execute
-from harness.grid import Trial, open_grid
-from harness.results import RunStore
-from harness.source import provenance
+from harness.schedule.execute import execute
+from harness.spec.grid import Trial, open_grid
+from harness.store.results import RunStore
+from harness.store.source import provenance
+from harness.trial import trial as _  # noqa: F401 - as above
 
 QUICKSTART = Path(__file__).parents[1] / "ablations" / "quickstart.yaml"
 SMALL = (

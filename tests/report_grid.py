@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from harness.claims import Claim
 from harness.config import DataConfig, RuntimeConfig, TrainConfig, TrialConfig
-from harness.grid import Grid, Row, Trial
+from harness.spec.claims import Claim
+from harness.spec.grid import Grid, Row, Trial
 from model.config import DetectorConfig
 
 CONFIG = TrialConfig(DetectorConfig(), DataConfig(), TrainConfig(epochs=4, batch_size=8))

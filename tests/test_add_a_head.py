@@ -15,8 +15,8 @@ import test_heads
 import torch
 
 from harness.config import TrainConfig
-from harness.grid import open_grid
-from harness.train import build_optimizer, train_step
+from harness.spec.grid import open_grid
+from harness.trial.train import build_optimizer, train_step
 from model.detector import Detector
 from model.heads import HEADS
 from tests.tiny import NUM_CLASSES, tiny_batch, tiny_config

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from report_grid import make_grid, make_record
 
-from harness.agreement import agree, code_groups, differences, packed, short, unpacked, words
-from harness.closure import ROOT, code_of, read_source
 from harness.compare import differences as compared
 from harness.errors import UserError
 from harness.report import write_report
 from harness.report.frames import trials_frame
 from harness.report.ground import check_ground
-from harness.views import code_words
+from harness.store.agreement import agree, code_groups, differences, packed, short, unpacked, words
+from harness.store.closure import ROOT, code_of, read_source
+from harness.tracking.views import code_words
 
 FILES = {  # a small repository of this one's kind
     "model/__init__.py": "",
@@ -105,7 +105,7 @@ def test_a_package_takes_precedence_over_a_module_of_its_name(house):
 
 def test_this_repository_is_read_without_torch():
     script = (
-        "import sys; from harness.closure import code_of; made = code_of(['heads.atss', 'heads.mask_rcnn'])\n"
+        "import sys; from harness.store.closure import code_of; made = code_of(['heads.atss', 'heads.mask_rcnn'])\n"
         "assert not {'torch', 'numpy', 'model'} & set(sys.modules), sorted(sys.modules)\n"
         "print(*made['core'], *made['parts']['heads.atss'])"
     )

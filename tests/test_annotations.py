@@ -20,7 +20,7 @@ from harness.data import open_splits
 from harness.data.coco import CocoDataset
 from harness.data.segmentations import decoded_areas
 from harness.errors import UserError
-from harness.evaluate import evaluate_detections
+from harness.trial.evaluate import evaluate_detections
 from tests.folders import real_data, tables, write_folder, write_split
 
 Content = dict[str, Any]

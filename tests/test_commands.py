@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 from fakes import STEPS, finish, make_grid, make_trial, record, run_fake, starts
 
-from harness import housekeeping, ledger, tracking
 from harness.__main__ import main
-from harness.closure import code_of
-from harness.grid import open_grid
-from harness.identity import config_to_dict
-from harness.results import RunStore
-from harness.schedule import run_grid
-from harness.variants import Variant
+from harness.schedule.schedule import run_grid
+from harness.spec.grid import open_grid
+from harness.spec.identity import config_to_dict
+from harness.spec.variants import Variant
+from harness.store import housekeeping, ledger
+from harness.store.closure import code_of
+from harness.store.results import RunStore
+from harness.tracking import tracking
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "ablations" / "quickstart.yaml")

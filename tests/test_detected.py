@@ -13,10 +13,11 @@ from test_page import Page
 
 from harness.__main__ import main
 from harness.data.coco import CocoDataset
-from harness.grid import Grid, open_grid
-from harness.identity import config_to_dict
+from harness.files import to_json
 from harness.report.detected import detected, sheet_of
-from harness.results import RunStore, to_json
+from harness.spec.grid import Grid, open_grid
+from harness.spec.identity import config_to_dict
+from harness.store.results import RunStore
 
 FILE = Path(__file__).parents[1] / "ablations" / "quickstart.yaml"
 CLASSES = ("a <b>class</b> & more", "红细胞")

@@ -15,7 +15,7 @@ from harness.config import DataConfig, EvaluateConfig
 from harness.data import CocoDataset
 from harness.data.loader import Loader
 from harness.errors import UserError
-from harness.evaluate import EVALUATORS, evaluate, evaluate_detections, evaluator_version
+from harness.trial.evaluate import EVALUATORS, evaluate, evaluate_detections, evaluator_version
 from model.types import BACKGROUND, Detections
 from tests.folders import real_data, tables
 

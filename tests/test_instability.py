@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.analyse.instability import instabilities, instability, sources_by_object
+from harness.trial.instability import instabilities, instability, sources_by_object
 from model.detector import Detector
 from tests.tiny import NUM_CLASSES, PLAIN, single, tiny_batch, tiny_config
 

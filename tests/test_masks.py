@@ -18,7 +18,7 @@ from harness.data.digits import run_lengths
 from harness.data.loader import Loader
 from harness.data.masks import from_grids, grid_over_box, packed
 from harness.errors import UserError
-from harness.evaluate import EVALUATORS, evaluate_detections, to_results
+from harness.trial.evaluate import EVALUATORS, evaluate_detections, to_results
 from model.heads.masks import resample
 from model.types import MASK_CELLS, Batch, Detections
 

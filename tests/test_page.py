@@ -15,12 +15,13 @@ from fakes import finish
 from report_grid import full_grid, full_records, make_grid, make_record
 
 from harness.__main__ import main
-from harness.claims import Claim
-from harness.mirror import sync
+from harness.files import to_json
 from harness.report import DEFAULT_FORMATS, How, write_report
 from harness.report.page import Picture, Section, to_page
 from harness.report.tables import make_table
-from harness.results import RunStore, to_json
+from harness.spec.claims import Claim
+from harness.store.results import RunStore
+from harness.tracking.mirror import sync
 
 EXPECTED = Path(__file__).parent / "expected"
 VOID = {"meta", "link", "img", "br", "line", "circle", "polygon"}
@@ -224,7 +225,7 @@ def test_without_a_tracking_store_the_records_are_read(tmp_path, monkeypatch):
 
 def test_without_mlflow_the_records_are_read(tmp_path, monkeypatch):
     monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr("harness.tracking.available", lambda: False)
+    monkeypatch.setattr("harness.tracking.tracking.available", lambda: False)
     grid = make_grid({"a": {}}, seeds=(0,))
     finish(RunStore(), grid.trials[0])
     assert "30.0" in write_report([grid], tmp_path / "out", ("md",)).text
@@ -239,8 +240,8 @@ def test_a_record_of_a_killed_trial_does_not_say_that_it_runs(tmp_path, monkeypa
 
 def command_line_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **data) -> list[str]:
     """A store with finished records of the quickstart, and the arguments of a report on it."""
-    from harness.grid import open_grid
-    from harness.identity import config_to_dict
+    from harness.spec.grid import open_grid
+    from harness.spec.identity import config_to_dict
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     file = str(Path(__file__).parents[1] / "ablations" / "quickstart.yaml")
@@ -347,7 +348,7 @@ def test_the_page_fits_its_window(tmp_path):
 
 
 def test_the_head_names_the_data_and_the_settings_of_the_command_line():
-    from harness.variants import Variant
+    from harness.spec.variants import Variant
 
     plain = full_grid()
     other = replace(plain, variant=Variant("cards 1f3c, train.epochs=2", "1234abcd"))

@@ -12,9 +12,9 @@ import pytest
 from test_page import command_line_store
 
 from harness.__main__ import main
-from harness.evaluate import evaluate_detections
-from harness.resample import METRICS, average_precision, interval, match_images, resampled_ap
-from harness.results import RunStore
+from harness.analyse.resample import METRICS, average_precision, interval, match_images, resampled_ap
+from harness.store.results import RunStore
+from harness.trial.evaluate import evaluate_detections
 
 IMAGES = 12
 CATEGORIES = (3, 5, 8)

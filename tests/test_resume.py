@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from harness.errors import Interrupted, StorageError
-from harness.results import RunStore
-from harness.train import CHECKPOINT, PREVIOUS, WEIGHTS
-from harness.trial import run_trial
+from harness.store.results import RunStore
+from harness.trial.train import CHECKPOINT, PREVIOUS, WEIGHTS
+from harness.trial.trial import run_trial
 from tests.kill_points import small_trial
 
 ROOT = Path(__file__).parents[1]
@@ -203,7 +203,12 @@ def test_a_grid_on_a_really_full_disk(tmp_path: Path, tracking_store: str, execu
 # ---- what is never done
 
 
-TO_OWN_PROCESSES = {"launch.py", "forkserver.py", "on_ray.py", "workers.py"}  # they talk to what they have started
+TO_OWN_PROCESSES = {
+    "system/launch.py",
+    "system/forkserver.py",
+    "schedule/on_ray.py",
+    "schedule/workers.py",
+}  # they talk to what they have started
 
 
 def test_no_pickle_is_ever_loaded() -> None:

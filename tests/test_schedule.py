@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 from fakes import EPOCHS, epochs_run, finish, make_grid, make_trial, record, run_fake, starts
 
-from harness import execute, tracking
-from harness.cluster import bundle, resource_notes
 from harness.config import RuntimeConfig
 from harness.errors import UserError
-from harness.grid import Grid
-from harness.results import RunStore
-from harness.schedule import Summary, run_grid
+from harness.schedule import execute
+from harness.schedule.cluster import bundle, resource_notes
+from harness.schedule.schedule import Summary, run_grid
+from harness.spec.grid import Grid
+from harness.store.results import RunStore
+from harness.tracking import tracking
 
 TESTS = Path(__file__).parent
 
@@ -205,8 +206,8 @@ from importlib import util
 found = util.find_spec
 util.find_spec = lambda name, package=None: None if name in ("ray", "mlflow") else found(name, package)
 from fakes import make_grid, make_trial, run_fake
-from harness.results import RunStore
-from harness.schedule import run_grid
+from harness.store.results import RunStore
+from harness.schedule.schedule import run_grid
 print(run_grid(make_grid(make_trial(1)), RunStore(), executor="local", run_trial=run_fake, check_data=lambda *_: None))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TESTS.parent)

@@ -13,14 +13,15 @@ import pytest
 from curves import EPOCHS, ap_after, height, run_curve
 from fakes import entry, record
 
-from harness import space, tracking
 from harness.__main__ import main
 from harness.errors import UserError
-from harness.grid import Grid, Trial, open_grid
 from harness.report import grid_text
-from harness.results import RunStore
-from harness.schedule import run_grid
-from harness.suggestions import note_suggestion, suggested, suggestions_file
+from harness.schedule.schedule import run_grid
+from harness.spec import space
+from harness.spec.grid import Grid, Trial, open_grid
+from harness.store.results import RunStore
+from harness.store.suggestions import note_suggestion, suggested, suggestions_file
+from harness.tracking import tracking
 
 TESTS = Path(__file__).parent
 SPACE = "train.learning_rate: {uniform: [0.001, 0.005]}, model.num_queries: {choice: [20, 40]}"
@@ -255,7 +256,7 @@ def test_an_unreadable_list_of_suggestions_says_what_to_do(optuna_search, store)
 @needs_optuna
 def test_optuna_goes_on_after_a_kill_with_what_is_known(optuna_search, store):
     """Suggests as long as trials are wanted, in two launches, and learns from both."""
-    from harness.tuner import Suggestions
+    from harness.schedule.tuner import Suggestions
 
     seen: list[str] = []
 
@@ -286,7 +287,7 @@ def test_optuna_goes_on_after_a_kill_with_what_is_known(optuna_search, store):
 @needs_optuna
 def test_optuna_learns_from_the_store(search_of, store, monkeypatch: pytest.MonkeyPatch):
     """With many finished and pruned trials behind it, it suggests near the best."""
-    from harness.tuner import Suggestions
+    from harness.schedule.tuner import Suggestions
 
     monkeypatch.setattr(space, "STARTUP", 30)
     path = search_of(", algorithm: optuna, scheduler: asha")
@@ -298,7 +299,7 @@ def test_optuna_learns_from_the_store(search_of, store, monkeypatch: pytest.Monk
     for trial in grid.trials:
         best = abs(trial.config.train.learning_rate - 0.003) < 0.001
         end(store, trial, EPOCHS if best else 1, "finished" if best else "pruned")
-    monkeypatch.setattr("harness.tuner.note_suggestion", lambda grid, store, values: grown(grid, values))
+    monkeypatch.setattr("harness.schedule.tuner.note_suggestion", lambda grid, store, values: grown(grid, values))
     found: list[float] = []
 
     def grown(grid: Any, values: Any) -> Any:
@@ -317,7 +318,7 @@ def test_optuna_learns_from_the_store(search_of, store, monkeypatch: pytest.Monk
 
 
 def test_asha_marks_those_that_lag_behind_also_after_a_restart(search_of, store, tmp_path):
-    from harness.tuner import Pruning, marker
+    from harness.schedule.tuner import Pruning, marker
 
     grid = search_of(", scheduler: asha")
     ordered = sorted(grid.trials, key=height, reverse=True)
@@ -377,7 +378,7 @@ def test_what_a_search_needs_is_told_before_anything_starts(search_of, store, mo
     for text in (", scheduler: asha", ", algorithm: optuna"):
         with pytest.raises(UserError, match="needs Ray; leave --executor local out"):
             run_grid(search_of(text), store, executor="local", run_trial=run_curve, check_data=no_check)
-    monkeypatch.setattr("harness.schedule.find_spec", lambda name: None)
+    monkeypatch.setattr("harness.schedule.schedule.find_spec", lambda name: None)
     with pytest.raises(UserError, match="algorithm: optuna needs optuna; pip install"):
         run_grid(search_of(", algorithm: optuna"), store, run_trial=run_curve, check_data=no_check)
     assert not store.root.exists()

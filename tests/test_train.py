@@ -9,7 +9,7 @@ import torch
 
 from harness.config import TrainConfig
 from harness.errors import NonFiniteLoss
-from harness.train import (
+from harness.trial.train import (
     CHECKPOINT,
     PREVIOUS,
     Progress,

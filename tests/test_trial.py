@@ -13,11 +13,11 @@ from harness.config import EvaluateConfig
 from harness.data import open_dataset
 from harness.data.loader import Loader
 from harness.errors import Interrupted
-from harness.evaluate import evaluate
-from harness.grid import Trial, open_grid
-from harness.results import RunStore
-from harness.train import CHECKPOINT, WEIGHTS, build_optimizer, train_step
-from harness.trial import run_trial
+from harness.spec.grid import Trial, open_grid
+from harness.store.results import RunStore
+from harness.trial.evaluate import evaluate
+from harness.trial.train import CHECKPOINT, WEIGHTS, build_optimizer, train_step
+from harness.trial.trial import run_trial
 from model import kernels
 from model.detector import Detector
 from model.ops import implementation

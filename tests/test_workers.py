@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from fakes import make_grid, make_trial, run_fake
 
-from harness import cluster, on_ray, tracking, workers
-from harness.forkserver import ForkServer, WorkerUnfit
-from harness.preloaded import Preloaded, connect
-from harness.results import RunStore
-from harness.schedule import run_grid
+from harness.schedule import cluster, on_ray, workers
+from harness.schedule.preloaded import Preloaded, connect
+from harness.schedule.schedule import run_grid
+from harness.store.results import RunStore
+from harness.system.forkserver import ForkServer, WorkerUnfit
+from harness.tracking import tracking
 
 TESTS = Path(__file__).parent
 IMPORT = """The actor with name ImplicitFunc failed to import on the worker. This may be because of
@@ -147,7 +148,7 @@ def test_a_machine_where_no_worker_begins_fails_the_trials(
                 raise SystemError("returned a result with an exception set") from None
             raise
 
-    monkeypatch.setattr("harness.schedule.RayStart", Start)
+    monkeypatch.setattr("harness.schedule.schedule.RayStart", Start)
     monkeypatch.setattr(on_ray, "_run_until_settled", wait_for_ever)
     monkeypatch.setattr(on_ray, "stop_ray", lambda: None)
     monkeypatch.setattr(workers, "LOOK_SECONDS", 0.01)

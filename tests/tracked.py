@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from harness import tracking
-from harness.agreement import short, unpacked
-from harness.grid import Trial
-from harness.identity import config_to_dict
-from harness.metric_names import flat_metrics
-from harness.results import RunStore
-from harness.views import ALWAYS, params_of
+from harness.spec.grid import Trial
+from harness.spec.identity import config_to_dict
+from harness.store.agreement import short, unpacked
+from harness.store.results import RunStore
+from harness.tracking import tracking
+from harness.tracking.metric_names import flat_metrics
+from harness.tracking.views import ALWAYS, params_of
 
 
 def runs_of_trials(uri: str) -> list[Any]:

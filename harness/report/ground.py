@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.agreement import Group, code_groups
 from harness.errors import UserError
+from harness.store.agreement import Group, code_groups
 
 if TYPE_CHECKING:
-    from harness.grid import Grid
+    from harness.spec.grid import Grid
 
 Record = Mapping[str, Any]
 MANY = 4  # rows named one by one

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from harness.agreement import short
 from harness.report.bars import gain_bars
 from harness.report.cells import PLAIN, Style, interval_words, layout, written
 from harness.report.frames import recorded
@@ -26,10 +25,11 @@ from harness.report.notes import PAPER, WARNING, paper_place, plural
 from harness.report.pivot import Pivot, headings, lines
 from harness.report.tables import Table, metric_of
 from harness.report.verdicts import VERDICTS, Comparison, Verdict, rules_of
+from harness.store.agreement import short
 
 if TYPE_CHECKING:
-    from harness.grid import Grid
     from harness.report.detected import Detected, Sheet
+    from harness.spec.grid import Grid
 
 Record = Mapping[str, Any]
 Href = dict[str, str]  # `href` and `ending`, what the link says
