@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from itertools import combinations
 from pathlib import Path
 
 import pytest
+from tiny import NUM_CLASSES, PLAIN, tiny_batch, tiny_config
 
 from harness.files import write_atomic
 from harness.spec.identity import named_parts
 from harness.store import closure, source
 from harness.store.agreement import agree
 from model.config import DetectorConfig
+from model.detector import Detector
 
 
 def test_code_version_from_git_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +134,36 @@ def test_every_file_of_the_model_is_of_the_core_or_of_a_part():
     counted = {*found.core, *(file for part in found.parts for file in found.closure(part))}
     files = {path.relative_to(closure.ROOT).as_posix() for path in closure.deciding_files()}
     assert files - counted - found.left_out == set(NO_CODE_OF_A_TRIAL)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tiny_config(),
+        tiny_config(**PLAIN),
+        tiny_config("atss", "mask_rcnn"),
+        tiny_config("paa", compatibility="official"),
+    ],
+    ids=["K0", "plain", "K2", "official"],
+)
+def test_what_runs_is_of_the_code_that_is_recorded(config):
+    """Read from the source, the code must hold every file whose functions a step and an evaluation call."""
+    Detector(config, NUM_CLASSES)(tiny_batch())[0].backward()  # what torch loads for the first time is many calls
+    ran = set()
+    sys.setprofile(lambda frame, event, argument: ran.add(frame.f_code.co_filename) if event == "call" else None)
+    try:
+        detector = Detector(config, NUM_CLASSES)
+        detector(tiny_batch())[0].backward()
+        detector.eval().detect(tiny_batch())
+    finally:
+        sys.setprofile(None)
+    called = {
+        Path(name).relative_to(closure.ROOT).as_posix() for name in ran if name.startswith(f"{closure.ROOT}/model")
+    }
+    made = closure.code_of(named_parts(config))
+    recorded = {*made["core"], *(file for files in made["parts"].values() for file in files)}
+    assert "model/detector.py" in called and None not in made["parts"].values()
+    assert called - recorded - closure.read_source().left_out <= set(NO_CODE_OF_A_TRIAL)
 
 
 def test_every_part_of_a_room_is_known_by_its_name():
