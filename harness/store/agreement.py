@@ -35,7 +35,7 @@ class Difference(NamedTuple):
     second: str | None = None
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (self.file, f"({self.part})" if self.file and self.part else self.part)))
+        return f"{self.file} ({self.part})" if self.file and self.part else self.file or self.part
 
 
 class Group(NamedTuple):
