@@ -91,11 +91,14 @@ def _of_part(part: str, one: dict[str, str] | None, other: dict[str, str] | None
 
 def _of_files(one: Sides, other: Sides) -> Iterator[Difference]:
     """Files that different parts use, as `heads.atss` here and `heads.gfl` there, with different contents."""
-    mine, theirs = ({file: side for side in sides.values() for file in side or ()} for sides in (one, other))
+    mine, theirs = (
+        {file: (digest, part) for part, files in sides.items() for file, digest in (files or {}).items()}
+        for sides in (one, other)
+    )
     for file in sorted(mine.keys() & theirs.keys()):
-        first, second = (mine[file] or {})[file], (theirs[file] or {})[file]
+        (first, part), (second, _) = mine[file], theirs[file]
         if first != second:
-            yield Difference(next(part for part in one if file in (one[part] or ())), file, first, second)
+            yield Difference(part, file, first, second)
 
 
 def short(code: Code) -> str:
