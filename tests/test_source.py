@@ -47,7 +47,7 @@ def test_code_version_from_git_and_environment(tmp_path: Path, monkeypatch: pyte
     assert source.provenance(())["commit"] == "abc" and source.provenance(())["python"].startswith("3.")
 
 
-HEADS = ("heads.atss", "heads.mask_rcnn")
+TWO_HEADS = ("heads.atss", "heads.mask_rcnn")
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def code(root: Path, *parts: str) -> dict:
 
 
 def test_the_digests_are_of_contents_wherever_they_lie(copy):
-    assert code(copy, *HEADS) == code(closure.ROOT, *HEADS) == source.provenance(HEADS)["code"]
+    assert code(copy, *TWO_HEADS) == code(closure.ROOT, *TWO_HEADS) == source.provenance(TWO_HEADS)["code"]
 
 
 @pytest.mark.parametrize("name", ["model/detector.py", "csrc/nms.cpp", "harness/trial/train.py"])
@@ -84,19 +84,19 @@ def test_a_changed_or_new_or_renamed_file_of_the_core_parts_trials(copy, name):
 
 
 def test_words_and_commands_do_not_change_it(copy):
-    before = code(copy, *HEADS)
+    before = code(copy, *TWO_HEADS)
     (copy / "README.md").write_text("other words")
     (copy / "harness" / "commands.py").write_text("print()")
     (copy / "model" / "__pycache__").mkdir()
     (copy / "model" / "__pycache__" / "detector.pyc").write_bytes(b"x")
-    assert code(copy, *HEADS) == before
+    assert code(copy, *TWO_HEADS) == before
 
 
 def test_a_process_has_one_code(copy):
-    before = code(copy, *HEADS)
+    before = code(copy, *TWO_HEADS)
     (copy / "model" / "detector.py").write_text("")
     (copy / "model" / "heads" / "atss.py").write_text("")
-    assert closure.code_of(HEADS, copy) == before
+    assert closure.code_of(TWO_HEADS, copy) == before
 
 
 DECIDE_NOTHING = {  # what a trial imports besides: names, files and messages; configuration is part of the id
