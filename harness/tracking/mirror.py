@@ -19,6 +19,7 @@ from harness.files import is_folder
 from harness.passwords import shown
 from harness.spec.identity import config_from_dict, config_to_dict
 from harness.spec.space import values_text
+from harness.store.agreement import short
 from harness.store.housekeeping import marks
 from harness.store.lease import file_lock, identity, is_alive, read_holder
 from harness.store.results import RunStore
@@ -26,6 +27,7 @@ from harness.tracking import tracking, views
 from harness.tracking.failures import AWAY, DELETED, failure_of
 from harness.tracking.mlflow_runs import MAX_TAG, create_run, delete_runs, save_view, set_params, set_status, set_tags
 from harness.tracking.replay import Replayer
+from model.backbones.configs import without_weights
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -255,8 +257,8 @@ class Mirror:
         tags = {views.grid_tag(self.grid): trial.row or trial.label}
         if not self.grid.variant.digest or "codetr.preset" not in run.data.tags:
             tags["codetr.preset"] = self.grid.preset  # a plain grid is found by it
-        if code := (record.get("provenance") or {}).get("code"):
-            tags[views.CODE_TAG] = str(code)
+        if code := short((record.get("provenance") or {}).get("code")):
+            tags[views.CODE_TAG] = code
         if self.grid.search is not None:
             tags[f"search.{self.grid.search.key}"] = values_text(self.grid.search.values[trial.trial_id])
         set_tags(self._client, run, tags)
@@ -297,8 +299,8 @@ class Mirror:
 
 def _unseeded(config: TrialConfig) -> TrialConfig:
     """A configuration without its seed, and without where its data and weights lie."""
-    backbone = dataclasses.replace(config.model.backbone, weights=None)
-    model, data = dataclasses.replace(config.model, backbone=backbone), dataclasses.replace(config.data, path=None)
+    backbone, data = without_weights(config.model.backbone), dataclasses.replace(config.data, path=None)
+    model = dataclasses.replace(config.model, backbone=backbone)
     return dataclasses.replace(config, seed=0, model=model, data=data)
 
 
