@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,10 +34,8 @@ def fresh(tmp_path, monkeypatch):
     """An empty cache, and a process that has not built anything yet."""
     monkeypatch.setenv("CODETR_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CODETR_OPS", raising=False)
-    kernels.library.cache_clear()
-    yield tmp_path
-    monkeypatch.undo()
-    kernels.library.cache_clear()
+    monkeypatch.setattr(kernels, "library", cache(kernels.library.__wrapped__))
+    return tmp_path
 
 
 def show(**environment: str) -> subprocess.CompletedProcess:
