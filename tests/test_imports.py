@@ -85,16 +85,28 @@ def test_packages_alone_load_nothing_heavy():
     assert not {"torch", "ray", "mlflow", "numpy"} & set(loaded.split())
 
 
-def test_files_of_harness_import_each_other_in_no_circle():
-    """Inside a package too; that a module's package is loaded before it does not count."""
+@pytest.mark.parametrize("package", ["harness", "model"])
+def test_files_import_each_other_in_no_circle(package):
+    """Inside a folder too; that a module's folder is loaded before it does not count."""
     needs = {}
-    for path in (ROOT / "harness").rglob("*.py"):
-        bases = {ROOT.joinpath(*module.split(".")) for module in imported(path) if module.startswith("harness.")}
+    for path in (ROOT / package).rglob("*.py"):
+        bases = {ROOT.joinpath(*module.split(".")) for module in imported(path) if module.startswith(f"{package}.")}
         files = {base.with_suffix(".py") for base in bases} | {base / "__init__.py" for base in bases}
         needs[path] = {file for file in files if file.exists() and file not in (path, path.parent / "__init__.py")}
     while free := {path for path, others in needs.items() if not others & needs.keys()}:
         needs = {path: others for path, others in needs.items() if path not in free}
     assert not needs, f"a circle is among {sorted(str(path.relative_to(ROOT)) for path in needs)}"
+
+
+def test_only_the_detector_builds_parts():
+    """No part asks for another by name: which parts there are is said in one place."""
+    dicts = {f"model.{path.parent.name}" for path in (ROOT / "model").glob("*/__init__.py")}
+    asking = set()
+    for path in (ROOT / "model").rglob("*.py"):
+        names = {module for module in imported(path) if module.rpartition(".")[2].isupper()}
+        if {name.rpartition(".")[0] for name in names} & dicts:
+            asking.add(path.relative_to(ROOT).as_posix())
+    assert asking == {"model/detector.py", "model/config.py"}
 
 
 def test_reads_imports_wherever_they_are(tmp_path, monkeypatch):
