@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from harness.process import keep_freed_memory, wait_politely
+from harness.system.process import keep_freed_memory, wait_politely
 
 if TYPE_CHECKING:
     from benchmarks.table import Row

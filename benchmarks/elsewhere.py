@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from harness.process import keep_freed_memory
+from harness.system.process import keep_freed_memory
 
 
 class Elsewhere:
@@ -19,7 +19,7 @@ class Elsewhere:
     Args:
         make: called there, with torch at as many threads as here.
         arguments: of it.
-        as_trial: with a trial's settings of memory and waiting threads (`harness.process`), or none.
+        as_trial: with a trial's settings of memory and waiting threads (`harness.system.process`), or none.
     """
 
     def __init__(self, make: Callable[..., Callable[[], object]], *arguments: object, as_trial: bool):

@@ -17,8 +17,8 @@ from benchmarks.table import Row, compare
 from harness.config import TrialConfig
 from harness.data import open_splits
 from harness.data.loader import Loader
-from harness.grid import open_grid
-from harness.train import build_optimizer, train_step
+from harness.spec.grid import open_grid
+from harness.trial.train import build_optimizer, train_step
 from model.detector import Detector
 from model.heads import needs_masks
 

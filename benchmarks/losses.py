@@ -1,7 +1,8 @@
 """Losses of fixed steps here and at another commit, compared to the last bit: `python -m benchmarks losses COMMIT`.
 
 For changes that must not move a number: moved files, parts that were cut out, faster code of the same arithmetic. Each
-side runs `benchmarks/seeded_steps.py` of this checkout in a process of its own, on its own code and one thread.
+side runs `benchmarks/seeded_steps.py` of this checkout in a process of its own, on its own code and one thread. This
+side also goes on from checkpoints that the other one left.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--assert-equal", action="store_true", help="end with 1 where anything differs")
     args = parser.parse_args(argv)
     try:
-        with worktree(args.commit) as there:
-            before, after = measured(there), measured(ROOT)
+        with worktree(args.commit) as there, tempfile.TemporaryDirectory(prefix="checkpoints-") as checkpoints:
+            before, after = measured(there, "leave", checkpoints), measured(ROOT, "take", checkpoints)
     except subprocess.CalledProcessError as error:
         last = (error.stderr or "").strip().splitlines()[-1:] or [str(error)]
         print(f"error: {' '.join(map(str, error.cmd[:4]))} …: {last[0]}", file=sys.stderr)
@@ -58,10 +59,10 @@ def _git(*arguments: str) -> None:
     subprocess.run(["git", "-C", str(ROOT), *arguments], check=True, capture_output=True)
 
 
-def measured(checkout: Path) -> Cases:
-    """What the seeded steps give with the code of a checkout."""
+def measured(checkout: Path, *arguments: str) -> Cases:
+    """What the seeded steps give with the code of a checkout; `arguments` are theirs."""
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-P", str(STEPS)]  # -P: not what lies beside the file
+    command = [sys.executable, "-P", str(STEPS), *arguments]  # -P: not what lies beside the file
     done = subprocess.run(command, env=environment, cwd=checkout, check=True, capture_output=True)
     return dict(json.loads(done.stdout))
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.table import Row
-from harness import tracking
 from harness.data import open_splits
-from harness.grid import Grid, Trial, open_grid
-from harness.results import RunStore
-from harness.schedule import run_grid
-from harness.trial import run_trial
+from harness.schedule.schedule import run_grid
+from harness.spec.grid import Grid, Trial, open_grid
+from harness.store.results import RunStore
+from harness.tracking import tracking
+from harness.trial.trial import run_trial
 
 QUICKSTART = Path(__file__).parents[1] / "ablations" / "quickstart.yaml"
 SMALL = ("data.digits.num_train=8", "data.digits.num_val=4", "train.epochs=1", "model.heads=[]")

@@ -1,7 +1,8 @@
 """Fixed seeded training steps of one checkout, as JSON: losses to the last bit, and a digest of the weights after them.
 
-`benchmarks.losses` runs this file with the checkout to look at first on the path, so it imports nothing of this
-package and only what both sides have.
+With `leave FOLDER` also checkpoints of a training and its next steps, with `take FOLDER` the next steps of checkpoints
+that another checkout left. `benchmarks.losses` runs this file with the checkout to look at first on the path, so it
+imports nothing of this package and only what both sides have.
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 try:
-    from harness.trial.train import build_optimizer, train_step
+    from harness.trial.train import Progress, build_optimizer, load_checkpoint, save_checkpoint, train_step
 except ImportError:  # where training is a module on top of the package
-    from harness.train import build_optimizer, train_step
+    from harness.train import Progress, build_optimizer, load_checkpoint, save_checkpoint, train_step
 from harness.config import TrainConfig
 from model.config import DetectorConfig, TransformerConfig
 from model.detector import Detector
@@ -26,6 +28,7 @@ from model.heads import HEADS
 from model.types import MASK_CELLS, Batch, Targets
 
 STEPS = 3
+CONTINUED = 5  # steps from a checkpoint on
 NUM_CLASSES = 5
 ONE_STAGE = {"two_stage": False, "box_refinement": False, "mixed_selection": False, "look_forward_twice": False}
 SIZES = ((96, 96), (64, 80))  # the second image is padded
@@ -59,7 +62,7 @@ def batch_of(step: int) -> Batch:
     generator = torch.Generator().manual_seed(step)
     images = torch.zeros(len(SIZES), 3, 96, 96)
     boxes, labels, masks = [], [], []
-    for index, ((height, width), count) in enumerate(zip(SIZES, BATCHES[step], strict=True)):
+    for index, ((height, width), count) in enumerate(zip(SIZES, BATCHES[step % len(BATCHES)], strict=True)):
         images[index, :, :height, :width] = torch.randn(3, height, width, generator=generator)
         centre = torch.rand(count, 2, generator=generator) * 0.6 + 0.2
         half = torch.rand(count, 2, generator=generator) * 0.15 + 0.04
@@ -70,36 +73,65 @@ def batch_of(step: int) -> Batch:
     return Batch(images, valid_hw, Targets.stack(boxes, labels, masks), tuple(range(len(SIZES))), valid_hw.clone())
 
 
-def steps(config: DetectorConfig, precision: str) -> dict[str, Any]:
-    """Losses of each step by name, as hexadecimal floats, and the SHA-256 of all weights after the last one."""
-    torch.manual_seed(0)
-    detector = Detector(config, NUM_CLASSES).train()
-    train = replace(TRAIN, precision=precision)
-    optimizer = build_optimizer(detector, train)
-    losses = []
-    for step in range(STEPS):
-        told = train_step(
-            detector, [batch_of(step)], optimizer, train, step=step, total_steps=STEPS, steps_per_epoch=STEPS
-        )
-        losses.append({name: float(value).hex() for name, value in told.items()})
-    digest = hashlib.sha256()
-    for name, tensor in detector.state_dict().items():
-        digest.update(name.encode() + tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return {"losses": losses, "weights": digest.hexdigest()}
+class Training:
+    """A detector with its optimiser, step by step."""
+
+    def __init__(self, config: DetectorConfig, precision: str = "fp32", seed: int = 0):
+        torch.manual_seed(seed)
+        self.detector = Detector(config, NUM_CLASSES).train()
+        self.config = replace(TRAIN, precision=precision)
+        self.optimizer = build_optimizer(self.detector, self.config)
+
+    def take(self, steps: Sequence[int]) -> dict[str, Any]:
+        """Losses of each step by name, as hexadecimal floats, and the SHA-256 of all weights after the last one."""
+        losses = []
+        for step in steps:
+            lengths = {"total_steps": STEPS + CONTINUED, "steps_per_epoch": STEPS + CONTINUED}
+            told = train_step(self.detector, [batch_of(step)], self.optimizer, self.config, step=step, **lengths)
+            losses.append({name: float(value).hex() for name, value in told.items()})
+        digest = hashlib.sha256()
+        for name, tensor in self.detector.state_dict().items():
+            digest.update(name.encode() + tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return {"losses": losses, "weights": digest.hexdigest()}
 
 
-def main() -> None:
-    """Print every case."""
-    torch.set_num_threads(1)
-    found = {}
+def seeded() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every case from its seed on."""
     for name, config in detectors():
         for compatibility in ("default", "official"):
             for precision in ("fp32", "bf16"):
-                case = f"{name}, {compatibility}, {precision}"
-                found[case] = steps(replace(config, compatibility=compatibility), precision)
-                print(case, file=sys.stderr, flush=True)
+                training = Training(replace(config, compatibility=compatibility), precision)
+                yield f"{name}, {compatibility}, {precision}", training.take(range(STEPS))
+
+
+def continued(folder: Path, leave: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every detector from its checkpoint in `folder` on, which is left there first with `leave`."""
+    for number, (name, config) in enumerate(detectors()):
+        training = Training(config, seed=0 if leave else 1)  # what is loaded takes the place of every weight
+        place = folder / str(number)
+        if leave:
+            training.take(range(STEPS))
+            save_checkpoint(place, training.detector, training.optimizer, Progress(step=STEPS))
+        else:
+            progress, warnings = load_checkpoint(place, training.detector, training.optimizer)
+            if progress is None or progress.step != STEPS or warnings:
+                raise SystemExit(f"{name}: the checkpoint of the other side cannot be continued: {warnings}")
+        yield f"{name}, from a checkpoint", training.take(range(STEPS, STEPS + CONTINUED))
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    """Print every case."""
+    torch.set_num_threads(1)
+    found = {}
+    cases = [seeded()]
+    if arguments:
+        leave, folder = arguments[0] == "leave", Path(arguments[1])
+        cases.append(continued(folder, leave))
+    for case, result in (pair for own in cases for pair in own):
+        found[case] = result
+        print(case, file=sys.stderr, flush=True)
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -17,7 +17,7 @@ import torch
 from benchmarks.elsewhere import Elsewhere
 from benchmarks.table import Row, compare
 from harness.config import TrainConfig
-from harness.train import build_optimizer, train_step
+from harness.trial.train import build_optimizer, train_step
 from model.backbones.configs import ResNetConfig
 from model.config import DetectorConfig, TransformerConfig
 from model.detector import Detector
@@ -46,7 +46,7 @@ def random_batch(batch_size: int, height: int, width: int, num_classes: int, num
 
 
 def our_step(config: DetectorConfig, batch: Batch, num_classes: int) -> Callable[[], object]:
-    """The step of `harness.train`."""
+    """The step of `harness.trial.train`."""
     torch.manual_seed(0)
     detector = Detector(config, num_classes).train()
     optimizer = build_optimizer(detector, TRAIN)

@@ -1,7 +1,8 @@
 """From an ablation file to the paper's table, in the order of the story.
 
-Read `spec` (what a file may say), `grid` (the exact list of trials), `schedule` (who runs them), `trial` (build,
-train, evaluate, analyse, record) with `train`, `evaluate`, `analyse` and `data`, then `results` (the durable record),
-`tracking` (MLflow mirrors it) and `report` (tables and figures). `__main__` holds the commands. This file imports
-nothing, so that `codetr --help` is quick.
+Read `spec` (a file becomes an exact list of trials), `schedule` (who runs them), `trial` (build, train, evaluate,
+analyse, record) with `data` and `analyse`, then `store` (the durable records), `tracking` (MLflow mirrors them) and
+`report` with `figures`. `system` is what all of them ask of the machine. The files beside the packages are the
+commands, and what every package may use: `config`, `files`, `errors`, `passwords`. This file imports nothing, so
+that `codetr --help` is quick.
 """

@@ -7,7 +7,7 @@ so that help comes at once. Exit codes: 0 done, 1 a trial failed, 2 a mistake of
 from __future__ import annotations
 
 if __name__ == "__main__":  # `python -m harness`: before anything is imported that the working folder may hold as well
-    from harness.entrance import come_first
+    from harness.system.entrance import come_first
 
     come_first()
 
@@ -233,16 +233,16 @@ def _add_store_commands(commands: Any, grid: argparse.ArgumentParser, store: arg
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Without `argv` this process is the command's own."""
     if argv is None:
-        from harness.entrance import come_first
+        from harness.system.entrance import come_first
 
         come_first()
-        from harness.console import begin_process
+        from harness.system.console import begin_process
 
         begin_process()
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.version:
-        from harness.source import provenance
+        from harness.store.source import provenance
 
         made = provenance()
         print(f"codetr {made['package'] or 'not installed'}, commit {made['commit'] or 'unknown'}")
@@ -255,12 +255,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if getattr(args, "store", None):
         os.environ["CODETR_STORE"] = os.path.abspath(os.path.expanduser(args.store))  # for workers as well
     from harness import commands, store_commands
-    from harness.console import remark
     from harness.errors import StorageError, UserError
-    from harness.lease import LeaseLost
     from harness.passwords import masked
-    from harness.places import settle
-    from harness.process import wait_politely
+    from harness.store.lease import LeaseLost
+    from harness.system.console import remark
+    from harness.system.places import settle
+    from harness.system.process import wait_politely
 
     name = f"{args.command}_" if iskeyword(args.command) else args.command
     room = commands if hasattr(commands, name) else store_commands

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from harness.errors import UserError
-from harness.labels import short_names, show_value
-from harness.strict import suggest
+from harness.spec.labels import short_names, show_value
+from harness.spec.strict import suggest
 
 if TYPE_CHECKING:
-    from harness.grid import Grid
+    from harness.spec.grid import Grid
 
 ROW = "row"
 

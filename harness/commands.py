@@ -13,19 +13,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from harness.console import count, fitted, remark, table
 from harness.errors import UserError
-from harness.grid import Grid, Trial, open_grid
-from harness.housekeeping import damages
-from harness.ledger import finished_otherwise, made_by_other_code
-from harness.listing import WIDTH, list_grid
-from harness.pretrained import frozen_at_random
-from harness.progress import duration
-from harness.results import RunStore
-from harness.space import describe
-from harness.spec import DEFAULT_PRESET, OPTIONS
-from harness.suggestions import suggested
-from harness.training_length import lengths
+from harness.schedule.progress import duration
+from harness.spec.grid import Grid, Trial, open_grid
+from harness.spec.pretrained import frozen_at_random
+from harness.spec.space import describe
+from harness.spec.spec import DEFAULT_PRESET, OPTIONS
+from harness.spec.training_length import lengths
+from harness.store.housekeeping import damages
+from harness.store.ledger import finished_otherwise, made_by_other_code
+from harness.store.listing import WIDTH, list_grid
+from harness.store.results import RunStore
+from harness.store.suggestions import suggested
+from harness.system.console import count, fitted, remark, table
 
 
 def open_grids(args: argparse.Namespace, *, require_data: bool = True) -> list[Grid]:
@@ -95,7 +95,7 @@ def _state(store: RunStore, trial: Trial) -> str:
 
 def _costs(store: RunStore, trials: Sequence[Trial], states: dict[str, str]) -> list[str]:
     """A cell for each trial, then lines for below the table: what is left in all, and what it is judged by."""
-    from harness.cost import Costs
+    from harness.store.cost import Costs
 
     costs = Costs(store)
     cells: list[str] = []
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     grids = open_grids(args)  # mistakes are told before anything heavy is loaded
     chosen = _chosen(args, grids)
     from harness.report import grid_text
-    from harness.schedule import run_grid
+    from harness.schedule.schedule import run_grid
 
     store = RunStore()
     failed = False
@@ -176,7 +176,7 @@ def submit(args: argparse.Namespace) -> int:
 def report(args: argparse.Namespace) -> int:
     """Write the page, tables and figures of the grids, and print the tables."""
     from harness.report import DEFAULT_FORMATS, TRACKING, How, chosen_source, identified, write_report
-    from harness.tracking import read_suggestions
+    from harness.tracking.tracking import read_suggestions
 
     grids = [identified(grid) for grid in open_grids(args, require_data=False)]
     if any(grid.trials and not any(trial.has_id for trial in grid.trials) for grid in grids):
@@ -254,7 +254,7 @@ def analyse(args: argparse.Namespace) -> int:
 
 def sync(args: argparse.Namespace) -> int:
     """Replay in the tracking store what it lacks of the grids' records."""
-    from harness import mirror
+    from harness.tracking import mirror
 
     store = RunStore()
     for grid in open_grids(args):
@@ -266,7 +266,7 @@ def sync(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Write the finished records of trials to an archive or folder."""
-    from harness.transfer import export_records
+    from harness.store.transfer import export_records
 
     store = RunStore()
     wanted = _named(args, store)
@@ -300,7 +300,7 @@ def _named(args: argparse.Namespace, store: RunStore) -> list[str]:
 
 def import_(args: argparse.Namespace) -> int:
     """Take the finished records of an archive or folder into the store."""
-    from harness.transfer import import_records
+    from harness.store.transfer import import_records
 
     store = RunStore()
     done = import_records(store, Path(args.path), replace=args.replace, checkpoints=args.checkpoints)
@@ -326,7 +326,7 @@ def _number(trial_ids: Sequence[str]) -> str:
 
 def ui(args: argparse.Namespace) -> int:
     """Serve the MLflow pages of the tracking store until interrupted."""
-    from harness.ui import serve
+    from harness.tracking.ui import serve
 
     return serve(args.host, args.port, say=lambda line: print(line, flush=True))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.identity import newer_defaults
-from harness.labels import show_value
+from harness.spec.identity import newer_defaults
+from harness.spec.labels import show_value
 
 ABSENT = "-"
 

@@ -1,4 +1,4 @@
-"""Reading from (shared) storage: what is not there is told from what does not answer.
+"""Reading from (shared) storage, where what is not there is told from what does not answer; and writing whole files.
 
 A missing file is a fact. An error of the storage (a stale handle, too many open files, no rights) says nothing about
 the file. `Path.exists`, `glob` and their like take some errors for an absence, so nothing that decides about a record
@@ -7,12 +7,17 @@ may rest on them.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import stat as modes
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from harness.errors import ReadError
+from harness.errors import ReadError, StorageError, UserError
 
 ABSENT = (FileNotFoundError, NotADirectoryError)
 CHUNK = 2**20  # bytes
@@ -120,3 +125,69 @@ def files_below(folder: Path) -> list[Path]:
         elif modes.S_ISREG(mode):
             found.append(path)
     return sorted(found)
+
+
+def write_atomic(
+    path: Path | str, data: bytes | str, *, durable: bool = True, confirm: Callable[[], object] | None = None
+) -> None:
+    """Replace the file at `path` by `data` whole or not at all; folders are made.
+
+    Args:
+        path: the file.
+        data: text is written as UTF-8, and what has no such form (bytes of a file's name) as escapes.
+        durable: wait until the disk has it; False for what may be lost with the machine (heartbeats).
+        confirm: called before the file is replaced; what it raises keeps the file as it was.
+
+    Raises:
+        StorageError: it could not be written; the file is as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as handle:
+            handle.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
+            if durable:
+                handle.flush()
+                os.fsync(handle.fileno())
+        if confirm is not None:
+            confirm()
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, StorageError):
+            raise StorageError(path, error) from error
+        raise
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no nan or infinity: undefined numbers become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return value
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON; numbers that are not finite become null."""
+    return json.dumps(without_nan(value), indent=indent, allow_nan=False)
+
+
+def store_dir() -> Path:
+    """The store of records: $CODETR_STORE, else ~/codetr. Absolute.
+
+    Raises:
+        UserError: neither is there.
+    """
+    if not os.environ.get("CODETR_STORE") and os.environ.get("CODETR_HOMELESS"):
+        raise UserError("there is no home folder to keep records in: give --store DIR or set CODETR_STORE")
+    return Path(os.path.expanduser(os.environ.get("CODETR_STORE") or "~/codetr")).absolute()
+
+
+def cache_dir() -> Path:
+    """Generated data sets and other things that can be made again: $CODETR_CACHE, else ~/.cache/codetr. Absolute."""
+    return Path(os.path.expanduser(os.environ.get("CODETR_CACHE") or "~/.cache/codetr")).absolute()

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from harness.analyse import Analysed, analyse, write_tables
-from harness.build import choose_device
 from harness.config import AnalyseConfig, Analysis, ConflictVariant
 from harness.data import open_dataset
 from harness.errors import UserError
 from harness.files import is_file, read_bytes
-from harness.grid import expand, open_grid
-from harness.results import RunStore
-from harness.spec import DEFAULT_PRESET, AblationSpec, RowSpec
-from harness.strict import Mistakes, validate
+from harness.spec.grid import expand, open_grid
+from harness.spec.spec import DEFAULT_PRESET, AblationSpec, RowSpec
+from harness.spec.strict import Mistakes, validate
+from harness.store.results import RunStore
 from harness.trained import WEIGHT_FILES, Found, build, find_trial, read_trial
+from harness.trial.build import choose_device
 from model.detector import Detector
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def lacks(store: RunStore, trial_id: str, metrics: Iterable[str]) -> bool:
 
 def mirror_trials(store: RunStore, trial_ids: Sequence[str], say: Say) -> None:
     """Bring the tracking store up to date, if there is one."""
-    from harness import mirror, tracking
+    from harness.tracking import mirror, tracking
 
     uri = tracking.tracking_uri(store.root)
     if not trial_ids or not tracking.available() or tracking.is_missing(uri):

@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from harness import housekeeping, ledger
-from harness.console import count, remark, size, table
 from harness.errors import ReadError, UserError
 from harness.files import read_bytes, read_text
-from harness.progress import describe, duration
-from harness.results import RunStore
+from harness.schedule.progress import describe, duration
+from harness.store import housekeeping, ledger
+from harness.store.results import RunStore
+from harness.system.console import count, remark, size, table
 
 YAML = (".yaml", ".yml")
 FOLLOW_SECONDS = 1.0
@@ -191,7 +191,7 @@ def diff(args: argparse.Namespace) -> int:
 def _trial_or_run(store: RunStore, text: str) -> str:
     """A trial's id from its beginning, or from the id of its MLflow run (32 letters)."""
     if len(text) == 32 and not any(trial_id.startswith(text) for trial_id in store.trials()):
-        from harness.tracking import trial_of_run
+        from harness.tracking.tracking import trial_of_run
 
         found = trial_of_run(text)
         if found is None:
@@ -278,11 +278,11 @@ def _confirmed(question: str) -> bool:
 
 
 def _follow_in_tracking_store(store: RunStore, removed: Iterable[str]) -> None:
-    from harness import tracking
+    from harness.tracking import tracking
 
     if not list(removed) or not tracking.available():
         return
-    from harness.mirror import delete_removed
+    from harness.tracking.mirror import delete_removed
 
     try:
         gone = delete_removed(store)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import UserError
-from harness.source import code_version
+from harness.store.source import code_version
 
 LIMIT = 100 * 2**20  # bytes that Ray takes as a working directory
 PASSED_ON = ("CODETR_STORE", "CODETR_OPS", "MLFLOW_TRACKING_URI")  # a cache is each cluster's own

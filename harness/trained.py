@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from harness.config import TrialConfig
 from harness.errors import UserError
 from harness.files import is_file
-from harness.identity import config_from_dict
-from harness.results import RunStore
-from harness.train import WEIGHTS
+from harness.spec.identity import config_from_dict
+from harness.store.results import RunStore
+from harness.trial.train import WEIGHTS
 from model import weights as files
 from model.detector import Detector
 from model.official import convert
@@ -57,7 +57,7 @@ def find_trial(store: RunStore, name: str) -> str:
             f"'{name}' is the beginning of {len(fitting)} trials: {', '.join(fitting[:5])}; give more of it"
         )
     if len(name) == 32 and set(name) <= set("0123456789abcdef"):
-        from harness.tracking import trial_of_run
+        from harness.tracking.tracking import trial_of_run
 
         trial_id = trial_of_run(name)
         if trial_id in known:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
-FORBID_UNKNOWN = {"extra": "forbid"}  # read by pydantic in harness.spec; this package does not need it
+FORBID_UNKNOWN = {"extra": "forbid"}  # read by pydantic in harness.spec.spec; this package does not need it
 
 
 def require(condition: bool, message: str) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("tests.support", "tests.golden_topics")  # their assertions tell values, too
+
 OWN_PLACES = pytest.StashKey[Path]()
 
 
@@ -47,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def template_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty tracking database with its experiment; made once, since that takes seconds."""
-    from harness import tracking
+    from harness.tracking import tracking
 
     path = tmp_path_factory.mktemp("tracking") / "mlflow.db"
     tracking.ensure_store(f"sqlite:///{path}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.grid import Grid, open_grid
+from harness.spec.grid import Grid, open_grid
 
 ABLATIONS = Path(__file__).parents[1] / "ablations"
 FILES = [file for file in sorted(ABLATIONS.glob("*.yaml")) if "\nrows:" in file.read_text()]  # a search has no rows

@@ -9,28 +9,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import finish, make_grid, make_trial
-from golden_topics import end_to_end
-from golden_topics.case import Case
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
-from test_trial import QUICKSTART, silent, timeless
 
-import harness.trial
-import harness.trial_analysis
-from harness import mirror, tracking, trained
+import harness.trial.analysis
+import harness.trial.trial
+from harness import trained
 from harness.__main__ import main
 from harness.analyse import analyse
 from harness.config import AnalyseConfig, DataConfig
 from harness.data.coco import CocoDataset
 from harness.errors import Interrupted, UserError
-from harness.grid import Trial, open_grid
-from harness.results import RunStore
-from harness.train import WEIGHTS
-from harness.trial import run_trial
-from tests.folders import real_data, tables, write_split
-from tests.test_analyse_feed import build
-from tests.tiny import PLAIN
+from harness.spec.grid import Trial, open_grid
+from harness.store.results import RunStore
+from harness.tracking import mirror, tracking
+from harness.trial.train import WEIGHTS
+from harness.trial.trial import run_trial
+from tests.golden_topics import end_to_end
+from tests.golden_topics.case import Case
+from tests.support.fakes import finish, make_grid, make_trial
+from tests.support.folders import real_data, tables, write_split
+from tests.support.quickstart import QUICKSTART, silent, timeless
+from tests.support.scattered_detector import build_detector as build
+from tests.support.tiny import PLAIN
 
 REGIONS = "{name: faster_rcnn, rpn: {num_proposals: 16, train_candidates: 32}, roi: {num_samples: 16, fc_channels: 16}}"
 ALL = "analyse=[conflict, discriminability, queries]"
@@ -119,7 +120,7 @@ def test_a_failed_analysis_costs_no_training(tmp_path: Path, monkeypatch: pytest
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("out of something")
 
-    monkeypatch.setattr(harness.trial_analysis, "analyse", broken)
+    monkeypatch.setattr(harness.trial.analysis, "analyse", broken)
     store, events = RunStore(tmp_path), []
     trial = trial_of(ALL, "train.epochs=1", heads="[]")
     record = run_trial(trial, store, report=events.append)
@@ -132,12 +133,12 @@ def test_a_failed_analysis_costs_no_training(tmp_path: Path, monkeypatch: pytest
 def test_a_trial_stopped_while_analysing_only_analyses_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, trial = RunStore(tmp_path), trial_of(ALL, "train.epochs=1", "analyse.num_images=6", heads="[]")
     asked: list[bool] = []
-    monkeypatch.setattr(harness.trial, "finish", lambda state: pytest.fail("it was asked to stop"))
+    monkeypatch.setattr(harness.trial.trial, "finish", lambda state: pytest.fail("it was asked to stop"))
     calls = []
-    step = harness.trial.train_step
-    monkeypatch.setattr(harness.trial, "train_step", lambda *a, **k: calls.append(1) or step(*a, **k))
-    analysed = harness.trial_analysis.analyse
-    monkeypatch.setattr(harness.trial_analysis, "analyse", lambda *a, **k: asked.append(True) or analysed(*a, **k))
+    step = harness.trial.trial.train_step
+    monkeypatch.setattr(harness.trial.trial, "train_step", lambda *a, **k: calls.append(1) or step(*a, **k))
+    analysed = harness.trial.analysis.analyse
+    monkeypatch.setattr(harness.trial.analysis, "analyse", lambda *a, **k: asked.append(True) or analysed(*a, **k))
     with pytest.raises(Interrupted):
         run_trial(trial, store, report=silent, should_stop=lambda: bool(asked))
     assert store.status(trial.trial_id) == "interrupted"

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from harness import on_ray
-from harness.apart import Apart, run_apart
-from harness.endings import story
-from harness.forkserver import ForkServer, WorkerLost
-from harness.grid import Trial, open_grid
-from harness.results import RunStore
-from tests.fakes import make_trial, record, run_fake
+from harness.schedule import on_ray
+from harness.schedule.apart import Apart, run_apart
+from harness.spec.grid import Trial, open_grid
+from harness.store.results import RunStore
+from harness.system.endings import story
+from harness.system.forkserver import ForkServer, WorkerLost
+from tests.support.fakes import make_trial, record, run_fake
 
 ROOT = Path(__file__).parents[1]
 SIGNALS = ("SIGSEGV", "SIGABRT", "SIGKILL", "SIGBUS", "SIGFPE", "SIGILL")

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_grid import make_record
 
 from harness.__main__ import main
 from harness.errors import UserError
 from harness.figures.against import draw_against
 from harness.figures.series import AxisPoint
-from harness.grid import Grid, open_grid
 from harness.report import grid_text, write_report
 from harness.report.figures import analysis_figures
 from harness.report.pivot import make_pivot, pivot_frame
 from harness.report.statistics import mean_interval
 from harness.report.tables import make_table
+from harness.spec.grid import Grid, open_grid
+from tests.support.report_grid import make_record
 
 CROSSED = """
 title: Heads and weights

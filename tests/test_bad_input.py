@@ -23,13 +23,13 @@ from harness.config import DataConfig
 from harness.data import fingerprint, open_splits
 from harness.data.masks import packed
 from harness.errors import UserError
-from harness.grid import Grid, open_grid
-from harness.identity import NEEDS_HEADS, config_to_dict
-from harness.resolve import known_keys
-from harness.spec import SHIPPED
-from harness.strict import Mistakes, read_yaml
+from harness.spec.grid import Grid, open_grid
+from harness.spec.identity import NEEDS_HEADS, config_to_dict
+from harness.spec.resolve import known_keys
+from harness.spec.spec import SHIPPED
+from harness.spec.strict import Mistakes, read_yaml
 from model.heads import HEADS
-from tests.folders import tables, write_folder
+from tests.support.folders import tables, write_folder
 
 PRESET = "digits_fast"
 FILES = {path.stem: path.read_text() for path in sorted(SHIPPED.glob("*.yaml"))}
@@ -355,7 +355,7 @@ def test_any_value_of_any_setting_of_a_head_is_refused_or_taken(count, places_of
     @given(st.sampled_from(sorted(HEADS)), st.data(), junk)
     def check(name: str, data: Any, value: Any) -> None:
         from harness.config import TrainConfig, TrialConfig
-        from harness.identity import config_to_dict
+        from harness.spec.identity import config_to_dict
         from model.config import DetectorConfig
 
         config = TrialConfig(DetectorConfig(heads=(HEADS[name].Config(),)), DataConfig(), TrainConfig())

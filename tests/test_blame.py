@@ -10,7 +10,7 @@ import pytest
 
 from harness.__main__ import main
 from harness.errors import UserError
-from harness.grid import open_grid
+from harness.spec.grid import open_grid
 
 # first setting, second setting, the rule they break, what must stand besides
 CONFLICTS: list[tuple[tuple[str, Any], tuple[str, Any], str, dict[str, Any]]] = [

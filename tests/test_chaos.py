@@ -22,10 +22,10 @@ from typing import Any
 
 import pytest
 
-from harness import tracking
-from harness.grid import Grid, open_grid
-from harness.results import RunStore
-from harness.train import WEIGHTS
+from harness.spec.grid import Grid, open_grid
+from harness.store.results import RunStore
+from harness.tracking import tracking
+from harness.trial.train import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "ablations" / "quickstart.yaml"

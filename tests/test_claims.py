@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_grid import make_grid, make_record
 
-from harness.claims import Claim
 from harness.errors import UserError
-from harness.grid import open_grid
 from harness.report.formats import claims_to_csv, to_text
 from harness.report.statistics import Difference, paired_difference
 from harness.report.tables import make_table
 from harness.report.verdicts import judge
+from harness.spec.claims import Claim
+from harness.spec.grid import open_grid
+from tests.support.report_grid import make_grid, make_record
 
 FILE = """
 rows:

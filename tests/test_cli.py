@@ -16,9 +16,9 @@ import pytest
 
 from harness import commands, store_commands
 from harness.__main__ import main
-from harness.grid import open_grid
-from harness.results import RunStore
-from tests.folders import write_folder
+from harness.spec.grid import open_grid
+from harness.store.results import RunStore
+from tests.support.folders import write_folder
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "ablations" / "quickstart.yaml")
@@ -167,7 +167,7 @@ def run_grid(monkeypatch):
         return SimpleNamespace(finished=(), failed=fake.failed, interrupted=fake.interrupted, skipped=())
 
     fake.failed, fake.interrupted, fake.asked = (), (), asked
-    monkeypatch.setitem(sys.modules, "harness.schedule", SimpleNamespace(run_grid=fake))
+    monkeypatch.setitem(sys.modules, "harness.schedule.schedule", SimpleNamespace(run_grid=fake))
     return fake
 
 

@@ -12,7 +12,7 @@ import pytest
 DROP_WHILE_STOPPING = """
 import gc, logging, threading, time
 import ray
-from harness.cluster import stop_ray
+from harness.schedule.cluster import stop_ray
 
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
          object_store_memory=128 * 2**20)

@@ -14,9 +14,9 @@ from harness.config import DataConfig
 from harness.data import checks, fingerprint, open_dataset, open_splits, pixels
 from harness.data.coco import CocoDataset
 from harness.errors import UserError
-from harness.grid import open_grid
-from harness.schedule import check_datasets
-from tests.folders import real_data, tables, write_folder, write_split
+from harness.schedule.schedule import check_datasets
+from harness.spec.grid import open_grid
+from tests.support.folders import real_data, tables, write_folder, write_split
 
 
 @pytest.fixture

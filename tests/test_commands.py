@@ -9,16 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes import STEPS, finish, make_grid, make_trial, record, run_fake, starts
 
-from harness import housekeeping, ledger, tracking
 from harness.__main__ import main
-from harness.grid import open_grid
-from harness.identity import config_to_dict
-from harness.results import RunStore
-from harness.schedule import run_grid
-from harness.source import code_digest
-from harness.variants import Variant
+from harness.schedule.schedule import run_grid
+from harness.spec.grid import open_grid
+from harness.spec.identity import config_to_dict
+from harness.spec.variants import Variant
+from harness.store import housekeeping, ledger
+from harness.store.results import RunStore
+from harness.store.source import code_digest
+from harness.tracking import tracking
+from tests.support.fakes import STEPS, finish, make_grid, make_trial, record, run_fake, starts
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "ablations" / "quickstart.yaml")

@@ -73,7 +73,7 @@ def test_closed_output_is_no_error(file: Path, redirected: str) -> None:
 
 
 def test_a_closed_output_is_not_the_next_opened_file(tmp_path: Path) -> None:
-    code = "from harness.console import begin_process; begin_process(); "
+    code = "from harness.system.console import begin_process; begin_process(); "
     code += f"print(open({str(tmp_path / 'a')!r}, 'wb').fileno())"
     script = 'exec "$@" >&- <&-'
     done = subprocess.run(["bash", "-c", script, "-", sys.executable, "-c", f"{code}; print('text')"], cwd=ROOT)
@@ -88,7 +88,7 @@ def test_a_full_disk_under_the_output_is_one_line(file: Path) -> None:
 
 
 def test_progress_goes_on_where_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.progress import print_line
+    from harness.schedule.progress import print_line
 
     read, write = os.pipe()
     os.close(read)
@@ -99,7 +99,7 @@ def test_progress_goes_on_where_nobody_reads(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_text_that_is_no_unicode_is_written_as_escapes(tmp_path: Path) -> None:
-    from harness.results import write_atomic
+    from harness.files import write_atomic
 
     write_atomic(tmp_path / "a", "caf\udce9 ß")
     assert (tmp_path / "a").read_text(encoding="utf-8") == "caf\\udce9 ß"

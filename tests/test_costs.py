@@ -10,24 +10,24 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import record as write_record
 
-from harness import trial as trial_room
-from harness import trial_record
 from harness.__main__ import main
-from harness.build import take_costs
-from harness.cost import Costs
 from harness.errors import Interrupted
-from harness.grid import Trial, open_grid
-from harness.identity import config_to_dict
 from harness.report.tables import metric_of
-from harness.results import RunStore
-from harness.spec import COST_METRICS
-from harness.train import Progress, build_optimizer, load_checkpoint, save_checkpoint
-from harness.trial import run_trial
+from harness.spec.grid import Trial, open_grid
+from harness.spec.identity import config_to_dict
+from harness.spec.spec import COST_METRICS
+from harness.store.cost import Costs
+from harness.store.results import RunStore
+from harness.trial import record as trial_record
+from harness.trial import trial as trial_room
+from harness.trial.build import take_costs
+from harness.trial.train import Progress, build_optimizer, load_checkpoint, save_checkpoint
+from harness.trial.trial import run_trial
 from model.detector import Detector
-from tests.kill_points import small_trial
-from tests.tiny import NUM_CLASSES, tiny_config
+from tests.support.fakes import record as write_record
+from tests.support.kill_points import small_trial
+from tests.support.tiny import NUM_CLASSES, tiny_config
 
 QUICKSTART = Path(__file__).parents[1] / "ablations" / "quickstart.yaml"
 SLOW = 0.2  # seconds that each checkpoint takes here

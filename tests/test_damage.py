@@ -10,15 +10,16 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from fakes import entry, finish, make_grid, make_trial, record, run_fake, starts
 
-from harness import housekeeping, ledger, tracking
 from harness.__main__ import main
 from harness.errors import UserError
-from harness.grid import open_grid
-from harness.progress import Progress
-from harness.results import RunStore
-from harness.schedule import run_grid
+from harness.schedule.progress import Progress
+from harness.schedule.schedule import run_grid
+from harness.spec.grid import open_grid
+from harness.store import housekeeping, ledger
+from harness.store.results import RunStore
+from harness.tracking import tracking
+from tests.support.fakes import entry, finish, make_grid, make_trial, record, run_fake, starts
 
 QUICKSTART = str(Path(__file__).parents[1] / "ablations" / "quickstart.yaml")
 FAST = ["--preset", "digits_fast"]
@@ -150,7 +151,7 @@ LEASES = {**DAMAGES, "pid a text": None, "pid missing": None}
 
 @pytest.mark.parametrize("name", LEASES)
 def test_a_damaged_lease_is_taken_over(name, store, said, monkeypatch):
-    from harness.lease import machine_id
+    from harness.store.lease import machine_id
 
     monkeypatch.setattr(tracking, "available", lambda: False)
     trial = make_trial(1)

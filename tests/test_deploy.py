@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from harness.__main__ import build_parser
-from harness.grid import open_grid
+from harness.spec.grid import open_grid
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

@@ -8,15 +8,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-from report_grid import make_record
-from test_page import Page
 
 from harness.__main__ import main
 from harness.data.coco import CocoDataset
-from harness.grid import Grid, open_grid
-from harness.identity import config_to_dict
+from harness.files import to_json
 from harness.report.detected import detected, sheet_of
-from harness.results import RunStore, to_json
+from harness.spec.grid import Grid, open_grid
+from harness.spec.identity import config_to_dict
+from harness.store.results import RunStore
+from tests.support.page import Page
+from tests.support.report_grid import make_record
 
 FILE = Path(__file__).parents[1] / "ablations" / "quickstart.yaml"
 CLASSES = ("a <b>class</b> & more", "红细胞")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.entrance import ROOT, python_command, python_path
-from harness.forkserver import ForkServer
-from harness.launch import run_ranks
+from harness.system.entrance import ROOT, python_command, python_path
+from harness.system.forkserver import ForkServer
+from harness.system.launch import run_ranks
 
 START = [sys.executable, str(Path(ROOT) / "codetr_harness.py")]
 MODULE = [sys.executable, "-m", "harness"]
@@ -162,8 +162,8 @@ print(enter([1, 2], {task!r}))
 def test_what_a_worker_is_sent_finds_ours_by_itself(names: Path, there: bool) -> None:
     from ray import cloudpickle
 
-    from harness.labels import show_value
-    from harness.workers import entrance
+    from harness.schedule.workers import entrance
+    from harness.spec.labels import show_value
 
     (names / "enter").write_bytes(cloudpickle.dumps(entrance(ROOT if there else "/nowhere", [])))
     task = pickle.dumps((show_value, {}))
@@ -174,9 +174,10 @@ def test_what_a_worker_is_sent_finds_ours_by_itself(names: Path, there: bool) ->
 
 
 def test_a_worker_that_cannot_load_its_task_says_why() -> None:
-    from harness.workers import entrance
+    from harness.schedule.workers import entrance
 
-    code = f"from harness.workers import entrance; print(entrance({ROOT!r}, [])({{}}, b'cnowhere_at_all\\nmain\\n.'))"
+    call = f"entrance({ROOT!r}, [])({{}}, b'cnowhere_at_all\\nmain\\n.')"
+    code = f"from harness.schedule.workers import entrance; print({call})"
     told = eval(python(code, Path(ROOT)))
     assert told["outcome"] == "failed"
     assert told["reason"].startswith("ModuleNotFoundError: No module named 'nowhere_at_all' (on node ")

@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from harness import housekeeping, lease, transfer
-from harness.build import build_trial
 from harness.config import AnalyseConfig
-from harness.execute import execute, note_loss
-from harness.grid import Trial
-from harness.lease import LeaseLost
-from harness.results import RunStore
-from harness.train import CHECKPOINT, PREVIOUS, save_checkpoint
-from harness.trial import run_trial
-from harness.trial_analysis import run_analysis
-from tests.fakes import entry, finish, make_trial, record, run_fake
-from tests.test_trial import silent, trial_of
+from harness.schedule.execute import execute, note_loss
+from harness.spec.grid import Trial
+from harness.store import housekeeping, lease, transfer
+from harness.store.lease import LeaseLost
+from harness.store.results import RunStore
+from harness.trial.analysis import run_analysis
+from harness.trial.build import build_trial
+from harness.trial.train import CHECKPOINT, PREVIOUS, save_checkpoint
+from harness.trial.trial import run_trial
+from tests.support.fakes import entry, finish, make_trial, record, run_fake
+from tests.support.quickstart import silent, trial_of
 
 SMALL = ("data.digits.num_train=4", "data.digits.num_val=2", "train.batch_size=2", "train.epochs=1")
 
@@ -152,7 +152,7 @@ def test_an_analysis_that_finds_the_lease_lost_is_no_failed_analysis(tmp_path: P
         raise LeaseLost
 
     state.report = lost
-    import harness.trial_record as room
+    import harness.trial.record as room
 
     patch = pytest.MonkeyPatch()
     patch.setattr(room, "REPORT_SECONDS", 0.0)
@@ -163,7 +163,7 @@ def test_an_analysis_that_finds_the_lease_lost_is_no_failed_analysis(tmp_path: P
 
 
 def test_whoever_tells_of_a_lost_process_does_so_under_the_lease(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("harness.execute.LOSS_SECONDS", 0.1)
+    monkeypatch.setattr("harness.schedule.execute.LOSS_SECONDS", 0.1)
     store, trial = RunStore(tmp_path), make_trial(1)
     record(store, trial, "running")
     with store.claim(trial.trial_id):

@@ -11,9 +11,9 @@ from typing import Any, get_type_hints
 import pytest
 
 from harness.config import TrialConfig
-from harness.identity import config_from_dict, config_to_dict, field_default, identity, trial_id
+from harness.spec.identity import config_from_dict, config_to_dict, field_default, identity, trial_id
 from model.heads import HEADS
-from tests.tiny import tiny_config
+from tests.support.tiny import tiny_config
 
 TABLE = Path(__file__).parent / "expected" / "fields.json"
 
@@ -39,7 +39,7 @@ def table() -> dict[str, list[Any]]:
 
 
 def test_the_table_of_fields_is_as_committed() -> None:
-    """A field added now carries `metadata={"since": 2}`, and its default is frozen: see harness/identity.py.
+    """A field added now carries `metadata={"since": 2}`, and its default is frozen: see harness/spec/identity.py.
 
     Where a line is missing, write it into tests/expected/fields.json: `"section.field": [2, default]`. A line that is
     there already never changes.
@@ -71,7 +71,7 @@ class _Newer:
     ],
 )
 def test_a_newer_field_counts_only_where_it_was_set(value: Any, expected: dict[str, Any]) -> None:
-    from harness.identity import plain
+    from harness.spec.identity import plain
 
     assert plain(value, deciding=True) == expected
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.forkserver import PRELOAD, ForkServer, WorkerError, WorkerLost
+from harness.system.forkserver import PRELOAD, ForkServer, WorkerError, WorkerLost
 
 ROOT = Path(__file__).parents[1]
 LEAK: list[str] = []
@@ -106,7 +106,7 @@ def test_a_fork_does_not_outlive_its_server(tmp_path: Path, end: str) -> None:
 
 
 def test_a_fork_does_not_outlive_the_process_it_works_for(tmp_path: Path) -> None:
-    code = "import sys; from harness.forkserver import ForkServer; from tests.test_forkserver import live_on\n"
+    code = "import sys; from harness.system.forkserver import ForkServer; from tests.test_forkserver import live_on\n"
     code += "ForkServer(preload=()).run(live_on, sys.argv[1])"
     worker = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "pid")], cwd=ROOT)
     try:

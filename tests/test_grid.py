@@ -13,8 +13,8 @@ import pytest
 
 from harness.config import DataConfig, EvaluateConfig, TrainConfig, TrialConfig
 from harness.errors import UserError
-from harness.grid import open_grid
-from harness.identity import config_from_dict, config_to_dict, identity, trial_id
+from harness.spec.grid import open_grid
+from harness.spec.identity import config_from_dict, config_to_dict, identity, trial_id
 from model.config import DetectorConfig
 
 ABLATIONS = Path(__file__).parents[1] / "ablations"

@@ -3,55 +3,34 @@ imports inside functions count too; those under TYPE_CHECKING need nothing at ru
 
 from __future__ import annotations
 
-import ast
+import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.import_statements import imported
+
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for package in ("harness", "model") for path in (ROOT / package).rglob("*.py"))
 
-# The story, read from the commands down to the leaves: a room imports only rooms that stand below it.
+# The story, read from the commands down to the leaves: a file or package imports only what stands below it.
 STORY = [
-    *("__main__", "store_commands", "commands", "doctor", "submit", "schedule", "on_ray", "failfast", "tuner"),
-    *("cluster", "workers", "preloaded", "local", "apart", "forkserver", "execute", "trial", "trial_analysis"),
-    *("trial_record", "revisit", "trained", "launch"),
-    *("build", "memory", "train", "evaluate", "analyse", "ranks", "report", "resample", "figures", "transfer"),
-    *("ui", "mirror", "replay", "mlflow_runs", "tracking", "views", "tracking_failures", "sqlite", "metric_names"),
-    *("order", "cost", "choose", "compare", "suggestions", "listing", "grid", "search", "ledger", "variants", "rows"),
-    *("labels", "pretrained", "identity", "spec", "space", "claims", "resolve", "origins", "training_length", "data"),
-    *("housekeeping", "console", "progress", "results", "source", "lease", "parcel", "strict"),
-    *("places", "process", "endings", "entrance", "config", "detection_metrics", "files", "errors", "passwords"),
+    *("__main__", "store_commands", "commands", "doctor", "submit", "revisit", "trained", "choose", "compare"),
+    *("schedule", "trial", "report", "tracking", "figures", "analyse", "store", "spec", "data", "system"),
+    *("config", "files", "errors", "passwords"),
 ]
+ON_TOP = 14  # files of harness/ that lie in no package
 
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}
 
 ROOMS = {  # foreign service: the only files that know it
-    "ray": ("harness/on_ray.py", "harness/cluster.py", "harness/workers.py", "harness/tuner.py"),
-    "mlflow": ("harness/tracking.py", "harness/mlflow_runs.py"),
-    "pycocotools": ("harness/evaluate.py", "harness/resample.py", "harness/data/masks.py"),
-    "faster_coco_eval": ("harness/evaluate.py",),
+    "ray": tuple(f"harness/schedule/{name}.py" for name in ("on_ray", "cluster", "workers", "tuner")),
+    "mlflow": ("harness/tracking/tracking.py", "harness/tracking/mlflow_runs.py"),
+    "pycocotools": ("harness/trial/evaluate.py", "harness/analyse/resample.py", "harness/data/masks.py"),
+    "faster_coco_eval": ("harness/trial/evaluate.py",),
     "matplotlib": tuple(path.relative_to(ROOT).as_posix() for path in (ROOT / "harness/figures").glob("*.py")),
 }
-
-
-def imported(path: Path) -> Iterator[str]:
-    """Dotted names of the modules that `path` imports, relative ones resolved."""
-    todo: list[ast.AST] = [ast.parse(path.read_text())]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            package = list(path.relative_to(ROOT).parts[: -node.level]) if node.level else []
-            module = ".".join(package + ([node.module] if node.module else []))
-            yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
-        todo.extend(ast.iter_child_nodes(node))
 
 
 def step(module: str) -> str:
@@ -78,8 +57,38 @@ def test_imports_go_one_way(path):
         assert not upwards, f"{here} imports {sorted(upwards)}, which stand above it in the story"
 
 
-def test_reads_imports_wherever_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+def test_few_files_lie_in_no_package():
+    assert len(list((ROOT / "harness").glob("*.py"))) <= ON_TOP
+
+
+def test_packages_alone_load_nothing_heavy():
+    names = ("spec", "schedule", "trial", "system", "store", "tracking")
+    code = f"import sys, {', '.join(f'harness.{name}' for name in names)}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    assert not {"torch", "ray", "mlflow", "numpy"} & set(loaded.split())
+
+
+def test_files_of_harness_import_each_other_in_no_circle():
+    """Inside a package too; that a module's package is loaded before it does not count."""
+    needs = {}
+    for path in (ROOT / "harness").rglob("*.py"):
+        bases = {ROOT.joinpath(*module.split(".")) for module in imported(path) if module.startswith("harness.")}
+        files = {base.with_suffix(".py") for base in bases} | {base / "__init__.py" for base in bases}
+        needs[path] = {file for file in files if file.exists() and file not in (path, path.parent / "__init__.py")}
+    while free := {path for path, others in needs.items() if not others & needs.keys()}:
+        needs = {path: others for path, others in needs.items() if path not in free}
+    assert not needs, f"a circle is among {sorted(str(path.relative_to(ROOT)) for path in needs)}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.stem)
+def test_no_test_file_is_imported(path):
+    """What several need lies in tests/support/."""
+    named = {part for module in imported(path) for part in module.split(".") if part.startswith("test_")}
+    files = {name for name in named if (ROOT / "tests" / f"{name}.py").exists()}
+    assert not files, f"{path.name} imports {sorted(files)}: what both need belongs in a module of tests/support"
+
+
+def test_reads_imports_wherever_they_are(tmp_path):
     path = tmp_path / "harness" / "data" / "loader.py"
     path.parent.mkdir(parents=True)
     path.write_text(
@@ -88,6 +97,6 @@ def test_reads_imports_wherever_they_are(tmp_path, monkeypatch):
         "if TYPE_CHECKING:\n    import pandas\n"
         "def read():\n    from . import coco\n    import mlflow\n"
     )
-    assert set(imported(path)) == {
+    assert set(imported(path, tmp_path)) == {
         *("ray.tune", "mlflow", "harness.config", "harness.config.DataConfig", "harness.data", "harness.data.coco")
     }

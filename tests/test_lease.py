@@ -12,20 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from harness import lease, results
 from harness.errors import ReadError
-from harness.execute import execute
-from harness.grid import Trial
-from harness.results import RunStore
-from tests.fakes import finish, make_trial, record, run_fake, starts
+from harness.schedule.execute import execute
+from harness.spec.grid import Trial
+from harness.store import lease, results
+from harness.store.results import RunStore
+from tests.support.fakes import finish, make_trial, record, run_fake, starts
 
-ROOT = Path(results.__file__).parents[1]
+ROOT = Path(results.__file__).parents[2]
 
 # Each child takes the lease, makes sure that it is alone, and gives it back or dies with it.
 CONTEND = """
 import os, sys, time
 from pathlib import Path
-from harness import lease
+from harness.store import lease
 folder, me, rounds, other_nodes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "nodes"
 if other_nodes:
     lease.STALE_AFTER = 1.0
@@ -50,7 +50,7 @@ for number in range(rounds):
 
 HOLD = """
 import sys, time
-from harness.results import RunStore
+from harness.store.results import RunStore
 held = RunStore(sys.argv[1]).claim(sys.argv[2])
 print("held", flush=True)
 time.sleep(60)

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from harness import memory, trial
 from harness.config import RuntimeConfig
 from harness.errors import OutOfMemory
-from harness.memory import GIB, await_free_memory, explain_out_of_memory
-from harness.results import RunStore
-from tests.test_trial import silent, trial_of
+from harness.store.results import RunStore
+from harness.system import memory
+from harness.system.memory import GIB, await_free_memory, explain_out_of_memory
+from harness.trial import trial
+from tests.support.quickstart import silent, trial_of
 
 GPU = torch.device("cuda", 0)
 

@@ -7,7 +7,7 @@ import random
 import pytest
 from mlflow.utils.validation import MAX_ENTITY_KEY_LENGTH, _validate_metric_name
 
-from harness.metric_names import flat_metrics, renamed, safe_name, safe_names
+from harness.tracking.metric_names import flat_metrics, renamed, safe_name, safe_names
 
 ODD = (
     *(".", "/", "+", "*", "", "..", "...", "//", "./a", "a/", "/a", "a//b", "a/../b", "a/./b", " ", "  ", "a ", "a."),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.__main__ import main
-from harness.transfer import checked
+from harness.store.transfer import checked
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "mini-paper" / "first"

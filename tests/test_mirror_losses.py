@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import finish, make_grid, make_trial, record
 from mlflow import MlflowClient
-from tracked import assert_equal_to_records, runs_of_trials
 
-from harness import mirror as mirror_room
-from harness import mlflow_runs, tracking
 from harness.errors import UserError
-from harness.housekeeping import remove
-from harness.mirror import Mirror, sync
-from harness.results import RunStore
-from harness.tracking_failures import ExperimentDeleted
+from harness.store.housekeeping import remove
+from harness.store.results import RunStore
+from harness.tracking import mirror as mirror_room
+from harness.tracking import mlflow_runs, tracking
+from harness.tracking.failures import ExperimentDeleted
+from harness.tracking.mirror import Mirror, sync
+from tests.support.fakes import finish, make_grid, make_trial, record
+from tests.support.tracked import assert_equal_to_records, runs_of_trials
 
 CLASSES = {
     **{name: float(number) for number, name in enumerate((".", "/", "+", "*", "", "..", "AP", "a\nb", "é", "日本"))},

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from harness import schedule, tracking
-from harness.grid import Grid, Trial, open_grid
-from harness.identity import config_to_dict
-from harness.order import longest_first
-from harness.results import RunStore
-from harness.schedule import run_grid
-from tests.fakes import make_trial, record, run_fake
+from harness.schedule import schedule
+from harness.schedule.order import longest_first
+from harness.schedule.schedule import run_grid
+from harness.spec.grid import Grid, Trial, open_grid
+from harness.spec.identity import config_to_dict
+from harness.store.results import RunStore
+from harness.tracking import tracking
+from tests.support.fakes import make_trial, record, run_fake
 
 ABLATIONS = Path(__file__).parents[1] / "ablations"
 

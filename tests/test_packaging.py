@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import shlex
@@ -16,11 +17,16 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from harness.__main__ import build_parser
-from harness.grid import open_grid
+from harness.spec.grid import open_grid
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
+OPERATING = (ROOT / "docs" / "operating.md").read_text()
+PAGES = [
+    *(ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs/mini-paper/first/README.md"),
+    *(ROOT / "ablations/README.md", ROOT / "benchmarks/results.md", ROOT / "deploy/README.md"),
+]
 
 REQUIRED = [Requirement(line) for line in PROJECT["dependencies"]]
 OPTIONAL = {extra: [Requirement(line) for line in lines] for extra, lines in PROJECT["optional-dependencies"].items()}
@@ -89,14 +95,15 @@ def test_every_data_file_of_a_package_is_installed():
                 assert path in installed, f"pyproject.toml's package-data lacks {path.relative_to(ROOT)}"
 
 
-def readme_commands() -> list[list[str]]:
-    """Lines of the README's console blocks that start with `$ `, as words."""
-    blocks = re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    return [shlex.split(line[2:]) for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+def commands() -> list[list[str]]:
+    """Lines of the pages' console blocks that start with `$ `, as words."""
+    blocks = re.findall(r"^```console\n(.*?)^```", README + OPERATING, re.MULTILINE | re.DOTALL)
+    lines = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    return [shlex.split(line) for line in dict.fromkeys(lines)]
 
 
-@pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
-def test_readme_commands_are_understood(words):
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_commands_are_understood(words):
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {words[1]}"
         return
@@ -104,11 +111,24 @@ def test_readme_commands_are_understood(words):
         words = ["codetr", *words[words.index("harness") + 1 :]]
     if words[0] == "codetr":
         args = build_parser().parse_args(words[1:])
+        if words[1] == "submit":
+            args = build_parser().parse_args(["run", *args.run])
         for file in getattr(args, "files", []):
             grid = open_grid(ROOT / file, args.preset or "digits", args.overrides, require_data=False)
             assert grid.trials
     else:
         assert words[0] in {"export", "pip", "ray", "source"}, f"nothing checks `{words[0]}`"
+
+
+def test_every_command_is_explained():
+    (table,) = re.findall(r"^\| command \|.*?\n\n", OPERATING, re.MULTILINE | re.DOTALL)
+    names = set(re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in table.splitlines() if line)))
+    assert names == set(subcommands())
+
+
+def subcommands() -> list[str]:
+    (action,) = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    return list(action.choices)
 
 
 def test_readme_example_of_an_ablation_file_is_valid(tmp_path):
@@ -118,29 +138,42 @@ def test_readme_example_of_an_ablation_file_is_valid(tmp_path):
     assert len(grid.rows) == example.count("- label:")
 
 
-def test_readme_names_files_that_exist():
-    for path in re.findall(r"\]\((?!https?://|#)([^)]+)\)|src=\"([^\"]+)\"", README):
-        assert (ROOT / (path[0] or path[1])).exists(), path
-    for path in re.findall(r"\b(?:ablations|harness|model|tests)/[\w./]*\w\.(?:py|yaml|md)\b", README):
-        if "<" not in path and "my_" not in path:
-            assert (ROOT / path).exists(), f"README.md names {path}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for path, heading in re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)", page.read_text()):
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        assert not heading or heading in headings(target), f"{path}#{heading}"
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
-def test_docs_link_to_files_that_exist(page):
-    for path in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
-        assert (page.parent / path).exists(), path
+def headings(page: Path) -> set[str]:
+    """A page's headings as links name them."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_pages_name_files_that_exist(page):
+    for path in re.findall(r"\b(?:ablations|harness|model|tests)/[\w./]*\w\.(?:py|yaml|md)\b", page.read_text()):
+        if "my_" not in path and "center_point" not in path:
+            assert (ROOT / path).exists(), path
+
+
+def test_readme_links_to_every_page():
+    for page in PAGES[1:]:
+        assert f"]({page.relative_to(ROOT).as_posix()})" in README, f"README.md does not link to {page.name}"
 
 
 def test_readme_tree_is_the_repository():
-    """Each line of the annotated tree exists, and each module stands in it."""
+    """Each path of the annotated tree exists, and each package stands in it."""
     tree = re.search(r"^```text\n(codetr.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert tree, "README.md has no annotated tree"
-    for path in tree_paths(tree[1]):
+    paths = tree_paths(tree[1])
+    for path in paths:
         assert (ROOT / path).exists(), f"README.md's tree names {path}"
-    for path in [*ROOT.glob("harness/*.py"), *ROOT.glob("model/*.py"), *ROOT.glob("ablations/*.yaml")]:
-        if path.name != "__init__.py":
-            assert path.relative_to(ROOT).as_posix() in set(tree_paths(tree[1])), f"README.md's tree lacks {path.name}"
+    for module in [*ROOT.glob("harness/*/*.py"), *ROOT.glob("model/*/*.py")]:
+        package = f"{module.parent.relative_to(ROOT).as_posix()}/"
+        assert package in paths, f"README.md's tree lacks {package}"
 
 
 def tree_paths(tree: str) -> list[str]:

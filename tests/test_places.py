@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import places, results
+from harness import files
 from harness.errors import UserError
+from harness.store.results import RunStore
+from harness.system import places
 
 NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 
@@ -54,11 +56,11 @@ def test_without_a_home_caches_have_a_place_and_records_must_be_given_one(monkey
     assert note == f"there is no home folder; caches go to {own}"
     assert own.parent == Path(os.environ["TMPDIR"]) and own.stat().st_mode & 0o77 == 0
     assert getpass.getuser() == f"uid{os.getuid()}"
-    assert results.cache_dir().is_relative_to(own) and Path(os.environ["MPLCONFIGDIR"]).is_relative_to(own)
+    assert files.cache_dir().is_relative_to(own) and Path(os.environ["MPLCONFIGDIR"]).is_relative_to(own)
     with pytest.raises(UserError, match="--store DIR or set CODETR_STORE"):
-        results.store_dir()
+        files.store_dir()
     monkeypatch.setenv("CODETR_STORE", "/data/codetr")
-    assert results.store_dir() == Path("/data/codetr")
+    assert files.store_dir() == Path("/data/codetr")
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["read only", "not there"])
@@ -73,8 +75,8 @@ def test_a_home_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path
     (note,) = places.settle()
     assert (f"{home} cannot be written" if there else "no home") in note
     assert (os.environ["HOME"] == str(home)) is there, "what is readable there stays readable"
-    assert "MPLCONFIGDIR" in os.environ and (results.cache_dir() == volume) is there
-    assert results.store_dir() == home / "codetr" if there else os.environ["CODETR_HOMELESS"] == "1"
+    assert "MPLCONFIGDIR" in os.environ and (files.cache_dir() == volume) is there
+    assert files.store_dir() == home / "codetr" if there else os.environ["CODETR_HOMELESS"] == "1"
 
 
 def test_a_folder_that_somebody_else_has_made_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,4 +132,4 @@ def test_no_folder_for_temporary_files_at_all_is_one_line(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("path", ["~", "~nobody_of_this_name/x"])
 def test_a_tilde_of_nobody_is_a_name(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     nobody(monkeypatch)
-    assert results.RunStore(path).root.is_absolute()
+    assert RunStore(path).root.is_absolute()

@@ -17,24 +17,26 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import record as write_record
 from safetensors.torch import save_file
 
-from harness import pretrained, tracking, trained
+from harness import trained
 from harness.__main__ import main
 from harness.compare import differences
 from harness.errors import UserError
-from harness.grid import Grid, Trial, open_grid
-from harness.identity import config_from_dict, config_to_dict, recorded_id, trial_id
-from harness.parcel import Refused
 from harness.report import identified
-from harness.results import RunStore
-from harness.schedule import check_inputs, run_grid
-from harness.transfer import checked, import_records
-from harness.trial import run_trial
-from harness.trial_record import identity_fields
+from harness.schedule.schedule import check_inputs, run_grid
+from harness.spec import pretrained
+from harness.spec.grid import Grid, Trial, open_grid
+from harness.spec.identity import config_from_dict, config_to_dict, recorded_id, trial_id
+from harness.store.parcel import Refused
+from harness.store.results import RunStore
+from harness.store.transfer import checked, import_records
+from harness.tracking import tracking
+from harness.trial.record import identity_fields
+from harness.trial.trial import run_trial
 from model.backbones.configs import ResNetConfig
 from model.backbones.resnet import ResNet
+from tests.support.fakes import record as write_record
 
 ROOT = Path(__file__).parents[1]
 ONE_ROW = "rows: [{label: a, set: {model.heads: []}}]"
@@ -509,7 +511,7 @@ def test_every_file_of_a_grid_is_told_at_once(grid_of, weights, tmp_path):
 
 
 def test_weights_and_data_are_told_together(grid_of, tmp_path):
-    from folders import write_folder
+    from tests.support.folders import write_folder
 
     folder = write_folder(tmp_path / "coco")
     (tmp_path / "resnet.pth").write_bytes(b"")

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from harness.process import wait_politely
+from harness.system.process import wait_politely
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of the GNU C library")
 
 PROGRAM = """
 import resource, sys, torch
-from harness.process import keep_freed_memory
+from harness.system.process import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def faults():

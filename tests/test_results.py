@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from harness import lease, results
+from harness import files
 from harness.errors import UserError
-from harness.results import RunStore, write_atomic
+from harness.files import write_atomic
+from harness.store import lease
+from harness.store.results import RunStore
 
 HOLD = """
 import sys, time
-from harness.results import RunStore
+from harness.store.results import RunStore
 held = RunStore(sys.argv[1]).claim("t", owner=sys.argv[2])
 print("held" if held else "refused", flush=True)
 time.sleep(60)
@@ -35,7 +37,7 @@ def hold_elsewhere(store: RunStore, owner: str = "") -> subprocess.Popen[str]:
         [sys.executable, "-c", HOLD, str(store.root), owner],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(results.__file__).parent.parent,
+        cwd=Path(files.__file__).parents[1],
     )
     assert process.stdout is not None
     assert process.stdout.readline().strip() == "held"
@@ -51,10 +53,10 @@ def pretend_other_machine(store: RunStore, file: str = "lease.json") -> Path:
 def test_places_follow_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CODETR_STORE", str(tmp_path / "a"))
     monkeypatch.setenv("CODETR_CACHE", "~/b")
-    assert RunStore().root == results.store_dir() == tmp_path / "a"
-    assert results.cache_dir() == Path.home() / "b"
+    assert RunStore().root == files.store_dir() == tmp_path / "a"
+    assert files.cache_dir() == Path.home() / "b"
     monkeypatch.delenv("CODETR_STORE")
-    assert results.store_dir() == Path.home() / "codetr"
+    assert files.store_dir() == Path.home() / "codetr"
 
 
 def test_write_atomic_keeps_the_old_file_on_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,26 +3,26 @@ for a finished trial."""
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from curves import EPOCHS, ap_after, height, run_curve
-from fakes import entry, record
 
-from harness import space, tracking
 from harness.__main__ import main
 from harness.errors import UserError
-from harness.grid import Grid, Trial, open_grid
 from harness.report import grid_text
-from harness.results import RunStore
-from harness.schedule import run_grid
-from harness.suggestions import note_suggestion, suggested, suggestions_file
+from harness.schedule.schedule import run_grid
+from harness.spec import space
+from harness.spec.grid import Grid, Trial, open_grid
+from harness.store.results import RunStore
+from harness.store.suggestions import note_suggestion, suggested, suggestions_file
+from harness.tracking import tracking
+from tests.support.curves import EPOCHS, ap_after, height, run_curve
+from tests.support.fakes import entry, record
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 SPACE = "train.learning_rate: {uniform: [0.001, 0.005]}, model.num_queries: {choice: [20, 40]}"
 needs_optuna = pytest.mark.skipif(find_spec("optuna") is None, reason="optuna is not installed")
 
@@ -255,7 +255,7 @@ def test_an_unreadable_list_of_suggestions_says_what_to_do(optuna_search, store)
 @needs_optuna
 def test_optuna_goes_on_after_a_kill_with_what_is_known(optuna_search, store):
     """Suggests as long as trials are wanted, in two launches, and learns from both."""
-    from harness.tuner import Suggestions
+    from harness.schedule.tuner import Suggestions
 
     seen: list[str] = []
 
@@ -286,7 +286,7 @@ def test_optuna_goes_on_after_a_kill_with_what_is_known(optuna_search, store):
 @needs_optuna
 def test_optuna_learns_from_the_store(search_of, store, monkeypatch: pytest.MonkeyPatch):
     """With many finished and pruned trials behind it, it suggests near the best."""
-    from harness.tuner import Suggestions
+    from harness.schedule.tuner import Suggestions
 
     monkeypatch.setattr(space, "STARTUP", 30)
     path = search_of(", algorithm: optuna, scheduler: asha")
@@ -298,7 +298,7 @@ def test_optuna_learns_from_the_store(search_of, store, monkeypatch: pytest.Monk
     for trial in grid.trials:
         best = abs(trial.config.train.learning_rate - 0.003) < 0.001
         end(store, trial, EPOCHS if best else 1, "finished" if best else "pruned")
-    monkeypatch.setattr("harness.tuner.note_suggestion", lambda grid, store, values: grown(grid, values))
+    monkeypatch.setattr("harness.schedule.tuner.note_suggestion", lambda grid, store, values: grown(grid, values))
     found: list[float] = []
 
     def grown(grid: Any, values: Any) -> Any:
@@ -317,7 +317,7 @@ def test_optuna_learns_from_the_store(search_of, store, monkeypatch: pytest.Monk
 
 
 def test_asha_marks_those_that_lag_behind_also_after_a_restart(search_of, store, tmp_path):
-    from harness.tuner import Pruning, marker
+    from harness.schedule.tuner import Pruning, marker
 
     grid = search_of(", scheduler: asha")
     ordered = sorted(grid.trials, key=height, reverse=True)
@@ -377,7 +377,7 @@ def test_what_a_search_needs_is_told_before_anything_starts(search_of, store, mo
     for text in (", scheduler: asha", ", algorithm: optuna"):
         with pytest.raises(UserError, match="needs Ray; leave --executor local out"):
             run_grid(search_of(text), store, executor="local", run_trial=run_curve, check_data=no_check)
-    monkeypatch.setattr("harness.schedule.find_spec", lambda name: None)
+    monkeypatch.setattr("harness.schedule.schedule.find_spec", lambda name: None)
     with pytest.raises(UserError, match="algorithm: optuna needs optuna; pip install"):
         run_grid(search_of(", algorithm: optuna"), store, run_trial=run_curve, check_data=no_check)
     assert not store.root.exists()
@@ -389,7 +389,7 @@ def test_a_search_on_ray_from_beginning_to_end(
     optuna_search, search_of, store, tracking_store, monkeypatch: pytest.MonkeyPatch
 ):
     """Three random trials, three of Optuna's; ASHA gives up some; all of it reaches MLflow and nothing is repeated."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))  # for the workers
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the workers
     lines: list[str] = []
     options = {"run_trial": run_curve, "check_data": no_check, "out": lines.append}
     first = search_of(", algorithm: optuna, scheduler: asha", overrides=["runtime.cpus_per_trial=0.5"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from harness.errors import UserError
-from harness.grid import open_grid
-from harness.spec import read_spec
-from harness.strict import Mistakes, read_yaml
+from harness.spec.grid import open_grid
+from harness.spec.spec import read_spec
+from harness.spec.strict import Mistakes, read_yaml
 from model.heads import HEADS
 
 TWO_ROWS = """

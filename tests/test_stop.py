@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import tracking
-from harness.grid import open_grid
-from harness.results import RunStore
-from harness.train import CHECKPOINT
+from harness.spec.grid import open_grid
+from harness.store.results import RunStore
+from harness.tracking import tracking
+from harness.trial.train import CHECKPOINT
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "ablations" / "quickstart.yaml")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.__main__ import main
-from harness.results import RunStore
+from harness.store.results import RunStore
 
 QUICKSTART = str(Path(__file__).parents[1] / "ablations" / "quickstart.yaml")
 FAST = [QUICKSTART, "--preset", "digits_fast"]

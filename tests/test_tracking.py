@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import EPOCHS, entry, finish, make_grid, make_trial, record
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from harness import mirror as mirror_room
-from harness import tracking, ui, views
 from harness.errors import UserError
-from harness.identity import config_to_dict
-from harness.metric_names import flat_metrics
-from harness.mirror import Mirror, sync
-from harness.mlflow_runs import VIEW_TAG
-from harness.results import RunStore, write_atomic
+from harness.files import write_atomic
+from harness.spec.identity import config_to_dict
+from harness.store.results import RunStore
+from harness.tracking import mirror as mirror_room
+from harness.tracking import tracking, ui, views
+from harness.tracking.metric_names import flat_metrics
+from harness.tracking.mirror import Mirror, sync
+from harness.tracking.mlflow_runs import VIEW_TAG
+from tests.support.fakes import EPOCHS, entry, finish, make_grid, make_trial, record
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import tracking
 from harness.errors import UserError
-from harness.tracking_failures import KINDS, failure_line, failure_of
+from harness.tracking import tracking
+from harness.tracking.failures import KINDS, failure_line, failure_of
 
 POSTGRES = "postgresql+psycopg2://alice:SECRET@db:5432/mlflow"
 SERVER = "http://alice:SECRET@host:5000"

@@ -9,7 +9,7 @@ import torch
 
 from harness.config import TrainConfig
 from harness.errors import NonFiniteLoss
-from harness.train import (
+from harness.trial.train import (
     CHECKPOINT,
     PREVIOUS,
     Progress,
@@ -23,7 +23,7 @@ from harness.train import (
 )
 from model.detector import Detector
 from model.heads import HEADS
-from tests.tiny import NUM_CLASSES, PLAIN, tiny_batch, tiny_config
+from tests.support.tiny import NUM_CLASSES, PLAIN, tiny_batch, tiny_config
 
 FLAT = TrainConfig(learning_rate=1e-3, batch_size=2, backbone_lr_factor=1.0, sampling_lr_factor=1.0, drop_epochs=())
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import write_folder
-from report_grid import CONFIG, make_grid, make_record
 
 from harness.__main__ import main
 from harness.config import DataConfig, DigitsConfig, TrainConfig
-from harness.grid import open_grid
 from harness.report.tables import make_table
-from harness.schedule import check_datasets
-from harness.training_length import num_training_images, recorded_length, training_length
+from harness.schedule.schedule import check_datasets
+from harness.spec.grid import open_grid
+from harness.spec.training_length import num_training_images, recorded_length, training_length
+from tests.support.folders import write_folder
+from tests.support.report_grid import CONFIG, make_grid, make_record
 
 
 def train(**changes: Any) -> TrainConfig:
@@ -50,7 +50,7 @@ def test_a_record_tells_what_was_run():
 
 
 def test_images_are_counted_where_that_is_quick(tmp_path, monkeypatch):
-    from harness import training_length as room
+    from harness.spec import training_length as room
 
     assert num_training_images(DataConfig(digits=DigitsConfig(num_train=7))) == 7
     folder = write_folder(tmp_path / "coco")

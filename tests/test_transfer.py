@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import entry, record
 
-from harness import transfer
 from harness.__main__ import main
 from harness.errors import UserError
-from harness.grid import Trial, open_grid
-from harness.identity import config_to_dict
-from harness.mirror import sync
-from harness.results import RunStore
-from harness.tracking import read_records
-from harness.transfer import export_records, import_records
+from harness.spec.grid import Trial, open_grid
+from harness.spec.identity import config_to_dict
+from harness.store import transfer
+from harness.store.results import RunStore
+from harness.store.transfer import export_records, import_records
+from harness.tracking.mirror import sync
+from harness.tracking.tracking import read_records
+from tests.support.fakes import entry, record
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "ablations" / "quickstart.yaml")

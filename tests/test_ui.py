@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import finish, make_grid, make_trial
 from mlflow import MlflowClient
 
-from harness import tracking, ui, views
 from harness.__main__ import main
 from harness.errors import UserError
-from harness.mirror import sync
-from harness.results import RunStore
+from harness.store.results import RunStore
+from harness.tracking import tracking, ui, views
+from harness.tracking.mirror import sync
+from tests.support.fakes import finish, make_grid, make_trial
 
 SERVER = """
 import http.server, subprocess, sys, time
@@ -36,7 +36,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 COMMAND = """
 import sys
-from harness import ui
+from harness.tracking import ui
 command = [sys.executable, "-c", sys.argv[1], *sys.argv[2:]]
 ui.server_command = lambda *_: (command, {})
 ui.opening_page = lambda *_: "#/view"

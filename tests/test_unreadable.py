@@ -22,22 +22,23 @@ from typing import Any
 import pytest
 import torch
 
-from harness import housekeeping, lease, ledger, tracking, transfer
-from harness import mirror as mirror_room
 from harness.__main__ import main
 from harness.analyse import Analysed
 from harness.config import AnalyseConfig
 from harness.errors import ReadError, StorageError, UserError
-from harness.grid import Grid, open_grid
-from harness.mirror import Mirror
-from harness.results import RunStore
 from harness.revisit import Request, keep
-from harness.schedule import run_grid
-from harness.train import Progress, load_checkpoint, save_checkpoint
+from harness.schedule.schedule import run_grid
+from harness.spec.grid import Grid, open_grid
+from harness.store import housekeeping, lease, ledger, transfer
+from harness.store.results import RunStore
+from harness.store.transfer import export_records
+from harness.tracking import mirror as mirror_room
+from harness.tracking import tracking
+from harness.tracking.mirror import Mirror
 from harness.trained import Found
-from harness.transfer import export_records
-from tests.fakes import entry, finish, make_grid, make_trial, record, run_fake
-from tests.tracked import assert_equal_to_records
+from harness.trial.train import Progress, load_checkpoint, save_checkpoint
+from tests.support.fakes import entry, finish, make_grid, make_trial, record, run_fake
+from tests.support.tracked import assert_equal_to_records
 
 ERRORS = (errno.ESTALE, errno.EIO, errno.EMFILE, errno.EACCES, errno.ENOTCONN, errno.ETIMEDOUT)
 QUICKSTART = str(Path(__file__).parents[1] / "ablations" / "quickstart.yaml")

@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import finish, make_trial, record, run_fake
-from folders import tables, write_folder, write_split
 from mlflow import MlflowClient
 from mlflow.utils.validation import _validate_tag_name
 
-from harness import tracking, views
 from harness.__main__ import main
-from harness.grid import Grid, open_grid
-from harness.identity import config_to_dict
-from harness.mirror import sync
 from harness.report.reading import read_trials
-from harness.resolve import Setting
-from harness.results import RunStore
-from harness.schedule import run_grid
-from harness.spec import override_settings
-from harness.strict import Mistakes
-from harness.variants import Variant, heading, key_of, variant_of
+from harness.schedule.schedule import run_grid
+from harness.spec.grid import Grid, open_grid
+from harness.spec.identity import config_to_dict
+from harness.spec.resolve import Setting
+from harness.spec.spec import override_settings
+from harness.spec.strict import Mistakes
+from harness.spec.variants import Variant, heading, key_of, variant_of
+from harness.store.results import RunStore
+from harness.tracking import tracking, views
+from harness.tracking.mirror import sync
+from tests.support.fakes import finish, make_trial, record, run_fake
+from tests.support.folders import tables, write_folder, write_split
 
 NONE = Variant()
 

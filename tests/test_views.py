@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from harness import views
-from harness.grid import Grid, open_grid
-from harness.identity import config_to_dict
+from harness.spec.grid import Grid, open_grid
+from harness.spec.identity import config_to_dict
+from harness.tracking import views
 
 ABLATIONS = Path(__file__).parents[1] / "ablations"
 FILES = [file for file in sorted(ABLATIONS.glob("*.yaml")) if "\nrows:" in file.read_text()]  # a search has no rows

@@ -1,8 +1,8 @@
 """Why it works: what heads look at, how well features tell objects from background, where customised queries lie.
 
-`discriminability`, `conflict` and `queries` hold the definitions as pure functions on tensors; `instability` is
-measured during training, from evaluations that are made anyway. `feed` brings a detector's tensors to them,
-`collect` and `compare` gather batches into tables, and `analyse` is the whole. docs/metrics.md tells every choice.
+`discriminability`, `conflict` and `queries` hold the definitions as pure functions on tensors; the instability is
+measured during training (harness/trial/instability.py). `feed` brings a detector's tensors to them, `collect` and
+`compare` gather batches into tables, and `analyse` is the whole. docs/metrics.md tells every choice.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from harness.config import AnalyseConfig, DataConfig
 from harness.data.coco import CocoDataset
 from harness.data.loader import Loader
 from harness.data.transforms import resize, scale_boxes
-from harness.results import to_json, write_atomic
+from harness.files import to_json, write_atomic
 from model.detector import Detector
 from model.types import Batch
 

@@ -26,7 +26,7 @@ from typing import Any
 from harness.data.disk import list_images, no_access, open_file, status
 from harness.data.layout import find_splits
 from harness.data.ticker import Progress, Ticker
-from harness.results import cache_dir, write_atomic
+from harness.files import cache_dir, write_atomic
 
 THREADS, FILES_AT_ONCE = 8, 256
 SAMPLE = 65_536  # bytes at the beginning and at the end that stand for a compressed file

@@ -30,7 +30,7 @@ from harness.data.layout import SPLITS, Split
 from harness.data.scenes import Parts, draw_scene, load_parts
 from harness.data.ticker import INTERVAL_SECONDS, Progress, Ticker, print_line
 from harness.errors import UserError
-from harness.results import cache_dir, write_atomic
+from harness.files import cache_dir, write_atomic
 
 GENERATOR_VERSION = 1  # part of the fingerprint: raise it with every change of what is drawn
 AREA_BOUNDS = (16**2, 32**2)

@@ -26,7 +26,7 @@ from harness.data.disk import ABSENT, KINDS, list_images, open_file, shown
 from harness.data.pixels import TRAITS, UNREADABLE, open_image, refusal, traits
 from harness.data.ticker import Progress, Ticker
 from harness.errors import UserError
-from harness.results import cache_dir, write_atomic
+from harness.files import cache_dir, write_atomic
 
 THREADS, FILES_AT_ONCE = 8, 256
 VERDICTS = f"2-{PIL.__version__}"  # the version of what is remembered: of this room, and of what Pillow sees in a file

@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from harness.figures.series import AxisPoint
 from harness.figures.style import COLUMN, legend_below, line_style, new_figure, plain, styled, wrapped
-from harness.labels import show_value
+from harness.spec.labels import show_value
 
 DECADE = 10.0  # numbers that span more stand on a logarithmic axis
 MANY = 8  # numbers on an axis that are no longer written one by one

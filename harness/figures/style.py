@@ -22,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.results import write_atomic
+from harness.files import write_atomic
 
 STYLE_FILE = Path(__file__).with_name("paper.mplstyle")
 COLUMN, PAGE = 3.4, 7.0  # inches: one column of a paper, and both

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
+from harness.files import write_atomic
 from harness.report.formats import claims_to_csv, pivot_to_markdown, pivot_to_text, to_csv, to_markdown, to_text
 from harness.report.frames import write_frames
 from harness.report.ground import check_ground
@@ -35,14 +36,14 @@ from harness.report.reading import (
     trial_ids,
 )
 from harness.report.tables import Table, make_table
-from harness.results import RunStore, write_atomic
+from harness.store.results import RunStore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from harness.grid import Grid
     from harness.report.detected import Detected
     from harness.report.page import Picture, Section
+    from harness.spec.grid import Grid
 
 __all__ = [
     "DEFAULT_FORMATS",

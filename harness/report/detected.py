@@ -17,7 +17,7 @@ from harness.errors import UserError
 from harness.figures.matching import SCORE, Matches, Threshold, best_threshold, worst_images
 from harness.report.frames import recorded
 from harness.report.tables import metric_of
-from harness.results import RunStore
+from harness.store.results import RunStore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harness.config import DataConfig
     from harness.data.coco import CocoDataset
     from harness.figures.detections import Scene
-    from harness.grid import Grid
+    from harness.spec.grid import Grid
 
 Record = Mapping[str, Any]
 NUM_SHOWN = 6  # images on the sheet

@@ -12,17 +12,17 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from harness.figures.series import AxisPoint
-from harness.labels import short_names
 from harness.report.frames import recorded
 from harness.report.pivot import across, axis_values, is_numeric, line_label
 from harness.report.published import PUBLISHED_CONFLICT, published_conflict
 from harness.report.statistics import mean_interval
 from harness.report.tables import metric_of
+from harness.spec.labels import short_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from harness.grid import Grid
+    from harness.spec.grid import Grid
 
 Record = Mapping[str, Any]
 HISTORY = {"ap": ("AP",), "instability": ("instability", "instability_gt")}  # figure -> what it needs per epoch
@@ -38,7 +38,7 @@ def analysis_figures(grid: Grid, records: Iterable[Record]) -> dict[str, Figure]
     """Draw what `grid.figures` asks for, as far as the records hold it.
 
     Args:
-        grid: rows, seeds, and the names of its figures (see `harness.spec.FIGURES`).
+        grid: rows, seeds, and the names of its figures (see `harness.spec.spec.FIGURES`).
         records: shaped like result.json, with the small tables of the analysis below `analysis` where it was asked
             for; only finished trials count, for a mean over fewer seeds from some epoch on would show a step that
             nobody trained.

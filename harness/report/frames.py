@@ -13,17 +13,18 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.detection_metrics import COCO_METRICS
 from harness.errors import UserError
-from harness.labels import factor_of, show_value
-from harness.results import RunStore, write_atomic
-from harness.spec import COST_METRICS, DEFAULT_PRESET
+from harness.files import write_atomic
+from harness.spec.detection_metrics import COCO_METRICS
+from harness.spec.labels import factor_of, show_value
+from harness.spec.spec import COST_METRICS, DEFAULT_PRESET
+from harness.store.results import RunStore
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.grid import Grid, Row
     from harness.report.tables import Cell, Table
+    from harness.spec.grid import Grid, Row
 
 Record = Mapping[str, Any]
 PROVENANCE = ("commit", "dirty", "code", "ops", "device", "torch")
@@ -52,7 +53,7 @@ def read_frames(
     """The results of an ablation file, as far as they are there.
 
     Args:
-        file: the ablation file; this and the next four as in `harness.grid.open_grid`.
+        file: the ablation file; this and the next four as in `harness.spec.grid.open_grid`.
         preset: a preset's name, or the path of its YAML file.
         overrides: `key=value` texts.
         data: folder of a data set instead of the preset's; it need not be here if records are.
@@ -64,10 +65,10 @@ def read_frames(
     Raises:
         UserError: the file is mistaken, or the tracking store cannot be reached.
     """
-    from harness.grid import open_grid
     from harness.report.reading import TRACKING, chosen_source, identified, read_trials, trial_ids
-    from harness.suggestions import suggested
-    from harness.tracking import tracking_uri
+    from harness.spec.grid import open_grid
+    from harness.store.suggestions import suggested
+    from harness.tracking.tracking import tracking_uri
 
     place = RunStore(store)
     grid = open_grid(file, preset, overrides, data=data, seeds=seeds, require_data=False)

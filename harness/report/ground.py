@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import UserError
 
 if TYPE_CHECKING:
-    from harness.grid import Grid
+    from harness.spec.grid import Grid
 
 Record = Mapping[str, Any]
 MANY = 4  # rows named one by one

@@ -10,17 +10,17 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.detection_metrics import STANDARD_LIMIT, best_of_images, limit_of
+from harness.analyse.resample import NUM_RESAMPLES, interval, match_images, resampled_ap, thresholds
 from harness.errors import UserError
 from harness.files import read_bytes
-from harness.resample import NUM_RESAMPLES, interval, match_images, resampled_ap, thresholds
-from harness.results import RunStore
+from harness.spec.detection_metrics import STANDARD_LIMIT, best_of_images, limit_of
+from harness.store.results import RunStore
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from harness.grid import Grid
     from harness.report.tables import Table
+    from harness.spec.grid import Grid
 
 
 def over_images(table: Table, grid: Grid, store: RunStore | None = None) -> Table:

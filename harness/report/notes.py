@@ -13,16 +13,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from harness.detection_metrics import limit_of, limit_words, own_name
 from harness.report.ground import mixtures
 from harness.report.statistics import smallest_p_value
-from harness.space import describe as describe_search
-from harness.training_length import recorded_length, training_length
+from harness.spec.detection_metrics import limit_of, limit_words, own_name
+from harness.spec.space import describe as describe_search
+from harness.spec.training_length import recorded_length, training_length
 
 if TYPE_CHECKING:
     from harness.config import DataConfig, TrialConfig
-    from harness.grid import Grid
     from harness.report.tables import TableRow
+    from harness.spec.grid import Grid
 
 Record = Mapping[str, Any]
 WARNING = "WARNING: "

@@ -27,8 +27,8 @@ from harness.report.tables import Table, metric_of
 from harness.report.verdicts import VERDICTS, Comparison, Verdict, rules_of
 
 if TYPE_CHECKING:
-    from harness.grid import Grid
     from harness.report.detected import Detected, Sheet
+    from harness.spec.grid import Grid
 
 Record = Mapping[str, Any]
 Href = dict[str, str]  # `href` and `ending`, what the link says

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.labels import short_names, show_value
 from harness.report.cells import Style, cell_words, written
 from harness.report.tables import Metric, Table, TableRow
+from harness.spec.labels import short_names, show_value
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.grid import Grid
+    from harness.spec.grid import Grid
 
 MOST_AXES = 2
 

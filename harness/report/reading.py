@@ -19,12 +19,12 @@ from urllib.parse import quote
 from harness.errors import UserError
 from harness.files import exists
 from harness.passwords import without_login
-from harness.results import RunStore
-from harness.sqlite import is_missing
+from harness.store.results import RunStore
+from harness.tracking.sqlite import is_missing
 
 if TYPE_CHECKING:
     from harness.config import TrialConfig
-    from harness.grid import Grid
+    from harness.spec.grid import Grid
 
 AUTO, TRACKING, RECORDS = "auto", "tracking", "records"
 UI = "http://127.0.0.1:5000"  # where `codetr ui` serves a store that is no server itself
@@ -38,7 +38,7 @@ def trial_ids(grids: Iterable[Grid]) -> list[str]:
 
 def chosen_source(source: str = AUTO, uri: str | None = None, store: RunStore | None = None) -> str:
     """`tracking` or `records`. `auto` takes the tracking store, unless there is none where there are records."""
-    from harness import tracking
+    from harness.tracking import tracking
 
     if source != AUTO:
         return source
@@ -69,7 +69,7 @@ def read_trials(
         uri: the tracking store; None takes the usual one.
         store: the records; None takes the usual store.
         notes: takes a line where the tracking store has less.
-        wanted: what the tracking store is asked for besides (see `harness.tracking.read_records`).
+        wanted: what the tracking store is asked for besides (see `harness.tracking.tracking.read_records`).
 
     Raises:
         UserError: the tracking store cannot be read, and the records know none of these trials (or `tracking` is asked
@@ -79,7 +79,7 @@ def read_trials(
     known = {record["trial_id"]: record for record in _from_records(ids, place)}
     if chosen_source(source, uri, store) == RECORDS:
         return list(known.values())
-    from harness.tracking import read_records
+    from harness.tracking.tracking import read_records
 
     try:
         tracked = {record["trial_id"]: record for record in read_records(ids, uri, **wanted)}
@@ -144,7 +144,7 @@ def identified(grid: Grid, store: RunStore | None = None) -> Grid:
     Raises:
         UserError: records of several data sets, or of several files of weights of the same name, fit.
     """
-    from harness.identity import config_from_dict
+    from harness.spec.identity import config_from_dict
 
     unknown: dict[str, list[str]] = {}
     for trial in grid.trials:
@@ -195,7 +195,7 @@ def identified(grid: Grid, store: RunStore | None = None) -> Grid:
 
 def _likeness(config: TrialConfig, fingerprint: str, weights_hash: str | None) -> str:
     """The same for trials of the same settings: "" stands for data, and for weights of a name, that are not here."""
-    from harness.identity import trial_id
+    from harness.spec.identity import trial_id
 
     name = PurePath(str(config.model.backbone.weights)).name
     return trial_id(config, fingerprint, f"some {name}" if weights_hash == "" else weights_hash)
@@ -215,7 +215,7 @@ def links_from(
     folder: Path, uri: str | None = None, store: RunStore | None = None
 ) -> Callable[[Mapping[str, Any]], list[tuple[str, str]]]:
     """What finds, for a page in `folder`, the addresses of a trial's record and of its run in MLflow, with words."""
-    from harness import tracking
+    from harness.tracking import tracking
 
     place = store or RunStore()
     server = uri or tracking.tracking_uri(place.root)
@@ -235,7 +235,7 @@ def links_from(
 
 def making_notes(records: Iterable[Mapping[str, Any]], uri: str | None = None) -> list[str]:
     """Where the records came from, for the foot of a page."""
-    from harness import tracking
+    from harness.tracking import tracking
 
     if not any(record.get("run_id") for record in records):
         return ["made from the records of the trials (result.json) alone; the same records give the same page"]

@@ -11,16 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from harness.detection_metrics import is_detection_metric
 from harness.report.frames import trials_frame
 from harness.report.notes import describe, listed, missing_reason, plural, undefined_reason
 from harness.report.statistics import Difference, Summary, paired_difference, summarise
 from harness.report.verdicts import Verdict, judge_claims
+from harness.spec.detection_metrics import is_detection_metric
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.grid import Grid, Row
+    from harness.spec.grid import Grid, Row
 
 Record = Mapping[str, Any]
 

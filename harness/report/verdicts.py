@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from harness.report.statistics import Difference, paired_difference
 
 if TYPE_CHECKING:
-    from harness.claims import Claim
     from harness.report.tables import Group, Metric
+    from harness.spec.claims import Claim
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDED = "reproduced", "not reproduced", "undecided"
 VERDICTS = (NOT_REPRODUCED, UNDECIDED, REPRODUCED)  # the first that occurs among several rows decides

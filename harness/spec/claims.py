@@ -1,0 +1,95 @@
+"""What an ablation file claims of its rows, so that a report can say whether it held.
+
+A claim names rows and a row that they are compared with: `better: [ATSS, PAA]`, `than: no head`, or
+`equal: [λ1 = 0.5]`, `to: λ1 = 1`, `within: 0.5` (in the metric's own unit). What decides it stands in
+harness/report/verdicts.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+
+from harness.spec.strict import Mistakes, suggest
+from model.checks import require
+
+
+class ClaimSpec(BaseModel):
+    """A claim as a file states it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    text: str
+    better: tuple[str, ...] = ()  # one label may stand without brackets
+    than: str = ""
+    equal: tuple[str, ...] = ()
+    to: str = ""
+    within: float | None = None
+    metric: str = ""  # default: the file's first
+
+    @field_validator("better", "equal", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _whole(self) -> ClaimSpec:
+        require(bool(self.better) != bool(self.equal), "must say either better: … than: …, or equal: … to: … within: …")
+        if self.better:
+            require(bool(self.than), "than is missing: name the row that the others are better than")
+            require(not self.to and self.within is None, "better takes than; to and within belong to equal")
+        else:
+            require(bool(self.to), "to is missing: name the row that the others are equal to")
+            require(not self.than, "equal takes to and within; than belongs to better")
+            enough = self.within is not None and self.within > 0
+            require(enough, "within is missing: say up to which difference rows count as equal, such as within: 0.5")
+        return self
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim about rows of a grid: each of `rows` compared with `reference`."""
+
+    text: str
+    rows: tuple[str, ...]
+    reference: str
+    metric: str
+    within: float | None = None  # None: the rows are better; otherwise equal within this difference
+
+
+def claims_of(
+    specs: Iterable[ClaimSpec], labels: Sequence[str], metrics: Sequence[str], where: str, mistakes: Mistakes
+) -> tuple[Claim, ...]:
+    """The claims of a file about the rows that its grid has.
+
+    Args:
+        specs: as the file states them.
+        labels: of the grid's rows; one changed from the command line reads `label [key=value]`.
+        metrics: the table's.
+        where: the file, for mistakes.
+        mistakes: unknown rows and metrics are added here.
+    """
+
+    def known(label: str, place: str) -> str:
+        if label in labels:
+            return label
+        changed = [other for other in labels if other.startswith(f"{label} [")]
+        if not changed:
+            mistakes.add(place, f"'{label}' is not the label of a row{suggest(label, labels)}")
+        return changed[0] if changed else label
+
+    found = []
+    for index, spec in enumerate(specs):
+        place = f"{where}:claims.{index}"
+        metric = spec.metric or metrics[0]
+        if metric not in metrics:
+            mistakes.add(f"{place}.metric", f"'{metric}' is not among the table's metrics{suggest(metric, metrics)}")
+        kind, anchor = ("better", "than") if spec.better else ("equal", "to")
+        rows = tuple(known(label, f"{place}.{kind}") for label in (spec.better or spec.equal))
+        reference = known(spec.than or spec.to, f"{place}.{anchor}")
+        if reference in rows:
+            mistakes.add(f"{place}.{anchor}", f"'{reference}' is compared with itself; take it out of {kind}")
+        found.append(Claim(spec.text, rows, reference, metric, spec.within))
+    return tuple(found)

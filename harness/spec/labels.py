@@ -1,0 +1,74 @@
+"""How settings are shown to people: the shortest words that tell trials apart."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from harness.config import TrialConfig
+from harness.spec.identity import NEEDS_HEADS, config_to_dict, head_difference
+
+Factor = str | int | float | bool
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Dotted keys cut to the shortest ends that tell them apart."""
+    names = list(keys)
+    ends: dict[str, str] = {}
+    for name in names:
+        parts = name.split(".")
+        tails = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        ends[name] = next(t for t in tails if sum(n == t or n.endswith("." + t) for n in names) == 1 or t == name)
+    return ends
+
+
+def show_value(value: Any) -> str:
+    """A setting as labels show it: `true`, `0.0002`, `atss+faster_rcnn`, `atss*6` (six times), `none`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        options = [f"{key}={show_value(v)}" for key, v in value.items() if key != "name"]
+        return str(value.get("name", "")) + (f"({','.join(options)})" if options else "")
+    if isinstance(value, list | tuple):
+        if any(isinstance(item, str | dict) for item in value):
+            runs = [(text, len(list(same))) for text, same in itertools.groupby(map(show_value, value))]
+            return "+".join(text if count == 1 else f"{text}*{count}" for text, count in runs)
+        return ",".join(map(show_value, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def factors_label(factors: Mapping[str, Any], short: Mapping[str, str]) -> str:
+    """Settings and their values as labels show them: `heads=atss positive_queries=true`; `short` holds their names."""
+    return " ".join(f"{short[name]}={show_value(value)}" for name, value in factors.items())
+
+
+def factor_of(value: Any) -> Factor:
+    """A setting as a plain value: lists and mappings as their text."""
+    return value if isinstance(value, str | int | float | bool) else show_value(value)
+
+
+def settings_of(config: TrialConfig, head_defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys and values that say what a trial is: only what has an effect, of a head only what it changes.
+
+    `head_defaults` holds the `Config` that a preset makes of a head, by its name.
+    """
+    flat: dict[str, Any] = {}
+
+    def walk(node: dict[str, Any], path: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                walk(value, f"{path}{key}.")
+            else:
+                flat[f"{path}{key}"] = value
+
+    tree = config_to_dict(config)
+    del tree["seed"]
+    walk(tree, "")
+    flat["model.heads"] = [head_difference(head, head_defaults) for head in config.model.heads]
+    if not config.model.heads:
+        for name in NEEDS_HEADS:
+            del flat[f"model.{name}"]
+    return flat

@@ -1,0 +1,114 @@
+"""Pretrained weights of a backbone: where the file is, what is in it, and whether a trial may start from it.
+
+A trial's id holds the content of the file in place of its path, so what a trial starts from must still be what its id
+says. Whether names and shapes fit is asked once, by the driver, before anything is started. So is whether a part that
+is never trained would stay as it was drawn at random.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.data.disk import shown
+from harness.errors import UserError, one_line
+from model.backbones.configs import ResNetConfig
+from model.weights import file_trouble
+
+if TYPE_CHECKING:
+    from harness.spec.grid import Trial
+
+KEY = "model.backbone.weights"
+WANTED = "name a torchvision ResNet's state dict (.pth or .safetensors), or null for none"
+
+
+def content_hash(path: str) -> str:
+    """SHA-256 of a file of weights, 64 hex digits; remembered while the file stays as it is.
+
+    Raises:
+        UserError: it is missing or no file, or cannot be read.
+    """
+    if trouble := file_trouble(Path(path)):
+        raise UserError(f"{KEY}: {shown(path)} {trouble}; {WANTED}")
+    from harness.data.content import file_hash
+
+    try:
+        return file_hash(Path(path), same_entry=True)
+    except OSError as error:
+        raise UserError(
+            f"{KEY}: {shown(path)} cannot be read ({one_line(error)}); make it readable, or {WANTED}"
+        ) from error
+
+
+# ---- before anything is started -----------------------------------------------------------------------------------
+
+
+def frozen_at_random(trials: Iterable[Trial]) -> str:
+    """A line on the trials that would keep a random part of their backbone for ever; empty when none would."""
+    told = [
+        parts
+        for trial in trials
+        if (parts := trial.config.model.backbone.frozen_at_random) and not trial.config.model.backbone.random_frozen
+    ]
+    if not told:
+        return ""
+    return (
+        f"model.backbone: {len(told)} trial{'s'[: len(told) != 1]} would freeze random weights "
+        f"({' / '.join(dict.fromkeys(told))}): give {KEY}=FILE, or train all of it (frozen_stages: -1 with norm: group "
+        "or batch), or accept it with model.backbone.random_frozen: true"
+    )
+
+
+def check_backbones(trials: Sequence[Trial]) -> None:
+    """Can these trials' backbones be what they are asked to be? Reads each file of weights once.
+
+    Raises:
+        UserError: a random part would stay frozen, or a file cannot be read or does not fit; one line for each.
+    """
+    if line := frozen_at_random(trials):
+        raise UserError(line)
+    backbones = dict.fromkeys(trial.config.model.backbone for trial in trials)
+    lines = [line for backbone in backbones if backbone.weights is not None and (line := _misfit(backbone))]
+    if lines:
+        raise UserError("\n".join(dict.fromkeys(lines)))
+
+
+def _misfit(backbone: ResNetConfig) -> str:
+    from model.backbones.resnet import check_weights  # with torch
+
+    try:
+        check_weights(backbone)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+# ---- where a trial starts -----------------------------------------------------------------------------------------
+
+
+def check_start(trial: Trial) -> None:
+    """Is the file of weights still the one in the trial's id? Reads it whole: what is remembered may be older.
+
+    Raises:
+        UserError: it is not, or a random part of the backbone would stay frozen.
+    """
+    if line := frozen_at_random([trial]):
+        raise UserError(line)
+    path = trial.config.model.backbone.weights
+    if path is None or trial.weights_hash is None:
+        return
+    if trouble := file_trouble(Path(path)):
+        raise UserError(f"{KEY}: {shown(path)} {trouble}; {WANTED}")
+    try:
+        with open(path, "rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{KEY}: {shown(path)} cannot be read ({one_line(error)}); make it readable") from error
+    if found != trial.weights_hash:
+        raise UserError(
+            f"{KEY}: {shown(path)} has changed since trial {trial.trial_id} was planned "
+            f"(SHA-256 {found[:12]} instead of {trial.weights_hash[:12]}); "
+            "put the file back, or run again for the trial of the new one"
+        )

@@ -1,0 +1,156 @@
+"""The rows of an ablation file with their settings: crossed with its axes, and what the command line replaced.
+
+Settings are not checked here; `grid.py` resolves them and makes trials of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from harness.spec.labels import short_names, show_value
+from harness.spec.resolve import Setting, leaves
+from harness.spec.spec import AblationSpec, RowSpec
+from harness.spec.strict import Mistakes, suggest
+
+ROW = "row"  # names the rows of a file beside its axes
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A row of the grid: one of the file's, at one combination of its axes."""
+
+    row: RowSpec  # its label tells the combination too
+    settings: list[Setting]
+    own: str  # the label in the file; "" where the file has axes alone
+    along: dict[str, Any] = field(default_factory=dict)  # by axis, its value
+
+    @property
+    def place(self) -> dict[str, str]:
+        """Where it stands among the others: the file's row and the value on each axis, as text."""
+        return {ROW: self.own, **{key: show_value(value) for key, value in self.along.items()}}
+
+
+def rows_of(
+    spec: AblationSpec, preset: str, above: list[Setting], notes: list[str], mistakes: Mistakes
+) -> list[Listed]:
+    """Every row that a file has under a preset, with its own settings.
+
+    Args:
+        spec: the ablation file.
+        preset: its name.
+        above: settings of the command line, which win over the rows'.
+        notes: gets a line for what those replace.
+        mistakes: found so far.
+    """
+    return [
+        replace(listed, row=_overridden(listed.row, listed.settings, above, notes))
+        for listed in _combinations(spec, preset, mistakes)
+    ]
+
+
+def _combinations(spec: AblationSpec, preset: str, mistakes: Mistakes) -> Iterator[Listed]:
+    """Every row with its settings under a preset, crossed with every combination of the axes."""
+    rows = spec.rows or (RowSpec(label=""),)
+    short = short_names(spec.axes)
+    for index, row in enumerate(rows):
+        where = f"{spec.path}:rows.{index}"
+        settings = list(leaves(row.set, f"{where}.set.", mistakes))
+        settings += leaves(row.presets.get(preset, {}), f"{where}.presets.{preset}.", mistakes)
+        for values in itertools.product(*spec.axes.values()):
+            along = dict(zip(spec.axes, values, strict=True))
+            label = " ".join(f"{short[key]}={show_value(value)}" for key, value in along.items())
+            extra = [
+                setting
+                for key, value in along.items()
+                for setting in leaves({key: value}, f"{spec.path}:axes.", mistakes)
+            ]
+            together = row.model_copy(update={"label": ", ".join(filter(None, (row.label, label)))})
+            yield Listed(together, [*settings, *extra], row.label, along)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What gains are measured from."""
+
+    words: str = ""  # a row's label, or what the baselines of all rows share; "" where there is none
+    held: tuple[str, ...] = ()  # names of what a row has in common with its baseline, such as an axis
+    labels: Mapping[str, str] = field(default_factory=dict)  # by a row's label, that of its baseline
+
+
+def baseline_of(spec: AblationSpec, listed: Sequence[Listed], mistakes: Mistakes) -> Baseline:
+    """The baseline of each row: the row at the place that `baseline` names, and otherwise where the row itself is.
+
+    `baseline` names a row of the file, values on axes (`lambda1=1`, or a mapping), or with a row's full label all of
+    it; then every row has the same baseline.
+    """
+    if not spec.baseline:
+        return Baseline()
+    chosen = _named(spec, listed, mistakes)
+    if chosen is None:
+        return Baseline()
+    at = {tuple(each.place.items()): each.row.label for each in listed}
+    labels = {each.row.label: at[tuple({**each.place, **chosen}.items())] for each in listed}
+    short = short_names(spec.axes)
+    held = [name for name in listed[0].place if name not in chosen and len({each.place[name] for each in listed}) > 1]
+    words = ", ".join(
+        filter(None, (chosen.get(ROW), " ".join(f"{short[k]}={v}" for k, v in chosen.items() if k != ROW)))
+    )
+    if len(set(labels.values())) == 1:
+        words = next(iter(labels.values()))  # as it is marked in this grid
+    return Baseline(words, tuple(short.get(name, name) for name in held), labels)
+
+
+def _named(spec: AblationSpec, listed: Sequence[Listed], mistakes: Mistakes) -> dict[str, str] | None:
+    """What `baseline` names, as a part of `Listed.place`; None after a mistake."""
+    where, baseline = f"{spec.path}:baseline", spec.baseline
+    short = short_names(spec.axes)
+    axes = {**{key: key for key in spec.axes}, **{name: key for key, name in short.items()}}
+    labels = [each.row.label for each in listed]
+    owns = list(dict.fromkeys(each.own for each in listed))
+    if isinstance(baseline, dict):
+        parts = {".".join(path): show_value(value) for path, value, _ in leaves(baseline, f"{where}.", mistakes)}
+    else:
+        for each in listed:
+            if each.row.label == baseline or each.row.label.startswith(f"{baseline} ["):  # see `_overridden`
+                return each.place
+        own = next((own for own in owns if own and (baseline == own or baseline.startswith(f"{own}, "))), "")
+        pairs = [pair.partition("=") for pair in re.split(r"[,\s]+", baseline.removeprefix(own)) if pair]
+        parts = {name: value for name, _, value in pairs} | ({ROW: own} if own else {})
+        if not parts or not parts.keys() <= {ROW, *axes}:
+            known = dict.fromkeys([*(own for own in owns if own), *labels])
+            mistakes.add(where, f"'{baseline}' is not the label of a row{suggest(baseline, known)}")
+            return None
+    chosen = {}
+    for name, value in parts.items():
+        key = name if name == ROW else axes.get(name)
+        if key is None:
+            mistakes.add(f"{where}.{name}", f"is no axis of this file{suggest(name, [*spec.axes, ROW])}")
+            return None
+        known = dict.fromkeys(each.place[key] for each in listed)
+        if value not in known:
+            what = "is not the label of a row" if key == ROW else f"is not on the axis {key}"
+            mistakes.add(where, f"'{value}' {what}{suggest(value, known)}")
+            return None
+        chosen[key] = value
+    return chosen
+
+
+def _overridden(row: RowSpec, settings: list[Setting], above: list[Setting], notes: list[str]) -> RowSpec:
+    """A row whose own setting was replaced from the command line says so, and loses its published numbers."""
+    own = [path for path, _, _ in settings]
+    hit = [s for s in above if any(path[: len(s[0])] == s[0] or s[0][: len(path)] == path for path in own)]
+    if not hit:
+        return row
+    told = ", ".join(f"{'.'.join(path)}={show_value(value)}" for path, value, _ in hit)
+    notes.append(f"{told} replaces what rows set themselves; their published numbers are left out")
+    return row.model_copy(update={"label": f"{row.label} [{told}]", "published": {}})
+
+
+def published_preset(spec: AblationSpec, preset: str) -> str:
+    """This preset where the paper's numbers are given for it, else the first that they are given for."""
+    given = list(dict.fromkeys(name for row in spec.rows for name in row.published if name))
+    return preset if preset in given else next(iter(given), "")

@@ -1,0 +1,1 @@
+"""MLflow mirrors the records: writing, replaying, reading and showing them."""

@@ -1,0 +1,267 @@
+"""What MLflow's pages show of a grid: the parameters of its runs, a note, and a view that is ready to look at.
+
+A run gets few parameters: K, heads, seed, and what its grids vary; names are the shortest that are clear whatever
+the grid. The view is one of MLflow's "Views" (kept with the experiment): the grid's trials grouped by row, its metrics
+over the epochs, costs, and all trials in parallel coordinates. Written to MLflow by mirror.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from harness.config import DataConfig, TrainConfig, TrialConfig
+from harness.spec.identity import NEEDS_HEADS, config_to_dict
+from harness.spec.labels import Factor, factor_of, short_names, show_value
+from harness.spec.spec import COST_METRICS
+from harness.tracking.metric_names import safe_name
+from model.config import DetectorConfig
+
+if TYPE_CHECKING:
+    from harness.spec.grid import Grid
+
+ALWAYS = ("K", "heads", "seed")
+COSTS = ("cost/wall_seconds", "cost/seconds_per_step", "cost/peak_memory_mb", "cost/num_parameters")
+TRAINING = ("loss", "instability", "instability_gt")
+COMPARISON = "Comparison"
+MAIN, SYSTEM = "Model metrics", "System metrics"  # what MLflow calls the section of metrics without a group
+
+CODE_TAG = "codetr.code"  # digest of the code that a trial was made by
+
+SHOWN = 10  # characters of a text that MLflow's parallel coordinates show
+MOST_COMPARED = 60  # runs on one page
+TRAINING_PAGES = "workflowType=machine_learning"  # MLflow opens with its pages for language models otherwise
+
+# ---- parameters ---------------------------------------------------------------------------------------------------
+
+
+def params_of(config: Mapping[str, Any]) -> dict[str, Factor]:
+    """Every setting of a trial under the name it has in MLflow.
+
+    Args:
+        config: as `config_to_dict` writes it, and records hold it.
+
+    Returns:
+        `K` (number of auxiliary heads), `heads` (their names, shortened), options of heads as `atss.top_k` (those of a
+        second ATSS are `atss.2.top_k`), and all others by the ends of their dotted keys.
+    """
+    names = _names()
+    heads = [dict(head) for head in config["model"]["heads"]]
+    kinds = [head.pop("name") for head in heads]
+    params: dict[str, Factor] = {"K": len(heads), "heads": _fitting(show_value(kinds))}
+    flat = _flat(config)
+    params |= {names.get(key, key): _fitting(factor_of(value)) for key, value in flat.items() if key != "model.heads"}
+    for index, (kind, head) in enumerate(zip(kinds, heads, strict=True)):
+        nth = kinds[: index + 1].count(kind)
+        own = kind if nth == 1 else f"{kind}.{nth}"
+        params |= {f"{own}.{key}": factor_of(value) for key, value in _flat(head).items()}
+    return params
+
+
+def _fitting(value: Factor) -> Factor:
+    """A list of names as `AtFaPa` where `atss+faster_rcnn+paa` is too long.
+
+    MLflow's plot shows ten letters of a text, and mistakes values for each other that share them.
+    """
+    if not isinstance(value, str) or len(value) <= SHOWN or "+" not in value:
+        return value
+    parts = (name.partition("*") for name in value.split("+"))
+    return "".join(name[:2].capitalize() + star + count for name, star, count in parts)
+
+
+def varied(configs: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Names of the parameters that tell these trials apart, the seed last; settings that need heads are compared only
+    among trials that have some."""
+    names = _names()
+    idle = {names.get(key, key) for key in (f"model.{name}" for name in NEEDS_HEADS)}
+    seen: dict[str, set[str]] = {}
+    for config in configs:
+        params = params_of(config)
+        for name in params.keys() - (set() if params["K"] else idle):
+            seen.setdefault(name, set()).add(repr(params[name]))
+    order = ("K", "heads", *(name for name in names.values() if name not in ALWAYS))
+    options = sorted(seen.keys() - {*order, "seed"})  # of heads
+    return tuple(name for name in (*order, *options, "seed") if len(seen.get(name, ())) > 1)
+
+
+def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{path}{key}.")
+        else:
+            flat[path + key] = value
+    return flat
+
+
+@cache
+def _names() -> dict[str, str]:
+    """Dotted keys of all settings and their short names, the same for every grid."""
+    config = TrialConfig(model=DetectorConfig(), data=DataConfig(), train=TrainConfig())
+    return short_names(_flat(config_to_dict(config)))
+
+
+# ---- the view -----------------------------------------------------------------------------------------------------
+
+
+def view_name(grid: Grid) -> str:
+    """What a person reads in the list of views, and as the name of the grid's run."""
+    return grid.heading
+
+
+def view_id(grid: Grid) -> str:
+    """The key under which MLflow keeps the view; the same whenever it is written."""
+    return id_of_view(view_name(grid))
+
+
+def id_of_view(name: str) -> str:
+    """The key of the view with this name."""
+    return _id("view", name)
+
+
+def grid_tag(grid: Grid) -> str:
+    """The tag that a grid's trials have: it holds their row."""
+    return safe_name(f"grid.{grid.key}")
+
+
+def grid_filter(grid: Grid) -> str:
+    """MLflow's condition for the runs of the grid's trials, whichever grid's run they stand below."""
+    named = f"tags.`{grid_tag(grid)}` LIKE '%'"
+    # The key of a variant names its preset; that of a plain grid does not.
+    return named if grid.variant.digest else f"{named} AND tags.`codetr.preset` = {quoted(grid.preset)}"
+
+
+def quoted(text: str) -> str:
+    """A text in MLflow's conditions."""
+    return f'"{text}"' if "'" in text else f"'{text}'"
+
+
+def note(grid: Grid, experiment_id: str, run_ids: Sequence[str] = (), code: str = "") -> str:
+    """The description of a grid's run, in Markdown.
+
+    Args:
+        grid: what it is of.
+        experiment_id: of all runs.
+        run_ids: of its trials, for the link to MLflow's comparison of them.
+        code: which code its trials were made by (see `code_words`).
+    """
+    page = page_of(experiment_id, view_id(grid))
+    seeds = f"{len(grid.seeds)} seed{'s'[: len(grid.seeds) != 1]}"
+    preset = ", ".join(filter(None, (f"preset {grid.preset}", grid.variant.words)))
+    size = f"{len(grid.rows)} rows, {seeds}, {len(grid.trials)} trials, {preset}"
+    links = [f"[Rows, curves and costs]({page})"]
+    if 1 < len(run_ids) <= MOST_COMPARED:
+        runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (run_ids, [experiment_id]))
+        compare = f"#/compare-runs?runs={runs}&experiments={experiments}&{TRAINING_PAGES}"
+        links.append(f"[Parallel coordinates of its {len(run_ids)} trials]({compare})")
+    where = "A trial that another grid asks for too may stand below that one; the links show all of them."
+    asked = f"`{grid.command}`" if grid.command and "`" not in grid.command else ""
+    parts = (f"**{grid.title}** ({size})", " · ".join(links), grid.description, asked, code, where)
+    return "\n\n".join(filter(None, parts))
+
+
+def page_of(experiment_id: str, view: str = "") -> str:
+    """The end of the address at which MLflow lists all runs, or shows a view of them."""
+    return f"#/experiments/{experiment_id}/runs?{TRAINING_PAGES}" + (f"&viewStateShareKey={view}" if view else "")
+
+
+def code_words(records: Iterable[Mapping[str, Any]]) -> str:
+    """Which code the trials were made by: its digest and commit, and how many trials had it."""
+    counts: Counter[str] = Counter()
+    for record in records:
+        made = record.get("provenance") or {}
+        if made.get("code") or made.get("commit"):
+            commit = f"commit {str(made['commit'])[:10]}" if made.get("commit") else ""
+            counts[" of ".join(filter(None, (f"code {made['code']}" if made.get("code") else "", commit)))] += 1
+    if len(counts) < 2:
+        return f"All by {next(iter(counts))}." if counts else ""
+    told = ", ".join(f"{number} by {name}" for name, number in counts.most_common())
+    return f"Trials by different code do not compare: {told}."
+
+
+def view_state(grid: Grid, params: tuple[str, ...], metrics: Iterable[str]) -> dict[str, Any]:
+    """The state of MLflow's page of runs that shows a grid.
+
+    Args:
+        grid: what to show.
+        params: what its trials differ in (see `varied`).
+        metrics: names of all that its runs have; MLflow draws the ones that are not placed here below these sections.
+    """
+    wanted = [
+        safe_name(name) if name in TRAINING or name not in COST_METRICS else f"cost/{name}" for name in grid.metrics
+    ]
+    main = wanted[0]
+    ends = ["cost/wall_seconds", "cost/peak_memory_mb", main]  # the last one gives the colour
+    compared = {"selectedParams": _numbers_of(grid, params), "selectedMetrics": list(dict.fromkeys(ends))}
+    charts = [_chart("PARALLEL", COMPARISON, showAllRuns=True, **compared), _bar(main, COMPARISON)]
+    placed = {COMPARISON: True, MAIN: True}
+    for name in dict.fromkeys((*wanted, *TRAINING)):
+        charts.append(_bar(name, "cost") if name.startswith("cost/") else _line(name))
+    charts += [_bar(name, "cost") for name in COSTS if name not in wanted]
+    placed["cost"] = True
+    folded = sorted({name.rpartition("/")[0] for name in metrics} - {"", *placed})
+    sections = [*placed.items(), *((name, False) for name in folded), (SYSTEM, False)]
+    tag = grid_tag(grid)
+    columns = [
+        f"tags.`{tag}`",
+        f"tags.`{CODE_TAG}`",
+        *(f"params.`{name}`" for name in params),
+        *(f"metrics.`{name}`" for name in wanted),
+    ]
+    return {
+        "searchFilter": grid_filter(grid),
+        "orderByKey": f"metrics.`{main}`",
+        "orderByAsc": main in COSTS or main in TRAINING,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": [*columns, "attributes.`Duration`"],
+        "runsHiddenMode": "SHOW_ALL",
+        "compareRunCharts": charts,
+        "compareRunSections": [_section(name, shown) for name, shown in sections],
+        "isAccordionReordered": True,  # or MLflow sorts the sections by name
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": tag}]},
+        "groupsExpanded": {},
+    }
+
+
+def _numbers_of(grid: Grid, params: Iterable[str]) -> list[str]:
+    """Those of the parameters that are numbers, but the seed: MLflow's chart of grouped runs takes no others."""
+    found = [params_of(config_to_dict(trial.config)) for trial in grid.trials]
+    values = {name: [own[name] for own in found if name in own] for name in params if name != "seed"}
+    return [name for name, all_ in values.items() if not any(isinstance(value, str | bool) for value in all_)]
+
+
+def _id(*words: str) -> str:
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:12]
+
+
+def _section(name: str, shown: bool) -> dict[str, Any]:
+    same = {"isReordered": True, "deleted": False, "isGenerated": False}
+    wide = {"columns": 2 if name == COMPARISON else 3}
+    return {"uuid": _id("section", name), "name": name, "display": shown, **same, **wide}
+
+
+def _chart(kind: str, section: str, **own: Any) -> dict[str, Any]:
+    same = {"runsCountToCompare": 100, "deleted": False, "isGenerated": False}
+    place = {"uuid": _id(kind, repr(own)), "type": kind, "metricSectionId": _id("section", section)}
+    return {**place, **same, **own}
+
+
+def _line(metric: str) -> dict[str, Any]:
+    axes = {"lineSmoothness": 0, "xAxisScaleType": "linear", "scaleType": "linear", "range": {}, "xAxisKey": "step"}
+    more = {"selectedXAxisMetricKey": "", "yAxisKey": "metric", "yAxisExpressions": [], "ignoreOutliers": False}
+    follow = {"useGlobalXaxisKey": True, "useGlobalLineSmoothing": True}
+    return _chart("LINE", MAIN, metricKey=metric, displayName=metric, **axes, **more, **follow)
+
+
+def _bar(metric: str, section: str) -> dict[str, Any]:
+    return _chart("BAR", section, metricKey=metric, displayName=metric.rpartition("/")[2])

@@ -1,0 +1,1 @@
+"""What decides results: build, train, evaluate, analyse, record."""
