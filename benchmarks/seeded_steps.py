@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 try:
-    from harness.trial.train import Progress, build_optimizer, load_checkpoint, save_checkpoint, train_step
+    from harness.trial.checkpoint import Progress, load_checkpoint, save_checkpoint
+    from harness.trial.train import build_optimizer, train_step
 except ImportError:  # where training is a module on top of the package
     from harness.train import Progress, build_optimizer, load_checkpoint, save_checkpoint, train_step
 from harness.config import TrainConfig

@@ -16,7 +16,7 @@ from harness.errors import UserError
 from harness.files import is_file
 from harness.spec.identity import config_from_dict
 from harness.store.results import RunStore
-from harness.trial.train import WEIGHTS
+from harness.trial.checkpoint import WEIGHTS
 from model import weights as files
 from model.detector import Detector
 from model.official import convert

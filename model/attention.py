@@ -1,4 +1,4 @@
-"""The two attentions of the transformer: self-attention within query groups, and deformable attention."""
+"""What transformer layers are made of: self-attention within query groups, deformable attention, feed-forward."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.config import TransformerConfig
 from model.linear import Linear, linear
 from model.ops import ms_deform_attn
 from model.types import QueryGroup
@@ -173,3 +174,15 @@ class DeformableAttention(nn.Module):
     def _per_point(self, values: Tensor) -> Tensor:
         """[B, Q, L, 2] → [B, Q, 1, L * P * 2], side by side for each head as the offsets are: a long inner loop."""
         return values[..., None, :].expand(-1, -1, -1, self.num_points, -1).flatten(2)[:, :, None]
+
+
+class FeedForward(nn.Sequential):
+    """Two linear layers with ReLU; dropout after each."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__(
+            Linear(config.channels, config.feedforward_channels, relu=True),
+            nn.Dropout(config.dropout),
+            Linear(config.feedforward_channels, config.channels),
+            nn.Dropout(config.dropout),
+        )

@@ -30,8 +30,8 @@ from model.groups.configs import MainConfig, PositivesConfig
 from model.groups.positives import PositivesGroup
 from model.heads import HEADS
 from model.heads.base import AuxiliaryHead
+from model.layers import Padding
 from model.necks import NECKS
-from model.padding import Padding
 from model.postprocess import POSTPROCESSORS
 from model.proposals import PROPOSALS
 from model.roles import Role, declared_roles
@@ -53,6 +53,8 @@ class Detector(nn.Module):
     def __init__(self, config: DetectorConfig, num_classes: int):
         super().__init__()
         self.config, self.num_classes = config, num_classes
+        self.official = config.official
+        self.num_ranks = config.num_ranks  # of the proposals, in training
         channels, num_levels = config.transformer.channels, config.transformer.num_levels
         self.assign = ASSIGNERS.build(config.assign, weights=config.loss_weights)
         self.postprocess = POSTPROCESSORS.build(config.postprocess)
@@ -66,7 +68,7 @@ class Detector(nn.Module):
         self.register_parameter("level_embedding", embedding)
         self.encoder = encoder(config.encoder, model=config)
         self.decoder = DECODERS.build(config.decoder, model=config, num_classes=num_classes)
-        ranks = {"num_classes": num_classes, "num_ranks": config.num_ranks}
+        ranks = {"num_classes": num_classes, "num_ranks": self.num_ranks}
         self.queries = PROPOSALS.build(config.proposals_or_default, model=config, **ranks, **losses)
         self.main = GROUPS.build(MainConfig(), name=DECODER, model=config, **losses)
         self.heads, self.positive_queries, self.groups = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
@@ -127,7 +129,7 @@ class Detector(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss and every unweighted loss by name (see `model.criterion`)."""
         memory, mask_at = self.encode(batch)
-        step = Step(batch, memory, self.queries(memory, self.config.num_ranks), mask_at)
+        step = Step(batch, memory, self.queries(memory, self.num_ranks), mask_at)
         losses = self._train_heads(step)
         groups = self.query_groups()
         queries = [group.queries(step) for group in groups]
@@ -139,7 +141,7 @@ class Detector(nn.Module):
 
     def encode(self, batch: Batch) -> tuple[Memory, Callable[[int], Tensor | None]]:
         """Backbone, neck and encoder; also what gives the padding mask of a stride (see `Padding.mask_at`)."""
-        padding = Padding(batch, self.config.official)
+        padding = Padding(batch, self.official)
         stages = self.backbone(batch.images, padding.mask_at)
         levels = self.neck(stages, padding.mask_at)
         masks = padding.of_levels(levels, self.strides)

@@ -259,7 +259,7 @@ class Step:
     batch: Batch
     memory: Memory
     proposals: Proposals
-    mask_at: Callable[[int], Tensor | None]  # padding mask of a stride, see `model.padding`
+    mask_at: Callable[[int], Tensor | None]  # padding mask of a stride, see `model.layers.Padding`
     pyramid: Pyramid | None = None  # what the auxiliary heads read; None: there are none
     positives: dict[str, PositiveSelection] = field(default_factory=dict)  # by the instance name of a head
 

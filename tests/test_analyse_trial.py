@@ -23,7 +23,7 @@ from harness.errors import Interrupted, UserError
 from harness.spec.grid import Trial, open_grid
 from harness.store.results import RunStore
 from harness.tracking import mirror, tracking
-from harness.trial.train import WEIGHTS
+from harness.trial.checkpoint import WEIGHTS
 from harness.trial.trial import run_trial
 from tests.golden_topics import end_to_end
 from tests.golden_topics.case import Case

@@ -25,7 +25,7 @@ import pytest
 from harness.spec.grid import Grid, open_grid
 from harness.store.results import RunStore
 from harness.tracking import tracking
-from harness.trial.train import WEIGHTS
+from harness.trial.checkpoint import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "ablations" / "quickstart.yaml"

@@ -22,7 +22,8 @@ from harness.store.results import RunStore
 from harness.trial import record as trial_record
 from harness.trial import trial as trial_room
 from harness.trial.build import take_costs
-from harness.trial.train import Progress, build_optimizer, load_checkpoint, save_checkpoint
+from harness.trial.checkpoint import Progress, load_checkpoint, save_checkpoint
+from harness.trial.train import build_optimizer
 from harness.trial.trial import run_trial
 from model.detector import Detector
 from tests.support.fakes import record as write_record

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -187,7 +185,7 @@ def test_unknown_branch_lists_the_known_ones():
 def test_more_queries_than_positions_is_explained():
     torch.manual_seed(0)
     detector = Detector(tiny_config(), NUM_CLASSES)
-    detector.config = replace(detector.config, num_queries=10_000)
+    detector.num_ranks = 10_000
     with pytest.raises(ValueError, match=r"model\.num_queries \(10000\) exceeds"):
         detector(tiny_batch())
 

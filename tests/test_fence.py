@@ -20,7 +20,7 @@ from harness.store.lease import LeaseLost
 from harness.store.results import RunStore
 from harness.trial.analysis import run_analysis
 from harness.trial.build import build_trial
-from harness.trial.train import CHECKPOINT, PREVIOUS, save_checkpoint
+from harness.trial.checkpoint import CHECKPOINT, PREVIOUS, save_checkpoint
 from harness.trial.trial import run_trial
 from tests.support.fakes import entry, finish, make_trial, record, run_fake
 from tests.support.quickstart import silent, trial_of

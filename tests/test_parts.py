@@ -1,4 +1,7 @@
-"""The rooms of the detector's parts: what is true of every entry of every dict."""
+"""Every part of every room keeps the contract of its room, and what is true of all of them.
+
+A new part is checked by its line in its room's dict; without a line in `TINY` of tests/support/rooms.py this fails.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,13 @@ from typing import Any
 import pytest
 
 from model.parts import Parts
-from tests.rooms import ROOMS, TINY, config_of, name_of
+from tests.support.assigner_contract import AssignerContract
+from tests.support.decoder_contract import DecoderContract
+from tests.support.feature_contracts import AdapterContract, BackboneContract, EncoderContract, NeckContract
+from tests.support.group_contract import GroupContract
+from tests.support.prediction_contracts import ClassificationContract, PostprocessContract
+from tests.support.proposals_contract import ProposalsContract
+from tests.support.rooms import ROOMS, TINY, config_of, every, name_of
 
 ROOT = Path(__file__).parents[1]
 EVERY_PART = pytest.mark.parametrize(
@@ -21,7 +30,7 @@ EVERY_PART = pytest.mark.parametrize(
 
 @EVERY_PART
 def test_every_part_has_a_tiny_setting(room: str, name: str) -> None:
-    assert any(name_of(case) == name for case in TINY[room]), f"add a line to TINY[{room!r}] in tests/rooms.py"
+    assert any(name_of(case) == name for case in TINY[room]), f"add a line to TINY[{room!r}] in tests/support/rooms.py"
 
 
 def test_every_tiny_setting_is_of_a_part() -> None:
@@ -73,6 +82,56 @@ def test_rooms_and_settings_are_read_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@every("backbones")
+class TestEveryBackbone(BackboneContract):
+    pass
+
+
+@every("necks")
+class TestEveryNeck(NeckContract):
+    pass
+
+
+@every("encoders")
+class TestEveryEncoder(EncoderContract):
+    pass
+
+
+@every("adapters")
+class TestEveryAdapter(AdapterContract):
+    pass
+
+
+@every("proposals")
+class TestEveryKindOfProposals(ProposalsContract):
+    pass
+
+
+@every("decoders")
+class TestEveryDecoder(DecoderContract):
+    pass
+
+
+@every("groups")
+class TestEveryGroup(GroupContract):
+    pass
+
+
+@every("assign")
+class TestEveryAssigner(AssignerContract):
+    pass
+
+
+@every("classification")
+class TestEveryClassification(ClassificationContract):
+    pass
+
+
+@every("postprocess")
+class TestEveryPostprocessing(PostprocessContract):
+    pass
 
 
 class Fine:

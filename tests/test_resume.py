@@ -17,7 +17,7 @@ import torch
 
 from harness.errors import Interrupted, StorageError
 from harness.store.results import RunStore
-from harness.trial.train import CHECKPOINT, PREVIOUS, WEIGHTS
+from harness.trial.checkpoint import CHECKPOINT, PREVIOUS, WEIGHTS
 from harness.trial.trial import run_trial
 from tests.support.kill_points import small_trial
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from harness.config import TrainConfig
-from harness.train import parameter_groups
+from harness.trial.train import parameter_groups
 from model.detector import Detector
 from model.heads import HEADS
 from model.roles import declared_roles
-from tests.tiny import NUM_CLASSES, PLAIN, tiny_config
+from tests.support.tiny import NUM_CLASSES, PLAIN, tiny_config
 
 VARIANTS: dict[str, dict[str, Any]] = {"one-stage": PLAIN, "two-stage": {}}
 HEADS_TOO = [(), *((name,) for name in sorted(HEADS)), ("atss", "faster_rcnn", "atss")]

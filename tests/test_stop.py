@@ -15,7 +15,7 @@ import pytest
 from harness.spec.grid import open_grid
 from harness.store.results import RunStore
 from harness.tracking import tracking
-from harness.trial.train import CHECKPOINT
+from harness.trial.checkpoint import CHECKPOINT
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "ablations" / "quickstart.yaml")

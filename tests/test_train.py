@@ -9,18 +9,8 @@ import torch
 
 from harness.config import TrainConfig
 from harness.errors import NonFiniteLoss
-from harness.trial.train import (
-    CHECKPOINT,
-    PREVIOUS,
-    Progress,
-    build_optimizer,
-    drop_torn,
-    learning_rate_factor,
-    load_checkpoint,
-    parameter_groups,
-    save_checkpoint,
-    train_step,
-)
+from harness.trial.checkpoint import CHECKPOINT, PREVIOUS, Progress, drop_torn, load_checkpoint, save_checkpoint
+from harness.trial.train import build_optimizer, learning_rate_factor, parameter_groups, train_step
 from model.detector import Detector
 from model.heads import HEADS
 from tests.support.tiny import NUM_CLASSES, PLAIN, tiny_batch, tiny_config

@@ -13,8 +13,9 @@ from harness.data import open_dataset
 from harness.data.loader import Loader
 from harness.errors import Interrupted
 from harness.store.results import RunStore
+from harness.trial.checkpoint import CHECKPOINT, WEIGHTS
 from harness.trial.evaluate import evaluate
-from harness.trial.train import CHECKPOINT, WEIGHTS, build_optimizer, train_step
+from harness.trial.train import build_optimizer, train_step
 from harness.trial.trial import run_trial
 from model import kernels
 from model.detector import Detector

@@ -36,7 +36,7 @@ from harness.tracking import mirror as mirror_room
 from harness.tracking import tracking
 from harness.tracking.mirror import Mirror
 from harness.trained import Found
-from harness.trial.train import Progress, load_checkpoint, save_checkpoint
+from harness.trial.checkpoint import Progress, load_checkpoint, save_checkpoint
 from tests.support.fakes import entry, finish, make_grid, make_trial, record, run_fake
 from tests.support.tracked import assert_equal_to_records
 

@@ -22,8 +22,9 @@ from harness.spec.training_length import epochs_of
 from harness.store.results import RunStore
 from harness.system.memory import await_free_memory
 from harness.system.process import keep_freed_memory
+from harness.trial.checkpoint import Progress, drop_torn, load_checkpoint
 from harness.trial.ranks import ALONE, Ranks
-from harness.trial.train import Progress, build_optimizer, drop_torn, load_checkpoint
+from harness.trial.train import build_optimizer
 from model.detector import Detector
 from model.heads import needs_masks
 from model.ops import implementation

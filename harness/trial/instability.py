@@ -34,7 +34,7 @@ def sources_by_object(gt_index: Tensor, sources: Tensor, count: int) -> Tensor:
 
     Args:
         gt_index: [N, Q] ground truth of each query, or BACKGROUND.
-        sources: [N, Q] (see `model.queries.QueryGroup.source`).
+        sources: [N, Q] (see `model.types.QueryGroup.source`).
         count: G, above every ground truth's number; an image may have more objects than queries.
 
     Returns:

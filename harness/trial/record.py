@@ -21,8 +21,8 @@ from harness.spec.detection_metrics import beyond_limit
 from harness.spec.identity import config_to_dict
 from harness.store.source import provenance
 from harness.trial.build import TrialState, peak_memory_mb
+from harness.trial.checkpoint import Progress, drop_checkpoints, save_checkpoint, save_weights
 from harness.trial.evaluate import evaluator_version
-from harness.trial.train import Progress, drop_checkpoints, save_checkpoint, save_weights
 from model.ops import implementation
 
 if TYPE_CHECKING:

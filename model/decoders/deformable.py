@@ -8,12 +8,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from model.attention import DeformableAttention, GroupedSelfAttention, Visibility
+from model.attention import DeformableAttention, FeedForward, GroupedSelfAttention, Visibility
 from model.boxes import inverse_sigmoid
 from model.branches import BoxBranch, class_branch
 from model.config import DetectorConfig, TransformerConfig
 from model.decoders.configs import DeformableDecoderConfig
-from model.layers import FeedForward
 from model.linear import Linear
 from model.types import DecoderOutput, Memory, QueryGroup
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.attention import DeformableAttention
+from model.attention import DeformableAttention, FeedForward
 from model.config import DetectorConfig, TransformerConfig
 from model.encoders.configs import DeformableEncoderConfig
-from model.layers import FeedForward
 from model.position import encoder_reference_points, sine_position_encoding, valid_ratios
 from model.types import Memory
 

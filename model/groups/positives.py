@@ -29,6 +29,7 @@ class PositivesGroup(nn.Module):
     ):
         super().__init__()
         self.name, self.model, self.classification = name, model, classification
+        self.official = model.official
         channels = model.transformer.channels
         self.box_proj = Linear(2 * channels, 2 * channels)
         self.box_norm = nn.LayerNorm(2 * channels)
@@ -40,7 +41,7 @@ class PositivesGroup(nn.Module):
     def select(self, positives: Positives, pyramid: Pyramid) -> PositiveSelection:
         """The candidates that become queries of this step."""
         limits = self.model.min_positive_queries, self.model.max_positive_queries
-        return select_positives(positives, pyramid, *limits, official=self.model.official)
+        return select_positives(positives, pyramid, *limits, official=self.official)
 
     def queries(self, step: Step) -> QueryGroup:
         """P queries whose references are the positives' own boxes."""

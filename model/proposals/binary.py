@@ -28,7 +28,8 @@ class BinaryProposals(nn.Module):
         assign: Assigner,
     ):
         super().__init__()
-        self.model, self.classification, self.assign = model, classification, assign
+        self.official, self.term_weights = model.official, term_weights(model.loss_weights)
+        self.classification, self.assign = classification, assign
         channels = model.transformer.channels
         branches = class_branch(channels, num_classes), BoxBranch(channels)
         self.token_proj = Linear(channels, channels)
@@ -54,7 +55,7 @@ class BinaryProposals(nn.Module):
         logits = self.class_branch(tokens).float()
         boxes = (self.box_branch(tokens).float() + anchors).sigmoid()
         objectness = logits[..., 0].detach()
-        if not self.model.official:
+        if not self.official:
             objectness = objectness.masked_fill(invalid, -torch.inf)
         best = objectness.topk(num_ranks, dim=1).indices
         reference = boxes.detach().gather(1, best[..., None].expand(-1, -1, 4))
@@ -65,7 +66,7 @@ class BinaryProposals(nn.Module):
             content = self.content.weight[:num_ranks].expand(len(tokens), -1, -1)
         source = _places(memory).to(best.device)[best]
         queries = QueryGroup(content, position, reference, has_size=True, source=source)
-        return Proposals(queries, logits, boxes, excluded=None if self.model.official else invalid)
+        return Proposals(queries, logits, boxes, excluded=None if self.official else invalid)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """`encoder/<term>`: every token competes; all classes count as one (official)."""
@@ -83,7 +84,7 @@ class BinaryProposals(nn.Module):
 
     def loss_weights(self) -> dict[str, float]:
         """The detector's `loss_weights`."""
-        return {f"encoder/{term}": weight for term, weight in term_weights(self.model.loss_weights).items()}
+        return {f"encoder/{term}": weight for term, weight in self.term_weights.items()}
 
 
 def _places(memory: Memory) -> Tensor:

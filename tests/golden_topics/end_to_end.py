@@ -15,8 +15,8 @@ from model.heads.atss import ATSSHead
 from model.heads.faster_rcnn import FasterRCNNHead
 from model.heads.roi import RoIConfig
 from model.heads.rpn import RPNConfig
+from model.layers import downsample_mask
 from model.official import convert
-from model.padding import downsample_mask
 from model.position import valid_ratios
 from model.types import Batch, Pyramid, Step, Targets
 from tests.golden_topics.case import EXACT, FLOAT32, GRADIENT_NORM, PIXELS, Case, Comparison, Tolerance

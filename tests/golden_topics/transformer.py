@@ -10,8 +10,8 @@ from torch import Tensor
 from model.attention import DeformableAttention
 from model.boxes import inverse_sigmoid
 from model.groups.positives import select_positives
+from model.layers import downsample_mask
 from model.ops import ms_deform_attn
-from model.padding import downsample_mask
 from model.position import box_position_encoding, encoder_reference_points, sine_position_encoding, valid_ratios
 from model.proposals.binary import encoder_anchors
 from model.types import BACKGROUND, Memory, Positives, Pyramid, Targets, padding_mask

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from harness.config import TrainConfig
+from harness.trial.checkpoint import Progress, load_checkpoint, save_checkpoint
 from harness.trial.ranks import ALONE, Ranks, join
-from harness.trial.train import Progress, build_optimizer, load_checkpoint, save_checkpoint, train_step
+from harness.trial.train import build_optimizer, train_step
 from model.detector import Detector
 from model.heads import HEADS
 from model.heads.masks import MaskConfig

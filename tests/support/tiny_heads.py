@@ -14,7 +14,7 @@ from model.heads.base import AuxiliaryHead
 from model.heads.masks import MaskConfig
 from model.heads.roi import RoIConfig
 from model.heads.rpn import RPNConfig
-from model.padding import stride_mask
+from model.layers import stride_mask
 from model.types import MASK_CELLS, Pyramid, Targets
 
 TINY_RPN = RPNConfig(num_samples=10_000, num_proposals=30)  # more samples than candidates: nothing is left to chance

@@ -21,15 +21,15 @@ from model.config import LossWeights
 from model.decoders import DECODERS
 from model.encoders import ENCODERS
 from model.groups import GROUPS
+from model.layers import Padding
 from model.necks import NECKS
-from model.padding import Padding
 from model.parts import Parts
 from model.position import valid_ratios
 from model.postprocess import POSTPROCESSORS
 from model.proposals import PROPOSALS
 from model.share import Share, sharing
 from model.types import Batch, Memory
-from tests.tiny import tiny_batch
+from tests.support.tiny import tiny_batch
 
 ROOMS: dict[str, Parts] = {
     "backbones": BACKBONES,
