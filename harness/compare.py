@@ -7,6 +7,7 @@ from typing import Any
 
 from harness.spec.identity import newer_defaults
 from harness.spec.labels import show_value
+from harness.spec.parts import NAME, SINGLE
 
 ABSENT = "-"
 
@@ -23,10 +24,12 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tup
             side.setdefault(key, default)  # a record of before the setting does not name it
     heads = [{key for key in side if key.endswith(".")} for side in flat]
     unmatched = tuple(heads[0] ^ heads[1])  # of a head that one has alone, `model.heads` tells
+    parts = [(f"model.{field}.", [side.get(f"model.{field}.{NAME}") for side in flat]) for field in SINGLE]
+    unmatched += tuple(path for path, names in parts if names[0] != names[1])  # likewise the names of other parts
     found = []
     for key in sorted(dict.fromkeys([*flat[0], *flat[1]]), key=_place):
         one, other = (side.get(key) for side in flat)
-        if one != other and not key.startswith(unmatched):
+        if one != other and (not key.startswith(unmatched) or key.endswith(f".{NAME}")):
             found.append((key, _shown(one), _shown(other)))
     return found
 
@@ -52,22 +55,22 @@ def _leaves(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{path}{key}.")
-        elif f"{path}{key}" == "model.heads" and isinstance(value, list):
-            yield from _heads(value)
+        elif f"{path}{key}" in ("model.heads", "model.groups") and isinstance(value, list):
+            yield from _listed(f"{path}{key}", value)
         else:
             yield f"{path}{key}", value
 
 
-def _heads(heads: list[Any]) -> Iterator[tuple[str, Any]]:
-    """The heads' names as one value, and their settings by name (`model.heads.atss.top_k`, a second one `atss.2`)."""
-    names = [str(head.get("name")) if isinstance(head, dict) else str(head) for head in heads]
-    yield "model.heads", names
-    for index, (name, head) in enumerate(zip(names, heads, strict=True)):
+def _listed(field: str, parts: list[Any]) -> Iterator[tuple[str, Any]]:
+    """Names of heads as one value, and their settings by name (`model.heads.atss.top_k`, a second one `atss.2`)."""
+    names = [str(part.get(NAME)) if isinstance(part, dict) else str(part) for part in parts]
+    yield field, names
+    for index, (name, part) in enumerate(zip(names, parts, strict=True)):
         number = names[:index].count(name) + 1
-        if isinstance(head, dict):
-            path = f"model.heads.{name}{f'.{number}' if number > 1 else ''}."
+        if isinstance(part, dict):
+            path = f"{field}.{name}{f'.{number}' if number > 1 else ''}."
             yield path, True
-            yield from _leaves({key: value for key, value in head.items() if key != "name"}, path)
+            yield from _leaves({key: value for key, value in part.items() if key != NAME}, path)
 
 
 def _shown(value: Any) -> str:

@@ -18,6 +18,7 @@ from harness.spec.identity import config_from_dict
 from harness.store.results import RunStore
 from harness.trial.checkpoint import WEIGHTS
 from model import weights as files
+from model.backbones.configs import without_weights
 from model.detector import Detector
 from model.official import convert
 
@@ -109,7 +110,7 @@ def build(found: Found, device: torch.device) -> Detector:
     if CLASS_BRANCH not in weights:
         raise UserError(f"{found.where}: no tensor {CLASS_BRANCH}; these are not the weights of a Co-DETR detector")
     model = found.config.model  # its backbone's pretrained weights are part of `weights` and need not be here
-    model = replace(model, backbone=replace(model.backbone, weights=None))
+    model = replace(model, backbone=without_weights(model.backbone))
     detector = Detector(model, len(weights[CLASS_BRANCH]))
     own = detector.state_dict()
     strange = sorted(weights.keys() - own.keys())

@@ -10,15 +10,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from model.adapters import ADAPTERS
 from model.adapters.configs import CoarserConfig
+from model.assign import ASSIGNERS
 from model.assign.configs import HungarianConfig
-from model.backbones.configs import ResNetConfig
-from model.checks import FORBID_UNKNOWN, require, require_together
+from model.backbones import BACKBONES
+from model.backbones.configs import ResNetConfig, asked
+from model.checks import FORBID_UNKNOWN, Conflict, require, require_together
+from model.classification import CLASSIFICATIONS
 from model.classification.configs import FocalConfig
+from model.decoders import DECODERS
 from model.decoders.configs import DeformableDecoderConfig
+from model.encoders import ENCODERS
 from model.encoders.configs import DeformableEncoderConfig
+from model.groups import GROUPS
+from model.heads import HEADS
+from model.necks import NECKS
 from model.necks.configs import ProjectionConfig
+from model.postprocess import POSTPROCESSORS
 from model.postprocess.configs import TopKConfig
+from model.proposals import PROPOSALS
 from model.proposals.configs import BinaryConfig, LearnedConfig
 
 
@@ -64,19 +75,24 @@ class LossWeights:
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
 
 
+def default_proposals(two_stage: bool) -> Any:
+    """The `Config` of the proposals where none are named."""
+    return BinaryConfig() if two_stage else LearnedConfig()
+
+
 @dataclass(frozen=True)
 class DetectorConfig:
     """Co-DETR. `heads` empty is the plain detector (K = 0)."""
 
     __pydantic_config__ = FORBID_UNKNOWN
-    backbone: Any = field(default_factory=ResNetConfig)  # `Config` of a part of model/backbones, like those below
+    backbone: Any = field(default_factory=ResNetConfig, metadata={"parts": BACKBONES})
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     num_queries: int = 300
     two_stage: bool = True  # queries start from the encoder's best proposals
     box_refinement: bool = True  # each decoder layer refines the boxes of the one before
     mixed_selection: bool = True  # two-stage: proposals give the positional part only, content is learned
     look_forward_twice: bool = True  # gradients of a layer's boxes reach the layer before
-    heads: tuple[Any, ...] = ()  # `Config` of each auxiliary head (model.heads.HEADS), repeats allowed
+    heads: tuple[Any, ...] = field(default=(), metadata={"parts": HEADS})  # auxiliary heads, repeats allowed
     anchor_scale: float = 1.0  # of all heads' anchors; 1 suits COCO's 800 pixels, smaller images want less
     auxiliary_loss: bool = True  # the heads' own losses (L_enc, paper Eq. 4)
     positive_queries: bool = True  # customised positive queries (L_dec_i, paper Eq. 3)
@@ -88,16 +104,22 @@ class DetectorConfig:
     # official: as the released code to the last quirk, so that its weights and losses are reproduced; what differs
     # stands in docs/official-differences.md. default: the sensible behaviour, where it changes no published number
     compatibility: Literal["default", "official"] = "default"
-    # The parts: each the `Config` of one of its room's. In YAML a part is its name, or a mapping with its settings.
-    neck: Any = field(default_factory=ProjectionConfig, metadata={"since": 2})
-    encoder: Any = field(default_factory=DeformableEncoderConfig, metadata={"since": 2})
-    adapter: Any = field(default_factory=CoarserConfig, metadata={"since": 2})  # makes the heads' pyramid
-    proposals: Any = field(default=None, metadata={"since": 2})  # None: `binary` if two_stage, else `learned`
-    decoder: Any = field(default_factory=DeformableDecoderConfig, metadata={"since": 2})
-    classification: Any = field(default_factory=FocalConfig, metadata={"since": 2})  # the decoder's classification loss
-    assign: Any = field(default_factory=HungarianConfig, metadata={"since": 2})  # of the decoder's original queries
-    groups: tuple[Any, ...] = field(default=(), metadata={"since": 2})  # query groups besides main and positives
-    postprocess: Any = field(default_factory=TopKConfig, metadata={"since": 2})  # from predictions to detections
+    # These, the backbone and the heads are parts: each is the `Config` of one of the room in its metadata
+    neck: Any = field(default_factory=ProjectionConfig, metadata={"since": 2, "parts": NECKS})
+    encoder: Any = field(default_factory=DeformableEncoderConfig, metadata={"since": 2, "parts": ENCODERS})
+    # makes the heads' pyramid of the encoder's levels
+    adapter: Any = field(default_factory=CoarserConfig, metadata={"since": 2, "parts": ADAPTERS})
+    # None: `binary` if two_stage, else `learned`
+    proposals: Any = field(default=None, metadata={"since": 2, "parts": PROPOSALS})
+    decoder: Any = field(default_factory=DeformableDecoderConfig, metadata={"since": 2, "parts": DECODERS})
+    # the decoder's classification loss
+    classification: Any = field(default_factory=FocalConfig, metadata={"since": 2, "parts": CLASSIFICATIONS})
+    # of the decoder's original queries
+    assign: Any = field(default_factory=HungarianConfig, metadata={"since": 2, "parts": ASSIGNERS})
+    # query groups besides the original queries and the heads' positives, repeats allowed
+    groups: tuple[Any, ...] = field(default=(), metadata={"since": 2, "parts": GROUPS})
+    # from predictions to detections
+    postprocess: Any = field(default_factory=TopKConfig, metadata={"since": 2, "parts": POSTPROCESSORS})
 
     @property
     def official(self) -> bool:
@@ -107,9 +129,7 @@ class DetectorConfig:
     @property
     def proposals_or_default(self) -> Any:
         """The `Config` of the proposals: `two_stage` says which, where none are named."""
-        if self.proposals is not None:
-            return self.proposals
-        return BinaryConfig() if self.two_stage else LearnedConfig()
+        return default_proposals(self.two_stage) if self.proposals is None else self.proposals
 
     @property
     def num_ranks(self) -> int:
@@ -140,8 +160,13 @@ class DetectorConfig:
             holds = getattr(self, needed) or not getattr(self, name)
             require_together(holds, f"{name} needs {needed}: true", self, name, needed)
         require_together(
-            self.transformer.num_levels >= len(self.backbone.stages),
+            self.transformer.num_levels >= len(asked(self.backbone, "stages")),
             "transformer.num_levels must not be smaller than the number of backbone.stages",
             self,
             *("transformer.num_levels", "backbone.stages"),
         )
+        wanted = getattr(self.proposals, "two_stage", None)
+        if wanted is not None and wanted != self.two_stage:
+            name = PROPOSALS.name_of(self.proposals)
+            rule = f"the proposals {name} need two_stage: {'true' if wanted else 'false'}"
+            raise Conflict(rule, {"two_stage": self.two_stage, "proposals": name})

@@ -42,9 +42,18 @@ class Parts(UserDict[str, Any]):
 
     def unknown(self, name: str) -> str:
         """The line that tells of a name which no part has."""
-        close = difflib.get_close_matches(str(name), self, n=1)
+        close = difflib.get_close_matches(name, self.names, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        return f"unknown {self.kind} {name!r}; {hint}known: {', '.join(sorted(self)) or 'none'}"
+        return f"unknown {self.kind} {name!r}; {hint}known: {', '.join(self.names) or 'none'}"
+
+    @property
+    def names(self) -> list[str]:
+        """The names that can be chosen, sorted."""
+        return sorted(name for name in self if not self.follows_from(name))
+
+    def follows_from(self, name: str) -> str:
+        """Which other settings call for the part of this name, so that nobody chooses it; empty for most."""
+        return str(getattr(self.configs.get(name), "follows_from", ""))
 
     def config_of(self, name: str) -> type[Any]:
         """The `Config` of the part of this name; torch is loaded only for one that keeps it beside its class."""
@@ -55,10 +64,14 @@ class Parts(UserDict[str, Any]):
 
     def name_of(self, config: Any) -> str:
         """The name under which the part of this `Config` is listed; a `ValueError` for anything else."""
+        return self.name_of_kind(type(config))
+
+    def name_of_kind(self, kind: type[Any]) -> str:
+        """The name of the part that has this class as its `Config`; a `ValueError` for any other."""
         for name in sorted(self, key=lambda name: name not in self.configs):  # first those that need no torch
-            if type(config) is self.config_of(name):
+            if kind is self.config_of(name):
                 return name
-        raise ValueError(f"{type(config).__qualname__} is not the Config of a {self.kind}; known: {', '.join(self)}")
+        raise ValueError(f"{kind.__qualname__} is not the Config of a {self.kind}; known: {', '.join(self)}")
 
     def build(self, config: Any, **arguments: Any) -> Any:
         """The part of this `Config`, built with it and the arguments of its room's contract."""

@@ -25,11 +25,13 @@ from harness.data.masks import packed
 from harness.errors import UserError
 from harness.spec.grid import Grid, open_grid
 from harness.spec.identity import NEEDS_HEADS, config_to_dict
+from harness.spec.parts import LISTS, ROOMS, SINGLE, part_name
 from harness.spec.resolve import known_keys
 from harness.spec.spec import SHIPPED
 from harness.spec.strict import Mistakes, read_yaml
 from model.heads import HEADS
 from tests.support.folders import tables, write_folder
+from tests.support.own_parts import install
 
 PRESET = "digits_fast"
 FILES = {path.stem: path.read_text() for path in sorted(SHIPPED.glob("*.yaml"))}
@@ -204,7 +206,10 @@ def plan_of(text: str, folder: Path, capsys: Any, *options: str) -> Grid | None:
 
 
 def flat(node: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """Settings by path, later ones winning; `{a.b: 1}` and `{a: {b: 1}}` are the same. Lists are values."""
+    """Settings by path, later ones winning; `{a.b: 1}` and `{a: {b: 1}}` are the same, so are `neck: x` and
+    `neck: {name: x}`. Lists are values."""
+    if path[:1] == ("model",) and path[1:] and path[1] in SINGLE and isinstance(node, str) and not path[2:]:
+        path = (*path, "name")
     if not isinstance(node, dict) or not node:
         return {path: node} if path and node != {} else {}
     return {
@@ -251,12 +256,15 @@ def check_visible(tree: dict[str, Any], grid: Grid) -> None:
         for path, value in wanted.items():
             if path[:2] == ("model", "head_defaults") or (not config["model"]["heads"] and path[1] in NEEDS_HEADS):
                 continue
-            if path == ("model", "heads"):
+            if path[0] == "model" and path[1] in LISTS:
                 names = [entry["name"] if isinstance(entry, dict) else entry for entry in value]
-                assert [head["name"] for head in config["model"]["heads"]] == names
-                for entry, head in zip(value, config["model"]["heads"], strict=True):
+                parts = config["model"][path[1]]
+                assert [part["name"] for part in parts] == names
+                for entry, part in zip(value, parts, strict=True):
                     options = flat(entry) if isinstance(entry, dict) else {}
-                    assert all(same(v, at(head, p)) for p, v in options.items())
+                    assert all(same(v, at(part, p)) for p, v in options.items())
+            elif path[:2] == ("model", "proposals") and config["model"]["proposals"] is None:
+                assert value in ("binary" if config["model"]["two_stage"] else "learned", None)  # what follows anyway
             elif path in PATHS and value is not None:
                 assert at(config, path) == str(Path(value).expanduser().absolute())
             else:
@@ -373,6 +381,61 @@ def test_any_value_of_any_setting_of_a_head_is_refused_or_taken(count, places_of
     check()
 
 
+@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
+def test_parts_in_layers_are_refused_or_the_last_named_stands(count, places_of_run, capsys, monkeypatch):
+    """A part and settings of it, some of them junk, in the file's base, a row and --set."""
+    install(monkeypatch)
+    keys = st.sampled_from(["size", "size", "size", "most", "depth", "x"])
+    options = st.dictionaries(keys, st.one_of(st.integers(1, 9), st.integers(1, 9), junk), max_size=2)
+    names = st.sampled_from(["mine", "mine", "yours", "yours", "focal", "binary", "none"])
+    with_name = st.tuples(options, names, st.booleans()).map(
+        lambda drawn: {"name": drawn[1], **drawn[0]} if drawn[2] else {**drawn[0], "name": drawn[1]}
+    )
+    layer = st.one_of(names, options, with_name, with_name, st.sampled_from([{}, None, 3]))
+
+    @examples(count)
+    @given(st.sampled_from(SINGLE), st.lists(layer, min_size=3, max_size=3))
+    def check(field: str, layers: list[Any]) -> None:
+        key, (base, row, last) = f"model.{field}", map(copy.deepcopy, layers)
+        rows = [{"label": "a", "set": {"model.heads": ["atss"], key: row}}]
+        text = yaml.safe_dump({"base": {key: base}, "rows": rows}, sort_keys=False, allow_unicode=True)
+        word = yaml.safe_dump(last, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
+        grid = plan_of(text, places_of_run, capsys, "--set", f"{key}={word}")
+        if grid is None:
+            return
+        accepted.append(field)
+        standing = name = part_name(field, None, grid.trials[0].config.model.two_stage)
+        wanted: dict[str, Any] = {}
+        for written in layers:
+            given = written if isinstance(written, dict) else {"name": standing if written is None else written}
+            if given.get("name", name) != name or written is None:
+                wanted = {}
+            name, wanted = given.get("name", name), wanted | given
+        told = config_to_dict(grid.trials[0].config)["model"][field] or {"name": standing}
+        assert told["name"] == name
+        assert all(same(value, told[option]) for option, value in wanted.items() if option != "name"), (layers, told)
+
+    accepted: list[str] = []
+    check()
+    assert len(accepted) > count / 20 and len(set(accepted)) > 5
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(800, marks=pytest.mark.slow)])
+def test_any_list_of_groups_is_refused_or_taken(count, places_of_run, capsys):
+    names = st.sampled_from(["main", "positives", *ROOMS["groups"].names, "denoising"])
+    entry = st.one_of(names, names.map(lambda name: {"name": name}), junk)
+
+    @examples(count)
+    @given(st.one_of(st.lists(entry, max_size=3), junk))
+    def check(value: Any) -> None:
+        text = yaml.safe_dump({"rows": [{"label": "a", "set": {"model.groups": value}}]}, allow_unicode=True)
+        grid = plan_of(text, places_of_run, capsys)
+        if grid is not None:
+            check_visible(read_yaml(text, "", Mistakes()), grid)
+
+    check()
+
+
 DEEP = (
     "title: {}",
     "rows: {}",
@@ -382,6 +445,8 @@ DEEP = (
     "rows: [{{label: a, set: {{model.heads: {}}}}}]",
     "rows: [{{label: a, set: {{model.heads: [{{name: atss, top_k: {}}}]}}}}]",
     "rows: [{{label: a, set: {{model.heads: [atss], model.head_defaults: {}}}}}]",
+    "rows: [{{label: a, set: {{model.decoder: {}}}}}]",
+    "rows: [{{label: a, set: {{model.groups: {}}}}}]",
     "rows: [{{label: a, published: {}}}]",
     "axes: {{train.epochs: [{}]}}",
     "presets: {{digits_fast: {}}}\nrows: [{{label: a}}]",

@@ -213,7 +213,10 @@ def test_interruption_exits_130_and_says_how_to_go_on(store, monkeypatch, capsys
         (["plan", QUICKSTART, "--preset", "digit"], "preset 'digit': unknown preset; did you mean 'digits'?"),
         (["plan", QUICKSTART, "--set", "model.headz=[]"], "--set model.headz: unknown key; did you mean 'heads'?"),
         (["plan", QUICKSTART, "--set", "model.num_queries=x"], "--set model.num_queries: must be a whole number"),
-        (["plan", QUICKSTART, "--set", "model.heads=[rcnn]"], "--set model.heads.0: unknown head 'rcnn'; known: atss"),
+        (
+            ["plan", QUICKSTART, "--set", "model.heads=[rcnn]"],
+            "--set model.heads.0: unknown head 'rcnn'; did you mean 'mask_rcnn'? known: atss",
+        ),
         (["run", QUICKSTART, "--data", "nowhere"], "nowhere"),
         (["run", QUICKSTART, "--cpus-per-trial", "0"], "cpus_per_trial must be positive"),
         (["report", QUICKSTART, "--format", "docx"], "unknown format 'docx'"),

@@ -12,30 +12,48 @@ import pytest
 
 from harness.config import TrialConfig
 from harness.spec.identity import config_from_dict, config_to_dict, field_default, identity, trial_id
-from model.heads import HEADS
+from harness.spec.parts import FIELDS, ROOMS, SINGLE, part_name
 from tests.support.tiny import tiny_config
 
 TABLE = Path(__file__).parent / "expected" / "fields.json"
 
 
-def deciding_fields(kind: type, path: str = "") -> Iterator[tuple[str, int, Any]]:
-    """(dotted name, since, default of a newer field) of every field that takes part in a trial's id."""
+Row = tuple[str, int, list[Any]]  # dotted name, since, and the default where it is frozen
+
+
+def deciding_fields(kind: type, path: str = "", *, frozen: bool = False) -> Iterator[Row]:
+    """Every field that takes part in a trial's id; `frozen`: with all defaults, not just those of newer fields."""
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
         since = field.metadata.get("since", 1)
-        default = None if since == 1 else field_default(field)
-        plain = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default
-        yield f"{path}{field.name}", since, plain
+        yield f"{path}{field.name}", since, [_default(field)] if frozen or since > 1 else []
         inner = hints[field.name]
         if dataclasses.is_dataclass(inner) and isinstance(inner, type):
-            yield from deciding_fields(inner, f"{path}{field.name}.")
+            yield from deciding_fields(inner, f"{path}{field.name}.", frozen=frozen)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """Of a part its name: what it is set to has lines of its own."""
+    default = field_default(field)
+    if "parts" in field.metadata and default:
+        return field.metadata["parts"].name_of(default)
+    return dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default
+
+
+def fields_of_parts() -> Iterator[Row]:
+    """Of every part of every room. One that stands where none is named may change no default: it is in no id."""
+    for field, parts in ROOMS.items():
+        since = FIELDS[field].metadata.get("since", 1)
+        implied = {part_name(field, None, two_stage) for two_stage in (True, False)} if field in SINGLE else set()
+        for name in parts:
+            nameless = name in implied and since == 1  # it was there before parts had names
+            path = f"model.{field}." if nameless else f"{field}.{name}."
+            yield from deciding_fields(parts.config_of(name), path, frozen=name in implied and not nameless)
 
 
 def table() -> dict[str, list[Any]]:
-    rows = list(deciding_fields(TrialConfig))
-    for name, head in HEADS.items():
-        rows += list(deciding_fields(head.Config, f"heads.{name}."))
-    return {name: [since] if since == 1 else [since, default] for name, since, default in rows}
+    rows = [*deciding_fields(TrialConfig), *fields_of_parts()]
+    return {name: [since, *default] for name, since, default in rows}
 
 
 def test_the_table_of_fields_is_as_committed() -> None:
@@ -86,7 +104,8 @@ def test_what_is_recorded_holds_every_field_and_gives_the_same_id(config: TrialC
             for part in rest.split(".")[:-1]:
                 node, told = node[part], told[part]
             last = rest.rpartition(".")[2]
-            assert told[last] == default[0] and last not in node
+            name = told[last].get("name") if isinstance(told[last], dict) else told[last]
+            assert name == json.loads(json.dumps(default[0])) and last not in node
 
 
 @pytest.fixture

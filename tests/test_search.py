@@ -100,7 +100,7 @@ def end(store: RunStore, trial: Trial, epochs: int, status: str) -> None:
         ),
         (
             {"ranges": "model.heads: {choice: [[atss], [rcnn]]}"},
-            "search.space.model.heads.0: unknown head 'rcnn'; known: ",
+            "search.space.model.heads.0: unknown head 'rcnn'; did you mean 'mask_rcnn'? known: ",
         ),
         (
             {"ranges": "model.lambda1: {uniform: [2, 2]}"},

@@ -99,7 +99,7 @@ def test_heads_by_name_and_by_mapping(grid_of):
         ("base: {model.lambda1: -1}", "base.model.lambda1: lambda1 must not be negative, got -1.0"),
         (
             "base: {model.heads: [ats]}\nrows: [{label: a}]",
-            f"base.model.heads.0: unknown head 'ats'; known: {', '.join(HEADS)}",
+            f"base.model.heads.0: unknown head 'ats'; did you mean 'atss'? known: {', '.join(sorted(HEADS))}",
         ),
         (
             "base: {model.heads: [{name: atss, num_conv: 2}]}\nrows: [{label: a}]",

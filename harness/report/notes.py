@@ -18,6 +18,7 @@ from harness.report.statistics import smallest_p_value
 from harness.spec.detection_metrics import limit_of, limit_words, own_name
 from harness.spec.space import describe as describe_search
 from harness.spec.training_length import recorded_length, training_length
+from model.backbones.configs import asked
 
 if TYPE_CHECKING:
     from harness.config import DataConfig, TrialConfig
@@ -146,10 +147,10 @@ def _data(config: DataConfig, record: Record) -> str:
 
 def _weights(config: TrialConfig, record: Record) -> str:
     """The file of pretrained weights, with the hash of its content; empty without one."""
-    if config.model.backbone.weights is None:
+    if (path := asked(config.model.backbone, "weights")) is None:
         return ""
     weights_hash = str(record.get("weights_hash") or "")[:12]
-    words = f"pretrained weights {PurePath(config.model.backbone.weights).name}"
+    words = f"pretrained weights {PurePath(path).name}"
     return f"{words} ({weights_hash})" if weights_hash else words
 
 

@@ -21,6 +21,7 @@ from harness.files import exists
 from harness.passwords import without_login
 from harness.store.results import RunStore
 from harness.tracking.sqlite import is_missing
+from model.backbones.configs import asked
 
 if TYPE_CHECKING:
     from harness.config import TrialConfig
@@ -173,7 +174,7 @@ def identified(grid: Grid, store: RunStore | None = None) -> Grid:
             if found[1] != fingerprint:
                 raise UserError(f"{grid.name}: records of several data sets fit it; name the data set with --data")
             if found[2] != weights_hash:
-                name = PurePath(str(config.model.backbone.weights)).name
+                name = PurePath(str(asked(config.model.backbone, "weights"))).name
                 raise UserError(
                     f"{grid.name}: records of several files {name} fit it; give the one that is meant "
                     "(model.backbone.weights)"
@@ -197,7 +198,7 @@ def _likeness(config: TrialConfig, fingerprint: str, weights_hash: str | None) -
     """The same for trials of the same settings: "" stands for data, and for weights of a name, that are not here."""
     from harness.spec.identity import trial_id
 
-    name = PurePath(str(config.model.backbone.weights)).name
+    name = PurePath(str(asked(config.model.backbone, "weights"))).name
     return trial_id(config, fingerprint, f"some {name}" if weights_hash == "" else weights_hash)
 
 

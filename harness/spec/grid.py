@@ -20,8 +20,9 @@ from harness.errors import UserError
 from harness.spec.claims import Claim, claims_of
 from harness.spec.detection_metrics import unmeasured
 from harness.spec.identity import canonical_model, trial_id
-from harness.spec.labels import Factor, factor_of, factors_label, settings_of, short_names
-from harness.spec.resolve import Resolved, Setting, overruled_epochs, resolve
+from harness.spec.labels import Factor, different_parts, factor_of, factors_label, settings_of, short_names
+from harness.spec.parts import Setting
+from harness.spec.resolve import Resolved, overruled_epochs, resolve
 from harness.spec.rows import baseline_of, published_preset, rows_of
 from harness.spec.search import Search, open_search
 from harness.spec.space import Values, drawn
@@ -38,6 +39,8 @@ from harness.spec.spec import (
 from harness.spec.strict import Mistakes
 from harness.spec.training_length import num_training_images
 from harness.spec.variants import Variant, heading, key_of, variant_of
+from model.backbones.configs import asked
+from model.config import DetectorConfig
 
 
 @dataclass(frozen=True)
@@ -233,7 +236,7 @@ def expand(
     drafts = [(each.row, _canonical(r, here)) for each, r in zip(listed, resolved, strict=True) if r is not None]
     notes += unmeasured(spec.metrics, [draft.evaluate.max_detections for _, draft in drafts])
     fingerprints = _fingerprints([draft.data for _, draft in drafts], require_data, notes)
-    hashes = _weights_hashes([draft.model.backbone.weights for _, draft in drafts], require_data, notes)
+    hashes = _weights_hashes([_weights(draft.model) for _, draft in drafts], require_data, notes)
     trials, rows = _assemble(drafts, chosen, fingerprints, hashes)
     shown = published_preset(spec, preset_name)
     return Grid(
@@ -282,7 +285,7 @@ def _expand_search(
     def assemble(row: RowSpec, resolved: Resolved, factors: dict[str, Factor]) -> tuple[Trial, Row]:
         draft = _canonical(resolved, here)
         fingerprint = _fingerprints([draft.data], require_data, notes)[draft.data]
-        config, path = draft.trial(seeds[0]), draft.model.backbone.weights
+        config, path = draft.trial(seeds[0]), _weights(draft.model)
         if path not in hashes:
             hashes.update(_weights_hashes([path], require_data, notes))
         key = _trial_id(config, fingerprint, hashes[path])
@@ -316,10 +319,15 @@ def _canonical(resolved: Resolved, here: Path) -> Resolved:
     data, model = resolved.data, canonical_model(resolved.model)
     if data.path is not None:
         data = replace(data, path=_absolute("data.path", data.path, here))
-    if model.backbone.weights is not None:
-        weights = _absolute("model.backbone.weights", model.backbone.weights, here)
+    if (path := _weights(model)) is not None:
+        weights = _absolute("model.backbone.weights", path, here)
         model = replace(model, backbone=replace(model.backbone, weights=weights))
     return replace(resolved, data=data, model=model)
+
+
+def _weights(model: DetectorConfig) -> str | None:
+    path: str | None = asked(model.backbone, "weights")
+    return path
 
 
 def _absolute(key: str, path: str, here: Path) -> str:
@@ -377,7 +385,7 @@ def _weights_hashes(paths: Iterable[str | None], required: bool, notes: list[str
 
 def _trial_id(config: TrialConfig, fingerprint: str, weights_hash: str | None) -> str:
     """The trial's id; while the file of weights is not there, one that no trial has."""
-    unknown = f"not there: {config.model.backbone.weights}"
+    unknown = f"not there: {_weights(config.model)}"
     return trial_id(config, fingerprint, unknown if weights_hash == "" else weights_hash)
 
 
@@ -388,7 +396,8 @@ def _assemble(
     hashes: Mapping[str | None, str | None],
 ) -> tuple[tuple[Trial, ...], tuple[Row, ...]]:
     """Trials, each once in order of first mention, and the rows that refer to them."""
-    flats = [settings_of(resolved.trial(0), resolved.head_defaults) for _, resolved in drafts]
+    different = different_parts(resolved.model for _, resolved in drafts)
+    flats = [settings_of(resolved.trial(0), resolved.head_defaults, different) for _, resolved in drafts]
     keys = list(dict.fromkeys(key for flat in flats for key in flat))
     varied = [key for key in keys if len({repr(flat[key]) for flat in flats if key in flat}) > 1]
     short = short_names([*varied, "seed"])
@@ -400,7 +409,7 @@ def _assemble(
         ids = []
         for seed in seeds:
             config = resolved.trial(seed)
-            fingerprint, weights_hash = fingerprints[resolved.data], hashes[resolved.model.backbone.weights]
+            fingerprint, weights_hash = fingerprints[resolved.data], hashes[_weights(resolved.model)]
             key = _trial_id(config, fingerprint, weights_hash)
             ids.append(key)
             shown = {**factors, "seed": seed} if len(seeds) > 1 else factors

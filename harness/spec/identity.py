@@ -18,10 +18,12 @@ from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from harness.config import TrialConfig
+from harness.spec.parts import FIELDS, LISTS, NAME, ROOMS, default_part
 from harness.spec.resolve import SECTIONS, leaves, resolve
 from harness.spec.strict import Mistakes
+from model.backbones.configs import asked
 from model.config import DetectorConfig
-from model.heads import HEADS
+from model.parts import Parts
 
 SCHEMA = 1  # of the identity; a new number makes every trial a new one
 
@@ -31,26 +33,48 @@ NEEDS_HEADS: dict[str, Any] = {
     "positive_queries": False,
     **{name: getattr(DetectorConfig, name) for name in ("min_positive_queries", "max_positive_queries")},
     **{name: getattr(DetectorConfig, name) for name in ("anchor_scale", "lambda1", "lambda2")},
+    "adapter": default_part("adapter"),
 }
 
 
 def canonical_model(model: DetectorConfig) -> DetectorConfig:
-    """One form for settings without effect: K = 0 is one trial whatever a row says about the heads' losses."""
+    """One form for settings without effect: K = 0 is one trial whatever a row says about the heads' losses.
+
+    Proposals that would stand there anyway are as good as not named.
+    """
+    if model.proposals == default_part("proposals", model.two_stage):
+        model = replace(model, proposals=None)
     return model if model.heads else replace(model, **NEEDS_HEADS)
 
 
-def head_difference(head: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A head's name and those of its settings that are not the default; `defaults` holds a preset's, by name."""
-    name = HEADS.name_of(head)
-    return {"name": name, **_difference(plain(head), plain(defaults.get(name) or type(head)()))}
+def part_difference(field: str, config: Any, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A part's name and those of its settings that are not the default.
+
+    Args:
+        field: the detector's field that the part stands in.
+        config: the part's.
+        defaults: a preset's `Config` by name, which count instead of the part's own.
+    """
+    name = ROOMS[field].name_of(config)
+    own, preset = plain(config), (defaults or {}).get(name)
+    return {NAME: name, **_difference(own, plain(preset) if preset is not None else _defaults(type(config)))}
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    """The defaults of a dataclass in JSON types, as far as it has them."""
+    fields = {field.name: field_default(field) for field in dataclasses.fields(kind)}
+    return {
+        name: plain(value, _hints(kind)[name]) for name, value in fields.items() if value is not dataclasses.MISSING
+    }
 
 
 def _difference(own: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _difference(value, default[key]) if isinstance(value, dict) else value
-        for key, value in own.items()
-        if value != default[key]
-    }
+    found = {}
+    for key, value in own.items():
+        below = default.get(key)
+        if key not in default or value != below:
+            found[key] = _difference(value, below) if isinstance(value, dict) and isinstance(below, dict) else value
+    return found
 
 
 @cache
@@ -85,30 +109,49 @@ def field_default(field: dataclasses.Field[Any]) -> Any:
 
 @cache
 def newer_defaults() -> dict[str, Any]:
-    """Dotted key and default, in JSON types, of each newer setting: what older records leave out. None of a head."""
+    """Dotted key and default, in JSON types, of each newer setting: what older records leave out.
+
+    Names of the parts that stood there when none had a name are among them; settings of heads are not.
+    """
 
     def walk(kind: type, path: str, newer: bool) -> Iterator[tuple[str, Any]]:
         for field in dataclasses.fields(kind):
             hint, name, own = _hints(kind)[field.name], f"{path}{field.name}", newer or "since" in field.metadata
+            parts, default = field.metadata.get("parts"), field_default(field)
+            if parts is not None and dataclasses.is_dataclass(default):
+                yield f"{name}.{NAME}", parts.name_of(default)
+                hint = type(default)
             if dataclasses.is_dataclass(hint) and isinstance(hint, type):
                 yield from walk(hint, f"{name}.", own)
             elif own:
-                yield name, plain(field_default(field), hint)
+                yield name, plain(default, hint)
 
     return dict(walk(TrialConfig, "", False))
 
 
 def config_to_dict(config: TrialConfig) -> dict[str, Any]:
-    """A trial's configuration in JSON types; heads are `{"name": "atss", …all their settings}`."""
+    """A trial's configuration in JSON types; a part is `{"name": "atss", …all its settings}`."""
     return _tree(config)
 
 
 def _tree(config: TrialConfig, *, deciding: bool = False) -> dict[str, Any]:
-    tree = plain(config, deciding=deciding)
-    tree["model"]["heads"] = [
-        {"name": HEADS.name_of(head), **plain(head, deciding=deciding)} for head in config.model.heads
-    ]
-    return dict(tree)
+    tree = dict(plain(config, deciding=deciding))
+    for name in FIELDS.keys() & tree["model"].keys():
+        value = getattr(config.model, name)
+        if name in LISTS:
+            tree["model"][name] = [_part(ROOMS[name], part, deciding) for part in value]
+        elif value is not None and not (deciding and _was_nameless(name, value)):
+            tree["model"][name] = _part(ROOMS[name], value, deciding)
+    return tree
+
+
+def _part(parts: Parts, config: Any, deciding: bool) -> dict[str, Any]:
+    return {NAME: parts.name_of(config), **plain(config, deciding=deciding)}
+
+
+def _was_nameless(field: str, config: Any) -> bool:
+    """Whether a part stood there before parts had names: its name is in no id."""
+    return "since" not in FIELDS[field].metadata and type(config) is type(default_part(field))
 
 
 def config_from_dict(tree: Mapping[str, Any]) -> TrialConfig:
@@ -138,9 +181,9 @@ def identity(config: TrialConfig, fingerprint: str, weights_hash: str | None = N
     data, backbone = tree["data"], tree["model"]["backbone"]
     if data.pop("path") is not None:
         del data["digits"]
-    if backbone["weights"] is not None and weights_hash is not None:
+    if asked(config.model.backbone, "weights") is not None and weights_hash is not None:
         backbone["weights"] = weights_hash
-    if not config.model.backbone.frozen_at_random:
+    if not asked(config.model.backbone, "frozen_at_random"):
         backbone.pop("random_frozen", None)  # there is nothing that it could allow
     return {"schema": SCHEMA, **tree, "data": {**data, "fingerprint": fingerprint}}
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from harness.config import TrialConfig
-from harness.spec.identity import NEEDS_HEADS, config_to_dict, head_difference
+from harness.spec.identity import NEEDS_HEADS, config_to_dict, part_difference
+from harness.spec.parts import SINGLE, default_part
+from model.config import DetectorConfig
 
 Factor = str | int | float | bool
 
@@ -50,10 +52,21 @@ def factor_of(value: Any) -> Factor:
     return value if isinstance(value, str | int | float | bool) else show_value(value)
 
 
-def settings_of(config: TrialConfig, head_defaults: Mapping[str, Any]) -> dict[str, Any]:
+def different_parts(models: Iterable[DetectorConfig]) -> set[str]:
+    """The fields in which these detectors have different parts, not just one with different settings."""
+    known = list(models)
+    return {field for field in SINGLE if len({type(getattr(model, field)) for model in known}) > 1}
+
+
+def settings_of(
+    config: TrialConfig, head_defaults: Mapping[str, Any], different: Collection[str] = ()
+) -> dict[str, Any]:
     """Dotted keys and values that say what a trial is: only what has an effect, of a head only what it changes.
 
-    `head_defaults` holds the `Config` that a preset makes of a head, by its name.
+    Args:
+        config: the trial's.
+        head_defaults: the `Config` that a preset makes of a head, by its name.
+        different: fields whose parts are told whole, as `deformable(position=learned)`.
     """
     flat: dict[str, Any] = {}
 
@@ -64,11 +77,14 @@ def settings_of(config: TrialConfig, head_defaults: Mapping[str, Any]) -> dict[s
             else:
                 flat[f"{path}{key}"] = value
 
-    tree = config_to_dict(config)
+    tree, model = config_to_dict(config), config.model
     del tree["seed"]
+    for field in different:
+        part = getattr(model, field) or default_part(field, model.two_stage)
+        tree["model"][field] = [part_difference(field, part)]  # a list is one value
+    tree["model"]["heads"] = [part_difference("heads", head, head_defaults) for head in model.heads]
+    tree["model"]["groups"] = [part_difference("groups", group) for group in model.groups]
+    for name in () if model.heads else NEEDS_HEADS:
+        del tree["model"][name]
     walk(tree, "")
-    flat["model.heads"] = [head_difference(head, head_defaults) for head in config.model.heads]
-    if not config.model.heads:
-        for name in NEEDS_HEADS:
-            del flat[f"model.{name}"]
     return flat

@@ -8,13 +8,15 @@ is never trained would stay as it was drawn at random.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.data.disk import shown
 from harness.errors import UserError, one_line
-from model.backbones.configs import ResNetConfig
+from model.backbones import BACKBONES
+from model.backbones.configs import asked
 from model.weights import file_trouble
 
 if TYPE_CHECKING:
@@ -49,8 +51,8 @@ def frozen_at_random(trials: Iterable[Trial]) -> str:
     """A line on the trials that would keep a random part of their backbone for ever; empty when none would."""
     told = [
         parts
-        for trial in trials
-        if (parts := trial.config.model.backbone.frozen_at_random) and not trial.config.model.backbone.random_frozen
+        for backbone in (trial.config.model.backbone for trial in trials)
+        if (parts := asked(backbone, "frozen_at_random")) and not asked(backbone, "random_frozen")
     ]
     if not told:
         return ""
@@ -70,16 +72,16 @@ def check_backbones(trials: Sequence[Trial]) -> None:
     if line := frozen_at_random(trials):
         raise UserError(line)
     backbones = dict.fromkeys(trial.config.model.backbone for trial in trials)
-    lines = [line for backbone in backbones if backbone.weights is not None and (line := _misfit(backbone))]
+    lines = [line for backbone in backbones if asked(backbone, "weights") is not None and (line := _misfit(backbone))]
     if lines:
         raise UserError("\n".join(dict.fromkeys(lines)))
 
 
-def _misfit(backbone: ResNetConfig) -> str:
-    from model.backbones.resnet import check_weights  # with torch
-
+def _misfit(backbone: Any) -> str:
+    """What the `check_weights` beside the backbone's class says, where there is one. Loads torch."""
+    module = sys.modules[BACKBONES.choose(BACKBONES.name_of(backbone)).__module__]
     try:
-        check_weights(backbone)
+        getattr(module, "check_weights", lambda _: None)(backbone)
     except ValueError as error:
         return str(error)
     return ""
@@ -96,7 +98,7 @@ def check_start(trial: Trial) -> None:
     """
     if line := frozen_at_random([trial]):
         raise UserError(line)
-    path = trial.config.model.backbone.weights
+    path = asked(trial.config.model.backbone, "weights")
     if path is None or trial.weights_hash is None:
         return
     if trouble := file_trouble(Path(path)):

@@ -1,9 +1,8 @@
 """From settings in layers to the checked configuration of a trial.
 
 Settings are layered preset < base < presets.<name> < row < axes < command line, and each keeps the place it was
-written at: a mistake is told where the person made it, once, however many trials it concerns. Heads, given as
-names or mappings, become the frozen `Config` of their class. No torch is loaded, unless a head of one's own keeps its
-`Config` beside its class.
+written at: a mistake is told where the person made it, once, however many trials it concerns. What is special about
+the parts of a detector, such as its heads, stands in `harness.spec.parts`.
 """
 
 from __future__ import annotations
@@ -14,8 +13,20 @@ from typing import Any, get_type_hints
 
 from harness.config import AnalyseConfig, DataConfig, EvaluateConfig, RuntimeConfig, TrainConfig, TrialConfig
 from harness.spec.origins import Origins
+from harness.spec.parts import (
+    HEAD_DEFAULTS,
+    LISTS,
+    ROOMS,
+    SINGLE,
+    Setting,
+    names_first,
+    part_path,
+    read_detector,
+    without_replaced,
+)
 from harness.spec.strict import Location, Mistakes, field_names, non_finite, show, suggest, validate
 from harness.spec.training_length import training_length
+from model.backbones.configs import asked
 from model.checks import Conflict
 from model.config import DetectorConfig
 from model.heads import HEADS
@@ -29,34 +40,32 @@ SECTIONS: dict[str, type] = {
     "runtime": RuntimeConfig,
 }
 
-HEAD_DEFAULTS = "head_defaults"  # in `model`: what a preset sets for a head wherever it is named
 
-Setting = tuple[tuple[str, ...], Any, str]  # path, value, where it was written
-Tell = Callable[[Location, str], None]  # takes a mistake's place and what it is
-# takes what does not go together and the locations of its settings (None: a default), returns which was written last
-Blame = Callable[[Conflict, Sequence[Location | None]], int]
+def leaves(tree: Mapping[str, Any], origin: str, mistakes: Mistakes, whole: Iterable[str] = ()) -> list[Setting]:
+    """(path, value, where it was written) of nested and dotted settings, which are one layer; lists are values.
 
-
-def leaves(tree: Mapping[str, Any], origin: str, mistakes: Mistakes) -> Iterator[tuple[tuple[str, ...], Any, str]]:
-    """(path, value, where it was written) of nested and dotted settings; lists are values.
-
-    `model: {num_queries: 40}` and `model.num_queries: 40` are the same setting.
+    `model: {num_queries: 40}` and `model.num_queries: 40` are the same setting, so are `model.neck: x` and
+    `model.neck: {name: x}`. What stands under a dotted key of `whole` is left as it is.
     """
     seen: set[tuple[str, ...]] = set()
+    left = set(whole)
 
-    def walk(node: Mapping[str, Any], path: tuple[str, ...], where: str) -> Iterator[tuple[tuple[str, ...], Any, str]]:
+    def walk(node: Mapping[str, Any], path: tuple[str, ...], where: str) -> Iterator[Setting]:
         for key, value in node.items():
             here = f"{where}{key}"
             full = (*path, *str(key).split("."))
-            if isinstance(value, dict) and value:
-                yield from walk(value, full, here + ".")
-            elif full in seen:
+            if ".".join(full) not in left:
+                if isinstance(value, dict) and value:
+                    yield from walk(value, full, here + ".")
+                    continue
+                full = part_path(full, value)
+            if full in seen:
                 mistakes.add(here, "set twice, nested and dotted; remove one")
             else:
                 seen.add(full)
                 yield full, value, here
 
-    yield from walk(tree, (), origin)
+    return names_first(list(walk(tree, (), origin)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +92,7 @@ def resolve(settings: Iterable[Setting], where: str, mistakes: Mistakes) -> Reso
     """
     tree: dict[str, Any] = {}
     origins = Origins(where)
-    for path, value, origin in settings:
+    for path, value, origin in without_replaced(settings):
         if path == ("analyse",) and isinstance(value, list):
             path = ("analyse", "metrics")  # the short form
         if path[0] not in SECTIONS:
@@ -109,7 +118,7 @@ def resolve(settings: Iterable[Setting], where: str, mistakes: Mistakes) -> Reso
 
         def tell(location: Location, what: str, name: str = name) -> None:
             full = (name, *location)
-            if what.startswith("unknown key; known:") and "heads" not in location:
+            if what.startswith("unknown key") and "; known:" in what and location[0] not in LISTS:
                 what = f"unknown key{suggest_key(full)}" if suggest_key(full) else what
             mistakes.add(origins.place(full), what)
 
@@ -117,8 +126,8 @@ def resolve(settings: Iterable[Setting], where: str, mistakes: Mistakes) -> Reso
             return blame(conflict, [None if location is None else (name, *location) for location in locations])
 
         section = tree.get(name, {})
-        if kind is DetectorConfig and isinstance(section, dict) and {"heads", HEAD_DEFAULTS} & section.keys():
-            sections[name], defaults = _detector(section, tell, blame_section)
+        if kind is DetectorConfig and isinstance(section, dict):
+            sections[name], defaults = read_detector(section, tell, blame_section)
         else:
             sections[name] = validate(kind, section, tell, blame_section)
     if len(mistakes.lines) > before or None in sections.values():
@@ -153,106 +162,6 @@ def overruled_epochs(
     return f"{told} {length}, of {images:,} images; {instead}" if length.epochs > train.epochs else ""
 
 
-def _detector(tree: dict[str, Any], tell: Tell, blame: Blame) -> tuple[DetectorConfig | None, dict[str, Any]]:
-    """The detector with its heads, and what the preset makes of each head it has settings for."""
-    own = {key: value for key, value in tree.items() if key not in ("heads", HEAD_DEFAULTS)}
-    model = validate(DetectorConfig, own, tell, blame)
-    heads, defaults = read_heads(tree.get("heads", []), tree.get(HEAD_DEFAULTS) or {}, tell, blame)
-    return (dataclasses.replace(model, heads=heads) if model is not None else None), defaults
-
-
-def read_heads(value: Any, settings: Any, tell_section: Tell, blame: Blame) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Head configurations from names and mappings: `[atss, {name: atss, num_convs: 0}]`.
-
-    `settings` maps a head's name to what a preset sets for it; what stands in the list itself wins. Returns the
-    configurations of the list, and those that `settings` alone give, by name.
-    """
-
-    def tell(location: Location, what: str) -> None:
-        tell_section(("heads", *location), what)
-
-    if not isinstance(value, list):
-        tell((), f"must be a list of heads such as [atss], or [] for none, got {show(value)}")
-        return (), {}
-    if not value:
-        return (), {}
-    defaults = _head_defaults(settings, tell_section, blame)
-    configs = []
-    for index, entry in enumerate(value):
-        options = dict(entry) if isinstance(entry, dict) else {"name": entry}
-        name = options.pop("name", None)
-        if not isinstance(name, str) or name not in HEADS:
-            what = f"unknown head '{name}'" if name is not None else "a head needs a name"
-            tell((index,), f"{what}; known: {', '.join(HEADS)}")
-            continue
-
-        def tell_option(location: Location, what: str, index: int = index) -> None:
-            tell((index, *location), what)
-
-        below = settings[name] if name in defaults else {}
-        layers: list[tuple[Location, Any]] = [(("heads", index), options), ((HEAD_DEFAULTS, name), below)]
-        configs.append(
-            validate(HEADS.config_of(name), _merged(below, options), tell_option, _blame_within(layers, blame))
-        )
-    return tuple(configs), defaults
-
-
-def _head_defaults(settings: Any, tell_section: Tell, blame: Blame) -> dict[str, Any]:
-    """A preset's `Config` by head; what has a mistake is left out."""
-    if not isinstance(settings, dict):
-        tell_section((HEAD_DEFAULTS,), f"must map a head's name to its settings, got {show(settings)}")
-        return {}
-    defaults = {}
-    for name, options in settings.items():
-        told: list[str] = []
-
-        def tell(location: Location, what: str, name: str = name, told: list[str] = told) -> None:
-            told.append(what)
-            tell_section((HEAD_DEFAULTS, name, *location), what)
-
-        def blame_option(
-            conflict: Conflict, locations: Sequence[Location | None], told: list[str] = told, within: Blame = blame
-        ) -> int:
-            told.append(conflict.rule)
-            return within(conflict, locations)
-
-        if name not in HEADS:
-            tell((), f"unknown head '{name}'; known: {', '.join(HEADS)}")
-            continue
-        layers: list[tuple[Location, Any]] = [((HEAD_DEFAULTS, name), options)]
-        config = validate(HEADS.config_of(name), options, tell, _blame_within(layers, blame_option))
-        if not told:
-            defaults[name] = config
-    return defaults
-
-
-def _blame_within(layers: Sequence[tuple[Location, Any]], blame: Blame) -> Blame:
-    """`blame` for locations within a head: each is looked for in the `layers` (place, settings), the first one wins."""
-
-    def located(location: Location) -> Location | None:
-        for place, settings in layers:
-            node = settings
-            for name in location:
-                node = node.get(name, _ABSENT) if isinstance(node, dict) else _ABSENT
-            if node is not _ABSENT:
-                return (*place, *location)
-        return None
-
-    return lambda conflict, locations: blame(
-        conflict, [None if where is None else located(where) for where in locations]
-    )
-
-
-_ABSENT = object()
-
-
-def _merged(below: Any, above: Any) -> Any:
-    """Mappings joined key by key; anything else is replaced."""
-    if not (isinstance(below, dict) and isinstance(above, dict)):
-        return above
-    return below | {key: _merged(below.get(key), value) for key, value in above.items()}
-
-
 def conflicts(trial: Resolved) -> Iterator[Conflict]:
     """What does not go together across sections."""
     model, heads = trial.model, HEADS.instance_names(trial.model.heads) if trial.model.heads else ()
@@ -271,7 +180,7 @@ def conflicts(trial: Resolved) -> Iterator[Conflict]:
             if below == groups:
                 key, value = f"model.{HEAD_DEFAULTS}.{HEADS.name_of(head)}.num_groups", groups
             yield Conflict(rule, {"model.transformer.channels": channels, key: value})
-    if trial.runtime.ranks > 1 and model.backbone.norm == "batch":
+    if trial.runtime.ranks > 1 and asked(model.backbone, "norm") == "batch":
         rule = "norm: batch takes its statistics from one process, so that several ranks train another detector"
         yield Conflict(rule, {"model.backbone.norm": "batch", "runtime.ranks": trial.runtime.ranks})
 
@@ -295,26 +204,33 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 
 def known_keys() -> list[str]:
-    """Every dotted key of the sections (heads' own keys excepted)."""
+    """Every dotted key of the sections, and those of the parts of which a detector has one."""
 
-    def walk(kind: type, path: str) -> list[str]:
+    def walk(kind: type, path: str) -> Iterator[str]:
         hints = get_type_hints(kind)
-        keys = []
         for name in field_names(kind):
-            inner = hints[name]
-            deeper = dataclasses.is_dataclass(inner) and isinstance(inner, type)
-            keys += walk(inner, f"{path}.{name}") if deeper else [f"{path}.{name}"]
-        return keys
+            inner, key = hints[name], f"{path}.{name}"
+            deeper = [inner] if dataclasses.is_dataclass(inner) and isinstance(inner, type) else []
+            if kind is DetectorConfig and name in SINGLE:
+                yield key
+                deeper = list(ROOMS[name].configs.values())
+            for part in deeper:
+                yield from walk(part, key)
+            if not deeper:
+                yield key
 
-    return [key for name, kind in SECTIONS.items() for key in walk(kind, name)]
+    return list(dict.fromkeys(key for name, kind in SECTIONS.items() for key in walk(kind, name)))
 
 
-def suggest_key(path: Iterable[str | int]) -> str:
+def suggest_key(path: Sequence[str | int]) -> str:
     """`; did you mean 'x'?` with the nearest key of any section, or nothing when none is near."""
     names = [str(name) for name in path]
     keys = known_keys()
-    same = [key for key in keys if key.rpartition(".")[2] == names[-1]]
+    part = ".".join(names[:2]) if names[1:2] and names[1] in SINGLE else ""
+    same = [key for key in keys if key.rpartition(".")[2] == names[-1] and not (part and key.startswith(part))]
     if same:
         return f"; did you mean '{same[0]}'?"
+    if part:
+        return ""  # the keys of the part that stands there are told
     near = suggest(".".join(names), keys)
     return near if "did you mean" in near else ""

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.spec.labels import short_names, show_value
-from harness.spec.resolve import Setting, leaves
+from harness.spec.parts import Setting, names_first, whole_path
+from harness.spec.resolve import leaves
 from harness.spec.spec import AblationSpec, RowSpec
 from harness.spec.strict import Mistakes, suggest
 
@@ -69,7 +70,7 @@ def _combinations(spec: AblationSpec, preset: str, mistakes: Mistakes) -> Iterat
                 for setting in leaves({key: value}, f"{spec.path}:axes.", mistakes)
             ]
             together = row.model_copy(update={"label": ", ".join(filter(None, (row.label, label)))})
-            yield Listed(together, [*settings, *extra], row.label, along)
+            yield Listed(together, [*settings, *names_first(extra)], row.label, along)
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def _named(spec: AblationSpec, listed: Sequence[Listed], mistakes: Mistakes) -> 
     labels = [each.row.label for each in listed]
     owns = list(dict.fromkeys(each.own for each in listed))
     if isinstance(baseline, dict):
-        parts = {".".join(path): show_value(value) for path, value, _ in leaves(baseline, f"{where}.", mistakes)}
+        named = leaves(baseline, f"{where}.", mistakes, whole=spec.axes)
+        parts = {".".join(path): show_value(value) for path, value, _ in named}
     else:
         for each in listed:
             if each.row.label == baseline or each.row.label.startswith(f"{baseline} ["):  # see `_overridden`
@@ -141,11 +143,12 @@ def _named(spec: AblationSpec, listed: Sequence[Listed], mistakes: Mistakes) -> 
 
 def _overridden(row: RowSpec, settings: list[Setting], above: list[Setting], notes: list[str]) -> RowSpec:
     """A row whose own setting was replaced from the command line says so, and loses its published numbers."""
-    own = [path for path, _, _ in settings]
-    hit = [s for s in above if any(path[: len(s[0])] == s[0] or s[0][: len(path)] == path for path in own)]
+    own = [whole_path(path) for path, _, _ in settings]
+    over = [(whole_path(path), value) for path, value, _ in above]
+    hit = [(path, v) for path, v in over if any(o[: len(path)] == path or path[: len(o)] == o for o in own)]
     if not hit:
         return row
-    told = ", ".join(f"{'.'.join(path)}={show_value(value)}" for path, value, _ in hit)
+    told = ", ".join(f"{'.'.join(path)}={show_value(value)}" for path, value in hit)
     notes.append(f"{told} replaces what rows set themselves; their published numbers are left out")
     return row.model_copy(update={"label": f"{row.label} [{told}]", "published": {}})
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.spec.labels import Factor, factor_of, short_names, show_value
-from harness.spec.resolve import Resolved, Setting, resolve
+from harness.spec.parts import Setting, names_first, whole_path
+from harness.spec.resolve import Resolved, leaves, resolve
 from harness.spec.space import SearchSpec, Values, corners, values_text
 from harness.spec.spec import AblationSpec, RowSpec
 from harness.spec.strict import Mistakes
@@ -61,12 +62,14 @@ def open_search(
         place = f"{spec.path}:seeds" if list(seeds) == list(spec.seeds) else "--seeds"
         mistakes.add(place, f"a search trains each suggestion once: give one seed, not {list(seeds)}")
     for path, _, origin in above:
-        if ".".join(path) in search.space:
+        key = ".".join(whole_path(path))
+        if any(drawn == key or drawn.startswith(f"{key}.") for drawn in search.space):
             mistakes.add(origin, f"{spec.path} searches over it; take it out of search.space")
 
     def settings(values: Values) -> list[Setting]:
-        own = [(tuple(key.split(".")), value, f"{spec.path}:search.space.{key}") for key, value in values.items()]
-        return [*below, *own, *above]
+        place = f"{spec.path}:search.space."
+        own = [setting for key, value in values.items() for setting in leaves({key: value}, place, mistakes)]
+        return [*below, *names_first(own), *above]
 
     for values in corners(search):
         resolve(settings(values), spec.path, mistakes)

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from harness.spec.claims import ClaimSpec
 from harness.spec.detection_metrics import COCO_METRICS, is_detection_metric, own_name, trouble
-from harness.spec.resolve import Setting, leaves
+from harness.spec.parts import Setting, names_first
+from harness.spec.resolve import leaves
 from harness.spec.space import SearchSpec
 from harness.spec.strict import Mistakes, dotted, non_finite, read_yaml, read_yaml_file, show, suggest, validate
 from model.checks import require
@@ -261,7 +262,7 @@ def override_settings(overrides: Iterable[str], options: Mapping[str, str], mist
     for option, text in options.items():
         number = option != "--accelerator-type"
         settings.append((OPTIONS[option], read_yaml(text, option, mistakes) if number else text, option))
-    return settings
+    return names_first(settings)
 
 
 def check_said_once(settings: Iterable[Setting], mistakes: Mistakes) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.spec.labels import show_value
-from harness.spec.resolve import Setting
+from harness.spec.parts import Setting, whole_path
 
 IDLE = ("analyse", "runtime")  # sections that change no trial
 LONGEST_WORDS = 60  # letters of all words together
@@ -53,7 +53,8 @@ def variant_of(overrides: Iterable[Setting], fingerprint: str = "", weights_hash
             identity[key] = content or str(path)
             words.append(" ".join(filter(None, (_plain(path.name or str(path)), content[:4]))))
     exact = all(map(_is_exact, chosen.values()))
-    words += [_plain(f"{key}={show_value(value)}") for key, value in sorted(chosen.items())]
+    shown = {".".join(whole_path(tuple(key.split(".")))): value for key, value in sorted(chosen.items())}
+    words += [_plain(f"{key}={show_value(value)}") for key, value in shown.items()]
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return Variant(_shortened(words, digest, exact), digest)

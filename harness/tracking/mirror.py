@@ -26,6 +26,7 @@ from harness.tracking import tracking, views
 from harness.tracking.failures import AWAY, DELETED, failure_of
 from harness.tracking.mlflow_runs import MAX_TAG, create_run, delete_runs, save_view, set_params, set_status, set_tags
 from harness.tracking.replay import Replayer
+from model.backbones.configs import without_weights
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -297,8 +298,8 @@ class Mirror:
 
 def _unseeded(config: TrialConfig) -> TrialConfig:
     """A configuration without its seed, and without where its data and weights lie."""
-    backbone = dataclasses.replace(config.model.backbone, weights=None)
-    model, data = dataclasses.replace(config.model, backbone=backbone), dataclasses.replace(config.data, path=None)
+    backbone, data = without_weights(config.model.backbone), dataclasses.replace(config.data, path=None)
+    model = dataclasses.replace(config.model, backbone=backbone)
     return dataclasses.replace(config, seed=0, model=model, data=data)
 
 

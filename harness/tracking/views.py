@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -18,6 +18,7 @@ from urllib.parse import quote
 from harness.config import DataConfig, TrainConfig, TrialConfig
 from harness.spec.identity import NEEDS_HEADS, config_to_dict
 from harness.spec.labels import Factor, factor_of, short_names, show_value
+from harness.spec.parts import LISTS, NAME, SINGLE
 from harness.spec.spec import COST_METRICS
 from harness.tracking.metric_names import safe_name
 from model.config import DetectorConfig
@@ -48,18 +49,28 @@ def params_of(config: Mapping[str, Any]) -> dict[str, Factor]:
 
     Returns:
         `K` (number of auxiliary heads), `heads` (their names, shortened), options of heads as `atss.top_k` (those of a
-        second ATSS are `atss.2.top_k`), and all others by the ends of their dotted keys.
+        second ATSS are `atss.2.top_k`), other parts as `decoder` and `decoder.position`, query groups as `groups` and
+        `groups.denoising.number`, and all others by the ends of their dotted keys.
     """
-    names = _names()
-    heads = [dict(head) for head in config["model"]["heads"]]
-    kinds = [head.pop("name") for head in heads]
-    params: dict[str, Factor] = {"K": len(heads), "heads": _fitting(show_value(kinds))}
-    flat = _flat(config)
-    params |= {names.get(key, key): _fitting(factor_of(value)) for key, value in flat.items() if key != "model.heads"}
-    for index, (kind, head) in enumerate(zip(kinds, heads, strict=True)):
+    names, model = _names(), config["model"]
+    params: dict[str, Factor] = {"K": len(model["heads"]), **_listed("heads", model["heads"], "")}
+    for key, value in _flat(config).items():
+        if key == "model.proposals" and value is None:
+            value = "default"  # what follows from two_stage
+        if key not in [f"model.{name}" for name in LISTS]:
+            params[names.get(key) or _part_name(key, names.values())] = _fitting(factor_of(value))
+    return params | _listed("groups", model.get("groups", []), "groups.")
+
+
+def _listed(name: str, parts: Iterable[Mapping[str, Any]], prefix: str) -> dict[str, Factor]:
+    """The parts of a list under `name`, and their options by the parts' names."""
+    options = [{key: value for key, value in part.items() if key != NAME} for part in parts]
+    kinds = [str(part[NAME]) for part in parts]
+    params: dict[str, Factor] = {name: _fitting(show_value(kinds))}
+    for index, (kind, part) in enumerate(zip(kinds, options, strict=True)):
         nth = kinds[: index + 1].count(kind)
         own = kind if nth == 1 else f"{kind}.{nth}"
-        params |= {f"{own}.{key}": factor_of(value) for key, value in _flat(head).items()}
+        params |= {f"{prefix}{own}.{key}": factor_of(value) for key, value in _flat(part).items()}
     return params
 
 
@@ -78,14 +89,14 @@ def varied(configs: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """Names of the parameters that tell these trials apart, the seed last; settings that need heads are compared only
     among trials that have some."""
     names = _names()
-    idle = {names.get(key, key) for key in (f"model.{name}" for name in NEEDS_HEADS)}
+    idle = {name for key, name in names.items() if key.startswith("model.") and key.split(".")[1] in NEEDS_HEADS}
     seen: dict[str, set[str]] = {}
     for config in configs:
         params = params_of(config)
         for name in params.keys() - (set() if params["K"] else idle):
             seen.setdefault(name, set()).add(repr(params[name]))
     order = ("K", "heads", *(name for name in names.values() if name not in ALWAYS))
-    options = sorted(seen.keys() - {*order, "seed"})  # of heads
+    options = sorted(seen.keys() - {*order, "seed"})  # of heads and other parts
     return tuple(name for name in (*order, *options, "seed") if len(seen.get(name, ())) > 1)
 
 
@@ -101,9 +112,25 @@ def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 @cache
 def _names() -> dict[str, str]:
-    """Dotted keys of all settings and their short names, the same for every grid."""
+    """Dotted keys of all settings and their short names, the same for every grid and whatever parts there are."""
     config = TrialConfig(model=DetectorConfig(), data=DataConfig(), train=TrainConfig())
-    return short_names(_flat(config_to_dict(config)))
+    keys = list(_flat(config_to_dict(config)))
+    short = short_names(key for key in keys if not _is_of_part(key))
+    return {key: short.get(key) or _part_name(key, short.values()) for key in keys}
+
+
+def _is_of_part(key: str) -> bool:
+    """Whether a setting is a part's, but not one of the backbone, which were there before parts had names."""
+    section, _, rest = key.partition(".")
+    field, _, option = rest.partition(".")
+    return section == "model" and field in SINGLE and (field != "backbone" or option == NAME)
+
+
+def _part_name(key: str, taken: Collection[str]) -> str:
+    """`decoder` of `model.decoder.name`, `decoder.position` of its option; of other keys, all of it."""
+    name = key.removeprefix("model.")
+    short = name.removesuffix(f".{NAME}")
+    return key if not key.startswith("model.") else name if short in taken else short
 
 
 # ---- the view -----------------------------------------------------------------------------------------------------

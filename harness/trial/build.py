@@ -25,6 +25,7 @@ from harness.system.process import keep_freed_memory
 from harness.trial.checkpoint import Progress, drop_torn, load_checkpoint
 from harness.trial.ranks import ALONE, Ranks
 from harness.trial.train import build_optimizer
+from model.backbones.configs import asked
 from model.detector import Detector
 from model.heads import needs_masks
 from model.ops import implementation
@@ -189,7 +190,7 @@ def take_costs(progress: Progress, record: Mapping[str, Any]) -> None:
 
 def check_ranks(trial: Trial) -> None:
     """Raise `UserError` where several ranks would not train the detector that one process trains."""
-    if trial.runtime.ranks > 1 and trial.config.model.backbone.norm == "batch":
+    if trial.runtime.ranks > 1 and asked(trial.config.model.backbone, "norm") == "batch":
         raise UserError(
             "runtime.ranks: model.backbone.norm: batch takes its statistics from the images of one process, so several "
             "ranks would train another detector; use norm: group or frozen_batch, or runtime.ranks: 1"

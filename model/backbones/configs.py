@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from model.checks import FORBID_UNKNOWN, require
+
+# What is asked of the settings of any backbone, and what holds of one without such a field or property.
+ASKED: dict[str, Any] = {
+    "stages": (),  # of the levels handed to the neck, one number each; (): how many is known when it is built
+    "weights": None,  # a file of pretrained weights, which counts by its content and not by its path; None: random
+    "norm": "",  # "batch": statistics of the images of one process, so that ranks cannot share a batch
+    "frozen_at_random": "",  # which parts would stay as they were drawn, in words
+    "random_frozen": False,  # train nevertheless
+}
+
+
+def asked(backbone: Any, name: str) -> Any:
+    """What the `Config` of a backbone says about one of `ASKED`."""
+    return getattr(backbone, name, ASKED[name])
+
+
+def without_weights(backbone: Any) -> Any:
+    """The same backbone, without the file that it starts from."""
+    return backbone if asked(backbone, "weights") is None else replace(backbone, weights=None)
 
 
 @dataclass(frozen=True)

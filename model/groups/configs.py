@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from model.checks import FORBID_UNKNOWN
 
@@ -12,6 +13,7 @@ class MainConfig:
     """The original queries: `DetectorConfig.num_queries` of them."""
 
     __pydantic_config__ = FORBID_UNKNOWN
+    follows_from: ClassVar[str] = "two_stage and num_queries"  # so nobody names it in `groups`
 
 
 @dataclass(frozen=True)
@@ -19,3 +21,4 @@ class PositivesConfig:
     """A head's customised positive queries: `DetectorConfig` has their settings."""
 
     __pydantic_config__ = FORBID_UNKNOWN
+    follows_from: ClassVar[str] = "heads and positive_queries"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from model.checks import FORBID_UNKNOWN
 
@@ -12,6 +13,7 @@ class LearnedConfig:
     """One-stage: learned content and position; references are points computed from the position."""
 
     __pydantic_config__ = FORBID_UNKNOWN
+    two_stage: ClassVar[bool] = False  # what `DetectorConfig.two_stage` must be; a part without goes with both
 
 
 @dataclass(frozen=True)
@@ -19,3 +21,4 @@ class BinaryConfig:
     """Two-stage: all tokens compete, all classes as one; the best become references."""
 
     __pydantic_config__ = FORBID_UNKNOWN
+    two_stage: ClassVar[bool] = True
