@@ -1,6 +1,7 @@
 """Run the suites and print one table: `python -m benchmarks`, or some of them: `python -m benchmarks ops --json`.
 
-`python -m benchmarks losses COMMIT` compares losses with another commit instead (see `benchmarks.losses`).
+`python -m benchmarks losses COMMIT` and `python -m benchmarks speed COMMIT` compare losses, or the time of training
+steps, with another commit instead (see `benchmarks.losses` and `benchmarks.speed`).
 """
 
 from __future__ import annotations
@@ -22,10 +23,8 @@ SUITES = ("ops", "step", "heads", "schedule")  # modules of this package that ha
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["losses"]:
-        from benchmarks.losses import main as compare_losses
-
-        sys.exit(compare_losses(argv[1:]))
+    if argv[:1] in (["losses"], ["speed"]):
+        sys.exit(import_module(f"benchmarks.{argv[0]}").main(argv[1:]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("suites", nargs="*", default=SUITES, help=f"which (default: {' '.join(SUITES)})")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table, the table on stderr")

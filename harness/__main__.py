@@ -242,10 +242,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.version:
-        from harness.store.source import provenance
+        from harness.store.source import code_version, version_of
 
-        made = provenance()
-        print(f"codetr {made['package'] or 'not installed'}, commit {made['commit'] or 'unknown'}")
+        print(f"codetr {version_of() or 'not installed'}, commit {code_version()[0] or 'unknown'}")
         return 0
     if args.command is None:
         parser.print_help()

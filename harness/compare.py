@@ -8,6 +8,7 @@ from typing import Any
 from harness.spec.identity import newer_defaults
 from harness.spec.labels import show_value
 from harness.spec.parts import NAME, SINGLE
+from harness.store import agreement
 
 ABSENT = "-"
 
@@ -15,10 +16,14 @@ ABSENT = "-"
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what, its value in the first, in the second) of two records, only where they differ.
 
-    Settings first (`model.num_queries`), then the data's fingerprint, the hash of pretrained weights, provenance,
-    metrics and costs.
+    Settings first (`model.num_queries`), then the data's fingerprint, the hash of pretrained weights, provenance (of
+    the code its short digest, and that of each file that keeps the two from agreeing), metrics and costs.
     """
     flat = [dict(_flat(record)) for record in (first, second)]
+    codes = [(record.get("provenance") or {}).get("code") for record in (first, second)]
+    for file in (found for found in agreement.differences(*codes) if found.file):
+        for side, digest in zip(flat, (file.first, file.second), strict=True):
+            side[f"provenance.code.{file.file}"] = digest
     for side, record in zip(flat, (first, second), strict=True):
         for key, default in newer_defaults().items() if record.get("config") else ():
             side.setdefault(key, default)  # a record of before the setting does not name it
@@ -45,6 +50,8 @@ def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Settings go by their own dotted keys, everything else by the section's name and theirs."""
     for name in _SECTIONS:
         value = record.get(name)
+        if name == "provenance" and value:
+            value = {**value, "code": agreement.short(value.get("code")) or None}
         if isinstance(value, dict):
             yield from _leaves(value, "" if name == "config" else f"{name}.")
         elif value is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +27,17 @@ from model.decoders import DECODERS
 from model.encoders import ENCODERS
 from model.groups import GROUPS
 from model.groups.configs import MainConfig, PositivesConfig
-from model.groups.positives import PositivesGroup
 from model.heads import HEADS
-from model.heads.base import AuxiliaryHead
 from model.layers import Padding
 from model.necks import NECKS
 from model.postprocess import POSTPROCESSORS
 from model.proposals import PROPOSALS
 from model.roles import Role, declared_roles
 from model.types import Batch, Detections, Memory, Pyramid, QueryGroup, Step
+
+if TYPE_CHECKING:
+    from model.groups.positives import PositivesGroup
+    from model.heads.base import AuxiliaryHead
 
 DECODER = "decoder"  # the branch and the losses of the original queries
 
@@ -110,7 +112,7 @@ class Detector(nn.Module):
 
     def named_heads(self) -> list[tuple[str, AuxiliaryHead]]:
         """Instance names as in losses and metrics (`atss`, `atss.2`) with their heads."""
-        return [(name.replace(":", "."), cast(AuxiliaryHead, head)) for name, head in self.heads.items()]
+        return [(name.replace(":", "."), cast("AuxiliaryHead", head)) for name, head in self.heads.items()]
 
     def query_groups(self) -> list[Any]:
         """All groups that train, in the decoder's order: the original queries, the heads' positives, extra ones."""
@@ -169,7 +171,7 @@ class Detector(nn.Module):
             own, positives = head.train_step(step.pyramid, targets, with_losses=with_losses)
             losses |= {f"{name}/{term}": value for term, value in own.items()}
             if len(self.positive_queries):
-                group = cast(PositivesGroup, self.positive_queries[_module_name(name)])
+                group = cast("PositivesGroup", self.positive_queries[_module_name(name)])
                 step.positives[name] = group.select(positives, step.pyramid)
         return losses
 

@@ -18,14 +18,15 @@ class Parts(UserDict[str, Any]):
     """The parts of one room; `module:Class` becomes the class when it is looked up.
 
     Args:
+        module: that holds the dict, `model.<room>`.
         kind: what one of them is, for messages: `head`, `decoder`.
         places: name → `module:Class`, or a class.
         configs: name → `Config`, of the parts whose settings can be read without loading them.
     """
 
-    def __init__(self, kind: str, places: Mapping[str, Any], configs: Mapping[str, type[Any]]):
+    def __init__(self, module: str, kind: str, places: Mapping[str, Any], configs: Mapping[str, type[Any]]):
         super().__init__(places)
-        self.kind, self.configs = kind, dict(configs)
+        self.room, self.kind, self.configs = module.rpartition(".")[2], kind, dict(configs)
 
     def __getitem__(self, name: str) -> Any:
         place = self.data[name]

@@ -14,6 +14,9 @@ import torch
 
 from harness.config import TrainConfig
 from harness.spec.grid import open_grid
+from harness.spec.identity import named_parts
+from harness.store.agreement import agree
+from harness.store.closure import code_of, read_source
 from harness.trial.train import build_optimizer, train_step
 from model.assign import ASSIGNERS
 from model.backbones import BACKBONES
@@ -201,7 +204,7 @@ def house(tmp_path: Path) -> Path:
         room = tmp_path / "model" / part.room
         (room / f"{part.name}.py").write_text(part.file)
         text = (room / "__init__.py").read_text()
-        first = re.search(r"\bParts\(\s*\"[^\"]+\",\s*\{", text)
+        first = re.search(r"= Parts\(\s*__name__,\s*\"[^\"]+\",\s*\{", text)
         assert first
         (room / "__init__.py").write_text(f"{text[: first.end()]}{part.line.strip()} {text[first.end() :]}")
     return tmp_path
@@ -209,18 +212,21 @@ def house(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("part", written(), ids=lambda part: part.name)
 def test_a_line_changed_in_a_part_concerns_the_trials_that_name_it(house: Path, part: Written) -> None:
-    closure, agreement = (pytest.importorskip(f"harness.store.{name}") for name in ("closure", "agreement"))
+    (house / "mine.yaml").write_text(blocks("yaml")[0])
+    grid = open_grid(house / "mine.yaml", "digits", [], require_data=False)
+    names = [named_parts(trial.config.model) for trial in grid.trials]
+    own = f"{part.room}.{part.name}"
+    with_it = [own in named for named in names]
+    assert sum(with_it) == 2 and not with_it[0] and with_it[-1]
 
-    def code(*parts: str) -> Any:
-        closure.read_source.cache_clear()
-        return closure.code_of(parts, house)
+    def codes() -> list[Any]:
+        read_source.cache_clear()
+        return [code_of(named, house) for named in names]
 
-    usual, own = ("backbones.resnet", "assign.hungarian"), f"{part.room}.{part.name}"
-    without, named = code(*usual), code(*usual, own)
-    assert named["parts"][own] and agreement.agree(without, named)
-    file = house / "model" / part.room / f"{part.name}.py"
-    file.write_text(part.file + "# another line\n")
-    later, named_later = code(*usual), code(*usual, own)
-    assert agreement.agree(without, later) and agreement.agree(without, named_later)
-    assert not agreement.agree(named, named_later)
-    closure.read_source.cache_clear()
+    before = codes()
+    assert all(agree(first, second) for first in before for second in before), "different parts keep nobody apart"
+    (house / "model" / part.room / f"{part.name}.py").write_text(part.file + "# another line\n")
+    after = codes()
+    read_source.cache_clear()
+    for old, concerned in zip(before, with_it, strict=True):
+        assert [agree(old, new) for new in after] == [not (concerned and other) for other in with_it]

@@ -16,8 +16,8 @@ from harness.spec.grid import open_grid
 from harness.spec.identity import config_to_dict
 from harness.spec.variants import Variant
 from harness.store import housekeeping, ledger
+from harness.store.closure import code_of
 from harness.store.results import RunStore
-from harness.store.source import code_digest
 from harness.tracking import tracking
 from tests.support.fakes import STEPS, finish, make_grid, make_trial, record, run_fake, starts
 
@@ -491,7 +491,7 @@ def test_run_tells_of_finished_trials_that_other_code_made(store, without_mlflow
     path.write_text("rows: [{label: a, set: {model.num_queries: 9}}, {label: b, set: {model.num_queries: 8}}]")
     old, same = open_grid(path, "digits_fast").trials
     finish(store, old), finish(store, same)
-    for trial, code in ((old, "0123456789ab"), (same, code_digest())):
+    for trial, code in ((old, "0123456789ab"), (same, code_of(()))):
         record(store, trial, "finished", provenance={"code": code})
     code, _, err = said("run", path, *FAST)
     [line] = [line for line in err.splitlines() if line.startswith("note: ")]

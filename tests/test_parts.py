@@ -144,17 +144,17 @@ class Fine:
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_and_the_known() -> None:
-    parts = Parts("shape", {"round": Fine, "square": "model.parts:Parts"}, {})
+    parts = Parts("model.shapes", "shape", {"round": Fine, "square": "model.parts:Parts"}, {})
     for ask in (parts.choose, parts.config_of):
         with pytest.raises(ValueError, match="^unknown shape 'squar'; did you mean 'square'\\? known: round, square$"):
             ask("squar")
     with pytest.raises(ValueError, match="^unknown shape '7'; known: round, square$"):
         parts.choose("7")
-    assert Parts("shape", {}, {}).unknown("x") == "unknown shape 'x'; known: none"
+    assert Parts("model.shapes", "shape", {}, {}).unknown("x") == "unknown shape 'x'; known: none"
 
 
 def test_a_part_is_built_from_its_config() -> None:
-    parts = Parts("shape", {"round": Fine}, {})
+    parts = Parts("model.shapes", "shape", {"round": Fine}, {})
     config = Fine.Config()
     built = parts.build(config, size=3)
     assert isinstance(built, Fine) and built.config is config and built.size == 3
@@ -163,5 +163,5 @@ def test_a_part_is_built_from_its_config() -> None:
 
 
 def test_several_of_a_name_are_numbered() -> None:
-    parts = Parts("shape", {"round": Fine}, {})
+    parts = Parts("model.shapes", "shape", {"round": Fine}, {})
     assert parts.instance_names([Fine.Config()] * 3) == ("round", "round.2", "round.3")

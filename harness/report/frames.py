@@ -18,6 +18,7 @@ from harness.files import write_atomic
 from harness.spec.detection_metrics import COCO_METRICS
 from harness.spec.labels import factor_of, show_value
 from harness.spec.spec import COST_METRICS, DEFAULT_PRESET
+from harness.store.agreement import short
 from harness.store.results import RunStore
 
 if TYPE_CHECKING:
@@ -288,8 +289,10 @@ def _whole(value: Any) -> int | None:
 
 
 def _made(record: Record, name: str) -> Any:
-    """An entry of a record's provenance."""
+    """An entry of a record's provenance; of its code the short digest."""
     value = (record.get("provenance") or {}).get(name)
+    if name == "code":
+        return short(value) or None
     return str(value) in ("True", "true") if name == "dirty" and value is not None else value
 
 

@@ -6,10 +6,12 @@ names the groups, and says what to do; `--allow-mixed` writes it with a warning 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
+from harness.store.agreement import Group, code_groups
 
 if TYPE_CHECKING:
     from harness.spec.grid import Grid
@@ -25,74 +27,43 @@ def finished_records(grid: Grid, records: Iterable[Record]) -> list[Record]:
     return [by_id[trial.trial_id] for trial in grid.trials if trial.trial_id in by_id]
 
 
-def mixtures(grid: Grid, records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
+def mixtures(grid: Grid, records: Sequence[Record]) -> dict[str, list[Group]]:
     """What the finished `records` of `grid` do not share.
 
     Returns:
-        "code versions", "data sets" or "operators", as far as there are several, each with its groups by name, the
-        largest first. Data that the rows themselves vary are meant to differ, and are left out.
+        "code versions", "data sets" or "operators", as far as there are several, each with its groups, the largest
+        first. Data that the rows themselves vary are meant to differ, and are left out.
     """
-    codes = _code_names(records)
-    names = {
-        "code versions": [codes[index] for index in range(len(records))],
-        "data sets": [str(record.get("fingerprint") or "")[:12] or "unknown" for record in records],
-        "operators": [str(_provenance(record).get("ops") or "unknown") for record in records],
+    found = {
+        "code versions": code_groups(records),
+        "data sets": _groups(records, lambda record: str(record.get("fingerprint") or "")[:12]),
+        "operators": _groups(records, lambda record: str((record.get("provenance") or {}).get("ops") or "")),
     }
     if any(key.startswith("data.") for row in grid.rows for key in row.factors):
-        del names["data sets"]
-    found = {}
-    for what, own in names.items():
-        groups: dict[str, list[Record]] = {}
-        for name, record in zip(own, records, strict=True):
-            groups.setdefault(name, []).append(record)
-        if len(groups) > 1:
-            found[what] = dict(sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])))
-    return found
+        del found["data sets"]
+    return {what: groups for what, groups in found.items() if len(groups) > 1}
 
 
-def _provenance(record: Record) -> Mapping[str, Any]:
-    return record.get("provenance") or {}
-
-
-def _code_names(records: Sequence[Record]) -> list[str]:
-    """The code behind each record: by its digest, so that a commit of documentation makes no difference.
-
-    A record from before there were digests takes that of a record of the same commit without changes; failing that it
-    goes by its commit.
-    """
-    digests: dict[str, str] = {}
-    for record in records:
-        made = _provenance(record)
-        if made.get("code") and made.get("commit") and made.get("dirty") is False:
-            digests[str(made["commit"])] = str(made["code"])
-    names = []
-    for record in records:
-        made = _provenance(record)
-        commit = str(made.get("commit") or "")
-        changed = made.get("dirty") in (True, "true", "True")
-        digest = made.get("code") or (None if changed else digests.get(commit))
-        if digest:
-            names.append(f"code {digest}")
-        else:
-            names.append((f"commit {commit[:10]}" if commit else "unknown") + (" with changes" if changed else ""))
-    return names
+def _groups(records: Sequence[Record], name_of: Callable[[Record], str]) -> list[Group]:
+    names = [name_of(record) or "unknown" for record in records]
+    ordered = sorted(Counter(names).items(), key=lambda item: (-item[1], item[0]))
+    return [Group(name, [r for r, own in zip(records, names, strict=True) if own == name]) for name, _ in ordered]
 
 
 def check_ground(grids: Sequence[Grid], records: Sequence[Record]) -> None:
     """Refuse tables whose trials do not stand on the same ground.
 
     Raises:
-        UserError: with the groups of each such table, and what to do.
+        UserError: with the groups of each such table, what their code differs in, and what to do.
     """
     lines = []
     smaller: dict[str, None] = {}  # ids of the trials that are not of the largest group, in order
     for grid in grids:
         for what, groups in mixtures(grid, finished_records(grid, records)).items():
             lines.append(f"{grid.name}: its trials come from different {what}, so their numbers do not compare:")
-            for name, members in groups.items():
-                lines.append(f"  {_named(name, members)}: {_members(grid, members)}")
-            for members in list(groups.values())[1:]:
-                smaller |= {str(record["trial_id"]): None for record in members}
+            lines += [f"  {_named(group)}: {_members(grid, group.records)}" for group in groups]
+            for group in groups[1:]:
+                smaller |= {str(record["trial_id"]): None for record in group.records}
     if lines:
         ids = [*smaller][:MANY_IDS] + ["…"] * (len(smaller) > MANY_IDS)
         lines.append(
@@ -102,10 +73,11 @@ def check_ground(grids: Sequence[Grid], records: Sequence[Record]) -> None:
         raise UserError("\n".join(lines))
 
 
-def _named(name: str, members: Sequence[Record]) -> str:
-    """A group's name; of a digest also the commits that had it."""
-    commits = sorted({str(_provenance(record).get("commit") or "")[:10] for record in members} - {""})
-    return f"{name} (commit {', '.join(commits)})" if name.startswith("code ") and commits else name
+def _named(group: Group) -> str:
+    """A group's name; of a code also the commits that had it and what it differs in."""
+    commits = f"commit {group.commits}" if group.commits else ""
+    more = "; ".join(filter(None, (commits, group.differing and f"differs in {group.differing}")))
+    return f"{group.name} ({more})" if more else group.name
 
 
 def _members(grid: Grid, members: Sequence[Record]) -> str:

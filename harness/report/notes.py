@@ -18,6 +18,7 @@ from harness.report.statistics import smallest_p_value
 from harness.spec.detection_metrics import limit_of, limit_words, own_name
 from harness.spec.space import describe as describe_search
 from harness.spec.training_length import recorded_length, training_length
+from harness.store.agreement import Group, short
 from model.backbones.configs import asked
 
 if TYPE_CHECKING:
@@ -117,20 +118,26 @@ def paper_place(key: str) -> str:
 
 
 def _versions(grid: Grid, records: Sequence[Record]) -> tuple[list[str], str]:
-    """Warnings about what the trials do not share, and the commits and digests of their code."""
+    """Warnings about what the trials do not share, and the commits and short digests of their code."""
     provenance = [record.get("provenance") or {} for record in records]
     warnings = []
     for what, groups in mixtures(grid, records).items():
-        counts = ", ".join(f"{name} ({len(own)} {plural('trial', len(own))})" for name, own in groups.items())
-        warnings.append(f"trials of different {what}: {counts}")
+        warnings.append(f"trials of different {what}: {', '.join(map(_counted, groups))}")
     dirty = sum(made.get("dirty") in (True, "true", "True") for made in provenance)
     if dirty:
         warnings.append(f"{dirty} of {len(records)} trials ran with uncommitted changes in the code")
     commits = Counter(str(made.get("commit") or "")[:10] or "unknown" for made in provenance)
     ordered = [commit for commit, _ in sorted(commits.items(), key=lambda item: (-item[1], item[0]))]
     words = f"{plural('commit', len(ordered))} {', '.join(ordered)}"
-    digests = sorted({str(made["code"]) for made in provenance if made.get("code")})
+    digests = sorted({short(made.get("code")) for made in provenance} - {""})
     return warnings, words + (f", code {', '.join(digests)}" if digests else "")
+
+
+def _counted(group: Group) -> str:
+    """A group's name and how many trials are of it."""
+    number = len(group.records)
+    more = f"; differs in {group.differing}" if group.differing else ""
+    return f"{group.name} ({number} {plural('trial', number)}{more})"
 
 
 def _data(config: DataConfig, record: Record) -> str:

@@ -25,6 +25,7 @@ from harness.report.notes import PAPER, WARNING, paper_place, plural
 from harness.report.pivot import Pivot, headings, lines
 from harness.report.tables import Table, metric_of
 from harness.report.verdicts import VERDICTS, Comparison, Verdict, rules_of
+from harness.store.agreement import short
 
 if TYPE_CHECKING:
     from harness.report.detected import Detected, Sheet
@@ -363,7 +364,7 @@ def _trials(section: Section, links: Callable[[Record], list[tuple[str, str]]]) 
                     "status": _status(record),
                     "value": "" if value is None else written(value, metric),
                     "minutes": "" if seconds is None else f"{seconds / 60:.1f}",
-                    "code": str(made.get("code") or str(made.get("commit") or "")[:10]),
+                    "code": short(made.get("code")) or str(made.get("commit") or "")[:10],
                     "links": [{"href": href, "ending": words} for href, words in (links(record) if record else [])],
                 }
             )

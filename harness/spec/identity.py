@@ -18,11 +18,12 @@ from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from harness.config import TrialConfig
-from harness.spec.parts import FIELDS, LISTS, NAME, ROOMS, default_part
+from harness.spec.parts import FIELDS, LISTS, NAME, ROOMS, SINGLE, default_part
 from harness.spec.resolve import SECTIONS, leaves, resolve
 from harness.spec.strict import Mistakes
 from model.backbones.configs import asked
 from model.config import DetectorConfig
+from model.groups.configs import MainConfig, PositivesConfig
 from model.parts import Parts
 
 SCHEMA = 1  # of the identity; a new number makes every trial a new one
@@ -127,6 +128,21 @@ def newer_defaults() -> dict[str, Any]:
                 yield name, plain(default, hint)
 
     return dict(walk(TrialConfig, "", False))
+
+
+def named_parts(model: DetectorConfig) -> tuple[str, ...]:
+    """The parts that a detector is made of, as its code is recorded: `heads.atss`; those that follow included."""
+    chosen = {field: [getattr(model, field)] for field in SINGLE} | {field: getattr(model, field) for field in LISTS}
+    chosen["proposals"] = [model.proposals_or_default]
+    chosen["groups"] = [
+        MainConfig(),
+        *([PositivesConfig()] if model.heads and model.positive_queries else []),
+        *model.groups,
+    ]
+    if not model.heads:
+        del chosen["adapter"]
+    names = (f"{ROOMS[field].room}.{ROOMS[field].name_of(own)}" for field, parts in chosen.items() for own in parts)
+    return tuple(dict.fromkeys(names))
 
 
 def config_to_dict(config: TrialConfig) -> dict[str, Any]:

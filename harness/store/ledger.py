@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import ReadError, UserError
 from harness.files import is_folder, listed, read_bytes, to_json, write_atomic
 from harness.spec.variants import IDLE, heading
+from harness.store.agreement import agree, parts_of
+from harness.store.closure import code_of
 from harness.store.results import RunStore
-from harness.store.source import code_digest
 
 if TYPE_CHECKING:
     from harness.spec.grid import Grid
@@ -206,13 +207,12 @@ def _are_texts(found: Any) -> bool:
 
 
 def made_by_other_code(store: RunStore, trial_ids: Iterable[str]) -> list[str]:
-    """Those that have finished with other code than is here now; records without a digest tell nothing."""
-    here = code_digest()
+    """Those that have finished with other code than is here now; records without digests tell nothing."""
     found = []
     for trial_id in trial_ids:
         record = store.read(trial_id) or {}
         made = (record.get("provenance") or {}).get("code")
-        if record.get("status") == "finished" and made and made != here:
+        if record.get("status") == "finished" and made and not agree(made, code_of(parts_of(made))):
             found.append(trial_id)
     return found
 

@@ -19,6 +19,7 @@ from harness.files import is_folder
 from harness.passwords import shown
 from harness.spec.identity import config_from_dict, config_to_dict
 from harness.spec.space import values_text
+from harness.store.agreement import short
 from harness.store.housekeeping import marks
 from harness.store.lease import file_lock, identity, is_alive, read_holder
 from harness.store.results import RunStore
@@ -256,8 +257,8 @@ class Mirror:
         tags = {views.grid_tag(self.grid): trial.row or trial.label}
         if not self.grid.variant.digest or "codetr.preset" not in run.data.tags:
             tags["codetr.preset"] = self.grid.preset  # a plain grid is found by it
-        if code := (record.get("provenance") or {}).get("code"):
-            tags[views.CODE_TAG] = str(code)
+        if code := short((record.get("provenance") or {}).get("code")):
+            tags[views.CODE_TAG] = code
         if self.grid.search is not None:
             tags[f"search.{self.grid.search.key}"] = values_text(self.grid.search.values[trial.trial_id])
         set_tags(self._client, run, tags)

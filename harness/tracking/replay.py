@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import ReadError
 from harness.files import exists, listed, to_json
+from harness.store.agreement import packed
 from harness.store.lease import file_lock
 from harness.store.results import RunStore
 from harness.tracking.metric_names import GROUPS, flat_metrics, renamed
@@ -96,13 +97,13 @@ class Replayer:
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         if run.data.tags.get("codetr.record") == digest:
             return
-        told = {name for entry in entries for name in flat_metrics(entry)}  # the epochs know them better
+        of_epochs = {name for entry in entries for name in flat_metrics(entry)}  # they know them better
         last = entries[-1] if entries else {}
         self._keep_names(run, names)
         # A number of the whole trial has step 0: MLflow then draws bars.
         for part, entry in (record.get("metrics") or {}, last), (whole, {**last, "step": 0, "epoch": 0}):
             final = flat_metrics(part)
-            fresh = {k: v for k, v in final.items() if k not in told and run.data.metrics.get(k) != v}
+            fresh = {k: v for k, v in final.items() if k not in of_epochs and run.data.metrics.get(k) != v}
             self._log(run, fresh, entry)
         for name in (*ARTIFACTS, "log.txt") if status == "failed" else ARTIFACTS:
             if exists(self._store.dir(trial_id) / name):
@@ -113,7 +114,8 @@ class Replayer:
         tags = {
             key: str(record.get(key) or "") for key in ("error", "started", "finished", "fingerprint", "weights_hash")
         }
-        tags |= {"status": status, "provenance": to_json(provenance)}
+        told = {key: packed(value) if key == "code" else value for key, value in provenance.items()}
+        tags |= {"status": status, "provenance": to_json(told)}
         tags = {f"codetr.{key}": value for key, value in tags.items()}
         if provenance.get("commit"):
             tags["mlflow.source.git.commit"] = str(provenance["commit"])

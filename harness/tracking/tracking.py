@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import ReadError, UserError
 from harness.files import store_dir
 from harness.passwords import basic_login, shown, without_login
+from harness.store.agreement import unpacked
 from harness.store.lease import file_lock
 from harness.tracking.failures import ELSEWHERE, ExperimentDeleted, user_error
 from harness.tracking.metric_names import GROUPS, renamed
@@ -299,11 +300,17 @@ def _record(client: MlflowClient, run: Run, history: Sequence[str]) -> dict[str,
         "grids": {key.removeprefix("grid."): value for key, value in tags.items() if key.startswith("grid.")},
         "fingerprint": tags.get("codetr.fingerprint", ""),
         "weights_hash": tags.get("codetr.weights_hash") or None,
-        "provenance": parsed(tags.get("codetr.provenance", "{}")),
+        "provenance": _provenance(tags),
         "error": tags.get("codetr.error") or None,
         "started": tags.get("codetr.started"),
         "finished": tags.get("codetr.finished"),
     }
+
+
+def _provenance(tags: Mapping[str, str]) -> Any:
+    """What a record says under `provenance`: its code is packed in the tag."""
+    found = parsed(tags.get("codetr.provenance", "{}"))
+    return {**found, "code": unpacked(found["code"])} if isinstance(found, dict) and "code" in found else found
 
 
 def _names(client: MlflowClient, run: Run) -> Mapping[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from harness.spec.identity import NEEDS_HEADS, config_to_dict
 from harness.spec.labels import Factor, factor_of, short_names, show_value
 from harness.spec.parts import LISTS, NAME, SINGLE
 from harness.spec.spec import COST_METRICS
+from harness.store.agreement import code_groups
 from harness.tracking.metric_names import safe_name
 from model.config import DetectorConfig
 
@@ -32,7 +32,7 @@ TRAINING = ("loss", "instability", "instability_gt")
 COMPARISON = "Comparison"
 MAIN, SYSTEM = "Model metrics", "System metrics"  # what MLflow calls the section of metrics without a group
 
-CODE_TAG = "codetr.code"  # digest of the code that a trial was made by
+CODE_TAG = "codetr.code"  # short digest of the code that a trial was made by
 
 SHOWN = 10  # characters of a text that MLflow's parallel coordinates show
 MOST_COMPARED = 60  # runs on one page
@@ -198,16 +198,16 @@ def page_of(experiment_id: str, view: str = "") -> str:
 
 
 def code_words(records: Iterable[Mapping[str, Any]]) -> str:
-    """Which code the trials were made by: its digest and commit, and how many trials had it."""
-    counts: Counter[str] = Counter()
-    for record in records:
-        made = record.get("provenance") or {}
-        if made.get("code") or made.get("commit"):
-            commit = f"commit {str(made['commit'])[:10]}" if made.get("commit") else ""
-            counts[" of ".join(filter(None, (f"code {made['code']}" if made.get("code") else "", commit)))] += 1
-    if len(counts) < 2:
-        return f"All by {next(iter(counts))}." if counts else ""
-    told = ", ".join(f"{number} by {name}" for name, number in counts.most_common())
+    """Which code the trials were made by: its short digest and commits, and how many trials had it."""
+    made = [record.get("provenance") or {} for record in records]
+    groups = code_groups([{"provenance": own} for own in made if own.get("code") or own.get("commit")])
+    names = [f"{group.name} of commit {group.commits}" if group.commits else group.name for group in groups]
+    if len(groups) < 2:
+        return f"All by {names[0]}." if groups else ""
+    others = [f" (differs in {group.differing})" if group.differing else "" for group in groups]
+    told = ", ".join(
+        f"{len(group.records)} by {name}{other}" for group, name, other in zip(groups, names, others, strict=True)
+    )
     return f"Trials by different code do not compare: {told}."
 
 

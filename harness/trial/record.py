@@ -18,7 +18,7 @@ import torch
 
 from harness.files import read_bytes
 from harness.spec.detection_metrics import beyond_limit
-from harness.spec.identity import config_to_dict
+from harness.spec.identity import config_to_dict, named_parts
 from harness.store.source import provenance
 from harness.trial.build import TrialState, peak_memory_mb
 from harness.trial.checkpoint import Progress, drop_checkpoints, save_checkpoint, save_weights
@@ -146,7 +146,7 @@ def write_record(state: TrialState, status: str) -> dict[str, Any]:
         "history": progress.history,
         "per_class": json.loads(per_class) if per_class is not None else {},
         "cost": _cost(state),
-        "provenance": provenance() | _circumstances(state),
+        "provenance": provenance(named_parts(trial.config.model)) | _circumstances(state),
         "analysis": state.analysis,
         "error": None,
         "started": state.started,

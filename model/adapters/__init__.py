@@ -15,4 +15,6 @@ from __future__ import annotations
 from model.adapters import configs
 from model.parts import Parts
 
-ADAPTERS = Parts("adapter", {"coarser": "model.adapters.coarser:CoarserLevel"}, {"coarser": configs.CoarserConfig})
+ADAPTERS = Parts(
+    __name__, "adapter", {"coarser": "model.adapters.coarser:CoarserLevel"}, {"coarser": configs.CoarserConfig}
+)

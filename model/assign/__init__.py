@@ -19,4 +19,6 @@ from __future__ import annotations
 from model.assign import configs
 from model.parts import Parts
 
-ASSIGNERS = Parts("assigner", {"hungarian": "model.assign.hungarian:Hungarian"}, {"hungarian": configs.HungarianConfig})
+ASSIGNERS = Parts(
+    __name__, "assigner", {"hungarian": "model.assign.hungarian:Hungarian"}, {"hungarian": configs.HungarianConfig}
+)

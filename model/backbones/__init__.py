@@ -17,4 +17,4 @@ from __future__ import annotations
 from model.backbones import configs
 from model.parts import Parts
 
-BACKBONES = Parts("backbone", {"resnet": "model.backbones.resnet:ResNet"}, {"resnet": configs.ResNetConfig})
+BACKBONES = Parts(__name__, "backbone", {"resnet": "model.backbones.resnet:ResNet"}, {"resnet": configs.ResNetConfig})

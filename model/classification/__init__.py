@@ -10,4 +10,6 @@ from __future__ import annotations
 from model.classification import configs
 from model.parts import Parts
 
-CLASSIFICATIONS = Parts("classification loss", {"focal": "model.losses:Focal"}, {"focal": configs.FocalConfig})
+CLASSIFICATIONS = Parts(
+    __name__, "classification loss", {"focal": "model.losses:Focal"}, {"focal": configs.FocalConfig}
+)

@@ -20,6 +20,7 @@ from model.decoders import configs
 from model.parts import Parts
 
 DECODERS = Parts(
+    __name__,
     "decoder",
     {"deformable": "model.decoders.deformable:DeformableDecoder"},
     {"deformable": configs.DeformableDecoderConfig},

@@ -15,6 +15,7 @@ from model.encoders import configs
 from model.parts import Parts
 
 ENCODERS = Parts(
+    __name__,
     "encoder",
     {"deformable": "model.encoders.deformable:DeformableEncoder"},
     {"deformable": configs.DeformableEncoderConfig},

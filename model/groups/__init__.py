@@ -22,6 +22,7 @@ from model.groups import configs
 from model.parts import Parts
 
 GROUPS = Parts(
+    __name__,
     "query group",
     {"main": "model.groups.main:MainGroup", "positives": "model.groups.positives:PositivesGroup"},
     {"main": configs.MainConfig, "positives": configs.PositivesConfig},

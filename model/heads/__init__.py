@@ -9,6 +9,7 @@ from model.heads import configs
 from model.parts import Parts
 
 HEADS = Parts(
+    __name__,
     "head",
     {
         "atss": "model.heads.atss:ATSSHead",

@@ -14,4 +14,6 @@ from __future__ import annotations
 from model.necks import configs
 from model.parts import Parts
 
-NECKS = Parts("neck", {"projection": "model.necks.projection:Projection"}, {"projection": configs.ProjectionConfig})
+NECKS = Parts(
+    __name__, "neck", {"projection": "model.necks.projection:Projection"}, {"projection": configs.ProjectionConfig}
+)

@@ -10,4 +10,6 @@ from __future__ import annotations
 from model.parts import Parts
 from model.postprocess import configs
 
-POSTPROCESSORS = Parts("postprocessing", {"top_k": "model.postprocess.top_k:TopK"}, {"top_k": configs.TopKConfig})
+POSTPROCESSORS = Parts(
+    __name__, "postprocessing", {"top_k": "model.postprocess.top_k:TopK"}, {"top_k": configs.TopKConfig}
+)

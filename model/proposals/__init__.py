@@ -18,6 +18,7 @@ from model.parts import Parts
 from model.proposals import configs
 
 PROPOSALS = Parts(
+    __name__,
     "kind of proposals",
     {"learned": "model.proposals.learned:LearnedQueries", "binary": "model.proposals.binary:BinaryProposals"},
     {"learned": configs.LearnedConfig, "binary": configs.BinaryConfig},

@@ -11,6 +11,7 @@ from typing import Any
 from harness.config import DataConfig, DigitsConfig, RuntimeConfig, TrainConfig, TrialConfig
 from harness.errors import RankLost
 from harness.spec.grid import Grid, Row, Trial
+from harness.spec.identity import named_parts
 from harness.store.results import RunStore
 from harness.store.source import provenance
 from model.config import DetectorConfig
@@ -63,7 +64,7 @@ def record(store: RunStore, trial: Trial, status: str, **fields: Any) -> dict[st
         "history": history,
         "per_class": {"0": 31.5},
         "cost": {"train_seconds": 1.5, "num_parameters": 7},
-        "provenance": {**provenance(), "device": "cpu"},
+        "provenance": {**provenance(named_parts(trial.config.model)), "device": "cpu"},
         "error": None,
         "started": "2020-01-01T00:00:00+00:00",
         "finished": "2020-01-01T00:01:00+00:00" if status == "finished" else None,

@@ -73,7 +73,7 @@ def kill_before(number: int) -> None:
 def main(folder: Path) -> None:
     """Kill at every point, until a run is through before its turn to be killed comes."""
     trial = small_trial()
-    provenance()  # asks git, once
+    provenance(())  # asks git, once
 
     def run(name: str, kill: int = 0) -> int:
         def work() -> None:

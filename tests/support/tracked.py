@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.spec.grid import Trial
 from harness.spec.identity import config_to_dict
+from harness.store.agreement import short, unpacked
 from harness.store.results import RunStore
 from harness.tracking import tracking
 from harness.tracking.metric_names import flat_metrics
@@ -40,7 +41,10 @@ def assert_equal_to_records(uri: str, store: RunStore, trials: Iterable[Trial], 
         assert run.data.tags[f"grid.{grid}"] == (trial.row or trial.label)
         for key in ("error", "started", "finished", "fingerprint"):
             assert run.data.tags[f"codetr.{key}"] == str(record.get(key) or ""), key
-        assert json.loads(run.data.tags["codetr.provenance"]) == (record.get("provenance") or {})
+        provenance = json.loads(run.data.tags["codetr.provenance"])
+        assert {key: unpacked(value) for key, value in provenance.items()} == (record.get("provenance") or {})
+        if status == "finished":
+            assert run.data.tags["codetr.code"] == short(record["provenance"]["code"])
         files = {file.path for file in client.list_artifacts(run.info.run_id)}
         assert files == {name for name in ("config.yaml", "result.json") if (store.dir(trial.trial_id) / name).exists()}
 
