@@ -12,10 +12,12 @@ import pytest
 
 from harness.files import write_atomic
 from harness.spec.identity import named_parts
+from harness.spec.parts import ROOMS
 from harness.store import closure, source
 from harness.store.agreement import agree
 from model.config import DetectorConfig
 from model.detector import Detector
+from model.heads import HEADS
 from tests.support.tiny import NUM_CLASSES, PLAIN, tiny_batch, tiny_config
 
 
@@ -125,6 +127,7 @@ def test_what_a_trial_imports_is_counted_or_known_to_decide_nothing():
 
 NO_CODE_OF_A_TRIAL = {  # files of `model/`, besides dicts of parts and settings
     "model/official.py": "translates names of released weights, which are analysed and not trained",
+    "model/parts.py": "finds a part's class by its name, and the names are part of a trial's id",
 }
 
 
@@ -167,8 +170,13 @@ def test_what_runs_is_of_the_code_that_is_recorded(config):
 
 
 def test_every_part_of_a_room_is_known_by_its_name():
-    from model.heads import HEADS
-
-    assert {f"heads.{name}" for name in HEADS} <= set(closure.read_source().parts)
+    known = {f"{parts.room}.{name}" for parts in ROOMS.values() for name in parts}
+    assert len(known) > 15 and known == set(closure.read_source().parts)
     kinds = [HEADS[name].Config() for name in ("gfl", "atss", "gfl")]
-    assert named_parts(DetectorConfig(heads=tuple(kinds))) == ("heads.gfl", "heads.atss")
+    named = named_parts(DetectorConfig(heads=tuple(kinds)))
+    assert [name for name in named if name.startswith("heads.")] == ["heads.gfl", "heads.atss"]
+    assert {"proposals.binary", "groups.main", "groups.positives", "adapters.coarser"} <= set(named) <= known
+    plain = named_parts(DetectorConfig(two_stage=False, mixed_selection=False))
+    assert "proposals.learned" in plain and not {"groups.positives", "adapters.coarser", "proposals.binary"} & set(
+        plain
+    )
