@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("tests.support", "tests.golden_topics")  # their assertions tell values, too
+
 OWN_PLACES = pytest.StashKey[Path]()
 
 

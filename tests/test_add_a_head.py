@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-import itertools
 import re
 import sys
-from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
-import test_heads
 import torch
 
 from harness.config import TrainConfig
@@ -19,7 +15,9 @@ from harness.spec.grid import open_grid
 from harness.trial.train import build_optimizer, train_step
 from model.detector import Detector
 from model.heads import HEADS
-from tests.tiny import NUM_CLASSES, tiny_batch, tiny_config
+from tests.support.head_contract import HeadContract
+from tests.support.tiny import NUM_CLASSES, tiny_batch, tiny_config
+from tests.support.tiny_heads import TINY
 
 PAGE = (Path(__file__).parents[1] / "docs" / "add-a-head.md").read_text()
 NAME = "center_point"
@@ -45,21 +43,12 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ((name, head),) = eval(f"{{{line}}}", vars(module)).items()
     assert name == NAME == place[2]
     monkeypatch.setitem(HEADS, name, head)
-    monkeypatch.setitem(test_heads.TINY, name, eval(f"{{{setting}}}")[name])
+    monkeypatch.setitem(TINY, name, eval(f"{{{setting}}}")[name])
 
 
-def contract() -> Iterator[tuple[str, dict[str, object]]]:
-    """Every test of the contract suite that takes a head's name, with its other arguments."""
-    for name, test in vars(test_heads).items():
-        if name.startswith("test_") and "name" in inspect.signature(test).parameters:
-            others = [mark.args[:2] for mark in test.pytestmark if mark.args[0] != "name"]
-            for values in itertools.product(*(values for _, values in others)):
-                yield name, dict(zip((argument for argument, _ in others), values, strict=True))
-
-
-@pytest.mark.parametrize(("check", "arguments"), list(contract()))
-def test_contract(check: str, arguments: dict[str, object]) -> None:
-    getattr(test_heads, check)(name=NAME, **arguments)
+@pytest.mark.parametrize("name", [NAME])
+class TestThePagesHead(HeadContract):
+    pass
 
 
 def test_two_training_steps_and_its_branch() -> None:

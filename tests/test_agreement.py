@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from report_grid import make_grid, make_record
 
 from harness.compare import differences as compared
 from harness.errors import UserError
@@ -18,6 +17,7 @@ from harness.report.ground import check_ground
 from harness.store.agreement import agree, code_groups, differences, packed, short, unpacked, words
 from harness.store.closure import ROOT, code_of, read_source
 from harness.tracking.views import code_words
+from tests.support.report_grid import make_grid, make_record
 
 FILES = {  # a small repository of this one's kind
     "model/__init__.py": "",

@@ -7,33 +7,20 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_heads import TINY
 from torch import Tensor
 
 from harness.analyse import conflict, feed
 from harness.analyse.collect import Observed, Queries
 from harness.analyse.compare import Conflict, look
-from model.config import DetectorConfig
 from model.detector import Detector
 from model.heads import HEADS
 from model.types import Batch
-from tests.tiny import NUM_CLASSES, PLAIN, single, tiny_batch, tiny_config
+from tests.support.scattered_detector import build_detector
+from tests.support.tiny import PLAIN, single, tiny_batch
 
 CAM = conflict.VARIANTS["cam-v1"]
 SIZES = ((96, 96), (64, 80), (81, 70))
 CANVAS = (96, 96)
-
-
-def build(*heads: str, seed: int = 0, **changes) -> Detector:
-    """Away from the initial values, where attention is uniform and every logit the same."""
-    config = tiny_config(**changes)
-    settings = {**config.__dict__, "heads": tuple(HEADS[name].Config(**TINY[name]) for name in heads)}
-    torch.manual_seed(seed)
-    detector = Detector(DetectorConfig(**settings), NUM_CLASSES)
-    for parameter in detector.parameters():
-        if parameter.dim() > 1:
-            parameter.data += torch.randn_like(parameter) * 0.05
-    return detector.eval()
 
 
 def positive_logits(
@@ -88,7 +75,7 @@ def plain_cam(detector: Detector, name: str, batch: Batch) -> Tensor:
 @pytest.mark.parametrize("name", [feed.DECODER, *sorted(HEADS)])
 def test_cams_of_a_padded_batch_are_those_of_each_image_alone(name: str) -> None:
     heads = () if name == feed.DECODER else (name,)
-    detector, batch = build(*heads), tiny_batch((3, 1, 2), SIZES, CANVAS)
+    detector, batch = build_detector(*heads), tiny_batch((3, 1, 2), SIZES, CANVAS)
     root = feed.encode(detector, batch)
     found = look(detector, root, feed.decode(detector, root, batch), batch, ("cam-v1",))
     maps = found.maps["cam-v1"][0][:, -1]
@@ -103,7 +90,7 @@ def test_cams_of_a_padded_batch_are_those_of_each_image_alone(name: str) -> None
 
 
 def test_all_heads_from_one_forward_pass_of_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    detector, batch = build("atss", "faster_rcnn", "atss"), tiny_batch((3, 1))
+    detector, batch = build_detector("atss", "faster_rcnn", "atss"), tiny_batch((3, 1))
     calls = []
     encode = detector.encode
     monkeypatch.setattr(detector, "encode", lambda b: calls.append(b) or encode(b))
@@ -117,7 +104,7 @@ def test_all_heads_from_one_forward_pass_of_the_encoder(monkeypatch: pytest.Monk
 
 
 def test_the_decoder_does_not_see_the_coarser_level_and_everybody_sees_the_finest() -> None:
-    detector, batch = build("atss"), tiny_batch((3, 1))
+    detector, batch = build_detector("atss"), tiny_batch((3, 1))
     root = feed.encode(detector, batch)
     decoded = feed.decode(detector, root, batch)
     scores = feed.scores(detector, root, decoded, batch)
@@ -128,7 +115,7 @@ def test_the_decoder_does_not_see_the_coarser_level_and_everybody_sees_the_fines
 
 def test_attention_is_that_of_the_last_layer() -> None:
     """Every matched query gives its attention heads' weights, which sum to 1 over levels, to the maps."""
-    detector, batch = build(**PLAIN), tiny_batch((3, 1))
+    detector, batch = build_detector(**PLAIN), tiny_batch((3, 1))
     root = feed.encode(detector, batch)
     decoded = feed.decode(detector, root, batch)
     total = torch.stack([level.sum((1, 2)) for level in decoded.attention]).sum(0)
@@ -144,7 +131,7 @@ def observed(detector: Detector, batch: Batch) -> Observed:
 
 def test_two_identical_heads_have_distance_zero_and_swapped_heads_swap_the_matrix() -> None:
     batch = tiny_batch((3, 2, 1), ((96, 96),) * 3)
-    twins = build("atss", "atss")
+    twins = build_detector("atss", "atss")
     twins.heads["atss:2"].load_state_dict(twins.heads["atss"].state_dict())
     collector = Conflict(feed.heads_of(twins), ("cam-v1",))
     collector.add(observed(twins, batch), twins)
@@ -155,8 +142,8 @@ def test_two_identical_heads_have_distance_zero_and_swapped_heads_swap_the_matri
 
     tables = []
     for order in (("atss", "faster_rcnn"), ("faster_rcnn", "atss")):
-        detector = build(*order)
-        other = build("atss", "faster_rcnn")
+        detector = build_detector(*order)
+        other = build_detector("atss", "faster_rcnn")
         detector.load_state_dict(other.state_dict())
         collector = Conflict(feed.heads_of(detector), ("cam-v1",))
         collector.add(observed(detector, batch), detector)
@@ -166,8 +153,8 @@ def test_two_identical_heads_have_distance_zero_and_swapped_heads_swap_the_matri
 
 def test_floor_of_a_detector_with_itself_is_zero_and_with_another_is_not() -> None:
     batch = tiny_batch((3, 2), ((96, 96), (64, 96)))
-    detector = build("atss")
-    for other, same in ((build("atss"), True), (build("atss", seed=1), False)):
+    detector = build_detector("atss")
+    for other, same in ((build_detector("atss"), True), (build_detector("atss", seed=1), False)):
         collector = Conflict(feed.heads_of(detector), ("cam-v1", "cam-v1-each-level"), other)
         collector.add(observed(detector, batch), detector)
         for variant in collector.variants:
@@ -177,7 +164,7 @@ def test_floor_of_a_detector_with_itself_is_zero_and_with_another_is_not() -> No
 
 def test_a_head_without_positives_leaves_nothing_to_compare() -> None:
     """FCOS takes points inside the box: none lies in a box that misses every cell's middle."""
-    detector, batch = build("fcos"), tiny_batch((1, 1))
+    detector, batch = build_detector("fcos"), tiny_batch((1, 1))
     batch.targets.boxes_xyxy[:, 0] = torch.tensor([40.5, 40.5, 42.0, 42.0])
     collector = Conflict(feed.heads_of(detector), ("cam-v1",))
     queries = Queries(feed.heads_of(detector))
@@ -192,7 +179,7 @@ def test_a_head_without_positives_leaves_nothing_to_compare() -> None:
 
 
 def test_images_without_objects_take_no_part() -> None:
-    detector = build("atss")
+    detector = build_detector("atss")
     tables = []
     for counts, sizes in (((3, 0), ((96, 96), (96, 96))), ((3,), ((96, 96),))):
         collector = Conflict(feed.heads_of(detector), ("cam-v1",))

@@ -9,12 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import finish, make_grid, make_trial
-from golden_topics import end_to_end
-from golden_topics.case import Case
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
-from test_trial import QUICKSTART, silent, timeless
 
 import harness.trial.analysis
 import harness.trial.trial
@@ -29,9 +25,13 @@ from harness.store.results import RunStore
 from harness.tracking import mirror, tracking
 from harness.trial.checkpoint import WEIGHTS
 from harness.trial.trial import run_trial
-from tests.folders import real_data, tables, write_split
-from tests.test_analyse_feed import build
-from tests.tiny import PLAIN
+from tests.golden_topics import end_to_end
+from tests.golden_topics.case import Case
+from tests.support.fakes import finish, make_grid, make_trial
+from tests.support.folders import real_data, tables, write_split
+from tests.support.quickstart import QUICKSTART, silent, timeless
+from tests.support.scattered_detector import build_detector as build
+from tests.support.tiny import PLAIN
 
 REGIONS = "{name: faster_rcnn, rpn: {num_proposals: 16, train_candidates: 32}, roi: {num_samples: 16, fc_channels: 16}}"
 ALL = "analyse=[conflict, discriminability, queries]"

@@ -21,7 +21,7 @@ from harness.data.coco import CocoDataset
 from harness.data.segmentations import decoded_areas
 from harness.errors import UserError
 from harness.trial.evaluate import evaluate_detections
-from tests.folders import real_data, tables, write_folder, write_split
+from tests.support.folders import real_data, tables, write_folder, write_split
 
 Content = dict[str, Any]
 Edit = Callable[[Content], Any]

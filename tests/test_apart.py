@@ -21,7 +21,7 @@ from harness.spec.grid import Trial, open_grid
 from harness.store.results import RunStore
 from harness.system.endings import story
 from harness.system.forkserver import ForkServer, WorkerLost
-from tests.fakes import make_trial, record, run_fake
+from tests.support.fakes import make_trial, record, run_fake
 
 ROOT = Path(__file__).parents[1]
 SIGNALS = ("SIGSEGV", "SIGABRT", "SIGKILL", "SIGBUS", "SIGFPE", "SIGILL")

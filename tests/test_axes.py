@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_grid import make_record
 
 from harness.__main__ import main
 from harness.errors import UserError
@@ -20,6 +19,7 @@ from harness.report.pivot import make_pivot, pivot_frame
 from harness.report.statistics import mean_interval
 from harness.report.tables import make_table
 from harness.spec.grid import Grid, open_grid
+from tests.support.report_grid import make_record
 
 CROSSED = """
 title: Heads and weights

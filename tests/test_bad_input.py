@@ -30,8 +30,8 @@ from harness.spec.resolve import known_keys
 from harness.spec.spec import SHIPPED
 from harness.spec.strict import Mistakes, read_yaml
 from model.heads import HEADS
-from tests.folders import tables, write_folder
-from tests.own_parts import install
+from tests.support.folders import tables, write_folder
+from tests.support.own_parts import install
 
 PRESET = "digits_fast"
 FILES = {path.stem: path.read_text() for path in sorted(SHIPPED.glob("*.yaml"))}

@@ -28,7 +28,7 @@ from model.config import DetectorConfig
 from model.decoders.configs import DeformableDecoderConfig
 from model.parts import Parts
 from model.proposals.configs import BinaryConfig, LearnedConfig
-from tests.own_parts import Inner, Mine, Yours, install
+from tests.support.own_parts import Inner, Mine, Yours, install
 
 ROOT = Path(__file__).parents[1]
 PRESET = "mine"  # a preset beside the file

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_grid import make_grid, make_record
 
 from harness.errors import UserError
 from harness.report.formats import claims_to_csv, to_text
@@ -17,6 +16,7 @@ from harness.report.tables import make_table
 from harness.report.verdicts import judge
 from harness.spec.claims import Claim
 from harness.spec.grid import open_grid
+from tests.support.report_grid import make_grid, make_record
 
 FILE = """
 rows:

@@ -18,7 +18,7 @@ from harness import commands, store_commands
 from harness.__main__ import main
 from harness.spec.grid import open_grid
 from harness.store.results import RunStore
-from tests.folders import write_folder
+from tests.support.folders import write_folder
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "ablations" / "quickstart.yaml")

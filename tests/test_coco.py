@@ -16,7 +16,7 @@ from harness.data.coco import CocoDataset
 from harness.errors import UserError
 from harness.schedule.schedule import check_datasets
 from harness.spec.grid import open_grid
-from tests.folders import real_data, tables, write_folder, write_split
+from tests.support.folders import real_data, tables, write_folder, write_split
 
 
 @pytest.fixture

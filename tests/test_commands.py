@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes import STEPS, finish, make_grid, make_trial, record, run_fake, starts
 
 from harness.__main__ import main
 from harness.schedule.schedule import run_grid
@@ -20,6 +19,7 @@ from harness.store import housekeeping, ledger
 from harness.store.closure import code_of
 from harness.store.results import RunStore
 from harness.tracking import tracking
+from tests.support.fakes import STEPS, finish, make_grid, make_trial, record, run_fake, starts
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "ablations" / "quickstart.yaml")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import PLAIN, tiny_batch, tiny_config
 
 from model.detector import Detector
 from model.official import convert
+from tests.support.tiny import PLAIN, tiny_batch, tiny_config
 
 
 def build(*heads: str, compatibility: str = "official", **changes) -> Detector:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import record as write_record
 
 from harness.__main__ import main
 from harness.errors import Interrupted
@@ -27,8 +26,9 @@ from harness.trial.checkpoint import Progress, load_checkpoint, save_checkpoint
 from harness.trial.train import build_optimizer
 from harness.trial.trial import run_trial
 from model.detector import Detector
-from tests.kill_points import small_trial
-from tests.tiny import NUM_CLASSES, tiny_config
+from tests.support.fakes import record as write_record
+from tests.support.kill_points import small_trial
+from tests.support.tiny import NUM_CLASSES, tiny_config
 
 QUICKSTART = Path(__file__).parents[1] / "ablations" / "quickstart.yaml"
 SLOW = 0.2  # seconds that each checkpoint takes here

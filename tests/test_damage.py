@@ -10,7 +10,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from fakes import entry, finish, make_grid, make_trial, record, run_fake, starts
 
 from harness.__main__ import main
 from harness.errors import UserError
@@ -20,6 +19,7 @@ from harness.spec.grid import open_grid
 from harness.store import housekeeping, ledger
 from harness.store.results import RunStore
 from harness.tracking import tracking
+from tests.support.fakes import entry, finish, make_grid, make_trial, record, run_fake, starts
 
 QUICKSTART = str(Path(__file__).parents[1] / "ablations" / "quickstart.yaml")
 FAST = ["--preset", "digits_fast"]

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_heads import CHANNELS, CLASSES, STRIDES, TINY, build, padded_pair, pyramid_of, targets_of, total
 
 from model.anchors import anchor_grid, point_grid
 from model.boxes import xyxy_to_cxcywh
 from model.detector import Detector
 from model.heads import HEADS
-from tests.tiny import NUM_CLASSES, tiny_batch, tiny_config
+from tests.support.tiny import NUM_CLASSES, tiny_batch, tiny_config
+from tests.support.tiny_heads import CHANNELS, CLASSES, STRIDES, TINY, build, padded_pair, pyramid_of, targets_of, total
 
 DENSE = ("atss", "retinanet", "fcos", "paa", "gfl")
 FIRST_FCOS = {"center_radius": None, "distance": "exp", "centerness_from": "class", "box_loss": "iou"}

@@ -8,8 +8,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from report_grid import make_record
-from test_page import Page
 
 from harness.__main__ import main
 from harness.data.coco import CocoDataset
@@ -18,6 +16,8 @@ from harness.report.detected import detected, sheet_of
 from harness.spec.grid import Grid, open_grid
 from harness.spec.identity import config_to_dict
 from harness.store.results import RunStore
+from tests.support.page import Page
+from tests.support.report_grid import make_record
 
 FILE = Path(__file__).parents[1] / "ablations" / "quickstart.yaml"
 CLASSES = ("a <b>class</b> & more", "红细胞")

@@ -10,7 +10,7 @@ from model.criterion import total_loss
 from model.detector import Detector
 from model.heads import HEADS
 from model.types import Batch, QueryGroup, Targets
-from tests.tiny import NUM_CLASSES, PLAIN, REFINED, single, tiny_batch, tiny_config
+from tests.support.tiny import NUM_CLASSES, PLAIN, REFINED, single, tiny_batch, tiny_config
 
 VARIANTS = {"plain": PLAIN, "refined": REFINED, "two_stage": {"mixed_selection": False}, "plus_plus": {}}
 

@@ -22,8 +22,8 @@ from harness.trial.analysis import run_analysis
 from harness.trial.build import build_trial
 from harness.trial.checkpoint import CHECKPOINT, PREVIOUS, save_checkpoint
 from harness.trial.trial import run_trial
-from tests.fakes import entry, finish, make_trial, record, run_fake
-from tests.test_trial import silent, trial_of
+from tests.support.fakes import entry, finish, make_trial, record, run_fake
+from tests.support.quickstart import silent, trial_of
 
 SMALL = ("data.digits.num_train=4", "data.digits.num_val=2", "train.batch_size=2", "train.epochs=1")
 

@@ -13,7 +13,7 @@ import pytest
 from harness.config import TrialConfig
 from harness.spec.identity import config_from_dict, config_to_dict, field_default, identity, trial_id
 from harness.spec.parts import FIELDS, ROOMS, SINGLE, part_name
-from tests.tiny import tiny_config
+from tests.support.tiny import tiny_config
 
 TABLE = Path(__file__).parent / "expected" / "fields.json"
 

@@ -15,7 +15,8 @@ from harness.config import DataConfig
 from harness.data import content as contents
 from harness.data import disk, fingerprint
 from harness.errors import UserError
-from tests.folders import real_data
+from tests.support.folders import real_data
+from tests.support.refusals import refuse
 
 RECORDED = "53bc0097189bfbd9"  # of `plain_folder`, by the code that made the first records
 
@@ -101,18 +102,6 @@ def test_what_nobody_names_does_no_harm(tmp_path):
     with open(os.fsencode(train) + b"/caf\xe9.jpg", "wb"):
         pass
     assert len(of(root)) == 16
-
-
-def refuse(monkeypatch: pytest.MonkeyPatch, function: str, name: str, error: int) -> None:
-    """Let the system answer so when `function` of os is asked about a path that ends in `name`."""
-    original = getattr(os, function)
-
-    def answer(path: Any = ".", *args: Any, **options: Any) -> Any:
-        if os.fspath(path).endswith(name):
-            raise OSError(error, os.strerror(error), os.fspath(path))
-        return original(path, *args, **options)
-
-    monkeypatch.setattr(os, function, answer)
 
 
 def test_a_folder_without_rights_is_left_out_and_a_storage_that_does_not_answer_is_told(tmp_path, monkeypatch):

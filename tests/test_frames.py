@@ -13,9 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from fakes import finish
 from pandas.testing import assert_frame_equal
-from report_grid import full_grid, full_records, make_grid, make_record
 
 from harness.__main__ import main
 from harness.errors import UserError
@@ -26,6 +24,8 @@ from harness.spec.grid import Grid, open_grid
 from harness.store.results import RunStore
 from harness.tracking.mirror import sync
 from harness.tracking.tracking import read_records
+from tests.support.fakes import finish
+from tests.support.report_grid import full_grid, full_records, make_grid, make_record
 
 ROOT = Path(__file__).parents[1]
 FIRST = ROOT / "docs" / "mini-paper" / "first"

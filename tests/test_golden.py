@@ -7,8 +7,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-from golden_topics import LARGE, NOT_YET_BUILT, TOPICS
-from golden_topics.case import Case
+
+from tests.golden_topics import LARGE, NOT_YET_BUILT, TOPICS
+from tests.golden_topics.case import Case
 
 DEFAULT = Path(__file__).parent / "golden"
 FILES = sorted(Path(os.environ.get("GOLDEN_DIR", DEFAULT)).glob("*.npz"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
-from report_grid import make_grid, make_record
 
 from harness.errors import UserError
 from harness.report import write_report
 from harness.report.ground import mixtures
+from tests.support.report_grid import make_grid, make_record
 
 
 def changed(trial_id: str, **made) -> dict:

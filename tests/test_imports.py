@@ -3,13 +3,13 @@ imports inside functions count too; those under TYPE_CHECKING need nothing at ru
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.import_statements import imported
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for package in ("harness", "model") for path in (ROOT / package).rglob("*.py"))
@@ -31,23 +31,6 @@ ROOMS = {  # foreign service: the only files that know it
     "faster_coco_eval": ("harness/trial/evaluate.py",),
     "matplotlib": tuple(path.relative_to(ROOT).as_posix() for path in (ROOT / "harness/figures").glob("*.py")),
 }
-
-
-def imported(path: Path) -> Iterator[str]:
-    """Dotted names of the modules that `path` imports, relative ones resolved."""
-    todo: list[ast.AST] = [ast.parse(path.read_text())]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            package = list(path.relative_to(ROOT).parts[: -node.level]) if node.level else []
-            module = ".".join(package + ([node.module] if node.module else []))
-            yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
-        todo.extend(ast.iter_child_nodes(node))
 
 
 def step(module: str) -> str:
@@ -109,8 +92,15 @@ def test_only_the_detector_builds_parts():
     assert asking == {"model/detector.py", "model/config.py"}
 
 
-def test_reads_imports_wherever_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.stem)
+def test_no_test_file_is_imported(path):
+    """What several need lies in tests/support/."""
+    named = {part for module in imported(path) for part in module.split(".") if part.startswith("test_")}
+    files = {name for name in named if (ROOT / "tests" / f"{name}.py").exists()}
+    assert not files, f"{path.name} imports {sorted(files)}: what both need belongs in a module of tests/support"
+
+
+def test_reads_imports_wherever_they_are(tmp_path):
     path = tmp_path / "harness" / "data" / "loader.py"
     path.parent.mkdir(parents=True)
     path.write_text(
@@ -119,6 +109,6 @@ def test_reads_imports_wherever_they_are(tmp_path, monkeypatch):
         "if TYPE_CHECKING:\n    import pandas\n"
         "def read():\n    from . import coco\n    import mlflow\n"
     )
-    assert set(imported(path)) == {
+    assert set(imported(path, tmp_path)) == {
         *("ray.tune", "mlflow", "harness.config", "harness.config.DataConfig", "harness.data", "harness.data.coco")
     }

@@ -7,7 +7,7 @@ import torch
 
 from harness.trial.instability import instabilities, instability, sources_by_object
 from model.detector import Detector
-from tests.tiny import NUM_CLASSES, PLAIN, single, tiny_batch, tiny_config
+from tests.support.tiny import NUM_CLASSES, PLAIN, single, tiny_batch, tiny_config
 
 
 def test_a_hand_made_sequence():

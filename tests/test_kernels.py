@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +13,9 @@ import pytest
 import torch
 
 from model import kernels, ops
+from tests.support.compiler import COMPILER, needs_compiler
 
 ROOT = Path(__file__).parents[1]
-COMPILER = next(filter(None, map(shutil.which, kernels.COMPILERS)), None)
-needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler on the PATH")
 
 SHOW = """
 import torch

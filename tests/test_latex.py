@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from matplotlib.font_manager import findfont, get_font
-from report_grid import full_grid, full_records, make_grid, make_record
 
 from harness.__main__ import main
 from harness.report.latex import COLUMN_WIDTH, PAGE_WIDTH, pivot_to_latex, to_latex
@@ -19,6 +18,7 @@ from harness.report.letters import escape_latex
 from harness.report.pivot import Pivot
 from harness.report.tables import Table, make_table
 from harness.report.widths import fits, text_width, wrap
+from tests.support.report_grid import full_grid, full_records, make_grid, make_record
 
 ROOT = Path(__file__).parents[1]
 TEX = shutil.which("pdflatex")

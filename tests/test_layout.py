@@ -21,8 +21,8 @@ from harness.data.coco import CocoDataset
 from harness.data.layout import find_splits
 from harness.errors import UserError
 from harness.files import cache_dir
-from tests.folders import write_folder
-from tests.test_fingerprint import refuse
+from tests.support.folders import write_folder
+from tests.support.refusals import refuse
 
 
 @pytest.fixture(scope="module")

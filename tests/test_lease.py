@@ -17,7 +17,7 @@ from harness.schedule.execute import execute
 from harness.spec.grid import Trial
 from harness.store import lease, results
 from harness.store.results import RunStore
-from tests.fakes import finish, make_trial, record, run_fake, starts
+from tests.support.fakes import finish, make_trial, record, run_fake, starts
 
 ROOT = Path(results.__file__).parents[2]
 

@@ -15,7 +15,7 @@ from harness.errors import UserError
 from harness.trial.evaluate import to_results
 from model.share import Share
 from model.types import Batch, Detections
-from tests.folders import tables, write_folder, write_split
+from tests.support.folders import tables, write_folder, write_split
 
 CONFIG = DataConfig(train_short_sides=(32, 48, 64), eval_short_side=48, max_long_side=100)
 

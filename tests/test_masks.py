@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from folders import write_folder
 from pycocotools import mask as coco_mask
 
 from harness.config import DataConfig, DigitsConfig
@@ -21,6 +20,7 @@ from harness.errors import UserError
 from harness.trial.evaluate import EVALUATORS, evaluate_detections, to_results
 from model.heads.masks import resample
 from model.types import MASK_CELLS, Batch, Detections
+from tests.support.folders import write_folder
 
 HEIGHT, WIDTH = 40, 60
 DIGITS = DataConfig(digits=DigitsConfig(num_train=6, num_val=6))

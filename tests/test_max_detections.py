@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_evaluate import METRICS, Oracle, no_matching, open_tables
-from test_trial import silent, trial_of
 
 from harness.analyse.resample import average_precision, match_images, thresholds
 from harness.config import DataConfig, EvaluateConfig
@@ -26,8 +24,10 @@ from harness.store.results import RunStore
 from harness.trial.evaluate import EVALUATORS, evaluate, evaluate_at_limit, evaluate_detections
 from harness.trial.trial import run_trial
 from model.types import Detections
-from tests.folders import tables, write_split
-from tests.report_grid import make_grid, make_record
+from tests.support.folders import tables, write_split
+from tests.support.oracle import METRICS, Oracle, no_matching, open_tables
+from tests.support.quickstart import silent, trial_of
+from tests.support.report_grid import make_grid, make_record
 
 AT_300 = [f"{name}@300" for name in ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR")]
 

@@ -13,7 +13,7 @@ from harness.store.results import RunStore
 from harness.system import memory
 from harness.system.memory import GIB, await_free_memory, explain_out_of_memory
 from harness.trial import trial
-from tests.test_trial import silent, trial_of
+from tests.support.quickstart import silent, trial_of
 
 GPU = torch.device("cuda", 0)
 

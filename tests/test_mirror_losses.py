@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import finish, make_grid, make_trial, record
 from mlflow import MlflowClient
-from tracked import assert_equal_to_records, runs_of_trials
 
 from harness.errors import UserError
 from harness.store.housekeeping import remove
@@ -18,6 +16,8 @@ from harness.tracking import mirror as mirror_room
 from harness.tracking import mlflow_runs, tracking
 from harness.tracking.failures import ExperimentDeleted
 from harness.tracking.mirror import Mirror, sync
+from tests.support.fakes import finish, make_grid, make_trial, record
+from tests.support.tracked import assert_equal_to_records, runs_of_trials
 
 CLASSES = {
     **{name: float(number) for number, name in enumerate((".", "/", "+", "*", "", "..", "AP", "a\nb", "é", "日本"))},

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from model import kernels, nvrtc, ops, ops_cuda, ops_reference
-from tests.test_kernels import COMPILER
-from tests.test_ops import MAP, attention_inputs, boxes_of, reference_attention, regions, same, with_gradients
+from tests.support.compiler import COMPILER, needs_compiler
+from tests.support.operators import MAP, attention_inputs, boxes_of, reference_attention, regions, same, with_gradients
 
-HERE = Path(__file__).parent / "cuda_on_cpu"
+HERE = Path(__file__).parent / "support" / "cuda_on_cpu"
 SIZES = ((5, 6), (1, 1), (3, 2))
 
 
@@ -45,8 +45,6 @@ def test_nvrtc_names_the_first_error(compiler):
 
 
 # ---- as plain C++ -------------------------------------------------------------------------------------------------
-
-needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler on the PATH")
 
 
 def emulated(source: str, defines: nvrtc.Defines, folder: Path) -> ctypes.CDLL:

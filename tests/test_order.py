@@ -15,7 +15,7 @@ from harness.spec.grid import Grid, Trial, open_grid
 from harness.spec.identity import config_to_dict
 from harness.store.results import RunStore
 from harness.tracking import tracking
-from tests.fakes import make_trial, record, run_fake
+from tests.support.fakes import make_trial, record, run_fake
 
 ABLATIONS = Path(__file__).parents[1] / "ablations"
 

@@ -20,8 +20,8 @@ from harness.spec.grid import open_grid
 from harness.store.results import RunStore
 from harness.tracking import mirror as mirror_room
 from harness.tracking.mirror import Mirror, sync
-from tests.fakes import entry, finish, make_grid, make_trial, record
-from tests.tracked import assert_equal_to_records, runs_of_trials
+from tests.support.fakes import entry, finish, make_grid, make_trial, record
+from tests.support.tracked import assert_equal_to_records, runs_of_trials
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "ablations" / "quickstart.yaml")

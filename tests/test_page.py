@@ -7,12 +7,9 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from fakes import finish
-from report_grid import full_grid, full_records, make_grid, make_record
 
 from harness.__main__ import main
 from harness.files import to_json
@@ -22,44 +19,12 @@ from harness.report.tables import make_table
 from harness.spec.claims import Claim
 from harness.store.results import RunStore
 from harness.tracking.mirror import sync
+from tests.support.fakes import finish
+from tests.support.page import Page, command_line_store
+from tests.support.report_grid import full_grid, full_records, make_grid, make_record
 
 EXPECTED = Path(__file__).parent / "expected"
-VOID = {"meta", "link", "img", "br", "line", "circle", "polygon"}
 LOADING = {"src", "srcset", "data", "poster", "action", "background", "xlink:href"}
-
-
-class Page(HTMLParser):
-    """Elements with their attributes, words outside style, and whether every element is closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag, f"</{tag}> closes another element"
-
-    def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def small_page() -> str:
@@ -238,22 +203,6 @@ def test_a_record_of_a_killed_trial_does_not_say_that_it_runs(tmp_path, monkeypa
     assert "interrupted after 4 epochs" in write_report([grid], tmp_path / "out", ("md",), source="records").text
 
 
-def command_line_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **data) -> list[str]:
-    """A store with finished records of the quickstart, and the arguments of a report on it."""
-    from harness.spec.grid import open_grid
-    from harness.spec.identity import config_to_dict
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    file = str(Path(__file__).parents[1] / "ablations" / "quickstart.yaml")
-    grid = open_grid(file, "digits_fast", [], seeds=(0, 1), **data)
-    store = RunStore(tmp_path / "store")
-    for number, trial in enumerate(grid.trials):
-        record = make_record(trial.trial_id, 30.0 + number, config=config_to_dict(trial.config))
-        store.write_result(trial.trial_id, record | {"fingerprint": trial.fingerprint})
-    own = ["--preset", "digits_fast", "--seeds", "0,1", "--store", str(store.root), "--out", str(tmp_path / "out")]
-    return ["report", file, *own, *(["--data", data["data"]] if data else [])]
-
-
 def test_the_command_line_makes_all_of_it_twice_the_same(tmp_path, monkeypatch, capsys):
     arguments = command_line_store(tmp_path, monkeypatch)
     assert main(arguments) == 0
@@ -269,7 +218,7 @@ def test_the_command_line_makes_all_of_it_twice_the_same(tmp_path, monkeypatch, 
 
 
 def test_records_of_data_that_are_not_here_make_their_table(tmp_path, monkeypatch, capsys):
-    from folders import write_folder
+    from tests.support.folders import write_folder
 
     folder = write_folder(tmp_path / "coco")
     arguments = command_line_store(tmp_path, monkeypatch, data=str(folder))
@@ -285,7 +234,7 @@ def test_records_of_data_that_are_not_here_make_their_table(tmp_path, monkeypatc
 
 
 def test_records_of_two_data_sets_that_fit_are_refused(tmp_path, monkeypatch, capsys):
-    from folders import write_folder
+    from tests.support.folders import write_folder
 
     folder = write_folder(tmp_path / "coco")
     arguments = command_line_store(tmp_path, monkeypatch, data=str(folder))

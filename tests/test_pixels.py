@@ -16,7 +16,7 @@ from PIL import Image
 from harness.data import pixels
 from harness.data.coco import CocoDataset
 from harness.errors import UserError
-from tests.folders import write_folder
+from tests.support.folders import write_folder
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)  # the size of image 30, which has no object
 GREY = COLOUR[:, :, 0]

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import record as write_record
 from safetensors.torch import save_file
 
 from harness import trained
@@ -37,6 +36,7 @@ from harness.trial.record import identity_fields
 from harness.trial.trial import run_trial
 from model.backbones.configs import ResNetConfig
 from model.backbones.resnet import ResNet
+from tests.support.fakes import record as write_record
 
 ROOT = Path(__file__).parents[1]
 ONE_ROW = "rows: [{label: a, set: {model.heads: []}}]"
@@ -511,7 +511,7 @@ def test_every_file_of_a_grid_is_told_at_once(grid_of, weights, tmp_path):
 
 
 def test_weights_and_data_are_told_together(grid_of, tmp_path):
-    from folders import write_folder
+    from tests.support.folders import write_folder
 
     folder = write_folder(tmp_path / "coco")
     (tmp_path / "resnet.pth").write_bytes(b"")

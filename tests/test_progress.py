@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import entry, finish, make_grid, make_trial, record
 
 from harness.schedule.progress import Progress, describe, duration
 from harness.spec.grid import Grid
 from harness.store import lease
 from harness.store.results import RunStore
+from tests.support.fakes import entry, finish, make_grid, make_trial, record
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import torch
 
 from harness.errors import RankLost
 from harness.system.launch import run_ranks
-from tests.ranked import CASES, HALVES, misbehave, train, train_all
+from tests.support.ranked import CASES, HALVES, misbehave, train, train_all
 
 ROOT = Path(__file__).parents[1]
 
@@ -116,7 +116,7 @@ def test_all_ranks_stop_at_the_same_point():
 
 def test_ranks_end_with_their_starter():
     code = (
-        "from harness.system.launch import run_ranks; from tests.ranked import misbehave; "
+        "from harness.system.launch import run_ranks; from tests.support.ranked import misbehave; "
         "run_ranks(1, misbehave, ('wait',), report=lambda e: print(e['pid'], flush=True), should_stop=lambda: False)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT) as starter:

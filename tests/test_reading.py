@@ -10,9 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes import finish, make_grid, make_trial, record
 from mlflow import MlflowClient
-from tracked import runs_of_trials
 
 from harness.errors import UserError
 from harness.report import write_report
@@ -20,6 +18,8 @@ from harness.report.reading import RECORDS, TRACKING, links_from, read_trials
 from harness.store.results import RunStore
 from harness.tracking import tracking
 from harness.tracking.mirror import sync
+from tests.support.fakes import finish, make_grid, make_trial, record
+from tests.support.tracked import runs_of_trials
 
 TRIALS = (make_trial(1), make_trial(2))
 IDS = [trial.trial_id for trial in TRIALS]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fakes import finish, record
-from report_grid import make_grid
 
 from harness.errors import UserError
 from harness.report import grid_text, write_report
 from harness.store.results import RunStore
 from harness.tracking.mirror import sync
+from tests.support.fakes import finish, record
+from tests.support.report_grid import make_grid
 
 
 def test_the_tracking_store_alone_gives_the_same_table(tmp_path: Path, tracking_store: str) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_page import command_line_store
 
 from harness.__main__ import main
 from harness.analyse.resample import METRICS, average_precision, interval, match_images, resampled_ap
 from harness.store.results import RunStore
 from harness.trial.evaluate import evaluate_detections
+from tests.support.page import command_line_store
 
 IMAGES = 12
 CATEGORIES = (3, 5, 8)
@@ -111,7 +111,7 @@ def test_intervals_are_paired_and_cover_the_difference():
 
 
 def test_a_report_gives_one_seed_an_interval_over_images_when_asked(tmp_path: Path, monkeypatch, capsys):
-    from folders import write_folder
+    from tests.support.folders import write_folder
 
     arguments = command_line_store(tmp_path, monkeypatch, data=str(write_folder(tmp_path / "coco")))
     arguments[arguments.index("0,1")] = "1"

@@ -19,7 +19,7 @@ from harness.errors import Interrupted, StorageError
 from harness.store.results import RunStore
 from harness.trial.checkpoint import CHECKPOINT, PREVIOUS, WEIGHTS
 from harness.trial.trial import run_trial
-from tests.kill_points import small_trial
+from tests.support.kill_points import small_trial
 
 ROOT = Path(__file__).parents[1]
 TIMES = ("seconds", "time")
@@ -55,7 +55,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
 def test_a_trial_killed_before_any_change_to_the_storage_ends_the_same(tmp_path: Path) -> None:
     """Real kills: nothing is cleaned up, half-written files stay."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.kill_points", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.support.kill_points", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and not done.stderr, done.stderr
     killed = done.stdout.splitlines()
@@ -184,7 +184,7 @@ def may_mount() -> bool:
 def test_a_grid_on_a_really_full_disk(tmp_path: Path, tracking_store: str, executor: str, room: int) -> None:
     folder = tmp_path / "full"
     folder.mkdir()
-    python = [sys.executable, "-m", "tests.full_disk", str(folder), executor, str(room)]
+    python = [sys.executable, "-m", "tests.support.full_disk", str(folder), executor, str(room)]
     command = ["unshare", "--map-root-user", "--mount", *python]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)

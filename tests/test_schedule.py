@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import EPOCHS, epochs_run, finish, make_grid, make_trial, record, run_fake, starts
 
 from harness.config import RuntimeConfig
 from harness.errors import UserError
@@ -24,8 +23,9 @@ from harness.schedule.schedule import Summary, run_grid
 from harness.spec.grid import Grid
 from harness.store.results import RunStore
 from harness.tracking import tracking
+from tests.support.fakes import EPOCHS, epochs_run, finish, make_grid, make_trial, record, run_fake, starts
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -198,19 +198,18 @@ def test_unreachable_tracking_store_stops_before_anything_runs(
 
 
 def test_local_executor_needs_neither_ray_nor_mlflow(store: RunStore) -> None:
-    code = f"""
+    code = """
 import sys
-sys.path.insert(0, {str(TESTS)!r})
 sys.modules["ray"] = sys.modules["mlflow"] = None  # as if not installed
 from importlib import util
 found = util.find_spec
 util.find_spec = lambda name, package=None: None if name in ("ray", "mlflow") else found(name, package)
-from fakes import make_grid, make_trial, run_fake
+from tests.support.fakes import make_grid, make_trial, run_fake
 from harness.store.results import RunStore
 from harness.schedule.schedule import run_grid
 print(run_grid(make_grid(make_trial(1)), RunStore(), executor="local", run_trial=run_fake, check_data=lambda *_: None))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TESTS.parent)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert f"finished=({ids(1)[0]!r},)" in done.stdout
     assert "mlflow is not installed" in done.stdout
@@ -275,7 +274,7 @@ def test_ray_runs_fails_retries_and_repeats_nothing(
     monkeypatch.setenv("FAKE_FAIL", "2")
     monkeypatch.setenv("FAKE_KILL", "3")
     monkeypatch.setenv("FAKE_LOSE", "4")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))  # for the workers
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the workers
     grid = make_grid(*[make_trial(number, runtime=RuntimeConfig(cpus_per_trial=0.5)) for number in (1, 2, 3, 4)])
     summary = run_grid(grid, store, run_trial=run_fake, check_data=no_check, concurrent=4, out=lines.append)
     assert (summary.finished, summary.failed) == (ids(1, 3, 4), ids(2))

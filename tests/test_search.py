@@ -3,15 +3,12 @@ for a finished trial."""
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from curves import EPOCHS, ap_after, height, run_curve
-from fakes import entry, record
 
 from harness.__main__ import main
 from harness.errors import UserError
@@ -22,8 +19,10 @@ from harness.spec.grid import Grid, Trial, open_grid
 from harness.store.results import RunStore
 from harness.store.suggestions import note_suggestion, suggested, suggestions_file
 from harness.tracking import tracking
+from tests.support.curves import EPOCHS, ap_after, height, run_curve
+from tests.support.fakes import entry, record
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 SPACE = "train.learning_rate: {uniform: [0.001, 0.005]}, model.num_queries: {choice: [20, 40]}"
 needs_optuna = pytest.mark.skipif(find_spec("optuna") is None, reason="optuna is not installed")
 
@@ -390,7 +389,7 @@ def test_a_search_on_ray_from_beginning_to_end(
     optuna_search, search_of, store, tracking_store, monkeypatch: pytest.MonkeyPatch
 ):
     """Three random trials, three of Optuna's; ASHA gives up some; all of it reaches MLflow and nothing is repeated."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))  # for the workers
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the workers
     lines: list[str] = []
     options = {"run_trial": run_curve, "check_data": no_check, "out": lines.append}
     first = search_of(", algorithm: optuna, scheduler: asha", overrides=["runtime.cpus_per_trial=0.5"])

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report_grid import full_grid, full_records, make_grid, make_record
 
 from harness.errors import UserError
 from harness.report import grid_text, write_report
@@ -17,6 +16,7 @@ from harness.report.formats import escape_markdown, to_csv, to_markdown, to_text
 from harness.report.latex import to_latex
 from harness.report.letters import escape_latex
 from harness.report.tables import make_table, metric_of
+from tests.support.report_grid import full_grid, full_records, make_grid, make_record
 
 EXPECTED = Path(__file__).parent / "expected"
 WRITERS = {"md": lambda t: to_markdown(t, ["table 09_ap.png"]), "tex": to_latex, "csv": to_csv, "txt": to_text}

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import EPOCHS, entry, finish, make_grid, make_trial, record
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -27,6 +26,7 @@ from harness.tracking import tracking, ui, views
 from harness.tracking.metric_names import flat_metrics
 from harness.tracking.mirror import Mirror, sync
 from harness.tracking.mlflow_runs import VIEW_TAG
+from tests.support.fakes import EPOCHS, entry, finish, make_grid, make_trial, record
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from harness.trial.checkpoint import CHECKPOINT, PREVIOUS, Progress, drop_torn, 
 from harness.trial.train import build_optimizer, learning_rate_factor, parameter_groups, train_step
 from model.detector import Detector
 from model.heads import HEADS
-from tests.tiny import NUM_CLASSES, PLAIN, tiny_batch, tiny_config
+from tests.support.tiny import NUM_CLASSES, PLAIN, tiny_batch, tiny_config
 
 FLAT = TrainConfig(learning_rate=1e-3, batch_size=2, backbone_lr_factor=1.0, sampling_lr_factor=1.0, drop_epochs=())
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import write_folder
-from report_grid import CONFIG, make_grid, make_record
 
 from harness.__main__ import main
 from harness.config import DataConfig, DigitsConfig, TrainConfig
@@ -16,6 +14,8 @@ from harness.report.tables import make_table
 from harness.schedule.schedule import check_datasets
 from harness.spec.grid import open_grid
 from harness.spec.training_length import num_training_images, recorded_length, training_length
+from tests.support.folders import write_folder
+from tests.support.report_grid import CONFIG, make_grid, make_record
 
 
 def train(**changes: Any) -> TrainConfig:

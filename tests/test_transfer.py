@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import entry, record
 
 from harness.__main__ import main
 from harness.errors import UserError
@@ -23,6 +22,7 @@ from harness.store.results import RunStore
 from harness.store.transfer import export_records, import_records
 from harness.tracking.mirror import sync
 from harness.tracking.tracking import read_records
+from tests.support.fakes import entry, record
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "ablations" / "quickstart.yaml")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from harness.config import EvaluateConfig
 from harness.data import open_dataset
 from harness.data.loader import Loader
 from harness.errors import Interrupted
-from harness.spec.grid import Trial, open_grid
 from harness.store.results import RunStore
 from harness.trial.checkpoint import CHECKPOINT, WEIGHTS
 from harness.trial.evaluate import evaluate
@@ -22,21 +20,7 @@ from harness.trial.trial import run_trial
 from model import kernels
 from model.detector import Detector
 from model.ops import implementation
-
-QUICKSTART = Path(__file__).parents[1] / "ablations" / "quickstart.yaml"
-TIMES = ("seconds", "time")
-
-
-def trial_of(row: int = 2, *overrides: str) -> Trial:
-    trials = open_grid(QUICKSTART, "digits_fast", overrides).trials
-    return trials[min(row, len(trials) - 1)]
-
-
-def timeless(history: list[dict]) -> list[dict]:
-    return [{key: value for key, value in entry.items() if key not in TIMES} for entry in history]
-
-
-def silent(event: dict) -> None: ...
+from tests.support.quickstart import silent, timeless, trial_of
 
 
 def test_record_holds_what_the_report_needs(tmp_path):

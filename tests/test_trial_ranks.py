@@ -17,7 +17,7 @@ from harness.errors import Interrupted, RankLost, UserError
 from harness.spec.grid import Trial
 from harness.store.results import RunStore
 from harness.trial.trial import run_trial
-from tests.test_trial import silent, timeless, trial_of
+from tests.support.quickstart import silent, timeless, trial_of
 
 # 20 images by 3: three ranks' worth of accumulated, uneven and (1 image for 2 ranks) empty shares
 OPTIONS = ("data.digits.num_train=19", "data.digits.num_val=7", "train.batch_size=6", "train.accumulate_steps=2")

@@ -10,8 +10,8 @@ import pytest
 
 from harness.store.results import RunStore
 from harness.tracking.mirror import sync
-from tests.fakes import EPOCHS, Trial, epochs_run, make_grid, make_trial, starts
-from tests.tracked import runs_of_trials
+from tests.support.fakes import EPOCHS, Trial, epochs_run, make_grid, make_trial, starts
+from tests.support.tracked import runs_of_trials
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,7 +21,7 @@ from harness.config import RuntimeConfig
 from harness.tracking.mirror import sync
 from harness.store.results import RunStore
 from harness.schedule.schedule import run_grid
-from tests.fakes import make_grid, make_trial, run_slowly
+from tests.support.fakes import make_grid, make_trial, run_slowly
 
 name, executor, first, last = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 runtime = RuntimeConfig(cpus_per_trial=0.5)

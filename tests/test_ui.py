@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import finish, make_grid, make_trial
 from mlflow import MlflowClient
 
 from harness.__main__ import main
@@ -21,6 +20,7 @@ from harness.errors import UserError
 from harness.store.results import RunStore
 from harness.tracking import tracking, ui, views
 from harness.tracking.mirror import sync
+from tests.support.fakes import finish, make_grid, make_trial
 
 SERVER = """
 import http.server, subprocess, sys, time

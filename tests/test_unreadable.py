@@ -37,8 +37,8 @@ from harness.tracking import tracking
 from harness.tracking.mirror import Mirror
 from harness.trained import Found
 from harness.trial.checkpoint import Progress, load_checkpoint, save_checkpoint
-from tests.fakes import entry, finish, make_grid, make_trial, record, run_fake
-from tests.tracked import assert_equal_to_records
+from tests.support.fakes import entry, finish, make_grid, make_trial, record, run_fake
+from tests.support.tracked import assert_equal_to_records
 
 ERRORS = (errno.ESTALE, errno.EIO, errno.EMFILE, errno.EACCES, errno.ENOTCONN, errno.ETIMEDOUT)
 QUICKSTART = str(Path(__file__).parents[1] / "ablations" / "quickstart.yaml")

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import finish, make_trial, record, run_fake
-from folders import tables, write_folder, write_split
 from mlflow import MlflowClient
 from mlflow.utils.validation import _validate_tag_name
 
@@ -26,6 +24,8 @@ from harness.spec.variants import Variant, heading, key_of, variant_of
 from harness.store.results import RunStore
 from harness.tracking import tracking, views
 from harness.tracking.mirror import sync
+from tests.support.fakes import finish, make_trial, record, run_fake
+from tests.support.folders import tables, write_folder, write_split
 
 NONE = Variant()
 

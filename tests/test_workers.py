@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import make_grid, make_trial, run_fake
 
 from harness.schedule import cluster, on_ray, workers
 from harness.schedule.preloaded import Preloaded, connect
@@ -16,6 +15,7 @@ from harness.schedule.schedule import run_grid
 from harness.store.results import RunStore
 from harness.system.forkserver import ForkServer, WorkerUnfit
 from harness.tracking import tracking
+from tests.support.fakes import make_grid, make_trial, run_fake
 
 TESTS = Path(__file__).parent
 IMPORT = """The actor with name ImplicitFunc failed to import on the worker. This may be because of
@@ -196,7 +196,10 @@ def test_on_ray_ours_come_first_at_this_process_own_priority(
     for name in ("model", "harness", "yaml", "torch", "types", "pandas"):
         (folder / f"{name}.py").write_text("raise RuntimeError")
     monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(TESTS))
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "tests").symlink_to(TESTS)  # not the folder above it, where our packages lie
+    for place in (TESTS, tmp_path / "path"):
+        monkeypatch.syspath_prepend(str(place))
     monkeypatch.delenv("PYTHONPATH", raising=False)
     trial = make_trial(1)
     summary = run_grid(make_grid(trial), store, run_trial=run_and_tell, check_data=lambda *_: None, out=lambda _: None)

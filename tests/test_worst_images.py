@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from analysis_tables import annotation, detection, image
 
 from harness.figures.detections import MOST_LABELS, Scene, draw_detections
 from harness.figures.matching import best_threshold, match, worst_images
+from tests.support.analysis_tables import annotation, detection, image
 
 
 def test_the_best_score_takes_the_object_and_the_next_one_is_false():

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from golden_topics import candidates, end_to_end, functions, heads, regions, transformer
-from golden_topics.case import Case, Comparison
+from tests.golden_topics import candidates, end_to_end, functions, heads, regions, transformer
+from tests.golden_topics.case import Case, Comparison
 
 
 class Topic(NamedTuple):

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from golden_topics.case import EXACT, FLOAT32, PIXELS, Case, Comparison
 from model.anchor_assignment import assign_atss as assign
 from model.anchor_assignment import assign_by_loss, assign_points
 from model.anchor_assignment import assign_max_iou as assign_by_iou
@@ -21,6 +20,7 @@ from model.heads.gfl import GFLHead, Predictions
 from model.losses import centerness_of_distances
 from model.mixture import fit_mixtures
 from model.types import IGNORED, Pyramid, Targets
+from tests.golden_topics.case import EXACT, FLOAT32, PIXELS, Case, Comparison
 
 STRIDES = (8, 16, 32, 64, 128)
 

@@ -8,7 +8,6 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from golden_topics.case import EXACT, FLOAT32, GRADIENT_NORM, PIXELS, Case, Comparison, Tolerance
 from model.backbones.configs import ResNetConfig
 from model.config import DetectorConfig, TransformerConfig
 from model.detector import Detector
@@ -20,6 +19,7 @@ from model.layers import downsample_mask
 from model.official import convert
 from model.position import valid_ratios
 from model.types import Batch, Pyramid, Step, Targets
+from tests.golden_topics.case import EXACT, FLOAT32, GRADIENT_NORM, PIXELS, Case, Comparison, Tolerance
 
 NUM_CLASSES, NUM_DETECTIONS = 5, 30
 FEATURES = Tolerance(1e-4, 1e-4)

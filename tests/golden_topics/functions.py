@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from golden_topics.case import EXACT, FLOAT32, FLOAT64, PIXELS, Case, Comparison, Tolerance, leaf
 from model import losses as loss
 from model.assign.hungarian import match, matching_costs
 from model.boxes import (
@@ -24,6 +23,7 @@ from model.boxes import (
 from model.config import LossWeights
 from model.ops import nms, roi_align, soft_nms
 from model.types import Targets
+from tests.golden_topics.case import EXACT, FLOAT32, FLOAT64, PIXELS, Case, Comparison, Tolerance, leaf
 
 
 def box_coders(case: Case) -> Iterator[Comparison]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from golden_topics.case import EXACT, FLOAT32, GRADIENT, GRADIENT_NORM, PIXELS, Case, Comparison, leaf
 from model.heads.atss import ATSSHead
 from model.heads.base import AuxiliaryHead
 from model.heads.fcos import FCOSHead
@@ -16,6 +15,7 @@ from model.heads.gfl import GFLHead
 from model.heads.paa import PAAHead
 from model.heads.retinanet import RetinaNetHead
 from model.types import Positives, Pyramid, Targets
+from tests.golden_topics.case import EXACT, FLOAT32, GRADIENT, GRADIENT_NORM, PIXELS, Case, Comparison, leaf
 
 STRIDES, NUM_CLASSES = (8, 16, 32, 64, 128), 5
 TOWERS = {

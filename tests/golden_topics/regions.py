@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from golden_topics.case import EXACT, FLOAT32, GRADIENT, GRADIENT_NORM, PIXELS, Case, Comparison, leaf
 from model.anchor_assignment import assign_max_iou
 from model.groups.positives import cut_to_shortest
 from model.heads.faster_rcnn import FasterRCNNHead
@@ -15,6 +14,7 @@ from model.heads.roi import RoIConfig, RoIs, candidates, sample_rois
 from model.heads.rpn import Outputs, Proposals, RPNConfig
 from model.official import convert
 from model.types import IGNORED, Detections, Positives, Pyramid, Targets
+from tests.golden_topics.case import EXACT, FLOAT32, GRADIENT, GRADIENT_NORM, PIXELS, Case, Comparison, leaf
 
 STRIDES, NUM_CLASSES, LAYERS = (8, 16, 32, 64, 128), 5, 12
 EVERYTHING = 100_000  # samples per image in these files: nothing is dropped

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from golden_topics.case import EXACT, FLOAT32, FLOAT64, Case, Comparison, leaf
 from model.attention import DeformableAttention
 from model.boxes import inverse_sigmoid
 from model.groups.positives import select_positives
@@ -16,6 +15,7 @@ from model.ops import ms_deform_attn
 from model.position import box_position_encoding, encoder_reference_points, sine_position_encoding, valid_ratios
 from model.proposals.binary import encoder_anchors
 from model.types import BACKGROUND, Memory, Positives, Pyramid, Targets, padding_mask
+from tests.golden_topics.case import EXACT, FLOAT32, FLOAT64, Case, Comparison, leaf
 
 
 def _sizes(shapes: Tensor) -> tuple[tuple[int, int], ...]:

@@ -1,6 +1,6 @@
 """A grid on a disk that is full at first, and has room once a trial has failed, or the run has.
 
-    unshare --map-root-user --mount python -m tests.full_disk FOLDER EXECUTOR BYTES
+    unshare --map-root-user --mount python -m tests.support.full_disk FOLDER EXECUTOR BYTES
 
 mounts a small file system of its own at FOLDER, of which BYTES are free; it ends with this process. Prints a line of
 JSON: exit codes, statuses and what was said by the run on the full disk and by the one that follows.
@@ -19,7 +19,7 @@ from pathlib import Path
 from harness.spec.grid import open_grid
 from harness.store.results import RunStore
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "ablations" / "quickstart.yaml"
 SETTINGS = ["train.epochs=3"]
 SIZE = 64 * 2**20

@@ -59,7 +59,7 @@ def write_folder(root: Path) -> Path:
 
 def real_data(name: str) -> Path:
     """A folder of real data for development; the test is skipped where it is absent."""
-    beside = Path(__file__).parents[2] / "shared" / "data"
+    beside = Path(__file__).parents[3] / "shared" / "data"
     folder = Path(os.environ.get("CODETR_TEST_DATA", beside)) / name
     if not folder.is_dir():
         pytest.skip(f"{name} is not here; CODETR_TEST_DATA names the folder that holds it")

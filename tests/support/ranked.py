@@ -23,7 +23,7 @@ from model.heads.roi import RoIConfig
 from model.heads.rpn import RPNConfig
 from model.share import Share
 from model.types import Batch
-from tests.tiny import NUM_CLASSES, tiny_batch, tiny_config
+from tests.support.tiny import NUM_CLASSES, tiny_batch, tiny_config
 
 CPU = torch.device("cpu")
 TRAIN = TrainConfig(learning_rate=1e-4, batch_size=4, backbone_lr_factor=1.0, sampling_lr_factor=1.0, drop_epochs=())

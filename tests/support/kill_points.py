@@ -1,6 +1,6 @@
 """Kills a trial (SIGKILL) before each of its durable changes to the storage, and runs it again after each kill.
 
-    python -m tests.kill_points FOLDER
+    python -m tests.support.kill_points FOLDER
 
 This process only forks: torch is loaded once, and no child inherits a thread. What the trials left lies in
 `FOLDER/whole` (never killed) and in `FOLDER/1`, `FOLDER/2` and so on; printed is what each of them was killed before.
@@ -23,7 +23,7 @@ from harness.store.results import RunStore
 from harness.store.source import provenance
 from harness.trial import trial as _  # noqa: F401 - as above
 
-QUICKSTART = Path(__file__).parents[1] / "ablations" / "quickstart.yaml"
+QUICKSTART = Path(__file__).parents[2] / "ablations" / "quickstart.yaml"
 SMALL = (
     "data.digits.num_train=4",
     "data.digits.num_val=2",

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fakes import entry, record
-
 from harness.spec.grid import Trial
 from harness.store.results import RunStore
+from tests.support.fakes import entry, record
 
 EPOCHS = 9
 
