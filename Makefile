@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 	@echo "  codetr --help                              everything else"
 
 test: $(INSTALLED)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 # The suites are listed in benchmarks/__main__.py; BENCH_ARGS="ops --threads 2 --json" runs one of them, for machines.
 bench: $(INSTALLED)

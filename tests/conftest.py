@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 pytest.register_assert_rewrite("tests.support", "tests.golden_topics")  # their assertions tell values, too
 
 OWN_PLACES = pytest.StashKey[Path]()
+LOADED = [0]  # modules, when they were last counted
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,21 +43,48 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(places, ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Several processes run whole files each; what starts a Ray stays in one of them, as a machine has few cores."""
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "ray" if "pytest.mark.ray" in (config.rootpath / file).read_text() else file
+
+    return Files(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    leave_to_no_collector()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    if len(sys.modules) > LOADED[0]:  # a library that was needed for the first time
+        leave_to_no_collector()
+
+
+def leave_to_no_collector() -> None:
+    """Modules are never garbage; with torch and MLflow loaded, looking for it among them takes 0.2 s, many times."""
+    LOADED[0] = len(sys.modules)
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
-def template_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty tracking database with its experiment; made once, since that takes seconds."""
+def template_store() -> Path:
+    """An empty tracking database with its experiment; made once for all processes, since that takes seconds."""
     from harness.tracking import tracking
 
-    path = tmp_path_factory.mktemp("tracking") / "mlflow.db"
-    tracking.ensure_store(f"sqlite:///{path}")
+    path = Path(os.environ["CODETR_CACHE"]).with_name("mlflow.db")
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            new = path.with_name("new.db")
+            tracking.ensure_store(f"sqlite:///{new}")
+            new.rename(path)
     return path
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
@@ -61,6 +63,14 @@ def own(plain: tuple[RunStore, Trial], tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     return RunStore(tmp_path / "store"), plain[1]
+
+
+@pytest.fixture
+def unrendered() -> Iterator[None]:
+    """Figures are made and written, but hold no picture; `test_an_analysed_training_…` renders all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, stream, **_: stream.write(b"a picture"))
+        yield
 
 
 def without_analysis(history: list[dict]) -> list[dict]:
@@ -130,6 +140,7 @@ def test_a_failed_analysis_costs_no_training(tmp_path: Path, monkeypatch: pytest
     assert "Traceback" in (store.dir(trial.trial_id) / "analysis" / "error.txt").read_text()
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_trial_stopped_while_analysing_only_analyses_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, trial = RunStore(tmp_path), trial_of(ALL, "train.epochs=1", "analyse.num_images=6", heads="[]")
     asked: list[bool] = []
@@ -149,6 +160,7 @@ def test_a_trial_stopped_while_analysing_only_analyses_again(tmp_path: Path, mon
     assert record["metrics"]["discriminability/encoder_auc"] is not None
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_analyse_command_completes_a_record(own: tuple[RunStore, Trial], capsys: pytest.CaptureFixture[str]) -> None:
     store, trial = own
     before = store.read(trial.trial_id)
@@ -164,6 +176,7 @@ def test_analyse_command_completes_a_record(own: tuple[RunStore, Trial], capsys:
     assert store.metrics(trial.trial_id)[-1]["AP"] == before["metrics"]["AP"]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_analyse_command_takes_an_ablation_file_and_does_what_is_missing(
     own: tuple[RunStore, Trial], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +195,7 @@ def test_analyse_command_takes_an_ablation_file_and_does_what_is_missing(
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_floor_is_another_training_of_the_same_heads(
     own: tuple[RunStore, Trial], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,6 +256,7 @@ def test_only_finished_trials_have_weights(own: tuple[RunStore, Trial]) -> None:
         trained.read_trial(own[0], trained.find_trial(own[0], "abc"))
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_file_of_weights_is_analysed_under_a_preset(own: tuple[RunStore, Trial], tmp_path: Path) -> None:
     weights = own[0].dir(own[1].trial_id) / "checkpoint" / WEIGHTS
     save_file(load_file(weights), tmp_path / "mine.safetensors")

@@ -175,11 +175,13 @@ def test_words_for_every_end() -> None:
     assert story(1, {}) == "ended with exit code 1 before its first step"
 
 
-def test_a_killed_trial_of_the_local_executor_is_told_and_the_next_one_runs(tmp_path: Path) -> None:
+def test_a_killed_trial_of_the_local_executor_is_told_and_the_next_one_runs(
+    tmp_path: Path, tracking_store: str
+) -> None:
     """The real one: `codetr run --executor local`, whose first trial is killed while it trains."""
     store = RunStore(tmp_path / "store")
-    places = {"CODETR_STORE": str(store.root), "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
-    options = ["--preset", "digits_fast", "--set", "train.epochs=6", "--executor", "local", "--limit", "2"]
+    places = {"CODETR_STORE": str(store.root), "MLFLOW_TRACKING_URI": tracking_store}
+    options = ["--preset", "digits_fast", "--set", "train.epochs=3", "--executor", "local", "--limit", "2"]
     command = [sys.executable, "-m", "harness", "run", "ablations/quickstart.yaml", *options]
     environment = {**os.environ, **places, "OMP_NUM_THREADS": "1"}
     driver = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)

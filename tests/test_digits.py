@@ -170,7 +170,7 @@ def test_two_processes_generate_once(own_cache):
     for process in processes:
         process.join()
     assert found[0][0] == found[1][0]
-    assert sum("writing" in line for _, said in found for line in said) == 1
+    assert [any("writing" in line for line in said) for _, said in found].count(True) == 1  # said again while it lasts
     assert not list((own_cache / "digits").glob("*.tmp"))
 
 

@@ -117,15 +117,19 @@ def test_cuda_roi_align_run_as_plain_code_equals_the_reference(tmp_path):
     same([pooled.permute(0, 3, 1, 2), gradient], expected)
 
 
+@pytest.fixture(scope="module")
+def emulated_nms(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return emulated("nms", ops_cuda.sums(torch.float32), tmp_path_factory.mktemp("nms"))
+
+
 @needs_compiler
 @pytest.mark.parametrize("count", [1, 64, 150])
-def test_cuda_nms_run_as_plain_code_equals_the_reference(count, tmp_path):
-    library = emulated("nms", ops_cuda.sums(torch.float32), tmp_path)
+def test_cuda_nms_run_as_plain_code_equals_the_reference(count, emulated_nms):
     boxes, _, labels = boxes_of(count, 2)
     keep = torch.zeros(count, dtype=torch.bool)
     overlaps = torch.zeros(count, -(-count // 64), dtype=torch.int64)
     given = pointer(boxes), pointer(labels), *longs(count), ctypes.c_float(0.3), pointer(overlaps), pointer(keep)
-    library.suppress(*given)
+    emulated_nms.suppress(*given)
     assert torch.equal(keep, ops_reference.nms(boxes, labels, 0.3))
 
 
