@@ -10,7 +10,8 @@ A backbone is built from its `Config` alone and has
   learning rates that fall from layer to layer; it never rises from one of `named_parameters` to the next.
 
 Its `Config` may have what stands in `configs.ASKED`, such as `weights`, the path of a file of pretrained weights, whose
-content is part of a trial's identity; a function `check_weights(config)` beside the class says beforehand whether it fits.
+content is part of a trial's identity; a function `check_weights(config)` beside the class says beforehand whether it
+fits.
 """
 
 from __future__ import annotations

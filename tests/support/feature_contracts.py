@@ -93,6 +93,14 @@ def neck_of(case: str, num_levels: int) -> torch.nn.Module:
 class NeckContract:
     """What every part of `model/necks` keeps."""
 
+    def test_more_stages_than_levels_are_understood_or_told_of(self, case: str) -> None:
+        try:
+            neck = neck_of(case, 2)
+        except ValueError as error:
+            assert "\n" not in str(error)
+        else:
+            assert len(neck(maps(CANVAS, WIDTHS, STRIDES), unmasked)) == len(neck.strides) == 2
+
     @LEVELS
     def test_levels_have_the_strides_that_are_told(self, case: str, num_levels: int) -> None:
         neck = neck_of(case, num_levels)
