@@ -2,7 +2,7 @@
 
     python -m tests.support.kill_points FOLDER
 
-This process only forks: torch is loaded once, and no child inherits a thread. What the trials left lies in
+This process only forks: everything is loaded once, and no child inherits a thread. What the trials left lies in
 `FOLDER/whole` (never killed) and in `FOLDER/1`, `FOLDER/2` and so on; printed is what each of them was killed before.
 """
 
@@ -12,16 +12,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-
-import faster_coco_eval  # noqa: F401 - only to have it loaded before the first fork
-import torch._dynamo  # noqa: F401 - as above; the first optimiser would load it
 
 from harness.schedule.execute import execute
 from harness.spec.grid import Trial, open_grid
 from harness.store.results import RunStore
 from harness.store.source import provenance
-from harness.trial import trial as _  # noqa: F401 - as above
+from harness.system.forkserver import PRELOAD
+from model.detector import Detector
 
 QUICKSTART = Path(__file__).parents[2] / "ablations" / "quickstart.yaml"
 SMALL = (
@@ -72,7 +71,10 @@ def kill_before(number: int) -> None:
 
 def main(folder: Path) -> None:
     """Kill at every point, until a run is through before its turn to be killed comes."""
+    for module in PRELOAD:
+        import_module(module)
     trial = small_trial()
+    Detector(trial.config.model, num_classes=10)  # loads its parts
     provenance(())  # asks git, once
 
     def run(name: str, kill: int = 0) -> int:
