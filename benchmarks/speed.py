@@ -33,7 +33,9 @@ class Side:
         environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, "-P", str(STEPS)]  # -P: not what lies beside the file
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, env=environment, cwd=checkout, stdin=pipe, stdout=pipe, text=True)
+        self.process = subprocess.Popen(
+            command, env=environment, cwd=checkout, stdin=pipe, stdout=pipe, encoding="utf-8"
+        )
 
     def __enter__(self) -> Side:
         return self

@@ -238,8 +238,17 @@ class Proposals:
     taken: int = 0  # ranks that are handed out
 
     def take(self, count: int) -> QueryGroup:
-        """The next `count` ranks: the main group comes first, then the others in the configuration's order."""
+        """The next `count` ranks: the main group comes first, then the others in the configuration's order.
+
+        Raises:
+            ValueError: there are not so many left.
+        """
         start, self.taken = self.taken, self.taken + count
+        if self.taken > (number := self.queries.content.shape[1]):
+            raise ValueError(
+                f"query groups take {self.taken} ranks of the proposals, and there are {number}; a group takes as many "
+                "as its num_proposals says"
+            )
         return self.queries.ranks(start, self.taken)
 
 

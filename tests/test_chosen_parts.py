@@ -18,7 +18,7 @@ from harness.compare import differences
 from harness.config import DataConfig, TrainConfig, TrialConfig
 from harness.errors import UserError
 from harness.spec.grid import Grid, open_grid
-from harness.spec.identity import config_from_dict, config_to_dict, recorded_id, trial_id
+from harness.spec.identity import config_from_dict, config_to_dict, identity, recorded_id, trial_id
 from harness.spec.parts import LISTS, ROOMS, SINGLE, default_part, part_name
 from harness.spec.pretrained import check_backbones, check_start
 from harness.tracking.views import params_of, varied
@@ -121,6 +121,15 @@ def test_another_part_and_its_settings_make_another_trial(write: Write, field: s
     assert ids(opened(write(**row(**heads, **{field: written(newer)})))) == found[1]
 
 
+def test_only_the_name_that_stood_there_before_parts_had_names_is_in_no_id() -> None:
+    model = DetectorConfig(backbone=ResNetConfig(width=8), decoder=DeformableDecoderConfig(position="other"))
+    tree = identity(TrialConfig(model, DataConfig(), TrainConfig()), "f")["model"]
+    assert "name" not in tree["backbone"] and tree["decoder"] == {"name": "deformable", "position": "other"}
+    assert not {"neck", "encoder", "adapter", "proposals", "classification", "assign", "groups", "postprocess"} & set(
+        tree
+    )
+
+
 def test_without_heads_an_adapter_has_no_effect(write: Write) -> None:
     plain, other = (opened(write(**row(heads=[], adapter=name))) for name in ("coarser", "mine"))
     assert ids(plain) == ids(other) and plain.trials == other.trials
@@ -197,9 +206,10 @@ def test_a_search_draws_parts_and_their_settings(write: Write) -> None:
     path = write(rows=[], base={"model.decoder": "mine"}, search={"space": space, "num_trials": 6})
     found = [trial.config.model.neck for trial in opened(path).trials]
     assert {type(neck) for neck in found} == {Mine.Config, Yours.Config} and len({neck.size for neck in found}) > 1
-    assert mistakes(path, "model.neck=mine")[0] == (
-        "--set model.neck: table.yaml searches over it; take it out of search.space"
-    )
+    own = {"model.neck.size": {"integer": [2, 9]}}
+    for searched in (path, write(rows=[], base={"model.neck": "mine"}, search={"space": own, "num_trials": 2})):
+        told = mistakes(searched, "model.neck=mine")
+        assert told[0] == "--set model.neck: table.yaml searches over it; take it out of search.space"
 
 
 # ---- proposals follow from two_stage
@@ -459,6 +469,10 @@ def test_a_row_whose_part_is_replaced_says_so(write: Write) -> None:
     for override in ("model.neck=yours", "model.neck.name=yours"):
         (made,) = opened(write(rows=rows), override).rows
         assert made.label == "a [model.neck=yours]" and not made.published
+    named = write(rows=[{"label": "a", "set": {"model.neck": "mine"}, "published": {"AP": 1.0}}])
+    (made,) = opened(named, "model.neck.size=9").rows  # who names a part says all of it
+    assert made.label == "a [model.neck.size=9]" and not made.published
+    assert opened(named, "model.decoder=mine").rows[0].published
 
 
 # ---- no torch

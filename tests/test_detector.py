@@ -186,7 +186,7 @@ def test_more_queries_than_positions_is_explained():
     torch.manual_seed(0)
     detector = Detector(tiny_config(), NUM_CLASSES)
     detector.num_ranks = 10_000
-    with pytest.raises(ValueError, match=r"model\.num_queries \(10000\) exceeds"):
+    with pytest.raises(ValueError, match=r"model\.num_queries with model\.groups \(10000\) exceeds the \d+ positions"):
         detector(tiny_batch())
 
 

@@ -17,7 +17,7 @@ from harness.store import closure, source
 from harness.store.agreement import agree
 from model.config import DetectorConfig
 from model.detector import Detector
-from model.heads import HEADS
+from model.heads.configs import ATSSConfig, GFLConfig
 from tests.support.tiny import NUM_CLASSES, PLAIN, tiny_batch, tiny_config
 
 
@@ -172,8 +172,7 @@ def test_what_runs_is_of_the_code_that_is_recorded(config):
 def test_every_part_of_a_room_is_known_by_its_name():
     known = {f"{parts.room}.{name}" for parts in ROOMS.values() for name in parts}
     assert len(known) > 15 and known == set(closure.read_source().parts)
-    kinds = [HEADS[name].Config() for name in ("gfl", "atss", "gfl")]
-    named = named_parts(DetectorConfig(heads=tuple(kinds)))
+    named = named_parts(DetectorConfig(heads=(GFLConfig(), ATSSConfig(), GFLConfig())))
     assert [name for name in named if name.startswith("heads.")] == ["heads.gfl", "heads.atss"]
     assert {"proposals.binary", "groups.main", "groups.positives", "adapters.coarser"} <= set(named) <= known
     plain = named_parts(DetectorConfig(two_stage=False, mixed_selection=False))

@@ -115,9 +115,8 @@ def test_overruled_epochs_are_told_with_the_steps(tmp_path):
 
 
 def test_a_report_tells_what_its_records_ran(monkeypatch):
-    monkeypatch.setattr(
-        "tests.support.report_grid.CONFIG", replace(CONFIG, train=train(epochs=1, min_steps=10, batch_size=8))
-    )
+    longer = replace(CONFIG, train=train(epochs=1, min_steps=10, batch_size=8))
+    monkeypatch.setattr("tests.support.report_grid.CONFIG", longer)
     grid = make_grid({"a": {}}, seeds=(0,))
 
     def told(history: list[dict[str, int]]) -> str:
@@ -137,9 +136,8 @@ def test_a_report_without_a_least_number_tells_the_epochs():
 
 def test_a_report_names_pretrained_weights(monkeypatch):
     backbone = replace(CONFIG.model.backbone, weights="/far/away/resnet50.pth")
-    monkeypatch.setattr(
-        "tests.support.report_grid.CONFIG", replace(CONFIG, model=replace(CONFIG.model, backbone=backbone))
-    )
+    pretrained = replace(CONFIG, model=replace(CONFIG.model, backbone=backbone))
+    monkeypatch.setattr("tests.support.report_grid.CONFIG", pretrained)
     record = make_record("0-0", 30.0, weights_hash="0123456789abcdef" * 4)
     table = make_table(make_grid({"a": {}}, seeds=(0,)), [record])
     assert any("; pretrained weights resnet50.pth (0123456789ab);" in note for note in table.notes)

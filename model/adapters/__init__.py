@@ -6,7 +6,8 @@ encoder's levels in pixels of the input image. It has
 
 - `strides`: of the pyramid's levels, fine to coarse;
 - `forward(memory, valid_hw, mask_at) → Pyramid`: `valid_hw` [B, 2] pixels; `mask_at(stride)` gives the padding mask
-  [B, h, w] of a stride, or None where nothing is masked. No level may depend on what lies behind its mask.
+  [B, h, w] of a stride, or None where nothing is masked. What lies behind a mask is anything, in the memory and in the
+  levels; at a valid position a level does not depend on it.
 """
 
 from __future__ import annotations

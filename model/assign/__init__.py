@@ -7,8 +7,9 @@ with the detector's `LossWeights` gives a function
 
 of [N, B, Q, C] logits and [N, B, Q, 4] normalised boxes of N layers, the batch's `Targets`, its valid sizes [B, 2] in
 pixels, and perhaps [B, Q] bool, True for queries that may have no object. It gives [N, B, Q] int64, a 0-based ground
-truth or BACKGROUND; padding rows of `targets` are nobody's. Several queries may share a ground truth. It keeps no
-state, needs no gradient, and images without objects are fine.
+truth or BACKGROUND; padding rows of `targets` are nobody's, excluded queries as good as absent. Several queries may
+share a ground truth. Each layer of each image is assigned on its own; no state is kept, nothing drawn, no gradient
+needed. Images without objects are fine, and so are more objects than queries, or no query at all.
 
 How auxiliary heads assign anchors, points and proposals is `model/anchor_assignment.py`.
 """

@@ -6,8 +6,10 @@ layer to layer. The decoder's own `Config` says what is particular to it: where 
 are shared, which norms stand before them. It is a module and has
 
 - `forward(groups, memory, *, look=False) → DecoderOutput`: all groups in one pass, which share every weight; which
-  queries see which, the groups say (`model.attention.Visibility`). Where a group has no `position`, the decoder makes
-  it from the references. With `look`, `DecoderOutput.looked_at` tells where the queries of the last layer looked.
+  queries see which, the groups say (`model.attention.Visibility`; what becomes of a query that sees nobody is nobody's
+  concern, but stays finite). A group without a `position` leaves it to the decoder to make one from the references; one
+  that cannot raises `ValueError`. With `look`, `DecoderOutput.looked_at` tells where the queries of the last layer
+  looked.
 
 Boxes and references are normalised by the valid size and stay in fp32 under autocast.
 """

@@ -77,7 +77,7 @@ class DeformableDecoder(nn.Module):
     def forward(self, groups: Sequence[QueryGroup], memory: Memory, *, look: bool = False) -> DecoderOutput:
         """See the contract."""
         states = torch.cat([group.content for group in groups], 1)
-        position = torch.cat([group.position for group in groups if group.position is not None], 1)
+        position = torch.cat([_position_of(group) for group in groups], 1)
         reference = torch.cat([group.reference_cxcywh for group in groups], 1)
         has_size, visibility = _sizes_known(groups), Visibility.of(groups)
         ratios = memory.ratios.repeat(1, 1, 2)[:, None]  # [B, 1, L, 4]
@@ -104,6 +104,12 @@ class DeformableDecoder(nn.Module):
                 reference, has_size = refined.detach(), None
                 base = refined if self.look_forward_twice else reference
         return DecoderOutput(torch.stack(logits), torch.stack(boxes), looked_at[0] if looked_at else None)
+
+
+def _position_of(group: QueryGroup) -> Tensor:
+    if group.position is None:
+        raise ValueError("model.decoder: position: learned needs query groups with positions, and one has none")
+    return group.position
 
 
 def _sizes_known(groups: Sequence[QueryGroup]) -> Tensor | None:

@@ -6,7 +6,8 @@ decoder, in one pass. `GROUPS.build(config, name=…, model=…, classification=
 
 - `queries(step) → QueryGroup`: of no query where a batch gives none. It draws random numbers by `model.share.rand`;
 - `losses(output, queries, step) → dict`: `output` holds the predictions of its queries alone, from every layer; scalars
-  by name, normalised and unweighted, connected to the graph whatever the batch holds (`model.criterion.set_losses`);
+  by name, normalised and unweighted, connected to the graph whatever the batch holds (`model.criterion.set_losses`),
+  and so that those of the shares of a batch add up (`model.share.total`);
 - `loss_weights() → dict`: the weight of each of these losses, by the same names.
 
 Its `Config` may have `num_proposals`, how many of the encoder's ranks it takes by `step.proposals.take`; 0 by default.

@@ -5,7 +5,10 @@ channels=…, num_levels=…)`: width and stride of each stage, and what the enc
 
 - `strides`: of its levels in pixels of the input image, fine to coarse;
 - `forward(stages, mask_at) → levels`: stages [B, C_i, h, w] to `num_levels` levels [B, D, h, w], h = ceil(H / stride);
-  `mask_at(stride)` as in `model/backbones`. With masks, a level is zero behind its own and depends on nothing there.
+  `mask_at(stride)` as in `model/backbones`. With masks, stages are zero behind theirs, and so must levels be; at a
+  valid position a level is what the image alone would give.
+
+Raises `ValueError` where it cannot bring so many stages to so few levels.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from model.checks import require
 from model.layers import conv_norm
 from model.necks.configs import ProjectionConfig
 
@@ -27,6 +28,10 @@ class Projection(nn.Module):
     ):
         super().__init__()
         num_extra = num_levels - len(in_channels)
+        require(
+            num_extra >= 0,
+            f"transformer.num_levels ({num_levels}) must not be smaller than the backbone's {len(in_channels)} stages",
+        )
         self.strides = (*in_strides, *(in_strides[-1] * 2 ** (i + 1) for i in range(num_extra)))
         self.lateral = nn.ModuleList(conv_norm(c, channels, 1) for c in in_channels)
         sources = [in_channels[-1]] + [channels] * num_levels

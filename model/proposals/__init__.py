@@ -4,8 +4,8 @@ Proposals are what the decoder's queries start from. They own the encoder's head
 `PROPOSALS.build(config, model=…, num_classes=…, num_ranks=…, classification=…, assign=…)`: the `DetectorConfig`, how
 many ranks all query groups take together in training, and the parts of these names. It is a module and has
 
-- `forward(memory, num_ranks) → Proposals`: the best `num_ranks`, which `take` hands out; fewer than in training at
-  inference, where the first ones must be the same;
+- `forward(memory, num_ranks) → Proposals`: the best `num_ranks`, which `take` hands out, with the `source` of each;
+  fewer than in training at inference, where the first ones must be the same;
 - `losses(step) → dict`: of what the encoder predicts (`step.proposals`), scalars by name, normalised and unweighted;
 - `loss_weights() → dict`: the weight of each of these losses, by the same names.
 

@@ -29,7 +29,7 @@ class BinaryProposals(nn.Module):
     ):
         super().__init__()
         self.official, self.term_weights = model.official, term_weights(model.loss_weights)
-        self.classification, self.assign = classification, assign
+        self.classification, self.assign, self.num_queries = classification, assign, model.num_queries
         channels = model.transformer.channels
         branches = class_branch(channels, num_classes), BoxBranch(channels)
         self.token_proj = Linear(channels, channels)
@@ -47,9 +47,10 @@ class BinaryProposals(nn.Module):
         """
         tokens, anchors, invalid = encoder_anchors(memory)
         if tokens.shape[1] < num_ranks:
+            asking = "model.num_queries" if num_ranks == self.num_queries else "model.num_queries with model.groups"
             raise ValueError(
-                f"model.num_queries ({num_ranks}) exceeds the {tokens.shape[1]} positions of the encoder at this image "
-                f"size; use fewer queries or larger images"
+                f"{asking} ({num_ranks}) exceeds the {tokens.shape[1]} positions of the encoder at this image size; "
+                f"use fewer queries or larger images"
             )
         tokens = self.token_norm(self.token_proj(tokens))
         logits = self.class_branch(tokens).float()

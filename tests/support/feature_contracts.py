@@ -1,0 +1,211 @@
+"""The contracts of `model/backbones`, `model/necks`, `model/encoders` and `model/adapters`, as tests of a part.
+
+A test file subclasses them and says for which parts (`tests.support.rooms.every`). All say the same of padding: an
+image's own positions hold what the image alone would give.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.encoders import ENCODERS
+from model.types import Memory
+from tests.support.rooms import (
+    CANVAS,
+    CHANNELS,
+    SIZES,
+    STRIDES,
+    assert_reached,
+    assert_same_inside,
+    batched,
+    make,
+    maps,
+    masks_of,
+    memory_of,
+    name_of,
+    padded_batch,
+    padded_memory,
+    size_at,
+    unmasked,
+)
+from tests.support.tiny import tiny_config
+
+# ---- backbones ----------------------------------------------------------------------------------------------------
+
+
+class BackboneContract:
+    """What every part of `model/backbones` keeps."""
+
+    @pytest.mark.parametrize("hw", [(64, 96), (67, 93), (33, 70)], ids=str)
+    def test_stages_have_the_channels_and_strides_that_are_told(self, case: str, hw: tuple[int, int]) -> None:
+        backbone = make("backbones", case)
+        stages = backbone(torch.randn(2, 3, *hw), unmasked)
+        assert len(stages) == len(backbone.channels) == len(backbone.strides)
+        assert list(backbone.strides) == sorted(set(backbone.strides))
+        for stage, channels, stride in zip(stages, backbone.channels, backbone.strides, strict=True):
+            assert stride & (stride - 1) == 0, "strides are powers of two"
+            assert stage.shape == (2, channels, *size_at(hw, stride))
+
+    def test_a_padded_image_gives_what_it_gives_alone(self, case: str) -> None:
+        backbone, batch = make("backbones", case).eval(), padded_batch()
+        mask_at = masks_of(batch)
+        stages = backbone(batch.images, mask_at)
+        for image, (h, w) in enumerate(SIZES):
+            for stage, alone in zip(
+                stages, backbone(batch.images[image : image + 1, :, :h, :w], unmasked), strict=True
+            ):
+                assert_same_inside(stage, image, alone)
+        for stage, stride in zip(stages, backbone.strides, strict=True):
+            assert (stage.masked_select(mask_at(stride)[:, None]) == 0).all()
+
+    def test_depth_falls_from_the_first_parameter_to_the_last(self, case: str) -> None:
+        backbone = make("backbones", case)
+        depths = [backbone.lr_depth(name) for name, _ in backbone.named_parameters()]
+        assert all(isinstance(depth, int) for depth in depths)
+        assert depths == sorted(depths, reverse=True) and depths[-1] == 0
+
+    def test_the_gradient_reaches_all_of_a_backbone_that_trains(self, case: str) -> None:
+        backbone = make("backbones", case)
+        stages = backbone(torch.randn(2, 3, *CANVAS), unmasked)
+        torch.stack([stage.square().mean() for stage in stages]).sum().backward()
+        assert_reached(backbone.named_parameters())
+        assert any(parameter.requires_grad for parameter in backbone.parameters())
+
+    def test_a_backbone_follows_from_the_seed(self, case: str) -> None:
+        first, second = (make("backbones", case).state_dict() for _ in range(2))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+# ---- necks --------------------------------------------------------------------------------------------------------
+
+WIDTHS = (8, 12, 20)  # of the stages at `STRIDES`
+LEVELS = pytest.mark.parametrize("num_levels", [3, 5])
+
+
+def neck_of(case: str, num_levels: int) -> torch.nn.Module:
+    sizes = {"channels": CHANNELS, "num_levels": num_levels}
+    return make("necks", case, in_channels=WIDTHS, in_strides=STRIDES, **sizes)
+
+
+class NeckContract:
+    """What every part of `model/necks` keeps."""
+
+    def test_more_stages_than_levels_are_understood_or_told_of(self, case: str) -> None:
+        try:
+            neck = neck_of(case, 2)
+        except ValueError as error:
+            assert "\n" not in str(error)
+        else:
+            assert len(neck(maps(CANVAS, WIDTHS, STRIDES), unmasked)) == len(neck.strides) == 2
+
+    @LEVELS
+    def test_levels_have_the_strides_that_are_told(self, case: str, num_levels: int) -> None:
+        neck = neck_of(case, num_levels)
+        levels = neck(maps((67, 93), WIDTHS, STRIDES), unmasked)
+        assert len(levels) == len(neck.strides) == num_levels
+        assert list(neck.strides) == sorted(set(neck.strides))
+        for level, stride in zip(levels, neck.strides, strict=True):
+            assert level.shape == (1, CHANNELS, *size_at((67, 93), stride))
+
+    @LEVELS
+    def test_a_neck_sees_no_padding(self, case: str, num_levels: int) -> None:
+        neck, mask_at = neck_of(case, num_levels), masks_of(padded_batch())
+        images = [maps(hw, WIDTHS, STRIDES, seed) for seed, hw in enumerate(SIZES)]
+        levels = neck(batched(images, STRIDES), mask_at)
+        for image, stages in enumerate(images):
+            for level, alone in zip(levels, neck(stages, unmasked), strict=True):
+                assert_same_inside(level, image, alone)
+        for level, stride in zip(levels, neck.strides, strict=True):
+            assert (level.masked_select(mask_at(stride)[:, None]) == 0).all()
+
+    @LEVELS
+    def test_the_gradient_reaches_all_of_a_neck_and_every_stage(self, case: str, num_levels: int) -> None:
+        neck = neck_of(case, num_levels)
+        stages = [stage.requires_grad_() for stage in maps(CANVAS, WIDTHS, STRIDES)]
+        levels = neck(stages, unmasked)
+        torch.stack([(level * torch.randn_like(level)).mean() for level in levels]).sum().backward()
+        assert_reached(neck.named_parameters())
+        assert_reached((f"stage {index}", stage) for index, stage in enumerate(stages))
+
+
+# ---- encoders -----------------------------------------------------------------------------------------------------
+
+
+def encode(encoder: torch.nn.Module, levels: list[Tensor], masks: list[Tensor] | None, embedding: Tensor) -> Memory:
+    nothing = [torch.zeros(len(level), *level.shape[2:], dtype=torch.bool) for level in levels]
+    wanted = embedding if encoder.has_level_embedding else None
+    memory: Memory = encoder(levels, masks or nothing, padded=masks is not None, level_embedding=wanted)
+    return memory
+
+
+class EncoderContract:
+    """What every part of `model/encoders` keeps."""
+
+    def test_a_memory_has_its_shapes(self, case: str) -> None:
+        encoder, embedding = make("encoders", case, model=tiny_config()), torch.randn(3, CHANNELS)
+        memory = encode(encoder, maps((67, 93), (CHANNELS,) * 3, STRIDES), None, embedding)
+        num_tokens = sum(h * w for h, w in memory.sizes)
+        assert memory.sizes == tuple(size_at((67, 93), stride) for stride in STRIDES)
+        assert memory.tokens.shape == (1, num_tokens, CHANNELS)
+        assert memory.padding is None and torch.equal(memory.ratios, torch.ones(1, 3, 2))
+        assert memory.position is None or memory.position.shape == memory.tokens.shape
+
+    def test_no_valid_token_depends_on_padding(self, case: str) -> None:
+        encoder, embedding = make("encoders", case, model=tiny_config()), torch.randn(3, CHANNELS)
+        images = [maps(hw, (CHANNELS,) * 3, STRIDES, seed) for seed, hw in enumerate(SIZES)]
+        masks = [masks_of(padded_batch())(stride) for stride in STRIDES]
+        memory = encode(encoder, batched(images, STRIDES, behind=1e3), masks, embedding)
+        assert memory.padding is not None and torch.equal(memory.padding, torch.cat([m.flatten(1) for m in masks], 1))
+        assert ((memory.ratios > 0) & (memory.ratios <= 1)).all()
+        for image, levels in enumerate(images):
+            alone = encode(encoder, levels, None, embedding)
+            for level, own in zip(memory.maps(), alone.maps(), strict=True):
+                assert_same_inside(level, image, own)
+
+    def test_the_gradient_reaches_all_of_an_encoder(self, case: str) -> None:
+        encoder = make("encoders", case, model=tiny_config())
+        embedding = torch.randn(3, CHANNELS).requires_grad_()
+        levels = [level.requires_grad_() for level in maps(CANVAS, (CHANNELS,) * 3, STRIDES)]
+        memory = encode(encoder, levels, None, embedding)
+        (memory.tokens * torch.randn_like(memory.tokens)).mean().backward()
+        assert_reached(encoder.named_parameters())
+        assert_reached((f"level {index}", level) for index, level in enumerate(levels))
+        assert (embedding.grad is not None) == ENCODERS[name_of(case)].has_level_embedding
+
+
+# ---- adapters -----------------------------------------------------------------------------------------------------
+
+
+class AdapterContract:
+    """What every part of `model/adapters` keeps."""
+
+    def test_a_pyramid_has_the_strides_that_are_told(self, case: str) -> None:
+        adapter = make("adapters", case, channels=CHANNELS, strides=STRIDES)
+        pyramid = adapter(memory_of((67, 93)), torch.tensor([[67, 93]]), unmasked)
+        assert pyramid.strides == tuple(adapter.strides) == tuple(sorted(set(adapter.strides)))
+        assert pyramid.sizes == tuple(size_at((67, 93), stride) for stride in adapter.strides)
+        assert all(level.shape[:2] == (1, CHANNELS) for level in pyramid.levels)
+        assert pyramid.masks == (None,) * len(adapter.strides) and pyramid.valid_hw.tolist() == [[67, 93]]
+
+    def test_no_level_of_a_pyramid_depends_on_padding(self, case: str) -> None:
+        adapter = make("adapters", case, channels=CHANNELS, strides=STRIDES)
+        batch = padded_batch()
+        pyramid = adapter(padded_memory(), batch.valid_hw, masks_of(batch))
+        for mask, stride in zip(pyramid.masks, pyramid.strides, strict=True):
+            assert mask is not None and torch.equal(mask, masks_of(batch)(stride))
+        for image, hw in enumerate(SIZES):
+            alone = adapter(memory_of(hw, image), batch.valid_hw[image : image + 1], unmasked)
+            for level, own in zip(pyramid.levels, alone.levels, strict=True):
+                assert_same_inside(level, image, own)
+
+    def test_the_gradient_reaches_all_of_an_adapter_and_every_token(self, case: str) -> None:
+        adapter = make("adapters", case, channels=CHANNELS, strides=STRIDES)
+        memory = memory_of(CANVAS)
+        memory.tokens.requires_grad_()
+        levels = adapter(memory, torch.tensor([CANVAS]), unmasked).levels
+        torch.stack([(level * torch.randn_like(level)).mean() for level in levels]).sum().backward()
+        assert_reached(adapter.named_parameters())
+        assert memory.tokens.grad is not None and (memory.tokens.grad.abs().sum(2) > 0).all()

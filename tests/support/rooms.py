@@ -1,0 +1,231 @@
+"""Every part in small settings, and what the contract suites feed them with.
+
+A new part gets its room's whole suite by its line in the room's dict; it must have a line in `TINY` or the suite fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.adapters import ADAPTERS
+from model.assign import ASSIGNERS
+from model.backbones import BACKBONES
+from model.classification import CLASSIFICATIONS
+from model.config import LossWeights
+from model.decoders import DECODERS
+from model.encoders import ENCODERS
+from model.groups import GROUPS
+from model.layers import Padding
+from model.necks import NECKS
+from model.parts import Parts
+from model.position import valid_ratios
+from model.postprocess import POSTPROCESSORS
+from model.proposals import PROPOSALS
+from model.share import Share, sharing
+from model.types import Batch, Memory
+from tests.support.tiny import tiny_batch
+
+ROOMS: dict[str, Parts] = {
+    "backbones": BACKBONES,
+    "necks": NECKS,
+    "encoders": ENCODERS,
+    "adapters": ADAPTERS,
+    "proposals": PROPOSALS,
+    "decoders": DECODERS,
+    "groups": GROUPS,
+    "assign": ASSIGNERS,
+    "classification": CLASSIFICATIONS,
+    "postprocess": POSTPROCESSORS,
+}
+# Room → case → settings. A case is the name of a part, or `<name>, <what is particular to it>`.
+SMALL_RESNET = {"depths": (1, 1, 1, 1), "width": 8, "stem": "conv3"}
+TINY: dict[str, dict[str, dict[str, Any]]] = {
+    "backbones": {
+        "resnet": {**SMALL_RESNET, "block": "basic", "norm": "group", "frozen_stages": -1},
+        "resnet, bottleneck": {**SMALL_RESNET, "stages": (1, 4)},
+        "resnet, batch norm": {**SMALL_RESNET, "norm": "batch", "stem": "conv7", "frozen_stages": 0},
+    },
+    "necks": {"projection": {}},
+    "encoders": {"deformable": {}},
+    "adapters": {"coarser": {}},
+    "proposals": {"learned": {}, "binary": {}},
+    "decoders": {"deformable": {}},
+    "groups": {"main": {}, "positives": {}},
+    "assign": {"hungarian": {}},
+    "classification": {"focal": {}},
+    "postprocess": {"top_k": {}},
+}
+
+STRIDES, CHANNELS = (8, 16, 32), 32  # of `tiny_config`'s encoder
+SIZES = ((67, 93), (50, 41), (96, 30))  # (height, width): no multiple of a stride
+CANVAS = (96, 128)
+
+
+def name_of(case: str) -> str:
+    return case.split(",")[0]
+
+
+def every(room: str) -> pytest.MarkDecorator:
+    """Runs a test over each part of a room, in each of its tiny settings, as its argument `case`."""
+    known = {name_of(case) for case in TINY[room]}
+    return pytest.mark.parametrize("case", [*TINY[room], *(name for name in ROOMS[room] if name not in known)])
+
+
+def config_of(room: str, case: str) -> Any:
+    if case not in TINY[room]:
+        pytest.fail(f"{room}: {case!r} has no tiny setting: add a line to TINY in {__file__}")
+    return ROOMS[room].config_of(name_of(case))(**TINY[room][case])
+
+
+def make(room: str, case: str, **arguments: Any) -> Any:
+    """The part, built from seed 0; a module's parameters are shaken, since many begin at values that hide mistakes."""
+    torch.manual_seed(0)
+    part = ROOMS[room].build(config_of(room, case), **arguments)
+    if isinstance(part, nn.Module):
+        shake(part)
+    return part
+
+
+def losses_parts() -> dict[str, Any]:
+    """The classification loss and the assigner that proposals and groups are given."""
+    return {
+        "classification": make("classification", "focal"),
+        "assign": make("assign", "hungarian", weights=LossWeights()),
+    }
+
+
+def shake(module: nn.Module, scale: float = 0.1) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+
+
+def size_at(hw: tuple[int, int], stride: int) -> tuple[int, int]:
+    return -(-hw[0] // stride), -(-hw[1] // stride)
+
+
+def padded_batch(counts: tuple[int, ...] = (3, 0, 2)) -> Batch:
+    """Images of odd sizes in one canvas."""
+    return tiny_batch(counts, SIZES, CANVAS)
+
+
+def unmasked(stride: int) -> None:
+    """`mask_at` of an image alone."""
+
+
+def masks_of(batch: Batch) -> Callable[[int], Tensor]:
+    """`mask_at` of a padded batch."""
+    return Padding(batch).mask_at  # type: ignore[return-value]
+
+
+def maps(hw: tuple[int, int], channels: tuple[int, ...], strides: tuple[int, ...], seed: int = 0) -> list[Tensor]:
+    """Random stages or levels [1, C, h, w] of one image."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = zip(channels, strides, strict=True)
+    return [torch.randn(1, width, *size_at(hw, stride), generator=generator) for width, stride in pairs]
+
+
+def batched(images: list[list[Tensor]], strides: tuple[int, ...], behind: float = 0.0) -> list[Tensor]:
+    """The maps of several images in the corners of `CANVAS`; what lies `behind` the mask should not matter."""
+    levels = []
+    for index, stride in enumerate(strides):
+        own = [image[index] for image in images]
+        level = torch.full((len(own), own[0].shape[1], *size_at(CANVAS, stride)), behind)
+        for i, single in enumerate(own):
+            level[i, :, : single.shape[2], : single.shape[3]] = single[0]
+        levels.append(level)
+    return levels
+
+
+def assert_same_inside(padded: Tensor, image: int, alone: Tensor) -> None:
+    """An image's own part of a padded map [B, D, h, w] is what the image alone gives [1, D, h, w]."""
+    h, w = alone.shape[2:]
+    torch.testing.assert_close(padded[image, :, :h, :w], alone[0], rtol=1e-4, atol=1e-4)
+
+
+def assert_reached(parameters: Iterator[tuple[str, Tensor]]) -> None:
+    """Every trainable parameter has a gradient, finite and not nothing."""
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            assert parameter.grad is not None, f"no gradient reaches {name}"
+            assert torch.isfinite(parameter.grad).all() and parameter.grad.abs().sum() > 0, name
+
+
+def memory_of(hw: tuple[int, int], seed: int = 0) -> Memory:
+    """What an encoder gives for one image alone."""
+    return _memory(maps(hw, (CHANNELS,) * 3, STRIDES, seed), None)
+
+
+def padded_memory(behind: float = 1e3) -> Memory:
+    """The memories of images of all `SIZES` (seeds 0, 1, 2) in one batch."""
+    images = [maps(hw, (CHANNELS,) * 3, STRIDES, seed) for seed, hw in enumerate(SIZES)]
+    return _memory(batched(images, STRIDES, behind), masks_of(padded_batch()))
+
+
+def _memory(levels: list[Tensor], mask_at: Callable[[int], Tensor] | None) -> Memory:
+    sizes = tuple((level.shape[2], level.shape[3]) for level in levels)
+    nothing = [torch.zeros(len(levels[0]), *size, dtype=torch.bool) for size in sizes]
+    masks = nothing if mask_at is None else [mask_at(stride) for stride in STRIDES]
+    tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
+    padding = None if mask_at is None else torch.cat([mask.flatten(1) for mask in masks], 1)
+    return Memory(tokens, sizes, padding, valid_ratios(masks), torch.zeros_like(tokens))
+
+
+# ---- shares of a batch --------------------------------------------------------------------------------------------
+
+
+class Meeting:
+    """Stands for the other ranks: what the whole batch gave at each meeting is what every share of it hears.
+
+    The whole batch goes first; then each share must meet as often, and its own numbers add up to the whole's.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.whole: list[Tensor] = []
+        self.shares: list[list[Tensor]] = []
+        monkeypatch.setattr(torch.distributed, "all_reduce", self._meet)
+
+    def _meet(self, value: Tensor, operation: Any = None) -> None:
+        if self._recording:
+            self.whole.append(value.clone())
+            return
+        own = self.shares[-1]
+        assert len(own) < len(self.whole), "a share asks the other ranks more often than the whole batch"
+        own.append(value.clone())
+        value.copy_(self.whole[len(own) - 1])
+
+    @contextmanager
+    def share(self, first: int, whole: int, *, recording: bool = False) -> Iterator[None]:
+        self._recording = recording
+        if not recording:
+            self.shares.append([])
+        with sharing(Share(first, whole), torch.Generator().manual_seed(5)):
+            yield
+        if not recording:
+            assert len(self.shares[-1]) == len(self.whole), "a share asks the other ranks less often than they wait"
+
+
+def images_of(batch: Batch, index: slice) -> Batch:
+    return Batch(batch.images[index], batch.valid_hw[index], batch.targets.of_images(index), batch.image_ids[index])
+
+
+def losses_by_share(
+    compute: Callable[[Batch], dict[str, Tensor]], batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Losses of a whole batch, and the sums of those of its images, each on a rank of its own."""
+    count, meeting = len(batch.images), Meeting(monkeypatch)
+    with meeting.share(0, count, recording=True):
+        whole = compute(batch)
+    sums: dict[str, Tensor] = {}
+    for image in range(count):
+        with meeting.share(image, count):
+            for name, loss in compute(images_of(batch, slice(image, image + 1))).items():
+                sums[name] = sums.get(name, torch.zeros(())) + loss.detach()
+    return whole, sums
