@@ -181,7 +181,7 @@ def test_a_killed_trial_of_the_local_executor_is_told_and_the_next_one_runs(
     """The real one: `codetr run --executor local`, whose first trial is killed while it trains."""
     store = RunStore(tmp_path / "store")
     places = {"CODETR_STORE": str(store.root), "MLFLOW_TRACKING_URI": tracking_store}
-    options = ["--preset", "digits_fast", "--set", "train.epochs=3", "--executor", "local", "--limit", "2"]
+    options = ["--preset", "digits_fast", "--set", "train.epochs=2", "--executor", "local", "--limit", "2"]
     command = [sys.executable, "-m", "harness", "run", "ablations/quickstart.yaml", *options]
     environment = {**os.environ, **places, "OMP_NUM_THREADS": "1"}
     driver = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)

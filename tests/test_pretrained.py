@@ -549,7 +549,7 @@ def test_a_trial_refuses_another_file_than_its_id_names(grid_of, weights, store,
     grid = grid_of(ONE_ROW, *SMALL, with_weights(weights))
     change(weights)
     lines: list[str] = []
-    run_grid(grid, store, executor="local", check_data=lambda *_: None, out=lines.append)
+    run_grid(grid, store, executor="local", run_trial=run_trial, check_data=lambda *_: None, out=lines.append)
     record = store.read(one(grid).trial_id) or {}
     assert record["status"] == "failed" and told in record["error"] and str(weights) in record["error"]
     assert recorded_id({**record, "config": config_to_dict(one(grid).config)}) == one(grid).trial_id
