@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from harness.errors import ReadError, UserError
@@ -230,6 +231,10 @@ def retry(args: argparse.Namespace) -> int:
                 print(f"{trial_id}  pending; it had failed: {error}")
     if not again:
         print("no trial of these has failed" if args.what else f"no trial in {store.root} has failed")
+        names = {Path(text).stem for text in args.what if text.endswith(YAML)}
+        for grid in (grid for grid in known if grid.name in names):
+            if failed := sum(store.status(trial_id) == "failed" for trial_id in grid.labels):
+                print(f"{failed} of {grid.heading}: {grid.command.replace('codetr run', 'codetr retry', 1)}")
         return 0
     commands = [command for grid in known for command in grid.commands_for(again)]
     print(f"{count(['pending'] * len(again))}; the failed records are kept in attempts/")

@@ -39,7 +39,7 @@ class TransformerConfig:
 
     __pydantic_config__ = FORBID_UNKNOWN
     channels: int = 256
-    num_levels: int = 4  # encoder levels: the backbone's stages, then stride-2 convolutions on the last stage
+    num_levels: int = 4  # encoder levels, which the neck makes of the backbone's stages
     num_attention_heads: int = 8
     num_points: int = 4  # sampling points per level and attention head
     num_encoder_layers: int = 6
@@ -132,7 +132,7 @@ class DetectorConfig:
         return default_proposals(self.two_stage) if self.proposals is None else self.proposals
 
     @property
-    def num_ranks(self) -> int:
+    def num_proposals(self) -> int:
         """How many of the proposals' ranks all query groups take together in training."""
         return self.num_queries + sum(getattr(group, "num_proposals", 0) for group in self.groups)
 

@@ -1,14 +1,17 @@
 """The training objective (paper Eq. 5): the one place where a loss meets its weight.
 
     L = sum over decoder layers l of ( L_dec_l + lambda1 * sum over heads i of L_dec_i_l + lambda2 * L_enc )
+      + what the proposals learn at the encoder + what extra query groups learn
 
-Names: `decoder.<l>/<term>`, `encoder/<term>` (two-stage proposals), `queries.<head>.<l>/<term>` and `<head>/<term>`.
+Names: `decoder.<l>/<term>` (L_dec), `queries.<head>.<l>/<term>` (L_dec_i), `<head>/<term>` (L_enc, the heads' at the
+encoder), `encoder/<term>` (proposals) and `<group>.<l>/<term>`.
 A loss without a weight, or a weight without a loss, is an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -41,6 +44,16 @@ class Assigner(Protocol):
     ) -> Tensor:
         """[N, B, Q]."""
         ...
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What query groups and proposals learn by."""
+
+    config: DetectorConfig
+    num_classes: int
+    classification: Classification
+    assign: Assigner
 
 
 class HasLosses(Protocol):

@@ -22,7 +22,7 @@ from model.assign import ASSIGNERS
 from model.backbones import BACKBONES
 from model.classification import CLASSIFICATIONS
 from model.config import DetectorConfig
-from model.criterion import loss_weights, total_loss
+from model.criterion import Objective, loss_weights, total_loss
 from model.decoders import DECODERS
 from model.encoders import ENCODERS
 from model.groups import GROUPS
@@ -56,11 +56,11 @@ class Detector(nn.Module):
         super().__init__()
         self.config, self.num_classes = config, num_classes
         self.official = config.official
-        self.num_ranks = config.num_ranks  # of the proposals, in training
+        self.num_proposals = config.num_proposals  # of the proposals, in training
         channels, num_levels = config.transformer.channels, config.transformer.num_levels
         self.assign = ASSIGNERS.build(config.assign, weights=config.loss_weights)
         self.postprocess = POSTPROCESSORS.build(config.postprocess)
-        losses = {"classification": CLASSIFICATIONS.build(config.classification), "assign": self.assign}
+        objective = Objective(config, num_classes, CLASSIFICATIONS.build(config.classification), self.assign)
         # The order of what follows decides which random numbers each part draws.
         self.backbone = BACKBONES.build(config.backbone)
         stages = {"in_channels": self.backbone.channels, "in_strides": self.backbone.strides}
@@ -70,18 +70,18 @@ class Detector(nn.Module):
         self.register_parameter("level_embedding", embedding)
         self.encoder = encoder(config.encoder, model=config)
         self.decoder = DECODERS.build(config.decoder, model=config, num_classes=num_classes)
-        ranks = {"num_classes": num_classes, "num_ranks": self.num_ranks}
-        self.queries = PROPOSALS.build(config.proposals_or_default, model=config, **ranks, **losses)
-        self.main = GROUPS.build(MainConfig(), name=DECODER, model=config, **losses)
+        proposals = config.proposals_or_default
+        self.queries = PROPOSALS.build(proposals, num_proposals=self.num_proposals, objective=objective)
+        self.main = GROUPS.build(MainConfig(), name=DECODER, objective=objective)
         self.heads, self.positive_queries, self.groups = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         if config.heads:
             self._add_heads(channels)
         if config.heads and config.positive_queries:
             for name, _ in self.named_heads():
-                group = GROUPS.build(PositivesConfig(), name=name, model=config, **losses)
+                group = GROUPS.build(PositivesConfig(), name=name, objective=objective)
                 self.positive_queries[_module_name(name)] = group
         for name, own in zip(GROUPS.instance_names(config.groups), config.groups, strict=True):
-            self.groups[_module_name(name)] = GROUPS.build(own, name=name, model=config, **losses)
+            self.groups[_module_name(name)] = GROUPS.build(own, name=name, objective=objective)
         parts = [*self.query_groups(), self.queries]
         self.loss_weights = loss_weights(
             config, parts, {name: head.loss_weights() for name, head in self.named_heads()}
@@ -131,7 +131,7 @@ class Detector(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss and every unweighted loss by name (see `model.criterion`)."""
         memory, mask_at = self.encode(batch)
-        step = Step(batch, memory, self.queries(memory, self.num_ranks), mask_at)
+        step = Step(batch, memory, self.queries(memory, self.num_proposals), mask_at)
         losses = self._train_heads(step)
         groups = self.query_groups()
         queries = [group.queries(step) for group in groups]

@@ -3,7 +3,8 @@
 Letters used in every docstring of this package:
     B images of a batch · Q queries · G ground truths (padded to the largest count of the batch) ·
     P positives · A anchors (all levels) · L levels · D channels · K auxiliary heads · C classes ·
-    S tokens (all positions of all encoder levels) · h, w a level's size · H, W the batch's size in pixels.
+    S tokens (all positions of all encoder levels) · N decoder layers, or candidates of a head ·
+    h, w a level's size · H, W the batch's size in pixels.
 
 Boxes are floats; the format is in the name: `boxes_xyxy` are pixels of the network's input image,
 `boxes_cxcywh` are normalised by each image's own valid (un-padded) size.
@@ -116,7 +117,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Feature maps as the auxiliary heads see them: the encoder's levels and one coarser level."""
+    """Feature maps as the auxiliary heads see them: what the adapter makes of the encoder's levels."""
 
     levels: tuple[Tensor, ...]  # [B, D, h, w] each, fine to coarse
     strides: tuple[int, ...]  # pixels of the input image per position
@@ -170,7 +171,7 @@ class QueryGroup:
         """Lengths of the blocks, Q in all."""
         return self.blocks or (self.content.shape[1],)
 
-    def ranks(self, start: int, stop: int) -> QueryGroup:
+    def between(self, start: int, stop: int) -> QueryGroup:
         """The queries from `start` to before `stop` as a group of one block."""
         if (start, stop) == (0, self.content.shape[1]):
             return self
@@ -193,8 +194,8 @@ class DecoderOutput:
 
     logits: Tensor  # [N, B, Q, C], N decoder layers
     boxes_cxcywh: Tensor  # [N, B, Q, 4], normalised
-    # Where each query of the last layer looked, if that was asked for: [B, Q, K, L, P, 2] (x, y) normalised to each
-    # whole map, and [B, Q, K, L, P] how much each place counted; K attention heads, P places.
+    # Where each query of the last layer looked, if that was asked for: [B, Q, attention heads, L, places, 2] (x, y)
+    # normalised to each whole map, and [B, Q, attention heads, L, places] how much each place counted.
     looked_at: tuple[Tensor, Tensor] | None = None
 
     def split(self, lengths: list[int]) -> list[DecoderOutput]:
@@ -235,6 +236,7 @@ class Proposals:
     logits: Tensor | None = None  # [B, S, C] of the encoder's own head; None: it has none
     boxes_cxcywh: Tensor | None = None  # [B, S, 4] normalised
     excluded: Tensor | None = None  # [B, S] bool, True for tokens that cannot carry a proposal; None: all can
+    chosen: Tensor | None = None  # [B, Q] int64, the token behind each of `queries`; None: there is none
     taken: int = 0  # ranks that are handed out
 
     def take(self, count: int) -> QueryGroup:
@@ -249,7 +251,7 @@ class Proposals:
                 f"query groups take {self.taken} ranks of the proposals, and there are {number}; a group takes as many "
                 "as its num_proposals says"
             )
-        return self.queries.ranks(start, self.taken)
+        return self.queries.between(start, self.taken)
 
 
 @dataclass

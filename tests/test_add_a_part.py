@@ -182,12 +182,15 @@ def test_two_training_steps_with_all_three_and_an_evaluation(variant: dict[str, 
     assert [len(detections) for detections in found.values()] == [2, 2]
 
 
-def test_the_ablation_is_understood(tmp_path: Path) -> None:
+def test_the_ablation_is_understood_and_each_row_can_be_built(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(blocks("yaml")[0])
+    for preset in set(re.findall(r"--preset (\w+)", PAGE)):
+        for trial in open_grid(tmp_path / "mine.yaml", preset, [], require_data=False).trials:
+            Detector(trial.config.model, NUM_CLASSES)
     grid = open_grid(tmp_path / "mine.yaml", "digits", [], require_data=False)
     assert len(grid.trials) == len(grid.rows) == 5
     plain, all_three = grid.trials[1].config.model, grid.trials[4].config.model
-    assert plain.backbone == BACKBONES[BACKBONE].Config(width=16) and plain.groups == ()
+    assert plain.backbone == BACKBONES[BACKBONE].Config(width=16, num_stages=2) and plain.groups == ()
     assert all_three.groups == (GROUPS[GROUP].Config(),)
     assert all_three.assign == ASSIGNERS[ASSIGNER].Config(top_k=1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -297,6 +298,19 @@ def test_retry_of_some_and_from_scratch(store, said):
     fail(store, trial)
     said("retry", QUICKSTART, *FAST)
     assert (store.status(trial.trial_id), store.status(second.trial_id)) == ("pending", "failed")
+
+
+def test_retry_tells_of_the_same_file_under_another_preset(store, said):
+    """Without its options a file's failed trials are not found, which must not read as if there were none."""
+    grid = open_grid(QUICKSTART, "digits_fast")
+    ledger.remember(store, grid)
+    fail(store, grid.trials[0])
+    first, second = said("retry", QUICKSTART, "--preset", "digits")[1].splitlines()
+    assert first == "no trial of these has failed"
+    assert second.startswith("1 of quickstart (digits_fast): codetr retry ") and "--preset digits_fast" in second
+    assert store.status(grid.trials[0].trial_id) == "failed"
+    assert said(*shlex.split(second.partition(": codetr ")[2]))[0] == 0
+    assert store.status(grid.trials[0].trial_id) == "pending"
 
 
 def test_retry_leaves_a_trial_alone_that_somebody_works_on(store):

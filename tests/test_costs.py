@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,13 @@ def silent(event: dict[str, Any]) -> None: ...
 
 
 @pytest.fixture
-def slow_checkpoints(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def pause() -> list[Callable[[float], None]]:
+    """How a slow checkpoint passes its time; other threads of the process keep their own `time.sleep`."""
+    return [time.sleep]
+
+
+@pytest.fixture
+def slow_checkpoints(monkeypatch: pytest.MonkeyPatch, pause: list[Callable[[float], None]]) -> list[str]:
     """A checkpoint after each step, and each takes a while; a list of those that were written."""
     written: list[str] = []
 
@@ -46,7 +53,7 @@ def slow_checkpoints(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         real = getattr(trial_record, name)
 
         def work(*arguments: Any) -> None:
-            time.sleep(SLOW)
+            pause[0](SLOW)
             real(*arguments)
             written.append(name)
 
@@ -79,7 +86,7 @@ def test_checkpoints_are_no_training(tmp_path, trial, slow_checkpoints):
     assert steps
 
 
-def test_the_time_of_a_step_holds_no_checkpoint(tmp_path, trial, slow_checkpoints, monkeypatch):
+def test_the_time_of_a_step_holds_no_checkpoint(tmp_path, trial, slow_checkpoints, pause, monkeypatch):
     """On a clock that only checkpoints and steps move."""
     now = [0.0]
 
@@ -96,7 +103,7 @@ def test_the_time_of_a_step_holds_no_checkpoint(tmp_path, trial, slow_checkpoint
     monkeypatch.setattr(trial_room, "REPORT_SECONDS", 0.0)
     for room in (trial_room, trial_record):
         monkeypatch.setattr(room, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now[0])}))
-    monkeypatch.setattr(time, "sleep", lambda _: pass_by(100.0))
+    pause[0] = lambda _: pass_by(100.0)
     events: list[dict[str, Any]] = []
     cost = run_trial(trial, RunStore(tmp_path), report=events.append)["cost"]
     assert (cost["train_seconds"], cost["checkpoint_seconds"], cost["seconds_per_step"]) == (4.0, 500.0, 1.0)

@@ -185,7 +185,7 @@ def test_unknown_branch_lists_the_known_ones():
 def test_more_queries_than_positions_is_explained():
     torch.manual_seed(0)
     detector = Detector(tiny_config(), NUM_CLASSES)
-    detector.num_ranks = 10_000
+    detector.num_proposals = 10_000
     with pytest.raises(ValueError, match=r"model\.num_queries with model\.groups \(10000\) exceeds the \d+ positions"):
         detector(tiny_batch())
 

@@ -76,8 +76,8 @@ def test_rooms_and_settings_are_read_without_torch() -> None:
         f"rooms = {[*ROOMS, 'heads']}\n"
         "for room in rooms:\n"
         "    module = import_module(f'model.{room}')\n"
-        "    for parts in (value for value in vars(module).values() if type(value).__name__ == 'Parts'):\n"
-        "        [parts.name_of(parts.config_of(name)()) for name in parts]\n"
+        "    for parts in [value for value in vars(module).values() if type(value).__name__ == 'Parts']:\n"
+        "        [parts.name_of(config()) for config in parts.configs.values()]\n"
         "assert 'torch' not in sys.modules, 'torch'"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

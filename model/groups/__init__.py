@@ -1,16 +1,17 @@
 """The query groups by name: a new one is one file in this folder and one line in `GROUPS` (docs/add-a-part.md).
 
 A group is queries that the decoder reads beside others, and the losses on what becomes of them. All groups share the
-decoder, in one pass. `GROUPS.build(config, name=…, model=…, classification=…, assign=…)`: the name of its losses, the
-`DetectorConfig`, and the parts of these names. It is a module and has
+decoder, in one pass. `GROUPS.build(config, name=…, objective=…)`: the name of its losses, and what it learns by
+(`model.criterion.Objective`: the `DetectorConfig`, C, the classification loss, the assigner). It is a module and has
 
-- `queries(step) → QueryGroup`: of no query where a batch gives none. It draws random numbers by `model.share.rand`;
+- `queries(step) → QueryGroup`: of no query where a batch gives none. It draws random numbers by `model.share.rand`; the
+  G of `step.batch.targets` is that of the whole batch, on every process that has a share of it;
 - `losses(output, queries, step) → dict`: `output` holds the predictions of its queries alone, from every layer; scalars
   by name, normalised and unweighted, connected to the graph whatever the batch holds (`model.criterion.set_losses`),
   and so that those of the shares of a batch add up (`model.share.total`);
 - `loss_weights() → dict`: the weight of each of these losses, by the same names.
 
-Its `Config` may have `num_proposals`, how many of the encoder's ranks it takes by `step.proposals.take`; 0 by default.
+Its `Config` may have `num_proposals`, how many it takes by `step.proposals.take`; 0 by default.
 
 `main`, the original queries, and `positives`, one group for each auxiliary head, follow from the detector's settings
 and are never listed in `model.groups`. `main` alone runs at inference.

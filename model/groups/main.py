@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from model.config import DetectorConfig
-from model.criterion import Assigner, Classification, by_layer, layer_weights, set_losses
+from model.criterion import Objective, by_layer, layer_weights, set_losses
 from model.groups.configs import MainConfig
 from model.types import DecoderOutput, QueryGroup, Step
 
@@ -13,25 +12,24 @@ from model.types import DecoderOutput, QueryGroup, Step
 class MainGroup(nn.Module):
     """`num_queries` ranks of the proposals; what each must predict is decided layer by layer."""
 
-    def __init__(
-        self, config: MainConfig, *, name: str, model: DetectorConfig, classification: Classification, assign: Assigner
-    ):
+    def __init__(self, config: MainConfig, *, name: str, objective: Objective):
         super().__init__()
-        self.name, self.model, self.classification, self.assign = name, model, classification, assign
+        self.name, self.objective, self.num_queries = name, objective, objective.config.num_queries
 
     def queries(self, step: Step) -> QueryGroup:
         """The best ranks."""
-        return step.proposals.take(self.model.num_queries)
+        return step.proposals.take(self.num_queries)
 
     def losses(self, output: DecoderOutput, queries: QueryGroup, step: Step) -> dict[str, Tensor]:
         """`<name>.<layer>/<term>`."""
         targets, valid_hw = step.batch.targets, step.batch.valid_hw
-        gt_index = self.assign(output.logits, output.boxes_cxcywh, targets, valid_hw)
+        gt_index = self.objective.assign(output.logits, output.boxes_cxcywh, targets, valid_hw)
+        classification = self.objective.classification
         losses = set_losses(
-            output.logits, output.boxes_cxcywh, gt_index, targets, valid_hw, classification=self.classification
+            output.logits, output.boxes_cxcywh, gt_index, targets, valid_hw, classification=classification
         )
         return by_layer(self.name, losses)
 
     def loss_weights(self) -> dict[str, float]:
         """The detector's `loss_weights`, in each layer."""
-        return layer_weights(self.name, self.model)
+        return layer_weights(self.name, self.objective.config)

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.boxes import inverse_sigmoid, xyxy_to_cxcywh
-from model.config import DetectorConfig
-from model.criterion import Assigner, Classification, by_layer, layer_weights, set_losses
+from model.criterion import Objective, by_layer, layer_weights, set_losses
 from model.groups.configs import PositivesConfig
 from model.linear import Linear
 from model.position import box_position_encoding
@@ -18,30 +17,22 @@ from model.types import BACKGROUND, IGNORED, DecoderOutput, Positives, PositiveS
 class PositivesGroup(nn.Module):
     """Linear(PE(box)) + Linear(feature) of one head's positives (paper Eq. 2)."""
 
-    def __init__(
-        self,
-        config: PositivesConfig,
-        *,
-        name: str,
-        model: DetectorConfig,
-        classification: Classification,
-        assign: Assigner,
-    ):
+    def __init__(self, config: PositivesConfig, *, name: str, objective: Objective):
         super().__init__()
-        self.name, self.model, self.classification = name, model, classification
-        self.official = model.official
-        channels = model.transformer.channels
+        self.name, self.objective = name, objective
+        detector = objective.config
+        self.limits, self.official = (detector.min_positive_queries, detector.max_positive_queries), detector.official
+        channels = detector.transformer.channels
         self.box_proj = Linear(2 * channels, 2 * channels)
         self.box_norm = nn.LayerNorm(2 * channels)
         self.feature_proj = Linear(channels, channels)
         self.feature_norm = nn.LayerNorm(channels)
         # Official: one number per head, added to all channels (their own comment calls it a mistake).
-        self.head_embedding = nn.Parameter(torch.zeros(1 if model.official else channels))
+        self.head_embedding = nn.Parameter(torch.zeros(1 if self.official else channels))
 
     def select(self, positives: Positives, pyramid: Pyramid) -> PositiveSelection:
         """The candidates that become queries of this step."""
-        limits = self.model.min_positive_queries, self.model.max_positive_queries
-        return select_positives(positives, pyramid, *limits, official=self.official)
+        return select_positives(positives, pyramid, *self.limits, official=self.official)
 
     def queries(self, step: Step) -> QueryGroup:
         """P queries whose references are the positives' own boxes."""
@@ -70,14 +61,14 @@ class PositivesGroup(nn.Module):
             gt_index,
             step.batch.targets,
             step.batch.valid_hw,
-            classification=self.classification,
+            classification=self.objective.classification,
             weight=queries.weight,
         )
         return by_layer(f"queries.{self.name}", losses)
 
     def loss_weights(self) -> dict[str, float]:
         """lambda1 times the detector's `loss_weights`, in each layer (paper Eq. 5)."""
-        return layer_weights(f"queries.{self.name}", self.model, self.model.lambda1)
+        return layer_weights(f"queries.{self.name}", self.objective.config, self.objective.config.lambda1)
 
 
 def cut_to_shortest(positives: Positives) -> Positives:

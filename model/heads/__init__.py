@@ -1,4 +1,7 @@
-"""The auxiliary heads by name. A new head is one file in this folder and one line in `HEADS` (docs/add-a-head.md)."""
+"""The auxiliary heads by name: a new one is one file in this folder and one line in `HEADS` (docs/add-a-head.md).
+
+`base.py` is their contract.
+"""
 
 from __future__ import annotations
 

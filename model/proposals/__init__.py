@@ -1,15 +1,16 @@
 """The kinds of proposals by name: a new one is one file here and one line in `PROPOSALS` (docs/add-a-part.md).
 
 Proposals are what the decoder's queries start from. They own the encoder's head, how it ranks its tokens, and its loss.
-`PROPOSALS.build(config, model=…, num_classes=…, num_ranks=…, classification=…, assign=…)`: the `DetectorConfig`, how
-many ranks all query groups take together in training, and the parts of these names. It is a module and has
+`PROPOSALS.build(config, num_proposals=…, objective=…)`: how many all query groups take together in training, and what
+proposals learn by (`model.criterion.Objective`). It is a module and has
 
-- `forward(memory, num_ranks) → Proposals`: the best `num_ranks`, which `take` hands out, with the `source` of each;
-  fewer than in training at inference, where the first ones must be the same;
+- `forward(memory, num_proposals) → Proposals`: the best `num_proposals`, with the `source` of each. `take` hands them
+  out, to the main group first, then to the others in the configuration's order. At inference there are fewer than in
+  training, and these must be the same ones;
 - `losses(step) → dict`: of what the encoder predicts (`step.proposals`), scalars by name, normalised and unweighted;
 - `loss_weights() → dict`: the weight of each of these losses, by the same names.
 
-Raises `ValueError` where there are fewer tokens than ranks.
+Raises `ValueError` where there are fewer tokens than are asked for.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.branches import BoxBranch, class_branch
-from model.config import DetectorConfig
-from model.criterion import Assigner, Classification, set_losses, term_weights
+from model.criterion import Objective, set_losses, term_weights
 from model.linear import Linear
 from model.position import box_position_encoding
 from model.proposals.configs import BinaryConfig
@@ -17,40 +16,32 @@ from model.types import Memory, Proposals, QueryGroup, Step, Targets
 class BinaryProposals(nn.Module):
     """The encoder's best boxes become the references (Deformable-DETR; DINO's mixed selection)."""
 
-    def __init__(
-        self,
-        config: BinaryConfig,
-        *,
-        model: DetectorConfig,
-        num_classes: int,
-        num_ranks: int,
-        classification: Classification,
-        assign: Assigner,
-    ):
+    def __init__(self, config: BinaryConfig, *, num_proposals: int, objective: Objective):
         super().__init__()
-        self.official, self.term_weights = model.official, term_weights(model.loss_weights)
-        self.classification, self.assign, self.num_queries = classification, assign, model.num_queries
+        model = objective.config
+        self.objective, self.official = objective, model.official
+        self.num_queries = model.num_queries
         channels = model.transformer.channels
-        branches = class_branch(channels, num_classes), BoxBranch(channels)
+        branches = class_branch(channels, objective.num_classes), BoxBranch(channels)
         self.token_proj = Linear(channels, channels)
         self.token_norm = nn.LayerNorm(channels)
         self.class_branch, self.box_branch = branches
         self.box_proj = Linear(2 * channels, 2 * channels)
         self.box_norm = nn.LayerNorm(2 * channels)
-        self.content = nn.Embedding(num_ranks, channels) if model.mixed_selection else None
+        self.content = nn.Embedding(num_proposals, channels) if model.mixed_selection else None
 
-    def forward(self, memory: Memory, num_ranks: int) -> Proposals:
+    def forward(self, memory: Memory, num_proposals: int) -> Proposals:
         """See the contract.
 
         Tokens in the padding, or whose centre lies within 1 % of the border, cannot carry a proposal. They are never
         chosen while valid ones are left; the official code ranks them too. Channel 0 is the objectness (official).
         """
         tokens, anchors, invalid = encoder_anchors(memory)
-        if tokens.shape[1] < num_ranks:
-            asking = "model.num_queries" if num_ranks == self.num_queries else "model.num_queries with model.groups"
+        if tokens.shape[1] < num_proposals:
+            asking = "model.num_queries" if num_proposals == self.num_queries else "model.num_queries with model.groups"
             raise ValueError(
-                f"{asking} ({num_ranks}) exceeds the {tokens.shape[1]} positions of the encoder at this image size; "
-                f"use fewer queries or larger images"
+                f"{asking} ({num_proposals}) exceeds the {tokens.shape[1]} positions of the encoder at this image "
+                f"size; use fewer queries or larger images"
             )
         tokens = self.token_norm(self.token_proj(tokens))
         logits = self.class_branch(tokens).float()
@@ -58,16 +49,16 @@ class BinaryProposals(nn.Module):
         objectness = logits[..., 0].detach()
         if not self.official:
             objectness = objectness.masked_fill(invalid, -torch.inf)
-        best = objectness.topk(num_ranks, dim=1).indices
+        best = objectness.topk(num_proposals, dim=1).indices
         reference = boxes.detach().gather(1, best[..., None].expand(-1, -1, 4))
         channels = self.token_proj.out_features
         encoded = box_position_encoding(reference, channels // 2).to(tokens.dtype)
         position, content = self.box_norm(self.box_proj(encoded)).chunk(2, -1)
         if self.content is not None:
-            content = self.content.weight[:num_ranks].expand(len(tokens), -1, -1)
+            content = self.content.weight[:num_proposals].expand(len(tokens), -1, -1)
         source = _places(memory).to(best.device)[best]
         queries = QueryGroup(content, position, reference, has_size=True, source=source)
-        return Proposals(queries, logits, boxes, excluded=None if self.official else invalid)
+        return Proposals(queries, logits, boxes, excluded=None if self.official else invalid, chosen=best)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """`encoder/<term>`: every token competes; all classes count as one (official)."""
@@ -76,16 +67,16 @@ class BinaryProposals(nn.Module):
         binary = Targets(targets.boxes_xyxy, targets.labels.clamp(max=0))
         logits, boxes = proposals.logits[None], proposals.boxes_cxcywh[None]
         excluded, valid_hw = proposals.excluded, step.batch.valid_hw
-        gt_index = self.assign(logits, boxes, binary, valid_hw, excluded)
+        gt_index = self.objective.assign(logits, boxes, binary, valid_hw, excluded)
         weight = None if excluded is None else (~excluded).to(logits.dtype)
         losses = set_losses(
-            logits, boxes, gt_index, binary, valid_hw, classification=self.classification, weight=weight
+            logits, boxes, gt_index, binary, valid_hw, classification=self.objective.classification, weight=weight
         )
         return {f"encoder/{term}": value[0] for term, value in losses.items()}
 
     def loss_weights(self) -> dict[str, float]:
         """The detector's `loss_weights`."""
-        return {f"encoder/{term}": weight for term, weight in self.term_weights.items()}
+        return {f"encoder/{term}": weight for term, weight in term_weights(self.objective.config.loss_weights).items()}
 
 
 def _places(memory: Memory) -> Tensor:

@@ -7,8 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from model.config import DetectorConfig
-from model.criterion import Assigner, Classification
+from model.criterion import Objective
 from model.linear import Linear
 from model.proposals.configs import LearnedConfig
 from model.types import Memory, Proposals, QueryGroup, Step
@@ -19,24 +18,15 @@ class LearnedQueries(nn.Module):
 
     roles: ClassVar[dict[str, str]] = {"reference_points": "sampling"}
 
-    def __init__(
-        self,
-        config: LearnedConfig,
-        *,
-        model: DetectorConfig,
-        num_classes: int,
-        num_ranks: int,
-        classification: Classification,
-        assign: Assigner,
-    ):
+    def __init__(self, config: LearnedConfig, *, num_proposals: int, objective: Objective):
         super().__init__()
-        channels = model.transformer.channels
-        self.embedding = nn.Embedding(num_ranks, 2 * channels)
+        channels = objective.config.transformer.channels
+        self.embedding = nn.Embedding(num_proposals, 2 * channels)
         self.reference_points = Linear(channels, 2)
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
 
-    def forward(self, memory: Memory, num_ranks: int) -> Proposals:
+    def forward(self, memory: Memory, num_proposals: int) -> Proposals:
         """See the contract; all images have the same ranks."""
         position, content = self.embedding.weight.chunk(2, 1)
         points = self.reference_points(position).float().sigmoid()
@@ -46,7 +36,7 @@ class LearnedQueries(nn.Module):
         queries = QueryGroup(
             content.expand(expand), position.expand(expand), reference.expand(expand), has_size=False, source=source
         )
-        return Proposals(queries.ranks(0, num_ranks))
+        return Proposals(queries.between(0, num_proposals))
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """None."""

@@ -123,7 +123,7 @@ class DecoderContract:
     def test_blocks_are_groups_of_their_own(self, case: str) -> None:
         decoder, memory, group = build(case), padded_memory(), group_of(7, 1)
         (joint,) = decode(decoder, [replace(group, blocks=(3, 0, 4))], memory)
-        apart = decode(decoder, [group.ranks(0, 3), group.ranks(3, 7)], memory)
+        apart = decode(decoder, [group.between(0, 3), group.between(3, 7)], memory)
         assert_same(joint, DecoderOutput(*(torch.cat(pair, 2) for pair in zip(*map(predictions, apart), strict=True))))
 
     def test_queries_depend_on_what_they_see_and_on_nothing_else(self, case: str) -> None:

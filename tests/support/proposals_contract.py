@@ -15,14 +15,13 @@ from tests.support.rooms import (
     SIZES,
     assert_reached,
     losses_by_share,
-    losses_parts,
     make,
     masks_of,
     memory_of,
+    objective,
     padded_batch,
     padded_memory,
 )
-from tests.support.tiny import NUM_CLASSES, tiny_config
 
 RANKS = 12
 VARIANTS = {"mixed selection": {}, "no mixed selection": {"mixed_selection": False}}
@@ -30,8 +29,7 @@ COUNTS = pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0, 0), (30, 1, 1)], i
 
 
 def build(case: str, **changes: Any) -> Any:
-    sizes = {"num_classes": NUM_CLASSES, "num_ranks": RANKS}
-    return make("proposals", case, model=tiny_config(**changes), **sizes, **losses_parts())
+    return make("proposals", case, num_proposals=RANKS, objective=objective(**changes))
 
 
 def assert_same_queries(own: QueryGroup, other: QueryGroup, tolerance: float = 0.0) -> None:

@@ -17,7 +17,7 @@ from model.adapters import ADAPTERS
 from model.assign import ASSIGNERS
 from model.backbones import BACKBONES
 from model.classification import CLASSIFICATIONS
-from model.config import LossWeights
+from model.criterion import Objective
 from model.decoders import DECODERS
 from model.encoders import ENCODERS
 from model.groups import GROUPS
@@ -29,7 +29,7 @@ from model.postprocess import POSTPROCESSORS
 from model.proposals import PROPOSALS
 from model.share import Share, sharing
 from model.types import Batch, Memory
-from tests.support.tiny import tiny_batch
+from tests.support.tiny import NUM_CLASSES, tiny_batch, tiny_config
 
 ROOMS: dict[str, Parts] = {
     "backbones": BACKBONES,
@@ -92,12 +92,11 @@ def make(room: str, case: str, **arguments: Any) -> Any:
     return part
 
 
-def losses_parts() -> dict[str, Any]:
-    """The classification loss and the assigner that proposals and groups are given."""
-    return {
-        "classification": make("classification", "focal"),
-        "assign": make("assign", "hungarian", weights=LossWeights()),
-    }
+def objective(**changes: Any) -> Objective:
+    """What the proposals and groups of the tiny detector learn by; `changes` are its settings."""
+    config = tiny_config(**changes)
+    assign = make("assign", "hungarian", weights=config.loss_weights)
+    return Objective(config, NUM_CLASSES, make("classification", "focal"), assign)
 
 
 def shake(module: nn.Module, scale: float = 0.1) -> None:
