@@ -33,14 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         with worktree(args.commit) as there, tempfile.TemporaryDirectory(prefix="checkpoints-") as checkpoints:
             before, after = measured(there, "leave", checkpoints), measured(ROOT, "take", checkpoints)
     except subprocess.CalledProcessError as error:
-        last = (error.stderr or "").strip().splitlines()[-1:] or [str(error)]
-        print(f"error: {' '.join(map(str, error.cmd[:4]))} …: {last[0]}", file=sys.stderr)
+        print(f"error: {first_line(error)}", file=sys.stderr)
         return 2
     lines, equal = table(before, after)
     print(f"losses of {args.commit} and of this checkout, {len(after)} cases, one thread")
     print("\n".join(lines))
     print("equal to the last bit" if equal else "they differ")
     return int(args.assert_equal and not equal)
+
+
+def first_line(error: subprocess.CalledProcessError) -> str:
+    """What a command that failed said last."""
+    said = error.stderr.decode(errors="replace") if isinstance(error.stderr, bytes) else error.stderr or ""
+    return f"{' '.join(map(str, error.cmd[:4]))} …: {([str(error)] + said.strip().splitlines())[-1]}"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median, quantiles
 
-from benchmarks.losses import ROOT, worktree
+from benchmarks.losses import ROOT, first_line, worktree
 
 STEPS = Path(__file__).with_name("timed_steps.py")
 CASES = {  # of `timed_steps`, and the number of steps on each side
@@ -56,11 +56,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks speed", description=__doc__)
     parser.add_argument("commit", metavar="COMMIT", help="what to compare with, such as HEAD~1")
     args = parser.parse_args(argv)
-    print(
-        f"a step here / at {args.commit}, one thread\n{'':<34}{'seconds':>9}{'wall':>9}{'processor':>11}  middle half"
-    )
+    try:
+        measure(args.commit)
+    except subprocess.CalledProcessError as error:
+        print(f"error: {first_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(commit: str) -> None:
+    """Print a line for each case."""
+    print(f"a step here / at {commit}, one thread\n{'':<34}{'seconds':>9}{'wall':>9}{'processor':>11}  middle half")
     with ExitStack() as stack:
-        there = stack.enter_context(Side(stack.enter_context(worktree(args.commit))))
+        there = stack.enter_context(Side(stack.enter_context(worktree(commit))))
         here = stack.enter_context(Side(ROOT))
         for case, repeats in CASES.items():
             pairs = [(here.step(case), there.step(case)) for _ in range(repeats)]
@@ -71,7 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{case:<34}{seconds:>9.3f}{median(wall):>9.3f}{median(processor):>11.3f}  {low:.3f} to {high:.3f}",
                 flush=True,
             )
-    return 0
 
 
 if __name__ == "__main__":

@@ -165,8 +165,20 @@ class DetectorConfig:
             self,
             *("transformer.num_levels", "backbone.stages"),
         )
+        self._check_groups()
         wanted = getattr(self.proposals, "two_stage", None)
         if wanted is not None and wanted != self.two_stage:
             name = PROPOSALS.name_of(self.proposals)
             rule = f"the proposals {name} need two_stage: {'true' if wanted else 'false'}"
             raise Conflict(rule, {"two_stage": self.two_stage, "proposals": name})
+
+    def _check_groups(self) -> None:
+        """The names of losses must tell them apart, and numbers of proposals be numbers."""
+        names = GROUPS.instance_names(self.groups)
+        for name, group in zip(names, self.groups, strict=True):
+            number = getattr(group, "num_proposals", 0)
+            require(isinstance(number, int) and number >= 0, f"num_proposals of {name} must not be negative: {number}")
+        taken = {"decoder", "encoder", "queries", *(HEADS.instance_names(self.heads) if names else ())}
+        if twice := sorted(taken.intersection(names)):
+            told = {"groups": list(names), "heads": list(HEADS.instance_names(self.heads))}
+            raise Conflict(f"the losses of the query group {twice[0]} and others would have one name", told)

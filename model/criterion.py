@@ -10,6 +10,7 @@ A loss without a weight, or a weight without a loss, is an error.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -145,12 +146,17 @@ def loss_weights(
         config: of the detector.
         parts: its query groups and its proposals.
         head_weights: a head's instance name → its own loss names and weights.
+
+    Raises:
+        ValueError: two losses have one name.
     """
-    weights = {name: weight for part in parts for name, weight in part.loss_weights().items()}
+    found = [pair for part in parts for pair in part.loss_weights().items()]
     if config.auxiliary_loss:  # paper Eq. 5 counts L_enc once per decoder layer
         factor = config.lambda2 * config.transformer.num_decoder_layers
-        weights |= {f"{head}/{term}": factor * w for head, own in head_weights.items() for term, w in own.items()}
-    return weights
+        found += [(f"{head}/{term}", factor * w) for head, own in head_weights.items() for term, w in own.items()]
+    if twice := [name for name, number in Counter(name for name, _ in found).items() if number > 1]:
+        raise ValueError(f"criterion: two losses are called {twice[0]}; each needs a name of its own")
+    return dict(found)
 
 
 def total_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:

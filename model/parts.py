@@ -10,8 +10,14 @@ from __future__ import annotations
 import difflib
 from collections import Counter, UserDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, get_type_hints
+
+from model.checks import FORBID_UNKNOWN
+
+NAME = "name"  # under which a part stands in its room: no setting can be called so
 
 
 class Parts(UserDict[str, Any]):
@@ -31,9 +37,16 @@ class Parts(UserDict[str, Any]):
     def __getitem__(self, name: str) -> Any:
         place = self.data[name]
         if isinstance(place, str):
-            module, _, attribute = place.partition(":")
-            place = self.data[name] = getattr(import_module(module), attribute)
+            place = self.data[name] = self._load(name, place)
         return place
+
+    def _load(self, name: str, place: str) -> Any:
+        module, _, attribute = place.partition(":")
+        try:
+            return getattr(import_module(module), attribute)
+        except Exception as error:  # noqa: BLE001 - anything may stand in a file of one's own
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"the {self.kind} {name} cannot be loaded from {place} ({why})") from error
 
     def choose(self, name: str) -> Any:
         """The class of this name; a `ValueError` with the nearest one and the known ones otherwise."""
@@ -57,10 +70,16 @@ class Parts(UserDict[str, Any]):
         return str(getattr(self.configs.get(name), "follows_from", ""))
 
     def config_of(self, name: str) -> type[Any]:
-        """The `Config` of the part of this name; torch is loaded only for one that keeps it beside its class."""
+        """The `Config` of the part of this name; torch is loaded only for one that keeps it beside its class.
+
+        Raises:
+            ValueError: there is no such part, it cannot be loaded, or its `Config` is none; one line.
+        """
         if name in self.configs:
             return self.configs[name]
-        config: type[Any] = self.choose(name).Config
+        config: type[Any] = getattr(self.choose(name), "Config", None)  # type: ignore[assignment]
+        if flaw := config_flaw(config):
+            raise ValueError(f"the {self.kind} {name}: {flaw}")
         return config
 
     def name_of(self, config: Any) -> str:
@@ -69,10 +88,18 @@ class Parts(UserDict[str, Any]):
 
     def name_of_kind(self, kind: type[Any]) -> str:
         """The name of the part that has this class as its `Config`; a `ValueError` for any other."""
-        for name in sorted(self, key=lambda name: name not in self.configs):  # first those that need no torch
-            if kind is self.config_of(name):
-                return name
+        for name in sorted(self, key=lambda name: self._distance(name, kind)):
+            with suppress(ValueError):  # another part's trouble is told where that one is named
+                if kind is self.config_of(name):
+                    return name
         raise ValueError(f"{kind.__qualname__} is not the Config of a {self.kind}; known: {', '.join(self)}")
+
+    def _distance(self, name: str, kind: type[Any]) -> int:
+        """How much must be loaded to see whether a part has this `Config`: nothing, its own file, somebody else's."""
+        place = self.data[name]
+        if name in self.configs or not isinstance(place, str):
+            return 0
+        return 1 if place.partition(":")[0] == kind.__module__ else 2
 
     def build(self, config: Any, **arguments: Any) -> Any:
         """The part of this `Config`, built with it and the arguments of its room's contract."""
@@ -86,3 +113,20 @@ class Parts(UserDict[str, Any]):
             seen[name] += 1
             names.append(name if seen[name] == 1 else f"{name}.{seen[name]}")
         return tuple(names)
+
+
+def config_flaw(kind: Any) -> str:
+    """Why a class cannot be the `Config` of a part, in words; empty when it can."""
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        return "its class has no Config, a frozen dataclass of its settings"
+    if any(field.name == NAME for field in fields(kind)):
+        return f"its Config has a field called {NAME}, which is what the part itself goes by; call it otherwise"
+    try:
+        inner = [hint for hint in get_type_hints(kind).values() if isinstance(hint, type) and is_dataclass(hint)]
+    except Exception as error:  # noqa: BLE001 - a type is an expression of somebody's file
+        return f"the types of its {kind.__qualname__} cannot be read ({type(error).__name__}: {error})"
+    for own in (kind, *inner):
+        if getattr(own, "__pydantic_config__", None) != FORBID_UNKNOWN:
+            line = "__pydantic_config__ = FORBID_UNKNOWN"
+            return f"its {own.__qualname__} lacks the line `{line}`, without which a misspelt setting goes unnoticed"
+    return ""

@@ -166,6 +166,12 @@ class QueryGroup:
     gt_index: Tensor | None = None  # [B, Q] int64, the ground truth that each must predict; None: it is assigned later
     weight: Tensor | None = None  # [B, Q] of each query in the losses; None: 1
 
+    def __post_init__(self) -> None:
+        if self.blocks and (sum(self.blocks) != self.content.shape[1] or min(self.blocks) < 0):
+            raise ValueError(
+                f"blocks {self.blocks} of a query group do not add up to its {self.content.shape[1]} queries"
+            )
+
     @property
     def block_lengths(self) -> tuple[int, ...]:
         """Lengths of the blocks, Q in all."""
@@ -245,7 +251,7 @@ class Proposals:
         Raises:
             ValueError: there are not so many left.
         """
-        start, self.taken = self.taken, self.taken + count
+        start, self.taken = self.taken, self.taken + max(count, 0)
         if self.taken > (number := self.queries.content.shape[1]):
             raise ValueError(
                 f"query groups take {self.taken} ranks of the proposals, and there are {number}; a group takes as many "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,10 +98,49 @@ def test_a_part_that_the_core_imports_is_in_the_core(house):
     assert agree(made, code(house, "heads.own"))
 
 
+def test_only_a_room_s_own_dict_of_parts_is_left_out(house):
+    """Any other text with a colon in a dict decides what it decides."""
+    write(house / "harness" / "data" / "__init__.py", 'MODES = {"fast": "low:high"}\n')
+    write(house / "model" / "heads" / "own" / "__init__.py", 'MODES = {"fast": "low:high"}\nclass Own: ...\n')
+    write(house / "model" / "detector.py", FILES["model/detector.py"] + "import model.zoo\n")
+    write(house / "model" / "zoo" / "__init__.py", 'TIMES = {"heads": "twelve:thirty"}\n')
+    before = code(house, "heads.own")
+    assert {"harness/data/__init__.py", "model/zoo/__init__.py"} <= before["core"].keys()
+    assert [*before["parts"]["heads.own"]] == ["model/heads/own/__init__.py"]
+    change(house / "model" / "heads" / "own" / "__init__.py")
+    assert not agree(before, code(house, "heads.own"))
+
+
+def test_a_part_that_lies_elsewhere_goes_by_its_own_file(house, tmp_path_factory, monkeypatch):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    write(elsewhere / "my_parts.py", "class Mine: ...\n")
+    monkeypatch.syspath_prepend(str(elsewhere))
+    text = FILES["model/heads/__init__.py"].replace("{", '{"mine": "my_parts:Mine", "lost": "nowhere:Lost", ')
+    write(house / "model" / "heads" / "__init__.py", text)
+    before = code(house, "heads.mine", "heads.lost")
+    assert [*before["parts"]["heads.mine"]] == ["my_parts"] and before["parts"]["heads.lost"] is None
+    assert agree(code(house, "heads.mine"), code(house, "heads.mine"))
+    change(elsewhere / "my_parts.py")
+    assert not agree(code(house, "heads.mine"), {**before, "parts": {"heads.mine": before["parts"]["heads.mine"]}})
+
+
 def test_a_package_takes_precedence_over_a_module_of_its_name(house):
     write(house / "model" / "boxes" / "__init__.py", "")
     core = code(house)["core"]
     assert "model/boxes/__init__.py" in core and "model/boxes.py" not in core
+
+
+def test_many_records_of_many_codes_are_grouped_in_a_moment():
+    """Few codes are distinct; who compares each record with each waits for minutes."""
+    core = {f"model/{number}.py": "0" * 12 for number in range(60)}
+    records = [
+        {"provenance": {"code": {"core": {**core, "model/detector.py": f"{number % 3}" * 12}, "parts": {}}}}
+        for number in range(3000)
+    ]
+    started = time.process_time()
+    groups = code_groups(records)
+    assert [len(group.records) for group in groups] == [1000] * 3
+    assert time.process_time() - started < 3
 
 
 def test_this_repository_is_read_without_torch():

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks import losses
+from benchmarks import losses, speed
 
 ONE = {"losses": [{"total": (1.0).hex(), "l1": (0.5).hex()}], "weights": "a"}
 
@@ -44,10 +44,11 @@ def test_a_case_of_one_side_alone_is_told_and_decides_nothing():
     assert equal and lines[2].endswith("only here")
 
 
-def test_a_commit_that_is_not_there_is_one_line(capsys):
-    assert losses.main(["no-such-commit"]) == 2
+@pytest.mark.parametrize("compare", [losses.main, speed.main], ids=["losses", "speed"])
+def test_a_commit_that_is_not_there_is_one_line(compare, capsys):
+    assert compare(["no-such-commit"]) == 2
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1 and "no-such-commit" in told[0]
+    assert len(told) == 1 and "no-such-commit" in told[0] and "b'" not in told[0]
 
 
 @pytest.mark.slow

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError, is_dataclass
+from dataclasses import FrozenInstanceError, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from model.checks import FORBID_UNKNOWN
 from model.parts import Parts
 from tests.support.assigner_contract import AssignerContract
 from tests.support.decoder_contract import DecoderContract
@@ -137,7 +138,11 @@ class TestEveryPostprocessing(PostprocessContract):
 class Fine:
     """A part of one's own, with its settings beside it."""
 
-    class Config: ...
+    @dataclass(frozen=True)
+    class Config:
+        """None."""
+
+        __pydantic_config__ = FORBID_UNKNOWN
 
     def __init__(self, config: Config, *, size: int):
         self.config, self.size = config, size

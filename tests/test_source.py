@@ -127,7 +127,7 @@ def test_what_a_trial_imports_is_counted_or_known_to_decide_nothing():
 
 NO_CODE_OF_A_TRIAL = {  # files of `model/`, besides dicts of parts and settings
     "model/official.py": "translates names of released weights, which are analysed and not trained",
-    "model/parts.py": "finds a part's class by its name, and the names are part of a trial's id",
+    "model/neck.py": "an old name, for heads of one's own",
 }
 
 

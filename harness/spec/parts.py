@@ -15,14 +15,13 @@ from typing import Any
 from harness.spec.strict import Location, field_names, show, suggest, validate
 from model.checks import Conflict
 from model.config import DetectorConfig, default_proposals
-from model.parts import Parts
+from model.parts import NAME, Parts
 
 Setting = tuple[tuple[str, ...], Any, str]  # path, value, where it was written
 Tell = Callable[[Location, str], None]  # takes a mistake's place and what it is
 # takes what does not go together and the locations of its settings (None: a default), returns which was written last
 Blame = Callable[[Conflict, Sequence[Location | None]], int]
 
-NAME = "name"
 HEAD_DEFAULTS = "head_defaults"  # in `model`: what a preset sets for a head wherever it is named
 
 FIELDS = {f.name: f for f in dataclasses.fields(DetectorConfig) if "parts" in f.metadata}
@@ -138,6 +137,8 @@ def read_detector(tree: dict[str, Any], tell: Tell, blame: Blame) -> tuple[Detec
             locations: list[Location] = [tuple(name.split(".")) for name in conflict.values]
             if not any(_overlap(one, other) for one in locations for other in spoilt):
                 blamed(conflict, locations)
+        except ValueError as error:
+            told((field,), str(error))
     return detector, {name: config for name, (_, config) in defaults.items()}
 
 
@@ -233,7 +234,11 @@ def _not_named(parts: Parts, name: Any) -> str:
         return parts.unknown(name)
     if source := parts.follows_from(name):
         return f"the {parts.kind} {name} follows from {source} and is never listed; take it out"
-    if (other := parts.name_of_kind(parts.config_of(name))) != name:
+    try:
+        kind = parts.config_of(name)
+    except ValueError as error:
+        return str(error)
+    if (other := parts.name_of_kind(kind)) != name:
         return f"the {parts.kind} {name} has the Config of {other}; give it a class of its own"
     return ""
 
@@ -262,7 +267,13 @@ def _config(
             what = f"unknown key{suggest(str(location[0]), [NAME, *field_names(kind)])}"
         tell(location, what)
 
-    return validate(kind, options, tell_known, _blame_within(layers, blame))
+    try:
+        return validate(kind, options, tell_known, _blame_within(layers, blame))
+    except Exception as error:
+        if name in parts.configs:
+            raise
+        tell((), f"the Config of the {parts.kind} {name} raises {type(error).__name__}: {error}")
+        return None
 
 
 def _blame_within(layers: Sequence[tuple[Location, Any]], blame: Blame) -> Blame:

@@ -13,6 +13,7 @@ import base64
 import hashlib
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -146,19 +147,23 @@ def code_groups(records: Sequence[Record]) -> list[Group]:
     def between(first: str, second: str) -> list[Difference]:
         return differences(by_text[first], by_text[second])
 
-    groups: list[list[int]] = []
-    for index, text in enumerate(texts):
-        fitting = (group for group in groups if not any(between(texts[other], text) for other in group))
-        group = next(fitting, [])
+    groups: list[list[str]] = []  # of distinct codes, which all agree
+    for text in by_text:
+        group = next((group for group in groups if not any(between(other, text) for other in group)), [])
         if not group:
             groups.append(group)
-        group.append(index)
-    groups.sort(key=lambda group: (-len(group), _name(codes[group[0]])))
+        group.append(text)
+    numbers = Counter(texts)
+    sizes = [sum(numbers[text] for text in group) for group in groups]
+    order = sorted(range(len(groups)), key=lambda index: (-sizes[index], _name(by_text[groups[index][0]])))
     found = []
-    for group in groups:
-        pairs = {(texts[first], texts[second]): None for first in groups[0] for second in group}
-        told = () if group is groups[0] else (difference for pair in pairs for difference in between(*pair))
-        found.append(Group(_name(codes[group[0]]), [records[index] for index in group], words(told)))
+    for group in (groups[index] for index in order):
+        largest = groups[order[0]]
+        pairs = [] if group is largest else [(first, second) for first in largest for second in group]
+        told = (difference for pair in pairs for difference in between(*pair))
+        own = set(group)
+        ordered = [record for record, text in zip(records, texts, strict=True) if text in own]
+        found.append(Group(_name(by_text[group[0]]), ordered, words(told)))
     return found
 
 

@@ -12,7 +12,9 @@ import ast
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ DECIDING = (  # patterns below the repository
     *("harness/trial/**/*.py", "harness/data/**/*.py"),
     *("harness/spec/detection_metrics.py", "harness/spec/training_length.py", "harness/system/process.py"),
 )
-DETECTOR = "model/detector.py"  # another file of `model/` counts as far as a trial imports it
+# Other files of `model/` count as far as a trial or these import them.
+BUILDERS = ("model/detector.py", "model/parts.py")
 SETTINGS = ("config.py", "configs.py")
 PLACE = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")  # of a part's class: `module:Class`
 
@@ -62,23 +65,29 @@ class Source:
 
     def __init__(self, contents: Mapping[str, bytes]):
         self._contents = contents
-        self.parts: dict[str, str | None] = {}  # file by `room.name`; None: not one of these
+        self.parts: dict[str, str] = {}  # module by `room.name`
         self.left_out = {file for file in contents if file.rpartition("/")[2] in SETTINGS}
         self._imports: dict[str, list[str]] = {}  # file -> files
         for file in contents:
             if named := _parts_of_room(file, contents[file]):
                 self.left_out.add(file)
-                self.parts |= {part: self._file(module) for part, module in named.items()}
-        roots = [file for file in contents if not file.startswith("model/") or file == DETECTOR]
+                self.parts |= named
+        roots = [file for file in contents if not file.startswith("model/") or file in BUILDERS]
         self.core: Digests = self._digests(self._reached(roots))
 
     def closure(self, part: str) -> Digests | None:
-        """Digests of the files that this part has besides the core; None for one that the source does not list."""
-        file = self.parts.get(part)
-        return None if file is None else self._digests(self._reached([file], known=self.core))
+        """Digests of the files that this part has besides the core; None for one that the source does not list.
+
+        Of a part that lies elsewhere, that of its own file, by the name of its module.
+        """
+        module = self.parts.get(part)
+        if module is None:
+            return None
+        file = self._file(module)
+        return _elsewhere(module) if file is None else self._digests(self._reached([file], known=self.core))
 
     def _digests(self, files: Iterable[str]) -> Digests:
-        return {file: hashlib.sha256(self._contents[file]).hexdigest()[:12] for file in sorted(files)}
+        return {file: _digest(self._contents[file]) for file in sorted(files)}
 
     def _reached(self, roots: Iterable[str], known: Collection[str] = ()) -> set[str]:
         """These files and what they import, and so on; without what is `known`."""
@@ -102,16 +111,29 @@ class Source:
         return next((file for file in (f"{path}/__init__.py", f"{path}.py") if file in self._contents), None)
 
 
+def _elsewhere(module: str) -> Digests | None:
+    """The digest of a module's file, wherever Python finds it; None where it finds none."""
+    with suppress(ImportError, ValueError, OSError):
+        spec = find_spec(module)
+        if spec is not None and spec.origin is not None:
+            return {module: _digest(Path(spec.origin).read_bytes())}
+    return None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
 def _parts_of_room(file: str, content: bytes) -> dict[str, str]:
-    """Modules by `room.name` where the file holds a room's dict; empty for any other file."""
-    folder, _, name = file.rpartition("/")
-    if name != "__init__.py" or b":" not in content:
+    """Modules by `room.name` where the file is `model/<room>/__init__.py` and holds a dict of parts; else empty."""
+    package, room, *rest = file.split("/")
+    if package != "model" or rest != ["__init__.py"] or b":" not in content:
         return {}
-    room = folder.rpartition("/")[2]
     own = [node for node in _parsed(content).body if isinstance(node, ast.Assign | ast.AnnAssign)]
     dicts = [node for statement in own for node in ast.walk(statement) if isinstance(node, ast.Dict)]
     lines = [line for found in dicts for line in zip(map(_text, found.keys), map(_text, found.values), strict=True)]
-    return {f"{room}.{name}": place[1] for name, value in lines if name and (place := PLACE.fullmatch(value))}
+    found = {f"{room}.{name}": place[1] for name, value in lines if name and (place := PLACE.fullmatch(value))}
+    return found if any(module.startswith("model.") for module in found.values()) else {}
 
 
 def _parsed(content: bytes) -> ast.Module:

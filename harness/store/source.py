@@ -68,7 +68,7 @@ def provenance(parts: Collection[str]) -> dict[str, Any]:
     """Commit, dirty flag, digests of the code, versions; the trial adds device, kernels, evaluator and threads.
 
     Args:
-        parts: those that the trial's configuration names (`harness.identity.named_parts`).
+        parts: those that the trial's configuration names (`harness.spec.identity.named_parts`).
     """
     (commit, dirty), code = code_version(), code_of(parts)
     return {"commit": commit, "dirty": dirty, "code": code, **_versions(), "python": platform.python_version()}

@@ -18,8 +18,11 @@ ASKED: dict[str, Any] = {
 
 
 def asked(backbone: Any, name: str) -> Any:
-    """What the `Config` of a backbone says about one of `ASKED`."""
-    return getattr(backbone, name, ASKED[name])
+    """What the `Config` of a backbone says about one of `ASKED`; a field of another type is about something else."""
+    default = ASKED[name]
+    found = getattr(backbone, name, default)
+    kinds = (str, type(None)) if default is None else type(default)
+    return found if isinstance(found, kinds) else default
 
 
 def without_weights(backbone: Any) -> Any:
