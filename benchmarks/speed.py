@@ -47,7 +47,10 @@ class Side:
         """Wall and processor seconds of one step."""
         assert self.process.stdin is not None and self.process.stdout is not None
         print(case, file=self.process.stdin, flush=True)
-        wall, processor = map(float, self.process.stdout.readline().split())
+        answer = self.process.stdout.readline()
+        if not answer:  # what it said stands above
+            raise subprocess.CalledProcessError(self.process.wait(), self.process.args, stderr="it ended too early")
+        wall, processor = map(float, answer.split())
         return wall, processor
 
 
