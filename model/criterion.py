@@ -74,6 +74,7 @@ def set_losses(
     *,
     classification: Classification,
     weight: Tensor | None = None,
+    num_objects: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Classification, L1 and GIoU losses of N layers of queries with an assigned ground truth each.
 
@@ -85,10 +86,12 @@ def set_losses(
         valid_hw: [B, 2] pixels.
         classification: the loss of this name.
         weight: [B, Q], 0 takes a query out; None: all 1.
+        num_objects: what the sums are divided by, of the images at hand (at least 1 in the whole batch); None: the
+            queries with a ground truth, of each layer.
 
     Returns:
-        `classification`, `l1`, `giou`: [N] each, summed over queries and divided by the layer's number of positives
-        in the whole batch (at least 1), unweighted.
+        `classification`, `l1`, `giou`: [N] each, summed over queries and divided by the number of positives or
+        objects in the whole batch (at least 1), unweighted.
     """
     matched = gt_index >= 0
     index = gt_index.clamp(min=0)
@@ -107,7 +110,8 @@ def set_losses(
     classified = classification(logits, labels, iou).sum(-1)
     if weight is not None:
         classified, l1, giou = classified * weight, l1 * weight, giou * weight
-    num_positives = total(matched.sum((1, 2)), minimum=1).to(logits.dtype)
+    own = matched.sum((1, 2)) if num_objects is None else num_objects.expand(len(logits))
+    num_positives = total(own, minimum=1).to(logits.dtype)
     return {
         "classification": _layer_mean(classified, num_positives),
         "l1": _layer_mean(l1, num_positives),

@@ -25,7 +25,11 @@ from model.parts import Parts
 GROUPS = Parts(
     __name__,
     "query group",
-    {"main": "model.groups.main:MainGroup", "positives": "model.groups.positives:PositivesGroup"},
-    {"main": configs.MainConfig, "positives": configs.PositivesConfig},
+    {
+        "main": "model.groups.main:MainGroup",
+        "positives": "model.groups.positives:PositivesGroup",
+        "hybrid": "model.groups.hybrid:HybridGroup",
+    },
+    {"main": configs.MainConfig, "positives": configs.PositivesConfig, "hybrid": configs.HybridConfig},
 )
 IMPLIED = ("main", "positives")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from model.checks import FORBID_UNKNOWN
+from model.checks import FORBID_UNKNOWN, require
 
 
 @dataclass(frozen=True)
@@ -22,3 +22,23 @@ class PositivesConfig:
 
     __pydantic_config__ = FORBID_UNKNOWN
     follows_from: ClassVar[str] = "heads and positive_queries"
+
+
+@dataclass(frozen=True)
+class HybridConfig:
+    """One-to-many queries beside the original ones (H-Deformable-DETR); the defaults are the official ones."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    number: int = 1500  # queries
+    repeats: int = 6  # queries that each object is given to
+    weight: float = 1.0  # of its losses beside those of the original queries (the paper's lambda)
+
+    def __post_init__(self) -> None:
+        for name in ("number", "repeats"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        require(self.weight >= 0, f"weight must not be negative, got {self.weight}")
+
+    @property
+    def num_proposals(self) -> int:
+        """Each starts from a proposal of its own, those after the original queries'."""
+        return self.number

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from tests.golden_topics import candidates, end_to_end, functions, heads, regions, transformer
+from tests.golden_topics import candidates, end_to_end, functions, heads, hybrid, regions, transformer
 from tests.golden_topics.case import Case, Comparison
 
 
@@ -51,6 +51,7 @@ TOPICS: dict[str, Topic] = {
     "head_gfl": Topic(heads.gfl, ("batch_hw",)),
     "e2e_main": Topic(end_to_end.main, end_to_end.UNREAD),
     "e2e_plain": Topic(end_to_end.plain, end_to_end.UNREAD),
+    "h_matching": Topic(hybrid.h_matching, hybrid.UNREAD),
 }
 
 # Topics whose files are too large to keep beside the tests: they are checked where GOLDEN_DIR holds them.

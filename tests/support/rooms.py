@@ -56,7 +56,7 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     "adapters": {"coarser": {}},
     "proposals": {"learned": {}, "binary": {}},
     "decoders": {"deformable": {}},
-    "groups": {"main": {}, "positives": {}},
+    "groups": {"main": {}, "positives": {}, "hybrid": {"number": 9, "repeats": 3}},
     "assign": {"hungarian": {}},
     "classification": {"focal": {}},
     "postprocess": {"top_k": {}},
