@@ -266,7 +266,7 @@ def test_a_mistaken_two_stage_brings_no_second_line(write: Write) -> None:
 
 
 # those that can be chosen, with the two of these tests
-GROUP_NAMES = ", ".join(sorted([*GROUPS.names, "mine", "yours"]))
+GROUP_NAMES = sorted([*GROUPS.names, "mine", "yours"])
 ANY = "must be a name (known: deformable, mine, yours)"
 OF_MINE = "unknown key of the neck mine"
 MISTAKES: list[tuple[str, str]] = [  # settings of the model, where they are mistaken and what is said
@@ -300,7 +300,7 @@ MISTAKES: list[tuple[str, str]] = [  # settings of the model, where they are mis
     ("backbone: {learning_rate: 3}", "backbone.learning_rate: unknown key; did you mean 'train.learning_rate'?"),
     (
         "groups: mine",
-        f"groups: must be a list of query groups such as [{GROUP_NAMES.partition(',')[0]}], or [] for none, got the text 'mine'",
+        f"groups: must be a list of query groups such as [{GROUP_NAMES[0]}], or [] for none, got the text 'mine'",
     ),
     (
         "groups: [main]",
@@ -310,9 +310,9 @@ MISTAKES: list[tuple[str, str]] = [  # settings of the model, where they are mis
         "groups: [mine, {name: positives}]",
         "groups.1: the query group positives follows from heads and positive_queries and is never listed; take it out",
     ),
-    ("groups: [denoise]", f"groups.0: unknown query group 'denoise'; known: {GROUP_NAMES}"),
-    ("groups: [null]", f"groups.0: must be a name (known: {GROUP_NAMES}), got null"),
-    ("groups: [{size: 3}]", f"groups.0: a query group needs a name; known: {GROUP_NAMES}"),
+    ("groups: [denoise]", f"groups.0: unknown query group 'denoise'; known: {', '.join(GROUP_NAMES)}"),
+    ("groups: [null]", f"groups.0: must be a name (known: {', '.join(GROUP_NAMES)}), got null"),
+    ("groups: [{size: 3}]", f"groups.0: a query group needs a name; known: {', '.join(GROUP_NAMES)}"),
     ("groups: [{name: mine, sise: 3}]", "groups.0.sise: unknown key; did you mean 'size'?"),
     (
         "groups: [{name: mine, size: 9, most: 8}]",
