@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import UserError
 from harness.spec.labels import short_names, show_value
+from harness.spec.parts import NAME, SINGLE
 from harness.spec.strict import suggest
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ def _traits(grid: Grid) -> dict[str, dict[str, set[str]]]:
             if row.label:
                 own.setdefault(ROW, set()).add(row.label)
             for key, value in {**row.factors, "seed": seeds[trial_id]}.items():
-                for name in (key, short[key]):
+                for name in (key, short[key], *_names_of_a_part(key)):
                     own.setdefault(name, set()).add(show_value(value))
     return traits
+
+
+def _names_of_a_part(key: str) -> tuple[str, ...]:
+    """What an axis over the names of a part is called: `model.backbone.name` and `backbone.name`."""
+    section, _, field = key.partition(".")
+    return (f"{key}.{NAME}", f"{field}.{NAME}") if section == "model" and field in SINGLE else ()

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from harness.__main__ import main
+from harness.choose import choose
 from harness.compare import differences
 from harness.config import DataConfig, TrainConfig, TrialConfig
 from harness.errors import UserError
@@ -419,6 +420,15 @@ def test_labels_show_settings_alone_where_all_have_the_same_part(write: Write) -
         base={"model.neck": "mine"}, rows=[], axes={"model.neck.size": [3, 4], "model.backbone.width": [8, 16]}
     )
     assert [trial.label for trial in opened(path).trials][:2] == ["width=8 size=3", "width=16 size=3"]
+
+
+@pytest.mark.parametrize("key", ["model.backbone", "model.backbone.name"])
+@pytest.mark.parametrize("name", ["backbone", "backbone.name", "model.backbone", "model.backbone.name"])
+def test_only_takes_a_part_by_any_of_its_names(write: Write, key: str, name: str) -> None:
+    grid = opened(write(axes={key: ["mine", "yours"]}))
+    [chosen] = choose(grid, [f"{name}=yours"])
+    [trial] = [trial for trial in grid.trials if trial.trial_id == chosen]
+    assert trial.config.model.backbone == Yours.Config()
 
 
 def test_labels_show_groups_and_proposals(write: Write) -> None:
