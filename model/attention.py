@@ -37,16 +37,6 @@ class Visibility(NamedTuple):
         hidden = [own if group.hidden is None else group.hidden for own, group in zip(shown, groups, strict=True)]
         return cls(tuple(blocks), torch.cat(hidden, 1))
 
-    def matrix(self, batch_size: int, num_queries: int) -> Tensor:
-        """[B, Q, Q] bool, True where the first query sees the second: one slow and obvious form of it."""
-        seen = torch.zeros(batch_size, num_queries, num_queries, dtype=torch.bool)
-        for start, stop, main in self.blocks:
-            seen[:, start:stop, :main] = True
-            seen[:, start:stop, start:stop] = True
-        if self.hidden is not None:
-            seen &= ~self.hidden.cpu()[:, None]
-        return seen
-
 
 class GroupedSelfAttention(nn.Module):
     """Multi-head self-attention among the queries of each block; others are seen only where a group says so.

@@ -133,7 +133,7 @@ class DetectorConfig:
 
     @property
     def num_proposals(self) -> int:
-        """How many of the proposals' ranks all query groups take together in training."""
+        """How many proposals all query groups take together in training."""
         return self.num_queries + sum(getattr(group, "num_proposals", 0) for group in self.groups)
 
     def __post_init__(self) -> None:

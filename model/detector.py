@@ -56,7 +56,7 @@ class Detector(nn.Module):
         super().__init__()
         self.config, self.num_classes = config, num_classes
         self.official = config.official
-        self.num_proposals = config.num_proposals  # of the proposals, in training
+        self.num_proposals = config.num_proposals  # in training
         channels, num_levels = config.transformer.channels, config.transformer.num_levels
         self.assign = ASSIGNERS.build(config.assign, weights=config.loss_weights)
         self.postprocess = POSTPROCESSORS.build(config.postprocess)

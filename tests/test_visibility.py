@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.attention import Visibility
 from model.types import QueryGroup
+from tests.support.visibility import seen_by
 
 FILES = sorted(Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden")).glob("*.npz"))
 
@@ -24,7 +25,7 @@ def group_of(*blocks: int, **settings: object) -> QueryGroup:
 
 def seen(*groups: QueryGroup) -> Tensor:
     """[Q, Q] bool of a batch whose images hide nothing."""
-    matrix = Visibility.of(groups).matrix(2, sum(group.content.shape[1] for group in groups))
+    matrix = seen_by(Visibility.of(groups), 2, sum(group.content.shape[1] for group in groups))
     assert torch.equal(matrix[0], matrix[1])
     return matrix[0]
 
@@ -82,10 +83,10 @@ def test_all_groups_together_see_what_each_sees_alone() -> None:
 def test_nobody_sees_a_hidden_query_of_its_image() -> None:
     hidden = torch.tensor([[False, True, False], [False, False, False]])
     groups = [group_of(2), group_of(1, 2, sees="main", hidden=hidden)]
-    matrix = Visibility.of(groups).matrix(2, 5)
+    matrix = seen_by(Visibility.of(groups), 2, 5)
     assert not matrix[0, :, 3].any()
     shown = torch.tensor([0, 1, 2, 4])
-    without = Visibility.of([group_of(2), group_of(1, 2, sees="main")]).matrix(2, 5)
+    without = seen_by(Visibility.of([group_of(2), group_of(1, 2, sees="main")]), 2, 5)
     assert torch.equal(matrix[0][:, shown], without[0][:, shown]) and torch.equal(matrix[1], without[1])
 
 

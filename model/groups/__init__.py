@@ -32,4 +32,3 @@ GROUPS = Parts(
     },
     {"main": configs.MainConfig, "positives": configs.PositivesConfig, "hybrid": configs.HybridConfig},
 )
-IMPLIED = ("main", "positives")

@@ -24,6 +24,7 @@ from model.losses import Focal
 from model.official import convert
 from model.types import Batch, DecoderOutput, Step, Targets
 from tests.golden_topics.case import EXACT, FLOAT32, GRADIENT, GRADIENT_NORM, PIXELS, Case, Comparison, Tolerance, leaf
+from tests.support.visibility import seen_by
 
 OFFICIAL = {"classification": "ce", "l1": "bbox", "giou": "giou"}
 WEIGHTS = LossWeights()
@@ -180,7 +181,7 @@ def _decoded(case: Case, detector: Detector, batch: Batch) -> Iterator[Compariso
         ("decin_reference", [group.reference_cxcywh[..., :size] for group in groups]),
     ):
         yield Comparison(name, torch.cat(values, 1), case[name], FEATURES)
-    seen = Visibility.of(groups).matrix(1, detector.num_proposals)[0]
+    seen = seen_by(Visibility.of(groups), 1, detector.num_proposals)[0]
     yield Comparison("self_attn_mask", ~seen, case["self_attn_mask"], EXACT)
     output = detector.decoder(groups, memory)
     yield Comparison("dec_cls_scores", output.logits, case["dec_cls_scores"], FEATURES)

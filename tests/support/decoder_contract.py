@@ -16,6 +16,7 @@ from model.linear import linear
 from model.types import DecoderOutput, Memory, QueryGroup
 from tests.support.rooms import CHANNELS, SIZES, assert_reached, make, memory_of, padded_memory
 from tests.support.tiny import NUM_CLASSES, PLAIN, REFINED, tiny_config
+from tests.support.visibility import seen_by
 
 VARIANTS = {"plain": PLAIN, "refined": REFINED, "plus plus": {}}
 EACH_VARIANT = pytest.mark.parametrize("variant", VARIANTS)
@@ -68,14 +69,14 @@ def groups_of_every_kind() -> list[QueryGroup]:
 
 def see_some(groups: Sequence[QueryGroup]) -> Tensor:
     """[B, Q] bool, False for queries all around which are hidden: what becomes of them is nobody's concern."""
-    found = Visibility.of(groups).matrix(3, sum(group.content.shape[1] for group in groups)).any(2)
+    found = seen_by(Visibility.of(groups), 3, sum(group.content.shape[1] for group in groups)).any(2)
     assert found[:, :5].all() and not found.all()
     return found
 
 
 def seen_at_last(visibility: Visibility, number: int, layers: int) -> Tensor:
     """[B, Q, Q] bool, True where what the first query gives depends on what the second was, after some layers."""
-    step = visibility.matrix(3, number) | torch.eye(number, dtype=torch.bool)
+    step = seen_by(visibility, 3, number) | torch.eye(number, dtype=torch.bool)
     reached = step
     for _ in range(layers - 1):
         reached = (reached.float() @ step.float()) > 0
@@ -88,7 +89,7 @@ def masked_attention(self: GroupedSelfAttention, x: Tensor, position: Tensor, vi
     query, key, _ = linear(x + position, self.in_proj.weight, self.in_proj.bias).chunk(3, -1)
     value = linear(x, self.in_proj.weight, self.in_proj.bias).chunk(3, -1)[2]
     heads = [part.view(batch, number, self.num_heads, -1).transpose(1, 2) for part in (query, key, value)]
-    seen = visibility.matrix(batch, number)
+    seen = seen_by(visibility, batch, number)
     attended = F.scaled_dot_product_attention(*heads, seen[:, None])
     return self.out_proj(attended.transpose(1, 2).reshape(batch, number, channels))
 

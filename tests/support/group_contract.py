@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.detector import Detector
-from model.groups import IMPLIED
+from model.groups import GROUPS
 from model.types import Batch, QueryGroup, Step
 from tests.support.rooms import CHANNELS, assert_reached, config_of, losses_by_share, padded_batch, shake
 from tests.support.tiny import NUM_CLASSES, PLAIN, tiny_config
@@ -26,7 +26,7 @@ def build(case: str, copies: int = 1, **changes: Any) -> Detector:
     config = config_of("groups", case)
     torch.manual_seed(0)
     heads = ("atss",) * copies if case == "positives" else ()
-    groups = () if case in IMPLIED else (config,) * copies
+    groups = () if GROUPS.follows_from(case) else (config,) * copies
     detector = Detector(tiny_config(*heads, groups=groups, **changes), NUM_CLASSES)
     shake(detector.decoder)
     return detector
