@@ -118,6 +118,9 @@ class DetectorConfig:
     assign: Any = field(default_factory=HungarianConfig, metadata={"since": 2, "parts": ASSIGNERS})
     # query groups besides the original queries and the heads' positives, repeats allowed
     groups: tuple[Any, ...] = field(default=(), metadata={"since": 2, "parts": GROUPS})
+    # what the losses of the original queries and of the encoder are divided by: the queries that are matched, or all
+    # objects of the batch (H-, DAB-, Conditional- and Group-DETR); they differ where objects outnumber queries
+    loss_normaliser: Literal["matched", "objects"] = field(default="matched", metadata={"since": 2})
     # from predictions to detections
     postprocess: Any = field(default_factory=TopKConfig, metadata={"since": 2, "parts": POSTPROCESSORS})
 

@@ -56,6 +56,10 @@ class Objective:
     classification: Classification
     assign: Assigner
 
+    def num_objects(self, targets: Targets) -> Tensor | None:
+        """What the losses of queries that are matched one-to-one are divided by; see `set_losses`."""
+        return targets.valid.sum() if self.config.loss_normaliser == "objects" else None
+
 
 class HasLosses(Protocol):
     """A query group, or proposals."""

@@ -43,7 +43,7 @@ def test_every_tiny_setting_is_of_a_part() -> None:
 
 def test_every_room_is_in_the_suites() -> None:
     folders = {path.parent.name for path in (ROOT / "model").glob("*/__init__.py")}
-    assert folders == {*ROOMS, "heads"}
+    assert folders - {"official"} == {*ROOMS, "heads"}
     for room in ROOMS:
         assert "docs/add-a-part.md" in (ROOT / "model" / room / "__init__.py").read_text()
 

@@ -126,9 +126,9 @@ def test_what_a_trial_imports_is_counted_or_known_to_decide_nothing():
 
 
 NO_CODE_OF_A_TRIAL = {  # files of `model/`, besides dicts of parts and settings
-    "model/official.py": "translates names of released weights, which are analysed and not trained",
     "model/neck.py": "an old name, for heads of one's own",
 }
+OFFICIAL = "model/official/"  # translates names of released weights, which are analysed and not trained
 
 
 def test_every_file_of_the_model_is_of_the_core_or_of_a_part():
@@ -136,7 +136,8 @@ def test_every_file_of_the_model_is_of_the_core_or_of_a_part():
     found = closure.read_source()
     counted = {*found.core, *(file for part in found.parts for file in found.closure(part))}
     files = {path.relative_to(closure.ROOT).as_posix() for path in closure.deciding_files()}
-    assert files - counted - found.left_out == set(NO_CODE_OF_A_TRIAL)
+    uncounted = {file for file in files - counted - found.left_out if not file.startswith(OFFICIAL)}
+    assert uncounted == set(NO_CODE_OF_A_TRIAL)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """One-to-one matching of predictions and ground truths by the Hungarian algorithm (Carion et al. 2020).
 
 All decoder layers and all images share one cost computation and one copy to the CPU; scipy then solves each problem.
-The costs carry the same weights as the losses (official configuration).
+The costs carry the weights of the losses, unless the configuration gives them their own.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,10 +24,11 @@ PARALLEL_COST_SIZE = 200_000  # entries of the cost tensor from which threads pa
 
 
 class Hungarian:
-    """One-to-one matching by the weights of the losses."""
+    """One-to-one matching; `weights` are those of the losses."""
 
     def __init__(self, config: HungarianConfig, *, weights: LossWeights):
-        self.weights = weights
+        own = {term: getattr(config, term) for term in ("classification", "l1", "giou")}
+        self.weights = replace(weights, **{term: weight for term, weight in own.items() if weight is not None})
 
     def __call__(
         self, logits: Tensor, boxes_cxcywh: Tensor, targets: Targets, valid_hw: Tensor, excluded: Tensor | None = None

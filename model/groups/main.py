@@ -24,9 +24,14 @@ class MainGroup(nn.Module):
         """`<name>.<layer>/<term>`."""
         targets, valid_hw = step.batch.targets, step.batch.valid_hw
         gt_index = self.objective.assign(output.logits, output.boxes_cxcywh, targets, valid_hw)
-        classification = self.objective.classification
         losses = set_losses(
-            output.logits, output.boxes_cxcywh, gt_index, targets, valid_hw, classification=classification
+            output.logits,
+            output.boxes_cxcywh,
+            gt_index,
+            targets,
+            valid_hw,
+            classification=self.objective.classification,
+            num_objects=self.objective.num_objects(targets),
         )
         return by_layer(self.name, losses)
 

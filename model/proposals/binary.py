@@ -70,7 +70,14 @@ class BinaryProposals(nn.Module):
         gt_index = self.objective.assign(logits, boxes, binary, valid_hw, excluded)
         weight = None if excluded is None else (~excluded).to(logits.dtype)
         losses = set_losses(
-            logits, boxes, gt_index, binary, valid_hw, classification=self.objective.classification, weight=weight
+            logits,
+            boxes,
+            gt_index,
+            binary,
+            valid_hw,
+            classification=self.objective.classification,
+            weight=weight,
+            num_objects=self.objective.num_objects(targets),
         )
         return {f"encoder/{term}": value[0] for term, value in losses.items()}
 

@@ -1,6 +1,5 @@
-"""Parameters of the official implementation under our names: one table, read top to bottom.
+"""Co-Deformable-DETR as released (mmdetection's names): one table, read top to bottom.
 
-`convert` turns a state dict of Co-Deformable-DETR (as released) into one that `Detector.load_state_dict` takes.
 Official heads are numbered: all RoI heads first, then the dense heads; `heads` gives our names in that order.
 """
 
@@ -11,6 +10,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from model.official.table import compiled
 
 # Official pattern → our name. `{N}` stands for a number that both keep; {head} for the head of that number, {dense} for
 # the head of that number among the dense ones; {rpn} for the first head, to which the proposal network belongs.
@@ -71,16 +72,6 @@ TABLE = [
 PARTS = {"N": r"\d+", "head": r"\d+", "dense": r"\d+", "part": "encoder|decoder", "rest": ".+"}
 
 
-def _compiled() -> list[tuple[re.Pattern[str], str]]:
-    rows = []
-    for official, ours in TABLE:
-        pattern = re.escape(official)
-        for part, expression in PARTS.items():
-            pattern = pattern.replace(rf"\{{{part}\}}", f"(?P<{part}>{expression})")
-        rows.append((re.compile(pattern), ours))
-    return rows
-
-
 def convert(
     state: dict[str, Tensor], heads: Sequence[str], num_roi_heads: int = 0, scalar_embedding: bool = False
 ) -> dict[str, Tensor]:
@@ -97,7 +88,7 @@ def convert(
         Tensors under our names; what our table does not know keeps its official name, so that
         `Detector.load_state_dict` reports it.
     """
-    rows = _compiled()
+    rows = compiled(TABLE, PARTS)
     names = [head.replace(".", ":") for head in heads]
     two_stage = "query_head.transformer.enc_output.weight" in state
     layers = [int(m[1]) for n in state if (m := re.match(r"query_head\.transformer\.decoder\.layers\.(\d+)\.", n))]
