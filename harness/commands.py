@@ -80,6 +80,8 @@ def plan(args: argparse.Namespace) -> int:
         print(fitted(total, WIDTH))
         for line in lengths(trial.config for trial in trials):
             print(fitted(f"training: {line}", WIDTH))
+        if detectors := dict.fromkeys(trial.detector for trial in trials if trial.detector):
+            print(fitted(f"model.preset: {', '.join(detectors)}", WIDTH))
         if grid.search is not None:
             print(fitted(f"search: {describe(grid.search.spec)}", WIDTH))
     return 0

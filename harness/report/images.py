@@ -63,11 +63,11 @@ def over_images(table: Table, grid: Grid, store: RunStore | None = None) -> Tabl
 
 def _shared_trials(table: Table, grid: Grid, store: RunStore) -> dict[int, tuple[str, str]]:
     """For each row the finished trial of the one seed that it shares with the baseline, and the baseline's."""
-    labels = {row.label: row for row in grid.rows}
+    labels = {row.label: row for row in grid.listed}
     found = {}
     for number, row in enumerate(table.rows):
         baseline = grid.baseline_of(labels[row.label])
-        if baseline is None:
+        if baseline is None or baseline.needs or labels[row.label].needs:
             continue
         for own, other in zip(labels[row.label].trial_ids, baseline.trial_ids, strict=True):
             if store.status(own) == store.status(other) == "finished":

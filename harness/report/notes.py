@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness.report.ground import mixtures
 from harness.report.statistics import smallest_p_value
 from harness.spec.detection_metrics import limit_of, limit_words, own_name
+from harness.spec.rows import OWN_BASELINES
 from harness.spec.space import describe as describe_search
 from harness.spec.training_length import recorded_length, training_length
 from harness.store.agreement import Group, short
@@ -91,9 +92,8 @@ def _reading(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
     else:
         notes.append(f"mean ± sample standard deviation over seeds {listed(grid.seeds)}")
     if pairs:
-        text = f"gain: over the row '{grid.baseline}', paired by seed"
-        if grid.held:
-            text = f"gain: over '{grid.baseline}' at the same {' and '.join(grid.held)}, paired by seed"
+        one_row = not grid.held and grid.baseline != OWN_BASELINES
+        text = f"gain: over {'the row ' if one_row else ''}{grid.baseline_words}, paired by seed"
         if max(pairs) > 1:
             text += ", with its 95 % t interval; p: exact two-sided sign-flip permutation test"
         notes.append(text)

@@ -81,7 +81,7 @@ def make_pivot(grid: Grid, table: Table) -> Pivot | None:
     told = [
         f"{metric.heading}, mean ± sample standard deviation over seeds" if spread else f"{metric.heading} of one seed"
     ]
-    told += [f"in brackets the gain over {_quoted(grid)}"] if any(cell.gain for cell in cells) else []
+    told += [f"in brackets the gain over {grid.baseline_words}"] if any(cell.gain for cell in cells) else []
     return Pivot(
         title=f"{table.title or table.name}: {metric.heading} against {short[axis]}",
         metric=metric,
@@ -94,10 +94,6 @@ def make_pivot(grid: Grid, table: Table) -> Pivot | None:
         ),
         note="; ".join(told),
     )
-
-
-def _quoted(grid: Grid) -> str:
-    return f"'{grid.baseline}'" + (f" at the same {' and '.join(grid.held)}" if grid.held else "")
 
 
 def headings(pivot: Pivot, style: Style) -> list[str]:

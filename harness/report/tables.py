@@ -155,6 +155,9 @@ def make_table(grid: Grid, records: Iterable[Record]) -> Table:
     groups = _groups(grid, by_id)
     if grid.search is not None:
         groups = _ranked(groups, by_id, metrics[0], grid.search.spec.mode)
+    for place, row in reversed(grid.waiting):
+        why = f"needs {row.needs}, which is not here yet"
+        groups.insert(place, Group(row, trials_frame(replace(grid, rows=()), ()), {}, (why,)))
     labelled = {group.row.label: group for group in groups}
     footnotes = Footnotes()
     rows = []

@@ -1,29 +1,23 @@
 """An ablation file under a preset as an exact list of trials.
 
-rows x axes (rows.py) x seeds become `Trial`s. A trial *is* its resolved configuration: the id is a hash of all
-of it, of the data set's content and of that of pretrained weights, so a changed default is a new trial, two rows (or
-two files) that ask for the same thing share one, and nothing about where or how fast it runs matters. Labels show only
-what differs.
+Rows x axes (rows.py) x seeds become `Trial`s (trials.py), each once.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from harness.config import AnalyseConfig, DataConfig, RuntimeConfig, TrialConfig
-from harness.errors import UserError
 from harness.spec.claims import Claim, claims_of
 from harness.spec.detection_metrics import unmeasured
-from harness.spec.identity import canonical_model, trial_id
-from harness.spec.labels import Factor, different_parts, factor_of, factors_label, settings_of, short_names
+from harness.spec.labels import Factor
 from harness.spec.parts import Setting
+from harness.spec.presets import Presets, file_settings, open_presets
 from harness.spec.resolve import Resolved, overruled_epochs, resolve
-from harness.spec.rows import baseline_of, published_preset, rows_of
+from harness.spec.rows import OWN_BASELINES, Listed, baseline_of, published_preset, rows_of
 from harness.spec.search import Search, open_search
 from harness.spec.space import Values, drawn
 from harness.spec.spec import (
@@ -33,50 +27,22 @@ from harness.spec.spec import (
     check_said_once,
     check_seeds,
     override_settings,
-    preset_settings,
     read_spec,
 )
 from harness.spec.strict import Mistakes
 from harness.spec.training_length import num_training_images
+from harness.spec.trials import (
+    Draft,
+    Row,
+    Trial,
+    assemble,
+    canonical,
+    fingerprints_of,
+    id_of,
+    weights_hashes,
+    weights_of,
+)
 from harness.spec.variants import Variant, heading, key_of, variant_of
-from model.backbones.configs import asked
-from model.config import DetectorConfig
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One training and evaluation."""
-
-    trial_id: str  # first 12 hex digits of SHA-256 over `identity`
-    config: TrialConfig
-    runtime: RuntimeConfig
-    label: str  # what differs within the grid: "heads=atss positive_queries=false seed=1"
-    row: str  # label of the (first) row it belongs to
-    factors: dict[str, Factor]  # varied dotted keys and their values, and the seed
-    fingerprint: str  # of the data set's content; "" when the data set is not there
-    analyse: AnalyseConfig = AnalyseConfig()  # no part of the identity either
-    # SHA-256 of the file of pretrained weights; None: there are none; "": the file is not there
-    weights_hash: str | None = None
-
-    @property
-    def has_id(self) -> bool:
-        """Whether the id is final: it is not while the data set or the file of pretrained weights is not there."""
-        return bool(self.fingerprint) and self.weights_hash != ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the table: its trials differ in the seed only."""
-
-    label: str
-    factors: dict[str, Factor]  # without the seed
-    trial_ids: tuple[str, ...]  # by seed
-    published: dict[str, float]  # the paper's numbers, by metric
-    note: str = ""
-    own: str = ""  # its label in the file, without the values on axes
-    along: dict[str, Any] = field(default_factory=dict)  # by axis (a dotted key), its value
-    baseline: str = ""  # label of the row that its gain is measured from; "": the grid's
-    same_as: str = ""  # label of the first row that has the same trials; "" where it is itself
 
 
 @dataclass(frozen=True)
@@ -101,6 +67,15 @@ class Grid:
     command: str = ""  # runs what is missing of it; "" when it was not read from a file
     search: Search | None = None  # None: all trials are listed
     variant: Variant = Variant()  # which data set and settings of the command line it has
+    waiting: tuple[tuple[int, Row], ...] = ()  # rows that cannot run yet, each after so many of `rows`
+
+    @property
+    def listed(self) -> tuple[Row, ...]:
+        """All rows in the order of the file, those that cannot run yet included."""
+        rows = list(self.rows)
+        for place, row in reversed(self.waiting):
+            rows.insert(place, row)
+        return tuple(rows)
 
     @property
     def key(self) -> str:
@@ -132,10 +107,17 @@ class Grid:
         """The dotted keys of the axes that rows are crossed with."""
         return tuple(dict.fromkeys(key for row in self.rows for key in row.along))
 
+    @property
+    def baseline_words(self) -> str:
+        """What gains are measured from: `'no head'`, `'no head' at the same lambda1`, or each row's own."""
+        if self.baseline == OWN_BASELINES:
+            return self.baseline
+        return f"'{self.baseline}'" + (f" at the same {' and '.join(self.held)}" if self.held else "")
+
     def baseline_of(self, row: Row) -> Row | None:
         """The row that gains of `row` are measured from, which may be itself; None where there is none."""
         label = row.baseline or self.baseline
-        return next((other for other in self.rows if label and other.label == label), None)
+        return next((other for other in self.listed if label and other.label == label), None)
 
     def trial(self, trial_id: str) -> Trial:
         """The trial with this id.
@@ -205,7 +187,8 @@ def expand(
         UserError: with one line per mistake.
     """
     mistakes = mistakes or Mistakes()
-    below = preset_settings(preset, spec, mistakes)
+    presets = open_presets(preset, spec, mistakes)
+    below = file_settings(spec, presets.name, mistakes)
     above = override_settings(overrides, options or {}, mistakes)
     if data is not None and (folder := str(Path(data).absolute())) != (said := _in_utf8(folder)):
         mistakes.add("--data", f"{said} is no UTF-8 name, so no record can hold it; rename it, or link to it")
@@ -219,43 +202,45 @@ def expand(
         mistakes.add("--seeds", str(error))
 
     if spec.search is not None:
-        return _expand_search(spec, preset, below, above, chosen, require_data, mistakes)
+        return _expand_search(spec, presets, below, above, chosen, require_data, mistakes)
     notes: list[str] = []
-    preset_name = _preset_name(preset)
-    listed = rows_of(spec, preset_name, above, notes, mistakes)
-    layered = [[*below, *each.settings, *above] for each in listed]
-    resolved = [resolve(settings, spec.path, mistakes) for settings in layered]
+    listed = rows_of(spec, presets, above, notes, mistakes)
+    layered = [presets.layered([*below, *each.settings, *above], mistakes) for each in listed]
+    resolved = [resolve(each.settings, spec.path, mistakes) for each in layered]
     labels = [each.row.label for each in listed]
     baseline = baseline_of(spec, listed, mistakes)
     claims = claims_of(spec.claims, labels, spec.metrics, spec.path, mistakes)
     mistakes.check()
     images = cache(num_training_images)
-    pairs = [(settings, r) for settings, r in zip(layered, resolved, strict=True) if r is not None]
+    pairs = [(each.settings, r) for each, r in zip(layered, resolved, strict=True) if r is not None]
     notes += filter(None, (overruled_epochs(settings, r, images) for settings, r in pairs))
+    notes += _waiting_words([each.row.needs for each in listed])
     here = Path.cwd()
-    drafts = [(each.row, _canonical(r, here)) for each, r in zip(listed, resolved, strict=True) if r is not None]
-    notes += unmeasured(spec.metrics, [draft.evaluate.max_detections for _, draft in drafts])
-    fingerprints = _fingerprints([draft.data for _, draft in drafts], require_data, notes)
-    hashes = _weights_hashes([_weights(draft.model) for _, draft in drafts], require_data, notes)
-    trials, rows = _assemble(drafts, chosen, fingerprints, hashes)
-    shown = published_preset(spec, preset_name)
+    drafts = [
+        Draft(each.row, canonical(r, here), below)
+        for each, below, r in zip(listed, layered, resolved, strict=True)
+        if r is not None and not each.row.needs
+    ]
+    notes += unmeasured(spec.metrics, [draft.resolved.evaluate.max_detections for draft in drafts])
+    fingerprints = fingerprints_of([draft.resolved.data for draft in drafts], require_data, notes)
+    hashes = weights_hashes([weights_of(draft.resolved.model) for draft in drafts], require_data, notes)
+    trials, rows = assemble(drafts, chosen, fingerprints, hashes)
+    shown = published_preset(spec, presets.name)
+
+    def whole(row: Row, each: Listed) -> Row:
+        published = each.row.published.get(shown, each.row.published.get("", {}))
+        gained = baseline.labels.get(row.label, "")
+        return replace(row, published=published, own=each.own, along=each.along, baseline=gained)
+
+    running = [each for each in listed if not each.row.needs]
     return Grid(
         name=spec.name,
         title=spec.title or spec.name,
         paper=spec.paper,
-        preset=preset_name,
+        preset=presets.name,
         trials=trials,
         metrics=spec.metrics,
-        rows=tuple(
-            replace(
-                row,
-                published=each.row.published.get(shown, each.row.published.get("", {})),
-                own=each.own,
-                along=each.along,
-                baseline=baseline.labels.get(row.label, ""),
-            )
-            for row, each in zip(rows, listed, strict=True)
-        ),
+        rows=tuple(whole(row, each) for row, each in zip(rows, running, strict=True)),
         seeds=chosen,
         baseline=baseline.words,
         held=baseline.held,
@@ -265,12 +250,29 @@ def expand(
         claims=claims,
         notes=tuple(dict.fromkeys(notes)),
         variant=_variant(above, trials),
+        waiting=tuple(
+            (sum(not other.row.needs for other in listed[:index]), whole(_waiting_row(each.row), each))
+            for index, each in enumerate(listed)
+            if each.row.needs
+        ),
     )
+
+
+def _waiting_row(row: RowSpec) -> Row:
+    return Row(row.label, {}, (), {}, row.note, needs=row.needs)
+
+
+def _waiting_words(needs: Sequence[str]) -> list[str]:
+    """A line for each thing that rows need and that is not here yet."""
+    return [
+        f"{needs.count(what)} of {len(needs)} rows are left out: they need {what}, which is not here yet"
+        for what in dict.fromkeys(filter(None, needs))
+    ]
 
 
 def _expand_search(
     spec: AblationSpec,
-    preset: str,
+    presets: Presets,
     below: list[Setting],
     above: list[Setting],
     seeds: tuple[int, ...],
@@ -282,21 +284,29 @@ def _expand_search(
     here = Path.cwd()  # a worker that makes a trial of a suggestion may be elsewhere,
     hashes: dict[str | None, str | None] = {}  # and finds the weights that the driver found, or refuses
 
-    def assemble(row: RowSpec, resolved: Resolved, factors: dict[str, Factor]) -> tuple[Trial, Row]:
-        draft = _canonical(resolved, here)
-        fingerprint = _fingerprints([draft.data], require_data, notes)[draft.data]
-        config, path = draft.trial(seeds[0]), _weights(draft.model)
+    def make(row: RowSpec, resolved: Resolved, factors: dict[str, Factor], detector: str) -> tuple[Trial, Row]:
+        draft = canonical(resolved, here)
+        fingerprint = fingerprints_of([draft.data], require_data, notes)[draft.data]
+        config, path = draft.trial(seeds[0]), weights_of(draft.model)
         if path not in hashes:
-            hashes.update(_weights_hashes([path], require_data, notes))
-        key = _trial_id(config, fingerprint, hashes[path])
+            hashes.update(weights_hashes([path], require_data, notes))
+        key = id_of(config, fingerprint, hashes[path])
         full = {**factors, "seed": seeds[0]}
-        trial = Trial(key, config, draft.runtime, row.label, row.label, full, fingerprint, weights_hash=hashes[path])
+        trial = Trial(
+            *(key, config, draft.runtime, row.label, row.label, full, fingerprint),
+            weights_hash=hashes[path],
+            detector=detector,
+        )
         return trial, Row(row.label, factors, (key,), {})
 
-    search = open_search(spec, below, above, seeds, assemble, mistakes)
+    search = open_search(spec, presets, below, above, seeds, make, mistakes)
     metrics = tuple(dict.fromkeys((search.spec.metric, *spec.metrics)))
-    title, name = spec.title or spec.name, _preset_name(preset)
-    grid = Grid(spec.name, title, spec.paper, name, (), metrics, (), seeds, description=spec.description, search=search)
+    title = spec.title or spec.name
+    grid = Grid(
+        *(spec.name, title, spec.paper, presets.name, (), metrics, (), seeds),
+        description=spec.description,
+        search=search,
+    )
     for values in (first := drawn(search.spec)):
         grid = grid.suggest(values)
     for line in unmeasured([search.spec.metric], [trial.config.evaluate.max_detections for trial in grid.trials]):
@@ -314,116 +324,6 @@ def _variant(above: list[Setting], trials: Sequence[Trial]) -> Variant:
     return variant_of(above, first.fingerprint, first.weights_hash or "") if first else variant_of(above)
 
 
-def _canonical(resolved: Resolved, here: Path) -> Resolved:
-    """Absolute paths, those that were given relative to `here`, and one form for settings without effect."""
-    data, model = resolved.data, canonical_model(resolved.model)
-    if data.path is not None:
-        data = replace(data, path=_absolute("data.path", data.path, here))
-    if (path := _weights(model)) is not None:
-        weights = _absolute("model.backbone.weights", path, here)
-        model = replace(model, backbone=replace(model.backbone, weights=weights))
-    return replace(resolved, data=data, model=model)
-
-
-def _weights(model: DetectorConfig) -> str | None:
-    path: str | None = asked(model.backbone, "weights")
-    return path
-
-
-def _absolute(key: str, path: str, here: Path) -> str:
-    try:
-        return str(here / Path(path).expanduser())
-    except RuntimeError as error:  # nobody of that name, or nobody knows the home of this user
-        raise UserError(f"{key}: {path}: {str(error).rstrip('.')}; write the path without ~") from error
-
-
 def _in_utf8(text: str) -> str:
     """The text as UTF-8 can hold it; what it cannot is escaped."""
     return text.encode(errors="backslashreplace").decode()
-
-
-def _fingerprints(datas: Iterable[DataConfig], required: bool, notes: list[str]) -> dict[DataConfig, str]:
-    from harness.data import fingerprint
-
-    found: dict[DataConfig, str] = {}
-    by_source: dict[Any, str] = {}
-    missing: list[str] = []
-    for data in datas:
-        source = data.path or data.digits
-        if source not in by_source:
-            try:
-                by_source[source] = fingerprint(data)
-            except UserError as error:
-                missing.append(str(error))
-                by_source[source] = ""
-        found[data] = by_source[source]
-    if missing and required:
-        raise UserError("\n".join(missing))
-    for text in missing:
-        first, *rest = text.splitlines()
-        notes += [f"{first} (ids are known once the data set is there; --data PATH names another)", *rest]
-    return found
-
-
-def _weights_hashes(paths: Iterable[str | None], required: bool, notes: list[str]) -> dict[str | None, str | None]:
-    """By path: SHA-256 of the file; "" where it is not there and need not be."""
-    from harness.spec.pretrained import content_hash
-
-    found: dict[str | None, str | None] = {None: None}
-    for path in paths:
-        if path is None or path in found:
-            continue
-        try:
-            found[path] = content_hash(path)
-        except UserError as error:
-            if required:
-                raise
-            notes.append(f"{error} (ids are known once the file is there)")
-            found[path] = ""
-    return found
-
-
-def _trial_id(config: TrialConfig, fingerprint: str, weights_hash: str | None) -> str:
-    """The trial's id; while the file of weights is not there, one that no trial has."""
-    unknown = f"not there: {_weights(config.model)}"
-    return trial_id(config, fingerprint, unknown if weights_hash == "" else weights_hash)
-
-
-def _assemble(
-    drafts: list[tuple[RowSpec, Resolved]],
-    seeds: tuple[int, ...],
-    fingerprints: Mapping[DataConfig, str],
-    hashes: Mapping[str | None, str | None],
-) -> tuple[tuple[Trial, ...], tuple[Row, ...]]:
-    """Trials, each once in order of first mention, and the rows that refer to them."""
-    different = different_parts(resolved.model for _, resolved in drafts)
-    flats = [settings_of(resolved.trial(0), resolved.head_defaults, different) for _, resolved in drafts]
-    keys = list(dict.fromkeys(key for flat in flats for key in flat))
-    varied = [key for key in keys if len({repr(flat[key]) for flat in flats if key in flat}) > 1]
-    short = short_names([*varied, "seed"])
-    trials: dict[str, Trial] = {}
-    first: dict[tuple[str, ...], str] = {}  # label of the first row with these trials
-    rows: list[Row] = []
-    for (row, resolved), flat in zip(drafts, flats, strict=True):
-        factors: dict[str, Factor] = {key: factor_of(flat[key]) for key in varied if key in flat}
-        ids = []
-        for seed in seeds:
-            config = resolved.trial(seed)
-            fingerprint, weights_hash = fingerprints[resolved.data], hashes[_weights(resolved.model)]
-            key = _trial_id(config, fingerprint, weights_hash)
-            ids.append(key)
-            shown = {**factors, "seed": seed} if len(seeds) > 1 else factors
-            label = factors_label(shown, short)
-            full = {**factors, "seed": seed}
-            named = label or row.label
-            made = Trial(
-                key, config, resolved.runtime, named, row.label, full, fingerprint, resolved.analyse, weights_hash
-            )
-            trials.setdefault(key, made)
-        same = first.setdefault(tuple(ids), row.label)
-        rows.append(Row(row.label, factors, tuple(ids), {}, row.note, same_as="" if same == row.label else same))
-    return tuple(trials.values()), tuple(rows)
-
-
-def _preset_name(preset: str) -> str:
-    return Path(preset).stem if preset.endswith((".yaml", ".yml")) else preset

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.config import TrialConfig
@@ -12,6 +12,7 @@ from harness.spec.parts import SINGLE, default_part
 from model.config import DetectorConfig
 
 Factor = str | int | float | bool
+DETECTOR = "model.preset"  # names a detector; no setting of it is called so
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
@@ -50,6 +51,28 @@ def factors_label(factors: Mapping[str, Any], short: Mapping[str, str]) -> str:
 def factor_of(value: Any) -> Factor:
     """A setting as a plain value: lists and mappings as their text."""
     return value if isinstance(value, str | int | float | bool) else show_value(value)
+
+
+def factors_of(
+    flats: Sequence[Mapping[str, Any]], presets: Sequence[tuple[str, Mapping[str, Any]]]
+) -> list[dict[str, Factor]]:
+    """By row the settings that tell it from the others; what follows from the name of its detector is that name.
+
+    Args:
+        flats: of each row what `settings_of` says.
+        presets: of each row the name of its detector's preset ("" where it has none), and what `settings_of` says of
+            the presets alone.
+    """
+    keys = dict.fromkeys(key for flat in flats for key in flat)
+    varied = [key for key in keys if len({repr(flat[key]) for flat in flats if key in flat}) > 1]
+    several = len({name for name, _ in presets}) > 1
+    by_name = [key for key in varied if several and len({repr(p[key]) for _, p in presets if key in p}) > 1]
+    rows: list[dict[str, Factor]] = []
+    for flat, (name, preset) in zip(flats, presets, strict=True):
+        follows = {key for key in by_name if key in preset and preset[key] == flat.get(key)}
+        rows.append({DETECTOR: name} if several and name else {})
+        rows[-1] |= {key: factor_of(flat[key]) for key in varied if key in flat and key not in follows}
+    return rows
 
 
 def different_parts(models: Iterable[DetectorConfig]) -> set[str]:

@@ -204,7 +204,7 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 
 def known_keys() -> list[str]:
-    """Every dotted key of the sections, and those of the parts of which a detector has one."""
+    """Every dotted key of the sections, those of the parts of which a detector has one, and that of its preset."""
 
     def walk(kind: type, path: str) -> Iterator[str]:
         hints = get_type_hints(kind)
@@ -219,7 +219,7 @@ def known_keys() -> list[str]:
             if not deeper:
                 yield key
 
-    return list(dict.fromkeys(key for name, kind in SECTIONS.items() for key in walk(kind, name)))
+    return list(dict.fromkeys([*(key for name, kind in SECTIONS.items() for key in walk(kind, name)), "model.preset"]))
 
 
 def suggest_key(path: Sequence[str | int]) -> str:

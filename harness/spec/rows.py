@@ -13,11 +13,13 @@ from typing import Any
 
 from harness.spec.labels import short_names, show_value
 from harness.spec.parts import Setting, names_first, whole_path
+from harness.spec.presets import Presets
 from harness.spec.resolve import leaves
 from harness.spec.spec import AblationSpec, RowSpec
 from harness.spec.strict import Mistakes, suggest
 
 ROW = "row"  # names the rows of a file beside its axes
+OWN_BASELINES = "each row's own baseline"  # in place of a label where rows name different ones
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,20 @@ class Listed:
 
 
 def rows_of(
-    spec: AblationSpec, preset: str, above: list[Setting], notes: list[str], mistakes: Mistakes
+    spec: AblationSpec, presets: Presets, above: list[Setting], notes: list[str], mistakes: Mistakes
 ) -> list[Listed]:
     """Every row that a file has under a preset, with its own settings.
 
     Args:
         spec: the ablation file.
-        preset: its name.
+        presets: of scale, and of detectors that rows name.
         above: settings of the command line, which win over the rows'.
         notes: gets a line for what those replace.
         mistakes: found so far.
     """
     return [
-        replace(listed, row=_overridden(listed.row, listed.settings, above, notes))
-        for listed in _combinations(spec, preset, mistakes)
+        replace(listed, row=_overridden(listed.row, presets.own_of(listed.settings, mistakes), above, notes))
+        for listed in _combinations(spec, presets.name, mistakes)
     ]
 
 
@@ -86,15 +88,16 @@ def baseline_of(spec: AblationSpec, listed: Sequence[Listed], mistakes: Mistakes
     """The baseline of each row: the row at the place that `baseline` names, and otherwise where the row itself is.
 
     `baseline` names a row of the file, values on axes (`lambda1=1`, or a mapping), or with a row's full label all of
-    it; then every row has the same baseline.
+    it; then every row has the same baseline. A row may name another one, which then is its own.
     """
-    if not spec.baseline:
-        return Baseline()
-    chosen = _named(spec, listed, mistakes)
-    if chosen is None:
-        return Baseline()
     at = {tuple(each.place.items()): each.row.label for each in listed}
+    own = _own_baselines(spec, listed, at, mistakes)
+    chosen = _named(spec, listed, mistakes) if spec.baseline else None
+    if chosen is None:
+        return Baseline(OWN_BASELINES, labels=own) if own else Baseline()
     labels = {each.row.label: at[tuple({**each.place, **chosen}.items())] for each in listed}
+    if own:
+        return Baseline(OWN_BASELINES, labels=labels | own)
     short = short_names(spec.axes)
     held = [name for name in listed[0].place if name not in chosen and len({each.place[name] for each in listed}) > 1]
     words = ", ".join(
@@ -103,6 +106,24 @@ def baseline_of(spec: AblationSpec, listed: Sequence[Listed], mistakes: Mistakes
     if len(set(labels.values())) == 1:
         words = next(iter(labels.values()))  # as it is marked in this grid
     return Baseline(words, tuple(short.get(name, name) for name in held), labels)
+
+
+def _own_baselines(
+    spec: AblationSpec, listed: Sequence[Listed], at: Mapping[tuple[tuple[str, str], ...], str], mistakes: Mistakes
+) -> dict[str, str]:
+    """By the label of a row, that of the baseline which it names itself; a row named so is its own."""
+    known = list(dict.fromkeys(each.own for each in listed if each.own))
+    found: dict[str, str] = {}
+    for index, row in enumerate(spec.rows):
+        if row.baseline and row.baseline not in known:
+            where = f"{spec.path}:rows.{index}.baseline"
+            mistakes.add(where, f"'{row.baseline}' is not the label of a row{suggest(row.baseline, known)}")
+    for each in listed:
+        if each.row.baseline in known:
+            label = at[tuple({**each.place, ROW: each.row.baseline}.items())]
+            found |= {each.row.label: label}
+            found.setdefault(label, label)
+    return found
 
 
 def _named(spec: AblationSpec, listed: Sequence[Listed], mistakes: Mistakes) -> dict[str, str] | None:

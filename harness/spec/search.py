@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from harness.spec.labels import Factor, factor_of, short_names, show_value
 from harness.spec.parts import Setting, names_first, whole_path
+from harness.spec.presets import Layered, Presets
 from harness.spec.resolve import Resolved, leaves, resolve
 from harness.spec.space import SearchSpec, Values, corners, values_text
 from harness.spec.spec import AblationSpec, RowSpec
@@ -22,7 +23,7 @@ from harness.spec.strict import Mistakes
 if TYPE_CHECKING:
     from harness.spec.grid import Row, Trial
 
-Assemble = Callable[[RowSpec, Resolved, dict[str, Factor]], "tuple[Trial, Row]"]
+Assemble = Callable[[RowSpec, Resolved, dict[str, Factor], str], "tuple[Trial, Row]"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Search:
 
 def open_search(
     spec: AblationSpec,
+    presets: Presets,
     below: Sequence[Setting],
     above: Sequence[Setting],
     seeds: Sequence[int],
@@ -47,7 +49,8 @@ def open_search(
 
     Args:
         spec: the ablation file.
-        below: settings of the preset and the file's base.
+        presets: of scale, and of detectors that can be named.
+        below: settings of the file's base.
         above: settings of the command line.
         seeds: what each suggestion is trained with: one seed.
         assemble: makes a trial and its row of checked settings.
@@ -66,23 +69,25 @@ def open_search(
         if any(drawn == key or drawn.startswith(f"{key}.") for drawn in search.space):
             mistakes.add(origin, f"{spec.path} searches over it; take it out of search.space")
 
-    def settings(values: Values) -> list[Setting]:
+    def layered(values: Values, found: Mistakes) -> Layered:
         place = f"{spec.path}:search.space."
-        own = [setting for key, value in values.items() for setting in leaves({key: value}, place, mistakes)]
-        return [*below, *names_first(own), *above]
+        own = [setting for key, value in values.items() for setting in leaves({key: value}, place, found)]
+        return presets.layered([*below, *names_first(own), *above], found)
 
     for values in corners(search):
-        resolve(settings(values), spec.path, mistakes)
+        resolve(layered(values, mistakes).settings, spec.path, mistakes)
     mistakes.check()
     short = short_names(search.space)
 
     def make(values: Values) -> tuple[Trial, Row]:
         found = Mistakes()
-        resolved = resolve(settings(values), spec.path, found)
+        given = layered(values, found)
+        resolved = resolve(given.settings, spec.path, found)
         found.check()
         assert resolved is not None
-        label = " ".join(f"{short[key]}={show_value(value)}" for key, value in values.items())
-        return assemble(RowSpec(label=label), resolved, {key: factor_of(value) for key, value in values.items()})
+        row = RowSpec(label=" ".join(f"{short[key]}={show_value(value)}" for key, value in values.items()))
+        factors = {key: factor_of(value) for key, value in values.items()}
+        return assemble(row, resolved, factors, given.detector)
 
     first, _ = make(next(corners(search)))
     chosen = (search.algorithm, str(search.seed), search.metric, values_text(search.space), first.trial_id)

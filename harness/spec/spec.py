@@ -1,4 +1,4 @@
-"""What an ablation file may say, and where presets and overrides come from.
+"""What an ablation file may say, and what the command line sets.
 
 An ablation file is one paper table: `base` settings on top of a preset, `rows` and/or `axes` that vary
 them (or a `search` that draws them, harness/spec/space.py), and `seeds`. This room reads and checks the file
@@ -69,6 +69,8 @@ class RowSpec(BaseModel):
     presets: dict[str, dict[str, Any]] = {}  # settings of this row under one preset only
     published: dict[str, Any] = {}
     note: str = ""
+    baseline: str = ""  # label of the row that its gain is measured from, where that is not the file's
+    needs: str = ""  # what is not here yet: the row is checked, its published numbers are shown, and it does not run
 
     _check = field_validator("published")(_published)
 
@@ -208,32 +210,6 @@ def _check_search(spec: AblationSpec, tree: dict[str, Any], tell: Callable[[str,
     elif mode != ("min" if metric == "loss" else "max"):
         better = "lower" if metric == "loss" else "higher"
         tell("search.mode", f"a {better} {metric} is better; write mode: {'min' if metric == 'loss' else 'max'}")
-
-
-def preset_files(spec_path: str) -> dict[str, Path]:
-    """Known presets by name: those beside the ablation file win over those that come with the program."""
-    folders = [SHIPPED / "presets", Path(spec_path).parent / "presets"]
-    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
-
-
-def preset_settings(preset: str, spec: AblationSpec, mistakes: Mistakes) -> list[Setting]:
-    """The settings of a preset given by name or by path, and the file's own for this preset."""
-    known = preset_files(spec.path)
-    file = Path(preset) if preset.endswith((".yaml", ".yml")) else known.get(preset)
-    settings: list[Setting] = []
-    if file is None:
-        mistakes.add(f"preset '{preset}'", f"unknown preset{suggest(preset, known)}")
-    else:
-        settings += leaves(read_yaml_file(file, mistakes), f"{file}:", mistakes)
-    settings += leaves(spec.base, f"{spec.path}:base.", mistakes)
-    own = file.stem if file else preset
-    parts = {"presets": spec.presets, **{f"rows.{index}.presets": row.presets for index, row in enumerate(spec.rows)}}
-    for where, presets in parts.items():
-        for name in sorted(presets.keys() - {*known, own}):
-            mistakes.add(f"{spec.path}:{where}.{name}", f"unknown preset{suggest(name, known)}")
-    if own in spec.presets:
-        settings += leaves(spec.presets[own], f"{spec.path}:presets.{own}.", mistakes)
-    return settings
 
 
 OPTIONS = {  # of the command line, for settings that have one of their own
