@@ -13,6 +13,7 @@ from model.config import DetectorConfig
 
 Factor = str | int | float | bool
 DETECTOR = "model.preset"  # names a detector; no setting of it is called so
+HEADS = "model.heads"
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
@@ -61,12 +62,13 @@ def factors_of(
     Args:
         flats: of each row what `settings_of` says.
         presets: of each row the name of its detector's preset ("" where it has none), and what `settings_of` says of
-            the presets alone.
+            the presets alone with the row's heads, which are told in any case.
     """
     keys = dict.fromkeys(key for flat in flats for key in flat)
     varied = [key for key in keys if len({repr(flat[key]) for flat in flats if key in flat}) > 1]
     several = len({name for name, _ in presets}) > 1
-    by_name = [key for key in varied if several and len({repr(p[key]) for _, p in presets if key in p}) > 1]
+    candidates = [key for key in varied if several and key != HEADS]
+    by_name = [key for key in candidates if len({repr(p[key]) for _, p in presets if key in p}) > 1]
     rows: list[dict[str, Factor]] = []
     for flat, (name, preset) in zip(flats, presets, strict=True):
         follows = {key for key in by_name if key in preset and preset[key] == flat.get(key)}

@@ -68,8 +68,8 @@ class Presets:
         elif name not in self.models:
             mistakes.add(origin, f"unknown detector '{name}'{suggest(name, self.models)}")
         elif not self.size:
-            why = f"which `model.preset: {name}` needs; add one of {', '.join(SIZES)}"
-            mistakes.add(self.where, f"does not say its size, {why}")
+            what = f"does not say its size, which `model.preset: {name}` needs"
+            mistakes.add(self.where, f"{what}; add size: {', '.join(SIZES[:-1])} or {SIZES[-1]}")
         else:
             if name not in self.read:
                 self.read[name] = _read_model(self.models[name], self.size, mistakes)
@@ -98,8 +98,7 @@ def open_presets(preset: str, spec: AblationSpec, mistakes: Mistakes) -> Presets
     tree = read_yaml_file(file, mistakes)
     size = tree.pop(SIZE, "")
     if size and size not in SIZES:
-        known_sizes = suggest(str(size), SIZES)
-        mistakes.add(f"{file}:{SIZE}", f"unknown size {show(size)}{known_sizes}")
+        mistakes.add(f"{file}:{SIZE}", f"unknown size '{size}'{suggest(str(size), SIZES)}")
         size = SIZES[0]
     return Presets(file.stem, tuple(leaves(tree, f"{file}:", mistakes)), size, str(file), models)
 
@@ -127,8 +126,8 @@ def _read_model(file: Path, size: str, mistakes: Mistakes) -> list[Setting]:
             if path[0] not in known:
                 mistakes.add(origin, f"unknown key{suggest(path[0], known)}")
             elif path[:2] == DETECTOR:
-                mistakes.add(origin, "a detector's preset cannot name another; write its settings")
-        return [setting for setting in settings if setting[0][0] in SECTIONS]
+                mistakes.add(origin, "a detector cannot name another; write its settings")
+        return [setting for setting in _without(settings) if setting[0][0] in SECTIONS]
 
     tree = read_yaml_file(file, mistakes)
     own = tree.pop(size, {})
