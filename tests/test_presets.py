@@ -25,7 +25,7 @@ from tests.support.tiny import NUM_CLASSES, tiny_batch
 
 ABLATIONS = Path(__file__).parents[1] / "ablations"
 MODELS = sorted((ABLATIONS / "presets" / "models").glob("*.yaml"))
-SCALES = {"digits": "digits", "digits_fast": "fast", "coco_r50_12e": "paper", "coco_r50_36e": "paper"}
+SCALES = {"digits": "digits", "digits_fast": "digits_fast", "coco_r50_12e": "paper", "coco_r50_36e": "paper"}
 EVERY_MODEL = pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
 EVERY_SCALE = pytest.mark.parametrize("scale", SCALES)
 
@@ -178,12 +178,27 @@ def test_a_row_whose_detector_is_replaced_loses_its_published_numbers(opened: Op
 
 
 def test_a_detector_beside_the_file_wins(opened: Open, own: Callable[..., None]) -> None:
-    own("model.num_queries: 5\nfast: {model.lambda1: 2.0}\npaper: {model.num_queries: 6}")
+    own("model.num_queries: 5\ndigits_fast: {model.lambda1: 2.0}\npaper: {model.num_queries: 6}")
     own("model: {num_queries: 3}", "deformable")
     for scale, queries, weight in (("digits", 5, 1.0), ("digits_fast", 5, 2.0), ("coco_r50_12e", 6, 1.0)):
         model = model_of(opened(rows({"model.preset": "mine", "model.heads": ["atss"]}), preset=scale))
         assert (model.num_queries, model.lambda1) == (queries, weight)
     assert model_of(opened(None, "model.preset=deformable")).num_queries == 3
+
+
+def test_settings_of_a_size_hold_under_every_preset_of_it(opened: Open, tmp_path: Path) -> None:
+    sized = {"digits": {"model.num_queries": 7}, "paper": {"model.num_queries": 8}}
+    spec = {"presets": sized, "rows": [{"label": "a"}, {"label": "b", "presets": {"paper": {"model.num_queries": 9}}}]}
+
+    def queries(scale: str) -> list[int]:
+        return [trial.config.model.num_queries for trial in opened(spec, preset=scale).trials]
+
+    assert queries("digits") == [7] and queries("coco_r50_12e") == queries("coco_r50_36e") == [8, 9]
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets" / "mine.yaml").write_text("size: digits\nmodel.transformer.num_levels: 3")
+    assert queries("mine") == [7]
+    sized["mine"] = {"model.num_queries": 6}  # a preset's name says more than its size
+    assert queries("mine") == [6] and queries("digits") == [7]
 
 
 # ---- several in one file
@@ -277,9 +292,8 @@ def test_a_preset_of_scale_says_its_size(mistakes: Callable[..., list[str]], ope
     scale.write_text("model.transformer.num_levels: 3")
     assert opened(preset=str(scale)).trials  # only a detector's name needs it
     (line,) = mistakes(None, "model.preset=deformable", preset=str(scale))
-    assert line == (
-        "scale.yaml: does not say its size, which `model.preset: deformable` needs; add size: digits, fast or paper"
-    )
+    what = "does not say its size, which `model.preset: deformable` needs"
+    assert line == f"scale.yaml: {what}; add size: digits, digits_fast or paper"
     scale.write_text("size: papre")
     assert mistakes(preset=str(scale)) == [
         "scale.yaml:size: unknown size 'papre'; did you mean 'paper'?",
@@ -292,7 +306,10 @@ def test_a_preset_of_scale_says_its_size(mistakes: Callable[..., list[str]], ope
         ("model: {num_querys: 3}", "mine.yaml:model.num_querys: unknown key; did you mean 'num_queries'?"),
         ("digits: {model.num_queries: 0}", "mine.yaml:digits.model.num_queries: num_queries must be at least 1, got 0"),
         ("papre: {model.num_queries: 3}", "mine.yaml:papre.model.num_queries: unknown key; did you mean 'paper'?"),
-        ("data.path: here", "mine.yaml:data.path: unknown key; known: model, train, evaluate, digits, fast, paper"),
+        (
+            "data.path: here",
+            "mine.yaml:data.path: unknown key; known: model, train, evaluate, digits, digits_fast, paper",
+        ),
         ("digits: {data.path: here}", "mine.yaml:digits.data.path: unknown key; known: model, train, evaluate"),
         ("model.preset: deformable", "mine.yaml:model.preset: a detector cannot name another; write its settings"),
         ("digits: 3", "mine.yaml:digits: must be a mapping of settings, got 3"),

@@ -155,9 +155,6 @@ def make_table(grid: Grid, records: Iterable[Record]) -> Table:
     groups = _groups(grid, by_id)
     if grid.search is not None:
         groups = _ranked(groups, by_id, metrics[0], grid.search.spec.mode)
-    for place, row in reversed(grid.waiting):
-        why = f"needs {row.needs}, which is not here yet"
-        groups.insert(place, Group(row, trials_frame(replace(grid, rows=()), ()), {}, (why,)))
     labelled = {group.row.label: group for group in groups}
     footnotes = Footnotes()
     rows = []
@@ -221,6 +218,8 @@ def _groups(grid: Grid, by_id: Mapping[str, Record]) -> list[Group]:
                 reasons.setdefault(missing_reason(by_id.get(trial_id)), []).append(int(seed))
         finished = {int(seed): by_id[key] for seed, key in zip(there["seed"], there["trial_id"], strict=True)}
         groups.append(Group(row, there, finished, _missing(reasons, alone=not finished)))
+    for place, row in reversed(grid.waiting):
+        groups.insert(place, Group(row, trials[:0], {}, (f"needs {row.needs}, which is not here yet",)))
     return groups
 
 

@@ -188,7 +188,7 @@ def expand(
     """
     mistakes = mistakes or Mistakes()
     presets = open_presets(preset, spec, mistakes)
-    below = file_settings(spec, presets.name, mistakes)
+    below = file_settings(spec, presets, mistakes)
     above = override_settings(overrides, options or {}, mistakes)
     if data is not None and (folder := str(Path(data).absolute())) != (said := _in_utf8(folder)):
         mistakes.add("--data", f"{said} is no UTF-8 name, so no record can hold it; rename it, or link to it")

@@ -20,7 +20,7 @@ from harness.spec.spec import SHIPPED, AblationSpec
 from harness.spec.strict import Mistakes, read_yaml_file, show, suggest
 
 SIZE = "size"  # the key of a preset of scale
-SIZES = ("digits", "fast", "paper")
+SIZES = ("digits", "digits_fast", "paper")
 DETECTOR = ("model", "preset")  # the path of the setting that names a detector
 MODELS = "models"  # folder of the detectors, in that of the presets
 SECTIONS = ("model", "train", "evaluate")  # of which a detector may set something
@@ -59,6 +59,19 @@ class Presets:
         given = list(settings)
         named = [setting for setting in given if setting[0][:2] == DETECTOR]
         return given + (self._named(named[-1], mistakes)[1] if named else [])
+
+    def chosen(self, settings: Mapping[str, Any], where: str, mistakes: Mistakes) -> list[Setting]:
+        """Of what a file or a row sets by the name of a preset of scale or by a size, what holds here.
+
+        Settings for a name win over those for a size.
+        """
+        names = dict.fromkeys((self.size, self.name))
+        return [
+            setting
+            for name in names
+            if name in settings
+            for setting in leaves(settings[name], f"{where}{name}.", mistakes)
+        ]
 
     def _named(self, setting: Setting, mistakes: Mistakes) -> tuple[str, list[Setting]]:
         path, name, origin = setting
@@ -103,15 +116,15 @@ def open_presets(preset: str, spec: AblationSpec, mistakes: Mistakes) -> Presets
     return Presets(file.stem, tuple(leaves(tree, f"{file}:", mistakes)), size, str(file), models)
 
 
-def file_settings(spec: AblationSpec, preset: str, mistakes: Mistakes) -> list[Setting]:
-    """What a file sets for all its rows under the preset of scale with this name."""
-    known = preset_files(spec.path)
+def file_settings(spec: AblationSpec, presets: Presets, mistakes: Mistakes) -> list[Setting]:
+    """What a file sets for all its rows under these presets."""
+    known = list(dict.fromkeys([*preset_files(spec.path), *SIZES]))
     settings = leaves(spec.base, f"{spec.path}:base.", mistakes)
     parts = {"presets": spec.presets, **{f"rows.{index}.presets": row.presets for index, row in enumerate(spec.rows)}}
-    for where, presets in parts.items():
-        for name in sorted(presets.keys() - {*known, preset}):
+    for where, given in parts.items():
+        for name in sorted(given.keys() - {*known, presets.name}):
             mistakes.add(f"{spec.path}:{where}.{name}", f"unknown preset{suggest(name, known)}")
-    return settings + leaves(spec.presets.get(preset, {}), f"{spec.path}:presets.{preset}.", mistakes)
+    return settings + presets.chosen(spec.presets, f"{spec.path}:presets.", mistakes)
 
 
 def _read_model(file: Path, size: str, mistakes: Mistakes) -> list[Setting]:

@@ -51,18 +51,18 @@ def rows_of(
     """
     return [
         replace(listed, row=_overridden(listed.row, presets.own_of(listed.settings, mistakes), above, notes))
-        for listed in _combinations(spec, presets.name, mistakes)
+        for listed in _combinations(spec, presets, mistakes)
     ]
 
 
-def _combinations(spec: AblationSpec, preset: str, mistakes: Mistakes) -> Iterator[Listed]:
+def _combinations(spec: AblationSpec, presets: Presets, mistakes: Mistakes) -> Iterator[Listed]:
     """Every row with its settings under a preset, crossed with every combination of the axes."""
     rows = spec.rows or (RowSpec(label=""),)
     short = short_names(spec.axes)
     for index, row in enumerate(rows):
         where = f"{spec.path}:rows.{index}"
         settings = list(leaves(row.set, f"{where}.set.", mistakes))
-        settings += leaves(row.presets.get(preset, {}), f"{where}.presets.{preset}.", mistakes)
+        settings += presets.chosen(row.presets, f"{where}.presets.", mistakes)
         for values in itertools.product(*spec.axes.values()):
             along = dict(zip(spec.axes, values, strict=True))
             label = " ".join(f"{short[key]}={show_value(value)}" for key, value in along.items())

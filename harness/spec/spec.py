@@ -66,7 +66,7 @@ class RowSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     label: str
     set: dict[str, Any] = {}
-    presets: dict[str, dict[str, Any]] = {}  # settings of this row under one preset only
+    presets: dict[str, dict[str, Any]] = {}  # settings of this row under one preset of scale, or at one size, only
     published: dict[str, Any] = {}
     note: str = ""
     baseline: str = ""  # label of the row that its gain is measured from, where that is not the file's
@@ -84,7 +84,7 @@ class AblationSpec(BaseModel):
     paper: str = ""  # key of the published table, such as table09
     description: str = ""
     base: dict[str, Any] = {}
-    presets: dict[str, dict[str, Any]] = {}  # settings that apply under one preset only
+    presets: dict[str, dict[str, Any]] = {}  # settings that apply under one preset of scale, or at one size, only
     rows: tuple[RowSpec, ...] = ()
     axes: dict[str, tuple[Any, ...]] = {}
     search: SearchSpec | None = None  # instead of rows and axes
@@ -189,6 +189,9 @@ def _check_whole(spec: AblationSpec, tree: dict[str, Any], tell: Callable[[str, 
     for where, settings in {**varied, "axes": spec.axes}.items():
         if any(key.split(".")[0] == "analyse" for key in settings):
             tell(where, "analyse cannot differ between rows, which may share trials; set it in base")
+    needs = list(dict.fromkeys(row.needs for row in spec.rows))
+    if spec.rows and "" not in needs:
+        tell("rows", f"every row needs what is not here yet ({', '.join(needs)})")
     labels = [row.label for row in spec.rows]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
