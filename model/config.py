@@ -137,7 +137,17 @@ class DetectorConfig:
     @property
     def num_proposals(self) -> int:
         """How many proposals all query groups take together in training."""
-        return self.num_queries + sum(getattr(group, "num_proposals", 0) for group in self.groups)
+        return self.num_queries + sum(map(self.num_proposals_of, self.groups))
+
+    def num_proposals_of(self, group: Any) -> int:
+        """How many of them an extra group of this `Config` takes."""
+        number: int = getattr(group, "num_proposals", 0) + self.num_queries * getattr(group, "num_replicas", 0)
+        return number
+
+    @property
+    def main_weight(self) -> float:
+        """Of the original queries' losses: 1, or less beside replicas whose losses are averaged with theirs."""
+        return 1 / (1 + sum(getattr(group, "num_averaged", 0) for group in self.groups))
 
     def __post_init__(self) -> None:
         require(self.num_queries >= 1, f"num_queries must be at least 1, got {self.num_queries}")
@@ -169,18 +179,32 @@ class DetectorConfig:
             *("transformer.num_levels", "backbone.stages"),
         )
         self._check_groups()
-        wanted = getattr(self.proposals, "two_stage", None)
-        if wanted is not None and wanted != self.two_stage:
-            name = PROPOSALS.name_of(self.proposals)
-            rule = f"the proposals {name} need two_stage: {'true' if wanted else 'false'}"
-            raise Conflict(rule, {"two_stage": self.two_stage, "proposals": name})
+        self._check_proposals()
+
+    def _check_proposals(self) -> None:
+        """What a kind of proposals asks of other settings."""
+        if self.proposals is None:
+            return
+        name = PROPOSALS.name_of(self.proposals)
+        for setting in ("two_stage", "mixed_selection"):
+            wanted, value = getattr(self.proposals, setting, None), getattr(self, setting)
+            if wanted is not None and wanted != value:
+                rule = f"the proposals {name} need {setting}: {'true' if wanted else 'false'}"
+                raise Conflict(rule, {setting: value, "proposals": name})
+        for group in self.groups if getattr(self.proposals, "whole_groups", False) else ():
+            if (number := self.num_proposals_of(group)) % self.num_queries:
+                rule = (
+                    f"the proposals {name} have a head for each num_queries, and {GROUPS.name_of(group)} takes {number}"
+                )
+                raise Conflict(rule, {"num_queries": self.num_queries, "proposals": name})
 
     def _check_groups(self) -> None:
         """The names of losses must tell them apart, and numbers of proposals be numbers."""
         names = GROUPS.instance_names(self.groups)
         for name, group in zip(names, self.groups, strict=True):
-            number = getattr(group, "num_proposals", 0)
-            require(isinstance(number, int) and number >= 0, f"num_proposals of {name} must not be negative: {number}")
+            for what in ("num_proposals", "num_replicas", "num_averaged"):
+                number = getattr(group, what, 0)
+                require(isinstance(number, int) and number >= 0, f"{what} of {name} must not be negative: {number}")
         taken = {"decoder", "encoder", "queries", *(HEADS.instance_names(self.heads) if names else ())}
         if twice := sorted(taken.intersection(names)):
             told = {"groups": list(names), "heads": list(HEADS.instance_names(self.heads))}

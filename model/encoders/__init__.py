@@ -17,6 +17,6 @@ from model.parts import Parts
 ENCODERS = Parts(
     __name__,
     "encoder",
-    {"deformable": "model.encoders.deformable:DeformableEncoder"},
-    {"deformable": configs.DeformableEncoderConfig},
+    {"deformable": "model.encoders.deformable:DeformableEncoder", "none": "model.encoders.none:NoEncoder"},
+    {"deformable": configs.DeformableEncoderConfig, "none": configs.NoneConfig},
 )

@@ -5,8 +5,9 @@ Proposals are what the decoder's queries start from. They own the encoder's head
 proposals learn by (`model.criterion.Objective`). It is a module and has
 
 - `forward(memory, num_proposals) → Proposals`: the best `num_proposals`, with the `source` of each. `take` hands them
-  out, to the main group first, then to the others in the configuration's order. At inference there are fewer than in
-  training, and these must be the same ones;
+  out, to the main group first, then to the others in the configuration's order. At inference the main group's
+  `num_queries` alone are asked for, and these must be the first ones of training. Among each `num_queries` of them no
+  place comes twice; other queries, which never see these, may start from the same;
 - `losses(step) → dict`: of what the encoder predicts (`step.proposals`), scalars by name, normalised and unweighted;
 - `loss_weights() → dict`: the weight of each of these losses, by the same names.
 
@@ -21,6 +22,10 @@ from model.proposals import configs
 PROPOSALS = Parts(
     __name__,
     "kind of proposals",
-    {"learned": "model.proposals.learned:LearnedQueries", "binary": "model.proposals.binary:BinaryProposals"},
-    {"learned": configs.LearnedConfig, "binary": configs.BinaryConfig},
+    {
+        "learned": "model.proposals.learned:LearnedQueries",
+        "binary": "model.proposals.binary:BinaryProposals",
+        "per_group": "model.proposals.per_group:PerGroupProposals",
+    },
+    {"learned": configs.LearnedConfig, "binary": configs.BinaryConfig, "per_group": configs.PerGroupConfig},
 )

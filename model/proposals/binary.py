@@ -56,7 +56,7 @@ class BinaryProposals(nn.Module):
         position, content = self.box_norm(self.box_proj(encoded)).chunk(2, -1)
         if self.content is not None:
             content = self.content.weight[:num_proposals].expand(len(tokens), -1, -1)
-        source = _places(memory).to(best.device)[best]
+        source = token_places(memory).to(best.device)[best]
         queries = QueryGroup(content, position, reference, has_size=True, source=source)
         return Proposals(queries, logits, boxes, excluded=None if self.official else invalid, chosen=best)
 
@@ -86,7 +86,7 @@ class BinaryProposals(nn.Module):
         return {f"encoder/{term}": weight for term, weight in term_weights(self.objective.config.loss_weights).items()}
 
 
-def _places(memory: Memory) -> Tensor:
+def token_places(memory: Memory) -> Tensor:
     """[S] int32: level, row and column of each token in one number, which does not depend on a batch's padding."""
     grids = [torch.cartesian_prod(torch.arange(h), torch.arange(w)) for h, w in memory.sizes]
     return torch.cat([(level << 26) + (grid[:, 0] << 13) + grid[:, 1] for level, grid in enumerate(grids)]).int()

@@ -13,7 +13,8 @@ class LearnedConfig:
     """One-stage: learned content and position; references are points computed from the position."""
 
     __pydantic_config__ = FORBID_UNKNOWN
-    two_stage: ClassVar[bool] = False  # what `DetectorConfig.two_stage` must be; a part without goes with both
+    # what these settings of `DetectorConfig` must be; a part goes with both values of one that it lacks
+    two_stage: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -22,3 +23,13 @@ class BinaryConfig:
 
     __pydantic_config__ = FORBID_UNKNOWN
     two_stage: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class PerGroupConfig:
+    """Two-stage: each group of `num_queries` has an encoder head of its own and its best tokens; content is learned."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    two_stage: ClassVar[bool] = True
+    mixed_selection: ClassVar[bool] = True
+    whole_groups: ClassVar[bool] = True  # every query group takes a multiple of `num_queries`

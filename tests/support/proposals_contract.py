@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.groups.configs import ReplicasConfig
 from model.types import Batch, Memory, Proposals, QueryGroup, Step
 from tests.support.rooms import (
     CHANNELS,
     SIZES,
     assert_reached,
+    config_of,
     losses_by_share,
     make,
     masks_of,
@@ -23,13 +25,20 @@ from tests.support.rooms import (
     padded_memory,
 )
 
-RANKS = 12
+NUM_QUERIES, RANKS = 4, 12  # of the main group, and with two replicas of it
 VARIANTS = {"mixed selection": {}, "no mixed selection": {"mixed_selection": False}}
 COUNTS = pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0, 0), (30, 1, 1)], ids=str)
 
 
 def build(case: str, **changes: Any) -> Any:
-    return make("proposals", case, num_proposals=RANKS, objective=objective(**changes))
+    settings = {"num_queries": NUM_QUERIES, "groups": (ReplicasConfig(number=2),), **changes}
+    return make("proposals", case, num_proposals=RANKS, objective=objective(**settings))
+
+
+def variants_of(case: str) -> dict[str, dict[str, bool]]:
+    """Those that a kind does not refuse."""
+    wanted = getattr(config_of("proposals", case), "mixed_selection", None)
+    return {name: own for name, own in VARIANTS.items() if own.get("mixed_selection", True) == wanted or wanted is None}
 
 
 def assert_same_queries(own: QueryGroup, other: QueryGroup, tolerance: float = 0.0) -> None:
@@ -51,15 +60,17 @@ def step_of(part: Any, memory: Memory, batch: Batch) -> Step:
 class ProposalsContract:
     """What every part of `model/proposals` keeps."""
 
-    @pytest.mark.parametrize("variant", VARIANTS)
-    def test_ranks_have_their_shapes(self, case: str, variant: str) -> None:
-        queries = build(case, **VARIANTS[variant])(padded_memory(), RANKS).queries
-        assert queries.content.shape == (3, RANKS, CHANNELS)
-        assert queries.position is None or queries.position.shape == queries.content.shape
-        assert queries.reference_cxcywh.shape == (3, RANKS, 4) and queries.reference_cxcywh.dtype == torch.float32
-        assert ((queries.reference_cxcywh >= 0) & (queries.reference_cxcywh <= 1)).all()
-        assert queries.source is not None and queries.source.dtype == torch.int32 and queries.source.shape == (3, RANKS)
-        assert all(len(set(row)) == RANKS for row in queries.source.tolist()), "no rank twice"
+    def test_ranks_have_their_shapes(self, case: str) -> None:
+        for changes in variants_of(case).values():
+            queries = build(case, **changes)(padded_memory(), RANKS).queries
+            assert queries.content.shape == (3, RANKS, CHANNELS)
+            assert queries.position is None or queries.position.shape == queries.content.shape
+            assert queries.reference_cxcywh.shape == (3, RANKS, 4) and queries.reference_cxcywh.dtype == torch.float32
+            assert ((queries.reference_cxcywh >= 0) & (queries.reference_cxcywh <= 1)).all()
+            assert queries.source is not None and queries.source.dtype == torch.int32
+            assert queries.source.shape == (3, RANKS)
+            for group in queries.source.split(NUM_QUERIES, 1):
+                assert all(len(set(row)) == NUM_QUERIES for row in group.tolist()), "no place twice in a group"
 
     def test_groups_take_ranks_in_order_and_none_twice(self, case: str) -> None:
         proposals = build(case)(padded_memory(), RANKS)
@@ -71,10 +82,13 @@ class ProposalsContract:
         with pytest.raises(ValueError, match=r"^[^\n]*num_proposals[^\n]*$"):
             proposals.take(1)
 
-    @pytest.mark.parametrize("variant", VARIANTS)
-    def test_inference_has_the_first_ranks_of_training(self, case: str, variant: str) -> None:
-        part, memory = build(case, **VARIANTS[variant]), padded_memory()
-        assert_same_queries(part(memory, 5).take(5), part(memory, RANKS).take(5))
+    def test_inference_has_the_first_ranks_of_training(self, case: str) -> None:
+        for changes in variants_of(case).values():
+            part, memory = build(case, **changes), padded_memory()
+            first = part(memory, NUM_QUERIES)
+            assert first.queries.content.shape[1] == NUM_QUERIES
+            of_training = part(memory, RANKS).take(NUM_QUERIES)
+            assert_same_queries(first.take(NUM_QUERIES), of_training, tolerance=1e-6)  # vectors of other lengths
 
     def test_more_ranks_than_there_are_is_told_in_one_line(self, case: str) -> None:
         with pytest.raises(ValueError, match=r"^[^\n]+$"):
