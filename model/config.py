@@ -130,6 +130,11 @@ class DetectorConfig:
         return self.compatibility == "official"
 
     @property
+    def makes_position(self) -> bool:
+        """Whether the decoder makes the queries' positions, so that groups have none (see `model/decoders`)."""
+        return bool(getattr(self.decoder, "makes_position", False))
+
+    @property
     def proposals_or_default(self) -> Any:
         """The `Config` of the proposals: `two_stage` says which, where none are named."""
         return default_proposals(self.two_stage) if self.proposals is None else self.proposals

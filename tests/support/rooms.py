@@ -55,7 +55,15 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     "encoders": {"deformable": {}},
     "adapters": {"coarser": {}},
     "proposals": {"learned": {}, "binary": {}},
-    "decoders": {"deformable": {}},
+    "decoders": {
+        "deformable": {},
+        "deformable, positions of references": {
+            "position": "reference",
+            "final_norm": True,
+            "inverse_sigmoid_epsilon": 1e-3,
+        },
+        "deformable, shared branches": {"position": "reference", "final_norm": True, "shared_branches": True},
+    },
     "groups": {"main": {}, "positives": {}, "hybrid": {"number": 9, "repeats": 3}},
     "assign": {"hungarian": {}},
     "classification": {"focal": {}},
