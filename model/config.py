@@ -130,6 +130,11 @@ class DetectorConfig:
         return self.compatibility == "official"
 
     @property
+    def makes_position(self) -> bool:
+        """Whether the decoder makes the queries' positions, so that groups have none (see `model/decoders`)."""
+        return bool(getattr(self.decoder, "makes_position", False))
+
+    @property
     def proposals_or_default(self) -> Any:
         """The `Config` of the proposals: `two_stage` says which, where none are named."""
         return default_proposals(self.two_stage) if self.proposals is None else self.proposals
@@ -170,7 +175,8 @@ class DetectorConfig:
             *(("two_stage", "box_refinement"), ("look_forward_twice", "box_refinement")),
             ("mixed_selection", "two_stage"),
         ):
-            holds = getattr(self, needed) or not getattr(self, name)
+            excused = name == "two_stage" and getattr(self.proposals, "without_refinement", False)
+            holds = getattr(self, needed) or not getattr(self, name) or excused
             require_together(holds, f"{name} needs {needed}: true", self, name, needed)
         require_together(
             self.transformer.num_levels >= len(asked(self.backbone, "stages")),
@@ -182,20 +188,17 @@ class DetectorConfig:
         self._check_proposals()
 
     def _check_proposals(self) -> None:
-        """What a kind of proposals asks of other settings."""
-        if self.proposals is None:
-            return
-        name = PROPOSALS.name_of(self.proposals)
+        """What a kind of proposals asks of other settings (see `model/proposals`)."""
         for setting in ("two_stage", "mixed_selection"):
             wanted, value = getattr(self.proposals, setting, None), getattr(self, setting)
             if wanted is not None and wanted != value:
+                name = PROPOSALS.name_of(self.proposals)
                 rule = f"the proposals {name} need {setting}: {'true' if wanted else 'false'}"
                 raise Conflict(rule, {setting: value, "proposals": name})
         for group in self.groups if getattr(self.proposals, "whole_groups", False) else ():
             if (number := self.num_proposals_of(group)) % self.num_queries:
-                rule = (
-                    f"the proposals {name} have a head for each num_queries, and {GROUPS.name_of(group)} takes {number}"
-                )
+                name, taker = PROPOSALS.name_of(self.proposals), GROUPS.name_of(group)
+                rule = f"the proposals {name} have a head for each num_queries, and the group {taker} takes {number}"
                 raise Conflict(rule, {"num_queries": self.num_queries, "proposals": name})
 
     def _check_groups(self) -> None:

@@ -27,6 +27,7 @@ from model.backbones.configs import ResNetConfig
 from model.checks import FORBID_UNKNOWN
 from model.config import DetectorConfig
 from model.decoders.configs import DeformableDecoderConfig
+from model.encoders import ENCODERS
 from model.groups import GROUPS
 from model.parts import Parts
 from model.proposals.configs import BinaryConfig, LearnedConfig
@@ -268,7 +269,8 @@ def test_a_mistaken_two_stage_brings_no_second_line(write: Write) -> None:
 
 # those that can be chosen, with the two of these tests
 GROUP_NAMES = sorted([*GROUPS.names, "mine", "yours"])
-ANY = "must be a name (known: deformable, mine, yours)"
+ENCODER_NAMES = sorted([*ENCODERS.names, "mine", "yours"])
+ANY = f"must be a name (known: {', '.join(ENCODER_NAMES)})"
 OF_MINE = "unknown key of the neck mine"
 MISTAKES: list[tuple[str, str]] = [  # settings of the model, where they are mistaken and what is said
     (
@@ -507,7 +509,7 @@ def test_planning_any_built_in_part_loads_no_torch(write: Write, monkeypatch: py
     for field, parts in ROOMS.items():
         for name in parts.names:
             own: dict[str, Any] = {f"model.{field}": [name] if field in LISTS else {"name": name}}
-            own |= ONE_STAGE if (field, name) == ("proposals", "learned") else {}
+            own |= ONE_STAGE if getattr(parts.config_of(name), "two_stage", True) is False else {}
             rows.append({"label": f"{field} {name}", "set": own})
     path = write(rows=rows)
     heads = f"model.heads=[{', '.join(ROOMS['heads'].names)}]"

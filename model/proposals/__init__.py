@@ -12,6 +12,10 @@ proposals learn by (`model.criterion.Objective`). It is a module and has
 - `loss_weights() → dict`: the weight of each of these losses, by the same names.
 
 Raises `ValueError` where there are fewer tokens than are asked for.
+
+Class attributes of its `Config` may say `two_stage` and `mixed_selection`, what these settings of `DetectorConfig` must
+be, and be true for `without_refinement`, if it goes with `two_stage` without `box_refinement`, and `whole_groups`, if
+every query group must take a multiple of `num_queries`.
 """
 
 from __future__ import annotations
@@ -24,8 +28,14 @@ PROPOSALS = Parts(
     "kind of proposals",
     {
         "learned": "model.proposals.learned:LearnedQueries",
+        "learned_boxes": "model.proposals.learned_boxes:LearnedBoxes",
         "binary": "model.proposals.binary:BinaryProposals",
         "per_group": "model.proposals.per_group:PerGroupProposals",
     },
-    {"learned": configs.LearnedConfig, "binary": configs.BinaryConfig, "per_group": configs.PerGroupConfig},
+    {
+        "learned": configs.LearnedConfig,
+        "learned_boxes": configs.LearnedBoxesConfig,
+        "binary": configs.BinaryConfig,
+        "per_group": configs.PerGroupConfig,
+    },
 )

@@ -13,7 +13,14 @@ class LearnedConfig:
     """One-stage: learned content and position; references are points computed from the position."""
 
     __pydantic_config__ = FORBID_UNKNOWN
-    # what these settings of `DetectorConfig` must be; a part goes with both values of one that it lacks
+    two_stage: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class LearnedBoxesConfig:
+    """One-stage: learned content and reference boxes."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
     two_stage: ClassVar[bool] = False
 
 
@@ -32,4 +39,5 @@ class PerGroupConfig:
     __pydantic_config__ = FORBID_UNKNOWN
     two_stage: ClassVar[bool] = True
     mixed_selection: ClassVar[bool] = True
-    whole_groups: ClassVar[bool] = True  # every query group takes a multiple of `num_queries`
+    whole_groups: ClassVar[bool] = True
+    without_refinement: ClassVar[bool] = True  # LW-DETR's small models

@@ -43,6 +43,21 @@ class GroupHead(nn.Module):
         return best, _rows(logits, best), boxes
 
 
+class BoxPosition(nn.Module):
+    """The position of a query from the box that it starts from, as in `binary`."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = channels
+        self.box_proj = Linear(2 * channels, channels)
+        self.box_norm = nn.LayerNorm(channels)
+
+    def forward(self, boxes_cxcywh: Tensor) -> Tensor:
+        """[B, Q, 4] → [B, Q, D]."""
+        encoded: Tensor = self.box_norm(self.box_proj(box_position_encoding(boxes_cxcywh, self.channels // 2)))
+        return encoded
+
+
 class PerGroupProposals(nn.Module):
     """A `GroupHead` for each `num_queries` ranks; two groups may start from one place. Content is learned."""
 
@@ -56,8 +71,7 @@ class PerGroupProposals(nn.Module):
         self.content = nn.Embedding(num_proposals, channels)
         self.reference_offset = nn.Embedding(num_proposals, 4)  # of each rank from the box that it gets, in logits
         nn.init.zeros_(self.reference_offset.weight)
-        self.box_proj = Linear(2 * channels, channels)
-        self.box_norm = nn.LayerNorm(channels)
+        self.position = None if model.makes_position else BoxPosition(channels)
         # Of its losses, which are means over the heads: each head's weigh as those of the original queries.
         self.weight = number * model.main_weight
 
@@ -78,8 +92,7 @@ class PerGroupProposals(nn.Module):
         best, logits, boxes = (torch.cat(values, 1) for values in zip(*found, strict=True))
         reference = (boxes.detach() + self.reference_offset.weight[:num_proposals]).sigmoid()
         content = self.content.weight[:num_proposals].expand(len(tokens), -1, -1)
-        encoded = box_position_encoding(reference, content.shape[2] // 2).to(tokens.dtype)
-        position = self.box_norm(self.box_proj(encoded))
+        position = None if self.position is None else self.position(reference)
         source = token_places(memory).to(best.device)[best]
         queries = QueryGroup(content, position, reference, has_size=True, source=source)
         excluded = None if never is None else never.gather(1, best)

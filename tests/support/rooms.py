@@ -54,8 +54,16 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     "necks": {"projection": {}},
     "encoders": {"deformable": {}, "none": {}},
     "adapters": {"coarser": {}},
-    "proposals": {"learned": {}, "binary": {}, "per_group": {}},
-    "decoders": {"deformable": {}},
+    "proposals": {"learned": {}, "binary": {}, "learned_boxes": {}, "per_group": {}},
+    "decoders": {
+        "deformable": {},
+        "deformable, positions of references": {
+            "position": "reference",
+            "final_norm": True,
+            "inverse_sigmoid_epsilon": 1e-3,
+        },
+        "deformable, shared branches": {"position": "reference", "final_norm": True, "shared_branches": True},
+    },
     "groups": {
         "main": {},
         "positives": {},
