@@ -103,7 +103,9 @@ def _ours(official: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def group_matching(case: Case) -> Iterator[Comparison]:
     """Losses of all groups on given predictions; each block of each layer and of the encoder is matched by itself."""
-    number, each = int(case["num_groups"]) if case["training"] else 1, int(case["queries_per_group"])
+    number, each = int(case["num_groups"]), int(case["queries_per_group"])
+    if not case["training"]:
+        number = 1
     config = DetectorConfig(
         transformer=TransformerConfig(32, num_decoder_layers=2),
         num_queries=each,
@@ -199,7 +201,7 @@ def e2e_group(case: Case) -> Iterator[Comparison]:
     with given_levels(detector, levels):
         with torch.no_grad():
             step, groups, outputs = decode(detector, batch)
-            yield from _proposed(case, step.proposals, detector)
+            yield from _proposed(case, step, detector.main.objective)
             yield Comparison("valid_ratios_wh", step.memory.ratios, case["valid_ratios_wh"], FLOAT32)
             content = torch.cat([group.content for group in groups], 1)
             reference = torch.cat([group.reference_cxcywh for group in groups], 1)
@@ -221,10 +223,8 @@ def e2e_group(case: Case) -> Iterator[Comparison]:
 def lw_detr_of(case: Case) -> Detector:
     """Of the file's size, with its parameters."""
     parameters = lw_detr.convert(case.under("param."))
-    two_stage, refined = (
-        any(name.startswith("queries.heads.") for name in parameters),
-        len(case["references_unact"]) > 1,
-    )
+    two_stage = any(name.startswith("queries.heads.") for name in parameters)
+    refined = len(case["references_unact"]) > 1
     config = DetectorConfig(
         ResNetConfig(block="basic", depths=(1, 1, 1, 1), width=8),
         TransformerConfig(32, num_decoder_layers=2, feedforward_channels=64),
@@ -243,8 +243,9 @@ def lw_detr_of(case: Case) -> Detector:
     return load(Detector(config, case["dec_cls_scores"].shape[-1]), parameters)
 
 
-def _proposed(case: Case, proposals: Proposals, detector: Detector) -> Iterator[Comparison]:
+def _proposed(case: Case, step: Step, objective: Objective) -> Iterator[Comparison]:
     """What each group's head chose and says of it."""
+    proposals = step.proposals
     if proposals.logits is None:
         return
     assert proposals.chosen is not None and proposals.boxes_cxcywh is not None
@@ -254,3 +255,7 @@ def _proposed(case: Case, proposals: Proposals, detector: Detector) -> Iterator[
     yield Comparison("enc_selected_boxes", proposals.boxes_cxcywh, case["enc_selected_boxes"], FEATURES)
     largest = torch.stack(list(case.sequence("enc_cls_max_group")), 1).gather(2, case["enc_topk_inds"])
     yield Comparison("enc_cls_max_group", proposals.logits.amax(-1).view_as(largest), largest, FEATURES)
+    found = objective.assign_blocks(
+        proposals.logits[None], proposals.boxes_cxcywh[None], step.batch.targets, step.batch.valid_hw, blocks=number
+    )
+    yield Comparison("match_enc", found[0], found_in(case, "enc"), EXACT)
