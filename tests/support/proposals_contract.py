@@ -22,9 +22,16 @@ from tests.support.rooms import (
     padded_batch,
     padded_memory,
 )
+from tests.support.tiny import OF_REFERENCES
 
 RANKS = 12
-VARIANTS = {"mixed selection": {}, "no mixed selection": {"mixed_selection": False}}
+VARIANTS = {
+    "mixed selection": {},
+    "no mixed selection": {"mixed_selection": False},
+    "positions of references": OF_REFERENCES,
+    "positions of references, no mixed selection": {**OF_REFERENCES, "mixed_selection": False},
+}
+EACH_VARIANT = pytest.mark.parametrize("variant", VARIANTS)
 COUNTS = pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0, 0), (30, 1, 1)], ids=str)
 
 
@@ -51,11 +58,14 @@ def step_of(part: Any, memory: Memory, batch: Batch) -> Step:
 class ProposalsContract:
     """What every part of `model/proposals` keeps."""
 
-    @pytest.mark.parametrize("variant", VARIANTS)
+    @EACH_VARIANT
     def test_ranks_have_their_shapes(self, case: str, variant: str) -> None:
         queries = build(case, **VARIANTS[variant])(padded_memory(), RANKS).queries
         assert queries.content.shape == (3, RANKS, CHANNELS)
-        assert queries.position is None or queries.position.shape == queries.content.shape
+        if variant.startswith("positions of references"):
+            assert queries.position is None
+        else:
+            assert queries.position is not None and queries.position.shape == queries.content.shape
         assert queries.reference_cxcywh.shape == (3, RANKS, 4) and queries.reference_cxcywh.dtype == torch.float32
         assert ((queries.reference_cxcywh >= 0) & (queries.reference_cxcywh <= 1)).all()
         assert queries.source is not None and queries.source.dtype == torch.int32 and queries.source.shape == (3, RANKS)
@@ -71,7 +81,7 @@ class ProposalsContract:
         with pytest.raises(ValueError, match=r"^[^\n]*num_proposals[^\n]*$"):
             proposals.take(1)
 
-    @pytest.mark.parametrize("variant", VARIANTS)
+    @EACH_VARIANT
     def test_inference_has_the_first_ranks_of_training(self, case: str, variant: str) -> None:
         part, memory = build(case, **VARIANTS[variant]), padded_memory()
         assert_same_queries(part(memory, 5).take(5), part(memory, RANKS).take(5))
@@ -102,9 +112,10 @@ class ProposalsContract:
         for loss in losses.values():
             assert loss.shape == () and torch.isfinite(loss) and loss.requires_grad
 
+    @EACH_VARIANT
     @COUNTS
-    def test_the_gradient_reaches_all_of_the_proposals(self, case: str, counts: tuple[int, ...]) -> None:
-        part, memory = build(case), padded_memory()
+    def test_the_gradient_reaches_all_of_the_proposals(self, case: str, variant: str, counts: tuple[int, ...]) -> None:
+        part, memory = build(case, **VARIANTS[variant]), padded_memory()
         step = step_of(part, memory, padded_batch(counts))
         queries = step.proposals.queries
         outputs = [queries.content, queries.reference_cxcywh, *([] if queries.position is None else [queries.position])]

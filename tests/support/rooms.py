@@ -54,7 +54,7 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     "necks": {"projection": {}},
     "encoders": {"deformable": {}},
     "adapters": {"coarser": {}},
-    "proposals": {"learned": {}, "binary": {}},
+    "proposals": {"learned": {}, "binary": {}, "classes": {}},
     "decoders": {
         "deformable": {},
         "deformable, positions of references": {
