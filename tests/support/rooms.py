@@ -56,10 +56,10 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     "adapters": {"coarser": {}},
     "proposals": {"learned": {}, "binary": {}},
     "decoders": {"deformable": {}},
-    "groups": {"main": {}, "positives": {}, "hybrid": {"number": 9, "repeats": 3}},
+    "groups": {"main": {}, "positives": {}, "hybrid": {"number": 9, "repeats": 3}, "denoising": {"number": 7}},
     "assign": {"hungarian": {}},
-    "classification": {"focal": {}},
-    "postprocess": {"top_k": {}},
+    "classification": {"focal": {}, "quality": {}},
+    "postprocess": {"top_k": {}, "soft_nms": {}},
 }
 
 STRIDES, CHANNELS = (8, 16, 32), 32  # of `tiny_config`'s encoder
