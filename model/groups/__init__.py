@@ -30,6 +30,12 @@ GROUPS = Parts(
         "main": "model.groups.main:MainGroup",
         "positives": "model.groups.positives:PositivesGroup",
         "hybrid": "model.groups.hybrid:HybridGroup",
+        "denoising": "model.groups.denoising:DenoisingGroup",
     },
-    {"main": configs.MainConfig, "positives": configs.PositivesConfig, "hybrid": configs.HybridConfig},
+    {
+        "main": configs.MainConfig,
+        "positives": configs.PositivesConfig,
+        "hybrid": configs.HybridConfig,
+        "denoising": configs.DenoisingConfig,
+    },
 )

@@ -60,7 +60,7 @@ class TokenProposals(nn.Module):
         best = scores.topk(num_proposals, dim=1).indices
         reference = boxes.detach().gather(1, best[..., None].expand(-1, -1, 4))
         position, content = self._start(reference, tokens.dtype)
-        source = _places(memory).to(best.device)[best]
+        source = token_places(memory).to(best.device)[best]
         queries = QueryGroup(content, position, reference, has_size=True, source=source)
         return Proposals(queries, logits, boxes, excluded=None if self.official else invalid, chosen=best)
 
@@ -76,7 +76,7 @@ class TokenProposals(nn.Module):
         return position, content
 
 
-def _places(memory: Memory) -> Tensor:
+def token_places(memory: Memory) -> Tensor:
     """[S] int32: level, row and column of each token in one number, which does not depend on a batch's padding."""
     grids = [torch.cartesian_prod(torch.arange(h), torch.arange(w)) for h, w in memory.sizes]
     return torch.cat([(level << 26) + (grid[:, 0] << 13) + grid[:, 1] for level, grid in enumerate(grids)]).int()

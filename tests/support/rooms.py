@@ -52,7 +52,10 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "resnet, batch norm": {**SMALL_RESNET, "norm": "batch", "stem": "conv7", "frozen_stages": 0},
     },
     "necks": {"projection": {}},
-    "encoders": {"deformable": {}},
+    "encoders": {
+        "deformable": {},
+        "deformable, as DINO's": {"position_offset": 0.0, "position_temperature": 20.0},
+    },
     "adapters": {"coarser": {}},
     "proposals": {"learned": {}, "binary": {}, "classes": {}},
     "decoders": {
@@ -64,10 +67,10 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         },
         "deformable, shared branches": {"position": "reference", "final_norm": True, "shared_branches": True},
     },
-    "groups": {"main": {}, "positives": {}, "hybrid": {"number": 9, "repeats": 3}},
+    "groups": {"main": {}, "positives": {}, "hybrid": {"number": 9, "repeats": 3}, "denoising": {"number": 7}},
     "assign": {"hungarian": {}},
-    "classification": {"focal": {}},
-    "postprocess": {"top_k": {}},
+    "classification": {"focal": {}, "quality": {}},
+    "postprocess": {"top_k": {}, "soft_nms": {}},
 }
 
 STRIDES, CHANNELS = (8, 16, 32), 32  # of `tiny_config`'s encoder
