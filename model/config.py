@@ -121,6 +121,8 @@ class DetectorConfig:
     # what the losses of the original queries and of the encoder are divided by: the queries that are matched, or all
     # objects of the batch (H-, DAB-, Conditional- and Group-DETR); they differ where objects outnumber queries
     loss_normaliser: Literal["matched", "objects"] = field(default="matched", metadata={"since": 2})
+    # customised queries hold the feature at the positive (paper Eq. 2); the released Co-DINO goes without
+    positive_features: bool = field(default=True, metadata={"since": 2})
     # from predictions to detections
     postprocess: Any = field(default_factory=TopKConfig, metadata={"since": 2, "parts": POSTPROCESSORS})
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from model.checks import FORBID_UNKNOWN
+from model.checks import FORBID_UNKNOWN, require
 
 
 @dataclass(frozen=True)
 class DeformableEncoderConfig:
-    """Deformable attention over all levels; its sizes stand in `TransformerConfig`."""
+    """Deformable attention over all levels; its sizes stand in `TransformerConfig`.
+
+    The encoding of positions is Deformable-DETR's; DINO has an offset of 0 and a temperature of 20.
+    """
 
     __pydantic_config__ = FORBID_UNKNOWN
+    position_offset: float = field(default=-0.5, metadata={"since": 2})  # added to a token's 1-based row and column
+    position_temperature: float = field(default=10000.0, metadata={"since": 2})  # of the sines' frequencies
+
+    def __post_init__(self) -> None:
+        require(
+            self.position_temperature > 0, f"position_temperature must be positive, got {self.position_temperature}"
+        )
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ Proposals are what the decoder's queries start from. They own the encoder's head
 `PROPOSALS.build(config, num_proposals=…, objective=…)`: how many all query groups take together in training, and what
 proposals learn by (`model.criterion.Objective`). It is a module and has
 
-- `forward(memory, num_proposals) → Proposals`: the best `num_proposals`, with the `source` of each. `take` hands them
-  out, to the main group first, then to the others in the configuration's order. At inference the main group's
-  `num_queries` alone are asked for, and these must be the first ones of training. Among each `num_queries` of them no
-  place comes twice; other queries, which never see these, may start from the same;
+- `forward(memory, num_proposals) → Proposals`: the best `num_proposals`, with the `source` of each, and without
+  positions where the decoder makes them (`DetectorConfig.makes_position`). `take` hands them out, to the main group
+  first, then to the others in the configuration's order. At inference the main group's `num_queries` alone are asked
+  for, and these must be the first ones of training. Among each `num_queries` of them no place comes twice; other
+  queries, which never see these, may start from the same;
 - `losses(step) → dict`: of what the encoder predicts (`step.proposals`), scalars by name, normalised and unweighted;
 - `loss_weights() → dict`: the weight of each of these losses, by the same names.
 
@@ -30,12 +31,14 @@ PROPOSALS = Parts(
         "learned": "model.proposals.learned:LearnedQueries",
         "learned_boxes": "model.proposals.learned_boxes:LearnedBoxes",
         "binary": "model.proposals.binary:BinaryProposals",
+        "classes": "model.proposals.classes:ClassProposals",
         "per_group": "model.proposals.per_group:PerGroupProposals",
     },
     {
         "learned": configs.LearnedConfig,
         "learned_boxes": configs.LearnedBoxesConfig,
         "binary": configs.BinaryConfig,
+        "classes": configs.ClassesConfig,
         "per_group": configs.PerGroupConfig,
     },
 )

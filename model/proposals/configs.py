@@ -41,3 +41,11 @@ class PerGroupConfig:
     mixed_selection: ClassVar[bool] = True
     whole_groups: ClassVar[bool] = True
     without_refinement: ClassVar[bool] = True  # LW-DETR's small models
+
+
+@dataclass(frozen=True)
+class ClassesConfig:
+    """Two-stage: tokens compete by their best class; those that are chosen learn objects and their classes (DINO)."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    two_stage: ClassVar[bool] = True

@@ -14,13 +14,16 @@ from model.types import Memory, Proposals, QueryGroup, Step
 
 
 class LearnedQueries(nn.Module):
-    """Learned content and position; the reference is a point computed from the position (Deformable-DETR)."""
+    """Learned content and position; the reference is a point computed from the position (Deformable-DETR).
+
+    That is all that the position is for where the decoder makes positions.
+    """
 
     roles: ClassVar[dict[str, str]] = {"reference_points": "sampling"}
 
     def __init__(self, config: LearnedConfig, *, num_proposals: int, objective: Objective):
         super().__init__()
-        channels = objective.config.transformer.channels
+        channels, self.makes_position = objective.config.transformer.channels, objective.config.makes_position
         self.embedding = nn.Embedding(num_proposals, 2 * channels)
         self.reference_points = Linear(channels, 2)
         nn.init.xavier_uniform_(self.reference_points.weight)
@@ -34,7 +37,11 @@ class LearnedQueries(nn.Module):
         expand = (len(memory.tokens), -1, -1)
         source = torch.arange(len(content), dtype=torch.int32, device=content.device)[None].expand(expand[:2])
         queries = QueryGroup(
-            content.expand(expand), position.expand(expand), reference.expand(expand), has_size=False, source=source
+            content.expand(expand),
+            None if self.makes_position else position.expand(expand),
+            reference.expand(expand),
+            has_size=False,
+            source=source,
         )
         return Proposals(queries.between(0, num_proposals))
 

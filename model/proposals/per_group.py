@@ -9,8 +9,8 @@ from model.branches import BoxBranch, class_branch
 from model.criterion import Objective, set_losses, term_weights
 from model.linear import Linear
 from model.position import box_position_encoding
-from model.proposals.binary import encoder_anchors, token_places
 from model.proposals.configs import PerGroupConfig
+from model.proposals.tokens import encoder_anchors, token_places
 from model.types import Memory, Proposals, QueryGroup, Step
 
 

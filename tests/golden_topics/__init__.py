@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from tests.golden_topics import (
     candidates,
+    denoising,
     end_to_end,
     from_levels,
     functions,
@@ -63,6 +64,7 @@ TOPICS: dict[str, Topic] = {
     "e2e_plain": Topic(end_to_end.plain, end_to_end.UNREAD),
     "h_matching": Topic(hybrid.h_matching, from_levels.UNREAD),
     "e2e_h": Topic(hybrid.e2e_h, from_levels.UNREAD),
+    "dn_queries": Topic(denoising.dn_queries),
     # Sizes that the masks and ratios contain.
     "group_layer": Topic(replicas.group_layer, ("batch_hw", "valid_hw")),
     "group_matching": Topic(replicas.group_matching, from_levels.UNREAD),
@@ -76,7 +78,7 @@ LARGE = frozenset({"assign_maxiou_rpn", "head_fcos", "head_rcnn"})
 
 NOT_YET_BUILT = frozenset(
     {
-        *("dn_queries", "e2e_dino", "e2e_dino5"),
+        *("e2e_dino", "e2e_dino5"),
         *("dab_parts", "e2e_dab", "conditional_parts", "e2e_conditional"),
     }
 )

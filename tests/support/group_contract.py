@@ -14,9 +14,9 @@ from model.detector import Detector
 from model.groups import GROUPS
 from model.types import Batch, QueryGroup, Step
 from tests.support.rooms import CHANNELS, assert_reached, config_of, losses_by_share, padded_batch, shake
-from tests.support.tiny import NUM_CLASSES, PLAIN, tiny_config
+from tests.support.tiny import NUM_CLASSES, OF_REFERENCES, PLAIN, tiny_config
 
-VARIANTS = {"plus plus": {}, "plain": PLAIN}
+VARIANTS = {"plus plus": {}, "plain": PLAIN, "positions of references": OF_REFERENCES}
 EACH_VARIANT = pytest.mark.parametrize("variant", VARIANTS)
 COUNTS = pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0, 0), (30, 1, 1)], ids=str)
 
@@ -97,7 +97,10 @@ class GroupContract:
         queries = seen().queries
         images, number, channels = queries.content.shape
         assert (images, channels) == (3, CHANNELS)
-        assert queries.position is None or queries.position.shape == queries.content.shape
+        if variant == "positions of references":
+            assert queries.position is None
+        else:
+            assert queries.position is not None and queries.position.shape == queries.content.shape
         assert queries.reference_cxcywh.shape == (3, number, 4) and queries.reference_cxcywh.dtype == torch.float32
         assert sum(queries.block_lengths) == number and queries.sees in ("own", "main")
         assert queries.hidden is None or (queries.hidden.shape == (3, number) and queries.hidden.dtype == torch.bool)
@@ -114,8 +117,9 @@ class GroupContract:
         expected = 12 if case == "main" else detector.config.num_proposals_of(config_of("groups", case))
         assert seen().ranks == expected
 
-    def test_the_gradient_reaches_all_of_a_group(self, case: str) -> None:
-        detector = build(case)
+    @EACH_VARIANT
+    def test_the_gradient_reaches_all_of_a_group(self, case: str, variant: str) -> None:
+        detector = build(case, **VARIANTS[variant])
         group = group_in(detector, case)
         total, _ = detector(padded_batch((3, 1, 2)))
         total.backward()

@@ -52,9 +52,13 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "resnet, batch norm": {**SMALL_RESNET, "norm": "batch", "stem": "conv7", "frozen_stages": 0},
     },
     "necks": {"projection": {}},
-    "encoders": {"deformable": {}, "none": {}},
+    "encoders": {
+        "deformable": {},
+        "deformable, as DINO's": {"position_offset": 0.0, "position_temperature": 20.0},
+        "none": {},
+    },
     "adapters": {"coarser": {}},
-    "proposals": {"learned": {}, "binary": {}, "learned_boxes": {}, "per_group": {}},
+    "proposals": {"learned": {}, "learned_boxes": {}, "binary": {}, "classes": {}, "per_group": {}},
     "decoders": {
         "deformable": {},
         "deformable, positions of references": {
@@ -70,10 +74,11 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "hybrid": {"number": 9, "repeats": 3},
         "replicas": {"number": 2},
         "replicas, sum": {"number": 3, "reduction": "sum"},
+        "denoising": {"number": 7},
     },
     "assign": {"hungarian": {}},
-    "classification": {"focal": {}},
-    "postprocess": {"top_k": {}},
+    "classification": {"focal": {}, "quality": {}},
+    "postprocess": {"top_k": {}, "soft_nms": {}},
 }
 
 STRIDES, CHANNELS = (8, 16, 32), 32  # of `tiny_config`'s encoder
