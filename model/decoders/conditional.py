@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from model.boxes import inverse_sigmoid
 from model.branches import MLP, BoxBranch, class_branch, xavier_matrices
 from model.conditional_attention import ConditionalLayer
 from model.config import DetectorConfig
-from model.decoders.configs import ConditionalDecoderConfig
+from model.decoders.configs import ConditionalDecoderConfig, DabDecoderConfig
 from model.position import box_position_encoding
 from model.types import DecoderOutput, Memory, QueryGroup
 
@@ -22,11 +21,12 @@ from model.types import DecoderOutput, Memory, QueryGroup
 class ConditionalStack(nn.Module):
     """N layers, and behind each of them the same norm, class branch and box branch."""
 
-    def __init__(self, activation: Literal["relu", "prelu"], *, model: DetectorConfig, num_classes: int):
+    def __init__(self, config: ConditionalDecoderConfig | DabDecoderConfig, *, model: DetectorConfig, num_classes: int):
         super().__init__()
         transformer, channels = model.transformer, model.transformer.channels
+        self.channels, self.epsilon = channels, config.inverse_sigmoid_epsilon
         self.layers = nn.ModuleList(
-            ConditionalLayer(transformer, activation, first=layer == 0)
+            ConditionalLayer(transformer, config.activation, first=layer == 0)
             for layer in range(transformer.num_decoder_layers)
         )
         self.query_scale = MLP(channels, channels, channels)
@@ -39,19 +39,23 @@ class ConditionalStack(nn.Module):
         """The encoding of the queries' places [B, Q, D] in the space of their contents; as it is in the first layer."""
         return sine if layer == 0 else sine * self.query_scale(states)
 
-    def predict(self, states: Sequence[Tensor], base: Tensor, looked_at: list[tuple[Tensor, Tensor]]) -> DecoderOutput:
-        """Predictions of N states [B, Q, D], whose boxes are offsets from `base` [N or 1, B, Q, 4], logits."""
-        normed = self.norm(torch.stack(list(states)))
-        boxes = (self.box_branch(normed).float() + base).sigmoid()
+    def predict(self, states: Tensor, references: Tensor, looked_at: list[tuple[Tensor, Tensor]]) -> DecoderOutput:
+        """Predictions of N layers.
+
+        Args:
+            states: [N, B, Q, D].
+            references: [N or 1, B, Q, 4] boxes or [N or 1, B, Q, 2] points, normalised, that box offsets are added to;
+                sizes have none where it is a point.
+            looked_at: of the last layer, if anybody asked.
+        """
+        normed = self.norm(states)
+        base = inverse_sigmoid(references, self.epsilon)
+        boxes = (self.box_branch(normed).float() + F.pad(base, (0, 4 - base.shape[-1]))).sigmoid()
         return DecoderOutput(self.class_branch(normed).float(), boxes, looked_at[0] if looked_at else None)
 
 
 class ConditionalDecoder(ConditionalStack):
     """References are points: of a group's boxes the centres count, its positions alone may know of their sizes."""
-
-    def __init__(self, config: ConditionalDecoderConfig, *, model: DetectorConfig, num_classes: int):
-        super().__init__(config.activation, model=model, num_classes=num_classes)
-        self.channels, self.epsilon = model.transformer.channels, config.inverse_sigmoid_epsilon
 
     def forward(self, groups: Sequence[QueryGroup], memory: Memory, *, look: bool = False) -> DecoderOutput:
         """See the contract."""
@@ -73,8 +77,7 @@ class ConditionalDecoder(ConditionalStack):
                 looked_at=looked_at if look and i == len(self.layers) - 1 else None,
             )
             found.append(states)
-        base = F.pad(inverse_sigmoid(points, self.epsilon), (0, 2))  # sizes have no reference
-        return self.predict(found, base[None], looked_at)
+        return self.predict(torch.stack(found), points[None], looked_at)
 
 
 def check_memory(memory: Memory, name: str) -> None:

@@ -23,8 +23,7 @@ class DabDecoder(ConditionalStack):
     """A point counts as a box half as wide and high as the image."""
 
     def __init__(self, config: DabDecoderConfig, *, model: DetectorConfig, num_classes: int):
-        super().__init__(config.activation, model=model, num_classes=num_classes)
-        self.channels, self.epsilon = model.transformer.channels, config.inverse_sigmoid_epsilon
+        super().__init__(config, model=model, num_classes=num_classes)
         self.look_forward_twice = model.look_forward_twice
         self.position_head = MLP(2 * self.channels, self.channels, self.channels)
         self.size_head = MLP(self.channels, self.channels, 2)
@@ -38,7 +37,7 @@ class DabDecoder(ConditionalStack):
         reference = torch.cat([group.reference_cxcywh for group in groups], 1)
         visibility = Visibility.of(groups)
         looked_at: list[tuple[Tensor, Tensor]] = []
-        found, bases = [], [reference]  # a layer's boxes are offsets from the reference that it started from
+        found, references = [], [reference]  # a layer's boxes are offsets from the reference that it started from
         for i, layer in enumerate(self.layers):
             last = i == len(self.layers) - 1
             encoded = box_position_encoding(reference[..., [1, 0, 2, 3]], self.channels // 2)  # official: y, x, w, h
@@ -57,8 +56,8 @@ class DabDecoder(ConditionalStack):
                 offset = self.box_branch(states).float()
                 moved = (offset + inverse_sigmoid(reference, self.epsilon)).sigmoid()
                 reference = moved.detach()
-                bases.append(moved if self.look_forward_twice else reference)
-        return self.predict(found, inverse_sigmoid(torch.stack(bases), self.epsilon), looked_at)
+                references.append(moved if self.look_forward_twice else reference)
+        return self.predict(torch.stack(found), torch.stack(references), looked_at)
 
     def _modulated(self, sine: Tensor, states: Tensor, reference: Tensor) -> Tensor:
         """`sine` [B, Q, D] with attention as wide and high as each query's object (DAB-DETR Eq. 8)."""
