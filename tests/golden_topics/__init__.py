@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from tests.golden_topics import (
     candidates,
+    denoising,
     end_to_end,
     functions,
     heads,
@@ -68,6 +69,7 @@ TOPICS: dict[str, Topic] = {
     "conditional_parts": Topic(single_scale_parts.conditional_parts),
     "e2e_dab": Topic(single_scale.e2e_dab),
     "e2e_conditional": Topic(single_scale.e2e_conditional),
+    "dn_queries": Topic(denoising.dn_queries),
     # Sizes that the masks and ratios contain.
     "group_layer": Topic(replicas.group_layer, ("batch_hw", "valid_hw")),
 }
@@ -77,7 +79,7 @@ LARGE = frozenset({"assign_maxiou_rpn", "head_fcos", "head_rcnn"})
 
 NOT_YET_BUILT = frozenset(
     {
-        *("dn_queries", "e2e_dino", "e2e_dino5"),
+        *("e2e_dino", "e2e_dino5"),
         *("group_matching", "e2e_group", "e2e_group_ddetr"),
     }
 )

@@ -98,7 +98,7 @@ def _below(prefix: str, named: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _encoded(case: Case, config: DetectorConfig, mask: Tensor, parameters: dict[str, Tensor]) -> Iterator[Comparison]:
     yield Comparison("mask", mask, case["mask"], EXACT)
-    encoding = sine_position_encoding(mask, config.transformer.channels, 0.0, config.encoder.temperature)
+    encoding = sine_position_encoding(mask, config.transformer.channels, 0.0, config.encoder.position_temperature)
     yield Comparison("pos_embed", encoding, case["pos_embed"], ENCODING)
     encoder = ENCODERS.build(config.encoder, model=config)
     encoder.load_state_dict(_below("encoder.", parameters))

@@ -6,11 +6,13 @@ import torch
 
 from model.backbones.configs import ResNetConfig
 from model.config import DetectorConfig, TransformerConfig
+from model.decoders.configs import DeformableDecoderConfig
 from model.heads import HEADS
 from model.types import MASK_CELLS, Batch, Targets
 
 PLAIN = {"two_stage": False, "box_refinement": False, "mixed_selection": False, "look_forward_twice": False}
 REFINED = {**PLAIN, "box_refinement": True}
+OF_REFERENCES = {"decoder": DeformableDecoderConfig(position="reference", final_norm=True)}
 NUM_CLASSES = 5
 
 
