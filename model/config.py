@@ -27,6 +27,7 @@ from model.groups import GROUPS
 from model.heads import HEADS
 from model.necks import NECKS
 from model.necks.configs import ProjectionConfig
+from model.parts import Parts
 from model.postprocess import POSTPROCESSORS
 from model.postprocess.configs import TopKConfig
 from model.proposals import PROPOSALS
@@ -69,9 +70,12 @@ class LossWeights:
     classification: float = 2.0
     l1: float = 5.0
     giou: float = 2.0
+    # area, as a share of the image, that GIoU adds to union and enclosing area in losses and costs (DAB-DETR: 1e-6);
+    # two equal boxes of that area have a GIoU of 0.5 then
+    giou_epsilon: float = field(default=0.0, metadata={"since": 2})
 
     def __post_init__(self) -> None:
-        for name in ("classification", "l1", "giou"):
+        for name in ("classification", "l1", "giou", "giou_epsilon"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
 
 
@@ -187,21 +191,22 @@ class DetectorConfig:
             *("transformer.num_levels", "backbone.stages"),
         )
         self._check_groups()
-        self._check_proposals()
+        self._check_declared(PROPOSALS, "proposals", "two_stage")
+        self._check_declared(PROPOSALS, "proposals", "mixed_selection")
+        self._check_declared(DECODERS, "decoder", "box_refinement")
+        if not (getattr(self.proposals, "gives_position", True) or self.makes_position):
+            own, decoder = PROPOSALS.name_of(self.proposals), DECODERS.name_of(self.decoder)
+            rule = f"the proposals {own} have no positions, and the decoder {decoder} makes none"
+            raise Conflict(rule, {"proposals": own, "decoder": decoder})
 
-    def _check_proposals(self) -> None:
-        """What a kind of proposals asks of other settings (see `model/proposals`)."""
-        for setting in ("two_stage", "mixed_selection"):
-            wanted, value = getattr(self.proposals, setting, None), getattr(self, setting)
-            if wanted is not None and wanted != value:
-                name = PROPOSALS.name_of(self.proposals)
-                rule = f"the proposals {name} need {setting}: {'true' if wanted else 'false'}"
-                raise Conflict(rule, {setting: value, "proposals": name})
-        for group in self.groups if getattr(self.proposals, "whole_groups", False) else ():
-            if (number := self.num_proposals_of(group)) % self.num_queries:
-                name, taker = PROPOSALS.name_of(self.proposals), GROUPS.name_of(group)
-                rule = f"the proposals {name} have a head for each num_queries, and the group {taker} takes {number}"
-                raise Conflict(rule, {"num_queries": self.num_queries, "proposals": name})
+    def _check_declared(self, parts: Parts, field: str, setting: str) -> None:
+        """Refuse what the `Config` of a part says that a setting of the detector must not be."""
+        wanted, found = getattr(getattr(self, field), setting, None), getattr(self, setting)
+        if wanted is not None and wanted != found:
+            name = parts.name_of(getattr(self, field))
+            verb = "needs" if field == "decoder" else "need"
+            rule = f"the {field} {name} {verb} {setting}: {'true' if wanted else 'false'}"
+            raise Conflict(rule, {setting: found, field: name})
 
     def _check_groups(self) -> None:
         """The names of losses must tell them apart, and numbers of proposals be numbers."""
@@ -210,6 +215,11 @@ class DetectorConfig:
             for what in ("num_proposals", "num_replicas", "num_averaged"):
                 number = getattr(group, what, 0)
                 require(isinstance(number, int) and number >= 0, f"{what} of {name} must not be negative: {number}")
+        for group in self.groups if getattr(self.proposals, "whole_groups", False) else ():
+            if (number := self.num_proposals_of(group)) % self.num_queries:
+                own, taker = PROPOSALS.name_of(self.proposals), GROUPS.name_of(group)
+                rule = f"the proposals {own} have a head for each num_queries, and the group {taker} takes {number}"
+                raise Conflict(rule, {"num_queries": self.num_queries, "proposals": own})
         taken = {"decoder", "encoder", "queries", *(HEADS.instance_names(self.heads) if names else ())}
         if twice := sorted(taken.intersection(names)):
             told = {"groups": list(names), "heads": list(HEADS.instance_names(self.heads))}

@@ -16,7 +16,7 @@ from model.detector import Detector
 from model.groups import GROUPS
 from model.groups.configs import HybridConfig, ReplicasConfig
 from model.official import convert, h_detr
-from model.proposals.configs import BinaryConfig, LearnedBoxesConfig, PerGroupConfig
+from model.proposals.configs import AnchorsConfig, BinaryConfig, PerGroupConfig
 from model.types import DecoderOutput
 from tests.support.rooms import TINY, padded_batch, shake
 from tests.support.tiny import NUM_CLASSES, OF_REFERENCES, PLAIN, REFINED, tiny_config
@@ -25,7 +25,7 @@ EXTRA = {name: GROUPS.config_of(name)(**TINY["groups"][name]) for name in GROUPS
 LW_DETR = {"decoder": DeformableDecoderConfig(position="reference", final_norm=True, shared_branches=True)}
 VARIANTS: dict[str, dict[str, Any]] = {
     "one-stage": PLAIN,
-    "learned boxes": {**REFINED, "proposals": LearnedBoxesConfig()},
+    "anchors": {**REFINED, **LW_DETR, "proposals": AnchorsConfig(content="learned")},
     "two-stage": {"proposals": BinaryConfig()},
     "of references": OF_REFERENCES,
     "a head per group": {"proposals": PerGroupConfig()},

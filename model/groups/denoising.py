@@ -99,6 +99,7 @@ class DenoisingGroup(nn.Module):
             step.batch.targets,
             step.batch.valid_hw,
             classification=self.objective.classification,
+            giou_epsilon=self.objective.giou_epsilon,
         )
         return by_layer(self.name, losses)
 

@@ -26,6 +26,7 @@ class PositivesGroup(nn.Module):
         detector = objective.config
         self.limits, self.official = (detector.min_positive_queries, detector.max_positive_queries), detector.official
         self.makes_position, self.has_features = detector.makes_position, detector.positive_features
+        self.reference_epsilon: float | None = getattr(detector.decoder, "reference_epsilon", None)
         self.channels = channels = detector.transformer.channels
         width = channels if self.makes_position else 2 * channels
         self.box_proj = Linear(2 * channels, width)
@@ -55,10 +56,13 @@ class PositivesGroup(nn.Module):
             content = content + self.feature_norm(self.feature_proj(selection.features))
         if position is not None and self.head_embedding is not None:
             position = position + self.head_embedding
+        reference = selection.boxes_cxcywh
+        if self.reference_epsilon is not None:
+            reference = inverse_sigmoid(reference, self.reference_epsilon).sigmoid()
         return QueryGroup(
             content,
             position,
-            selection.boxes_cxcywh,
+            reference,
             has_size=True,
             gt_index=selection.gt_index,
             weight=selection.weight,
@@ -75,6 +79,7 @@ class PositivesGroup(nn.Module):
             step.batch.targets,
             step.batch.valid_hw,
             classification=self.objective.classification,
+            giou_epsilon=self.objective.giou_epsilon,
             weight=queries.weight,
         )
         return by_layer(f"queries.{self.name}", losses)

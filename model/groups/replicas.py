@@ -44,6 +44,7 @@ class ReplicasGroup(nn.Module):
             classification=self.objective.classification,
             num_objects=self.objective.num_objects(targets, self.config.number),
             minimum=self.weight,
+            giou_epsilon=self.objective.giou_epsilon,
         )
         return by_layer(self.name, losses)
 

@@ -27,7 +27,7 @@ TABLE = [
     ("bbox_embed.layers.1.{rest}", "decoder.box_branches.0.2.{rest}"),
     ("bbox_embed.layers.2.{rest}", "decoder.box_branches.0.4.{rest}"),
     ("query_feat.weight", "queries.content.weight"),
-    ("refpoint_embed.weight", "queries.reference.weight"),
+    ("refpoint_embed.weight", "queries.anchors.weight"),
     ("transformer.enc_output.{N}.{rest}", "queries.heads.{N}.token_proj.{rest}"),
     ("transformer.enc_output_norm.{N}.{rest}", "queries.heads.{N}.token_norm.{rest}"),
     ("transformer.enc_out_class_embed.{N}.{rest}", "queries.heads.{N}.class_branch.{rest}"),

@@ -14,9 +14,10 @@ proposals learn by (`model.criterion.Objective`). It is a module and has
 
 Raises `ValueError` where there are fewer tokens than are asked for.
 
-Class attributes of its `Config` may say `two_stage` and `mixed_selection`, what these settings of `DetectorConfig` must
-be, and be true for `without_refinement`, if it goes with `two_stage` without `box_refinement`, and `whole_groups`, if
-every query group must take a multiple of `num_queries`.
+Class attributes of its `Config` say what it goes with: `two_stage` and `mixed_selection`, what these settings must be;
+`gives_position`, False where queries have none and the decoder must make them; `without_refinement`, True if it goes
+with `two_stage` without `box_refinement`; `whole_groups`, True if every query group must take a multiple of
+`num_queries`. Without them it goes with all that the detector allows.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ PROPOSALS = Parts(
     "kind of proposals",
     {
         "learned": "model.proposals.learned:LearnedQueries",
-        "learned_boxes": "model.proposals.learned_boxes:LearnedBoxes",
+        "anchors": "model.proposals.anchors:AnchorQueries",
         "binary": "model.proposals.binary:BinaryProposals",
         "classes": "model.proposals.classes:ClassProposals",
         "per_group": "model.proposals.per_group:PerGroupProposals",
     },
     {
         "learned": configs.LearnedConfig,
-        "learned_boxes": configs.LearnedBoxesConfig,
+        "anchors": configs.AnchorsConfig,
         "binary": configs.BinaryConfig,
         "classes": configs.ClassesConfig,
         "per_group": configs.PerGroupConfig,

@@ -42,6 +42,7 @@ class ClassProposals(TokenProposals):
             targets,
             valid_hw,
             classification=self.objective.classification,
+            giou_epsilon=self.objective.giou_epsilon,
             weight=None if excluded is None else (~excluded).to(logits.dtype),
             num_objects=self.objective.num_objects(targets),
         )

@@ -69,8 +69,8 @@ class PerGroupProposals(nn.Module):
         number = num_proposals // self.num_queries
         self.heads = nn.ModuleList(GroupHead(channels, objective.num_classes) for _ in range(number))
         self.content = nn.Embedding(num_proposals, channels)
-        self.reference = nn.Embedding(num_proposals, 4)  # of each rank from the box that it gets, in logits
-        nn.init.zeros_(self.reference.weight)
+        self.anchors = nn.Embedding(num_proposals, 4)  # logits of cxcywh, added to those of the box that a rank gets
+        nn.init.zeros_(self.anchors.weight)
         self.position = None if model.makes_position else BoxPosition(channels)
         # Of its losses, which are means over the heads: each head's weigh as those of the original queries.
         self.weight = number * model.main_weight
@@ -90,7 +90,7 @@ class PerGroupProposals(nn.Module):
         never, number = None if self.official else invalid, num_proposals // self.num_queries
         found = [head(tokens, anchors, never, self.num_queries) for head in self.heads[:number]]
         best, logits, boxes = (torch.cat(values, 1) for values in zip(*found, strict=True))
-        reference = (boxes.detach() + self.reference.weight[:num_proposals]).sigmoid()
+        reference = (boxes.detach() + self.anchors.weight[:num_proposals]).sigmoid()
         content = self.content.weight[:num_proposals].expand(len(tokens), -1, -1)
         position = None if self.position is None else self.position(reference)
         source = token_places(memory).to(best.device)[best]
@@ -115,6 +115,7 @@ class PerGroupProposals(nn.Module):
             weight=None if excluded is None else (~excluded).to(logits.dtype),
             num_objects=self.objective.num_objects(targets, number),
             minimum=self.weight,
+            giou_epsilon=self.objective.giou_epsilon,
         )
         return {f"encoder/{term}": value[0] for term, value in losses.items()}
 

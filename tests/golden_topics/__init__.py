@@ -19,6 +19,8 @@ from tests.golden_topics import (
     hybrid,
     regions,
     replicas,
+    single_scale,
+    single_scale_parts,
     transformer,
 )
 from tests.golden_topics.case import Case, Comparison
@@ -64,6 +66,10 @@ TOPICS: dict[str, Topic] = {
     "e2e_plain": Topic(end_to_end.plain, end_to_end.UNREAD),
     "h_matching": Topic(hybrid.h_matching, from_levels.UNREAD),
     "e2e_h": Topic(hybrid.e2e_h, from_levels.UNREAD),
+    "dab_parts": Topic(single_scale_parts.dab_parts),
+    "conditional_parts": Topic(single_scale_parts.conditional_parts),
+    "e2e_dab": Topic(single_scale.e2e_dab),
+    "e2e_conditional": Topic(single_scale.e2e_conditional),
     "dn_queries": Topic(denoising.dn_queries),
     # Sizes that the masks and ratios contain.
     "group_layer": Topic(replicas.group_layer, ("batch_hw", "valid_hw")),
@@ -79,6 +85,5 @@ LARGE = frozenset({"assign_maxiou_rpn", "head_fcos", "head_rcnn"})
 NOT_YET_BUILT = frozenset(
     {
         *("e2e_dino", "e2e_dino5"),
-        *("dab_parts", "e2e_dab", "conditional_parts", "e2e_conditional"),
     }
 )

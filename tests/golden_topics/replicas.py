@@ -24,7 +24,7 @@ from model.groups.main import MainGroup
 from model.groups.replicas import ReplicasGroup
 from model.losses import Focal
 from model.official import convert, lw_detr
-from model.proposals.configs import LearnedBoxesConfig, PerGroupConfig
+from model.proposals.configs import AnchorsConfig, PerGroupConfig
 from model.proposals.per_group import PerGroupProposals
 from model.types import Batch, DecoderOutput, Memory, Proposals, QueryGroup, Step
 from tests.golden_topics.case import (
@@ -235,7 +235,7 @@ def lw_detr_of(case: Case) -> Detector:
         look_forward_twice=refined,
         compatibility="official",
         encoder=NoneConfig(),
-        proposals=PerGroupConfig() if two_stage else LearnedBoxesConfig(),
+        proposals=PerGroupConfig() if two_stage else AnchorsConfig(content="learned"),
         decoder=DeformableDecoderConfig(position="reference", final_norm=True, shared_branches=True),
         groups=_replicas(case, int(case["num_groups"])),
         loss_normaliser="objects",

@@ -10,10 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.config import LossWeights
 from model.detector import Detector
 from model.groups import GROUPS
 from model.types import Batch, QueryGroup, Step
-from tests.support.rooms import CHANNELS, assert_reached, config_of, losses_by_share, padded_batch, shake
+from tests.support.rooms import (
+    CHANNELS,
+    TINY,
+    around,
+    assert_reached,
+    config_of,
+    losses_by_share,
+    padded_batch,
+    shake,
+)
 from tests.support.tiny import NUM_CLASSES, OF_REFERENCES, PLAIN, tiny_config
 
 VARIANTS = {"plus plus": {}, "plain": PLAIN, "positions of references": OF_REFERENCES}
@@ -144,6 +154,27 @@ class GroupContract:
             torch.testing.assert_close(
                 sums[name], loss.detach(), rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
             )
+
+    @pytest.mark.parametrize("decoder", TINY["decoders"])
+    def test_every_decoder_reads_the_group(self, case: str, decoder: str) -> None:
+        """Those whose references are points, too, and those that make positions."""
+        detector = build(case, **around("decoders", decoder), decoder=config_of("decoders", decoder))
+        group = group_in(detector, case)
+        total, losses = detector(padded_batch((3, 0, 2)))
+        assert all(torch.isfinite(loss) for loss in losses.values())
+        total.backward()
+        assert_reached(group.named_parameters())
+
+    def test_the_area_that_giou_adds_is_the_detectors(self, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = []
+        for epsilon in (0.0, 1.0):
+            detector = build(case, loss_weights=LossWeights(giou_epsilon=epsilon))
+            seen = watch(group_in(detector, case), monkeypatch)
+            torch.manual_seed(0)
+            detector(padded_batch())
+            found.append({name: loss for name, loss in seen().losses.items() if name.endswith("/giou")})
+        assert found[0].keys() == found[1].keys()
+        assert all(loss != found[1][name] for name, loss in found[0].items())
 
     def test_main_alone_runs_at_inference(self, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
         detector, batch = build(case).eval(), padded_batch()

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.config import LossWeights
 from model.groups.configs import ReplicasConfig
 from model.types import Batch, Memory, Proposals, QueryGroup, Step
 from tests.support.rooms import (
     CHANNELS,
     SIZES,
+    around,
     assert_reached,
     losses_by_share,
     make,
@@ -23,7 +25,7 @@ from tests.support.rooms import (
     padded_batch,
     padded_memory,
 )
-from tests.support.tiny import OF_REFERENCES
+from tests.support.tiny import OF_REFERENCES, tiny_config
 
 NUM_QUERIES, RANKS = 4, 12  # of the main group, and with two replicas of it
 VARIANTS = {
@@ -38,7 +40,7 @@ COUNTS = pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0, 0), (30, 1, 1)], i
 
 def build(case: str, **changes: Any) -> Any:
     settings = {"num_queries": NUM_QUERIES, "groups": (ReplicasConfig(number=2),), **changes}
-    return make("proposals", case, num_proposals=RANKS, objective=objective(**settings))
+    return make("proposals", case, num_proposals=RANKS, objective=objective(**around("proposals", case, **settings)))
 
 
 def assert_same_queries(own: QueryGroup, other: QueryGroup, tolerance: float = 0.0) -> None:
@@ -64,7 +66,7 @@ class ProposalsContract:
     def test_ranks_have_their_shapes(self, case: str, variant: str) -> None:
         queries = build(case, **VARIANTS[variant])(padded_memory(), RANKS).queries
         assert queries.content.shape == (3, RANKS, CHANNELS)
-        if variant.startswith("positions of references"):
+        if tiny_config(**around("proposals", case, **VARIANTS[variant])).makes_position:
             assert queries.position is None
         else:
             assert queries.position is not None and queries.position.shape == queries.content.shape
@@ -130,6 +132,12 @@ class ProposalsContract:
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
         if sum(counts):
             assert_reached(part.named_parameters())
+
+    def test_the_area_that_giou_adds_is_the_detectors(self, case: str) -> None:
+        memory, batch = padded_memory(), padded_batch()
+        parts = [build(case, loss_weights=LossWeights(giou_epsilon=epsilon)) for epsilon in (0.0, 1.0)]
+        without, losses = (part.losses(step_of(part, memory, batch)) for part in parts)
+        assert all(losses[name] != loss for name, loss in without.items() if name.endswith("/giou"))
 
     def test_losses_of_the_shares_of_a_batch_add_up(self, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
         part, batch, memory = build(case), padded_batch(), padded_memory()
