@@ -97,7 +97,7 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
 # Room → case → changes of the tiny detector (`tiny_config`) around it, where the part does not go with the usual one.
 AROUND: dict[str, dict[str, dict[str, Any]]] = {
     "decoders": {"conditional": PLAIN, "dab": {"box_refinement": True}},
-    "proposals": dict.fromkeys(("anchors", "anchors, uniform", "anchors, fixed"), OF_REFERENCES),
+    "proposals": {case: OF_REFERENCES for case in TINY["proposals"] if case.startswith("anchors")},
 }
 
 STRIDES, CHANNELS = (8, 16, 32), 32  # of `tiny_config`'s encoder
