@@ -177,12 +177,13 @@ class DetectorConfig:
             self,
             *("min_positive_queries", "max_positive_queries"),
         )
+        reading = self.decoder is None  # of a file, part after part: what concerns several is known at the last
         for name, needed in (
             *(("two_stage", "box_refinement"), ("look_forward_twice", "box_refinement")),
             ("mixed_selection", "two_stage"),
         ):
-            excused = name == "two_stage" and getattr(self.proposals, "without_refinement", False)
-            holds = getattr(self, needed) or not getattr(self, name) or excused
+            excused = reading or getattr(self.proposals, "without_refinement", False)
+            holds = getattr(self, needed) or not getattr(self, name) or (excused and name == "two_stage")
             require_together(holds, f"{name} needs {needed}: true", self, name, needed)
         require_together(
             self.transformer.num_levels >= len(asked(self.backbone, "stages")),
@@ -194,10 +195,15 @@ class DetectorConfig:
         self._check_declared(PROPOSALS, "proposals", "two_stage")
         self._check_declared(PROPOSALS, "proposals", "mixed_selection")
         self._check_declared(DECODERS, "decoder", "box_refinement")
-        if not (getattr(self.proposals, "gives_position", True) or self.makes_position):
+        if not (getattr(self.proposals, "gives_position", True) or self.makes_position or reading):
             own, decoder = PROPOSALS.name_of(self.proposals), DECODERS.name_of(self.decoder)
             rule = f"the proposals {own} have no positions, and the decoder {decoder} makes none"
             raise Conflict(rule, {"proposals": own, "decoder": decoder})
+        for group in self.groups if getattr(self.proposals, "whole_groups", False) else ():
+            if (number := self.num_proposals_of(group)) % self.num_queries:
+                name, taker = PROPOSALS.name_of(self.proposals), GROUPS.name_of(group)
+                rule = f"the proposals {name} have a head for each num_queries, and the group {taker} takes {number}"
+                raise Conflict(rule, {"num_queries": self.num_queries, "proposals": name})
 
     def _check_declared(self, parts: Parts, field: str, setting: str) -> None:
         """Refuse what the `Config` of a part says that a setting of the detector must not be."""
@@ -215,11 +221,6 @@ class DetectorConfig:
             for what in ("num_proposals", "num_replicas", "num_averaged"):
                 number = getattr(group, what, 0)
                 require(isinstance(number, int) and number >= 0, f"{what} of {name} must not be negative: {number}")
-        for group in self.groups if getattr(self.proposals, "whole_groups", False) else ():
-            if (number := self.num_proposals_of(group)) % self.num_queries:
-                own, taker = PROPOSALS.name_of(self.proposals), GROUPS.name_of(group)
-                rule = f"the proposals {own} have a head for each num_queries, and the group {taker} takes {number}"
-                raise Conflict(rule, {"num_queries": self.num_queries, "proposals": own})
         taken = {"decoder", "encoder", "queries", *(HEADS.instance_names(self.heads) if names else ())}
         if twice := sorted(taken.intersection(names)):
             told = {"groups": list(names), "heads": list(HEADS.instance_names(self.heads))}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.spec.parts import read_detector
 from model.decoders.configs import DeformableDecoderConfig
 from model.detector import Detector
 from model.groups import GROUPS
@@ -123,6 +124,16 @@ def test_two_stages_without_refinement_are_for_heads_per_group_alone() -> None:
     assert not tiny_config(proposals=PerGroupConfig(), **settings).box_refinement
     with pytest.raises(ValueError, match="two_stage needs box_refinement: true"):
         tiny_config(**settings)
+
+
+def test_a_file_may_ask_for_two_stages_without_refinement() -> None:
+    """It is read part after part: no rule may speak before all are known."""
+    told: list[Any] = []
+    tree: dict[str, Any] = {"box_refinement": False, "look_forward_twice": False, "proposals": {"name": "per_group"}}
+    config, _ = read_detector(tree, lambda *mistake: told.append(mistake), lambda *conflict: told.append(conflict) or 0)
+    assert not told and config is not None and config.proposals == PerGroupConfig()
+    read_detector({**tree, "proposals": {}}, lambda *_: None, lambda *conflict: told.append(conflict[0].rule) or 0)
+    assert told == ["two_stage needs box_refinement: true"]
 
 
 # ---- mixtures -----------------------------------------------------------------------------------------------------
