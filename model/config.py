@@ -27,6 +27,7 @@ from model.groups import GROUPS
 from model.heads import HEADS
 from model.necks import NECKS
 from model.necks.configs import ProjectionConfig
+from model.parts import Parts
 from model.postprocess import POSTPROCESSORS
 from model.postprocess.configs import TopKConfig
 from model.proposals import PROPOSALS
@@ -69,9 +70,12 @@ class LossWeights:
     classification: float = 2.0
     l1: float = 5.0
     giou: float = 2.0
+    # area, as a share of the image, that GIoU adds to union and enclosing area in losses and costs (DAB-DETR: 1e-6);
+    # two equal boxes of that area have a GIoU of 0.5 then
+    giou_epsilon: float = field(default=0.0, metadata={"since": 2})
 
     def __post_init__(self) -> None:
-        for name in ("classification", "l1", "giou"):
+        for name in ("classification", "l1", "giou", "giou_epsilon"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
 
 
@@ -121,6 +125,8 @@ class DetectorConfig:
     # what the losses of the original queries and of the encoder are divided by: the queries that are matched, or all
     # objects of the batch (H-, DAB-, Conditional- and Group-DETR); they differ where objects outnumber queries
     loss_normaliser: Literal["matched", "objects"] = field(default="matched", metadata={"since": 2})
+    # customised queries hold the feature at the positive (paper Eq. 2); the released Co-DINO goes without
+    positive_features: bool = field(default=True, metadata={"since": 2})
     # from predictions to detections
     postprocess: Any = field(default_factory=TopKConfig, metadata={"since": 2, "parts": POSTPROCESSORS})
 
@@ -130,6 +136,11 @@ class DetectorConfig:
         return self.compatibility == "official"
 
     @property
+    def makes_position(self) -> bool:
+        """Whether the decoder makes the queries' positions, so that groups have none (see `model/decoders`)."""
+        return bool(getattr(self.decoder, "makes_position", False))
+
+    @property
     def proposals_or_default(self) -> Any:
         """The `Config` of the proposals: `two_stage` says which, where none are named."""
         return default_proposals(self.two_stage) if self.proposals is None else self.proposals
@@ -137,7 +148,17 @@ class DetectorConfig:
     @property
     def num_proposals(self) -> int:
         """How many proposals all query groups take together in training."""
-        return self.num_queries + sum(getattr(group, "num_proposals", 0) for group in self.groups)
+        return self.num_queries + sum(map(self.num_proposals_of, self.groups))
+
+    def num_proposals_of(self, group: Any) -> int:
+        """How many of them an extra group of this `Config` takes."""
+        number: int = getattr(group, "num_proposals", 0) + self.num_queries * getattr(group, "num_replicas", 0)
+        return number
+
+    @property
+    def main_weight(self) -> float:
+        """Of the original queries' losses: 1, or less beside replicas whose losses are averaged with theirs."""
+        return 1 / (1 + sum(getattr(group, "num_averaged", 0) for group in self.groups))
 
     def __post_init__(self) -> None:
         require(self.num_queries >= 1, f"num_queries must be at least 1, got {self.num_queries}")
@@ -156,11 +177,13 @@ class DetectorConfig:
             self,
             *("min_positive_queries", "max_positive_queries"),
         )
+        reading = self.decoder is None  # of a file, part after part: what concerns several is known at the last
         for name, needed in (
             *(("two_stage", "box_refinement"), ("look_forward_twice", "box_refinement")),
             ("mixed_selection", "two_stage"),
         ):
-            holds = getattr(self, needed) or not getattr(self, name)
+            excused = reading or getattr(self.proposals, "without_refinement", False)
+            holds = getattr(self, needed) or not getattr(self, name) or (excused and name == "two_stage")
             require_together(holds, f"{name} needs {needed}: true", self, name, needed)
         require_together(
             self.transformer.num_levels >= len(asked(self.backbone, "stages")),
@@ -169,18 +192,35 @@ class DetectorConfig:
             *("transformer.num_levels", "backbone.stages"),
         )
         self._check_groups()
-        wanted = getattr(self.proposals, "two_stage", None)
-        if wanted is not None and wanted != self.two_stage:
-            name = PROPOSALS.name_of(self.proposals)
-            rule = f"the proposals {name} need two_stage: {'true' if wanted else 'false'}"
-            raise Conflict(rule, {"two_stage": self.two_stage, "proposals": name})
+        self._check_declared(PROPOSALS, "proposals", "two_stage")
+        self._check_declared(PROPOSALS, "proposals", "mixed_selection")
+        self._check_declared(DECODERS, "decoder", "box_refinement")
+        if not (getattr(self.proposals, "gives_position", True) or self.makes_position or reading):
+            own, decoder = PROPOSALS.name_of(self.proposals), DECODERS.name_of(self.decoder)
+            rule = f"the proposals {own} have no positions, and the decoder {decoder} makes none"
+            raise Conflict(rule, {"proposals": own, "decoder": decoder})
+        for group in self.groups if getattr(self.proposals, "whole_groups", False) else ():
+            if (number := self.num_proposals_of(group)) % self.num_queries:
+                name, taker = PROPOSALS.name_of(self.proposals), GROUPS.name_of(group)
+                rule = f"the proposals {name} have a head for each num_queries, and the group {taker} takes {number}"
+                raise Conflict(rule, {"num_queries": self.num_queries, "proposals": name})
+
+    def _check_declared(self, parts: Parts, field: str, setting: str) -> None:
+        """Refuse what the `Config` of a part says that a setting of the detector must not be."""
+        wanted, found = getattr(getattr(self, field), setting, None), getattr(self, setting)
+        if wanted is not None and wanted != found:
+            name = parts.name_of(getattr(self, field))
+            verb = "needs" if field == "decoder" else "need"
+            rule = f"the {field} {name} {verb} {setting}: {'true' if wanted else 'false'}"
+            raise Conflict(rule, {setting: found, field: name})
 
     def _check_groups(self) -> None:
         """The names of losses must tell them apart, and numbers of proposals be numbers."""
         names = GROUPS.instance_names(self.groups)
         for name, group in zip(names, self.groups, strict=True):
-            number = getattr(group, "num_proposals", 0)
-            require(isinstance(number, int) and number >= 0, f"num_proposals of {name} must not be negative: {number}")
+            for what in ("num_proposals", "num_replicas", "num_averaged"):
+                number = getattr(group, what, 0)
+                require(isinstance(number, int) and number >= 0, f"{what} of {name} must not be negative: {number}")
         taken = {"decoder", "encoder", "queries", *(HEADS.instance_names(self.heads) if names else ())}
         if twice := sorted(taken.intersection(names)):
             told = {"groups": list(names), "heads": list(HEADS.instance_names(self.heads))}

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.boxes import giou_aligned, iou_aligned, xyxy_to_cxcywh
-from model.classification.configs import FocalConfig
+from model.classification.configs import FocalConfig, QualityConfig
 
 AVERAGE_EPSILON = 1.1920929e-07  # float32 eps, added to the divisor by the official implementation
 
@@ -57,6 +57,20 @@ def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor, beta: fl
     return (target - logits.sigmoid()).abs().pow(beta) * cross_entropy
 
 
+class Quality:
+    """The decoder's classification by quality focal loss, as Co-DINO's (`model/classification` has the contract)."""
+
+    needs_iou = True
+
+    def __init__(self, config: QualityConfig):
+        self.config = config
+
+    def __call__(self, logits: Tensor, labels: Tensor, iou: Tensor | None) -> Tensor:
+        """[..., C]."""
+        assert iou is not None
+        return quality_focal_loss(logits, labels, iou, self.config.beta)
+
+
 def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     """[N] distribution focal loss (Li et al. 2020, Eq. 6) of `logits` [N, bins] for `target` [N] in [0, bins - 1)."""
     left = target.long()
@@ -79,9 +93,9 @@ def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none")
 
 
-def giou_loss(boxes_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
-    """[...] 1 - GIoU of box n with target n, both [..., 4]."""
-    return 1 - giou_aligned(boxes_xyxy, target_xyxy)
+def giou_loss(boxes_xyxy: Tensor, target_xyxy: Tensor, added_area: Tensor | None = None) -> Tensor:
+    """[...] 1 - GIoU of box n with target n, both [..., 4]; `added_area` as in `giou_aligned`."""
+    return 1 - giou_aligned(boxes_xyxy, target_xyxy, added_area)
 
 
 def iou_log_loss(boxes_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:

@@ -24,12 +24,12 @@ from model.groups import GROUPS
 from model.layers import Padding
 from model.necks import NECKS
 from model.parts import Parts
-from model.position import valid_ratios
+from model.position import sine_position_encoding, valid_ratios
 from model.postprocess import POSTPROCESSORS
 from model.proposals import PROPOSALS
 from model.share import Share, sharing
 from model.types import Batch, Memory
-from tests.support.tiny import NUM_CLASSES, tiny_batch, tiny_config
+from tests.support.tiny import NUM_CLASSES, OF_REFERENCES, PLAIN, tiny_batch, tiny_config
 
 ROOMS: dict[str, Parts] = {
     "backbones": BACKBONES,
@@ -51,15 +51,53 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "resnet, bottleneck": {**SMALL_RESNET, "stages": (1, 4)},
         "resnet, batch norm": {**SMALL_RESNET, "norm": "batch", "stem": "conv7", "frozen_stages": 0},
     },
-    "necks": {"projection": {}},
-    "encoders": {"deformable": {}},
+    "necks": {"projection": {}, "projection, no norm": {"norm": "none"}},
+    "encoders": {
+        "deformable": {},
+        "deformable, as DINO's": {"position_offset": 0.0, "position_temperature": 20.0},
+        "dense": {},
+        "dense, as DAB-DETR's": {"position_temperature": 20.0, "scaled_position": True, "activation": "prelu"},
+        "none": {},
+    },
     "adapters": {"coarser": {}},
-    "proposals": {"learned": {}, "binary": {}},
-    "decoders": {"deformable": {}},
-    "groups": {"main": {}, "positives": {}, "hybrid": {"number": 9, "repeats": 3}},
+    "proposals": {
+        "learned": {},
+        "learned, position alone": {"content": "zero", "points": "mlp"},
+        "anchors": {},
+        "anchors, uniform": {"centres": "uniform"},
+        "anchors, fixed": {"centres": "fixed"},
+        "anchors, learned content": {"content": "learned"},
+        "binary": {},
+        "classes": {},
+        "per_group": {},
+    },
+    "decoders": {
+        "deformable": {},
+        "deformable, positions of references": {
+            "position": "reference",
+            "final_norm": True,
+            "inverse_sigmoid_epsilon": 1e-3,
+        },
+        "deformable, shared branches": {"position": "reference", "final_norm": True, "shared_branches": True},
+        "conditional": {},
+        "dab": {},
+    },
+    "groups": {
+        "main": {},
+        "positives": {},
+        "hybrid": {"number": 9, "repeats": 3},
+        "replicas": {"number": 2},
+        "replicas, sum": {"number": 3, "reduction": "sum"},
+        "denoising": {"number": 7},
+    },
     "assign": {"hungarian": {}},
-    "classification": {"focal": {}},
-    "postprocess": {"top_k": {}},
+    "classification": {"focal": {}, "quality": {}},
+    "postprocess": {"top_k": {}, "soft_nms": {}},
+}
+# Room → case → changes of the tiny detector (`tiny_config`) around it, where the part does not go with the usual one.
+AROUND: dict[str, dict[str, dict[str, Any]]] = {
+    "decoders": {"conditional": PLAIN, "dab": {"box_refinement": True}},
+    "proposals": {case: OF_REFERENCES for case in TINY["proposals"] if case.startswith("anchors")},
 }
 
 STRIDES, CHANNELS = (8, 16, 32), 32  # of `tiny_config`'s encoder
@@ -81,6 +119,11 @@ def config_of(room: str, case: str) -> Any:
     if case not in TINY[room]:
         pytest.fail(f"{room}: {case!r} has no tiny setting: add a line to TINY in {__file__}")
     return ROOMS[room].config_of(name_of(case))(**TINY[room][case])
+
+
+def around(room: str, case: str, **changes: Any) -> dict[str, Any]:
+    """Changes of the tiny detector, and those that a case needs in their place."""
+    return {**changes, **AROUND.get(room, {}).get(case, {})}
 
 
 def make(room: str, case: str, **arguments: Any) -> Any:
@@ -174,7 +217,8 @@ def _memory(levels: list[Tensor], mask_at: Callable[[int], Tensor] | None) -> Me
     masks = nothing if mask_at is None else [mask_at(stride) for stride in STRIDES]
     tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
     padding = None if mask_at is None else torch.cat([mask.flatten(1) for mask in masks], 1)
-    return Memory(tokens, sizes, padding, valid_ratios(masks), torch.zeros_like(tokens))
+    places = [sine_position_encoding(mask, CHANNELS).flatten(2).transpose(1, 2) for mask in masks]
+    return Memory(tokens, sizes, padding, valid_ratios(masks), torch.cat(places, 1))
 
 
 # ---- shares of a batch --------------------------------------------------------------------------------------------

@@ -6,11 +6,13 @@ import torch
 
 from model.backbones.configs import ResNetConfig
 from model.config import DetectorConfig, TransformerConfig
+from model.decoders.configs import DeformableDecoderConfig
 from model.heads import HEADS
 from model.types import MASK_CELLS, Batch, Targets
 
 PLAIN = {"two_stage": False, "box_refinement": False, "mixed_selection": False, "look_forward_twice": False}
 REFINED = {**PLAIN, "box_refinement": True}
+OF_REFERENCES = {"decoder": DeformableDecoderConfig(position="reference", final_norm=True)}
 NUM_CLASSES = 5
 
 
@@ -32,9 +34,8 @@ def tiny_config(*heads: str, backbone: ResNetConfig | None = None, dropout: floa
     return DetectorConfig(
         backbone=backbone,
         transformer=transformer,
-        num_queries=12,
         heads=tuple(HEADS[name].Config() for name in heads),
-        **changes,
+        **{"num_queries": 12, **changes},
     )
 
 
