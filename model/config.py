@@ -169,6 +169,11 @@ class DetectorConfig:
             *("transformer.num_levels", "backbone.stages"),
         )
         self._check_groups()
+        levels = getattr(self.adapter, "num_encoder_levels", None)
+        if levels not in (None, self.transformer.num_levels):
+            name = ADAPTERS.name_of(self.adapter)
+            rule = f"the adapter {name} needs transformer.num_levels: {levels}"
+            raise Conflict(rule, {"transformer.num_levels": self.transformer.num_levels, "adapter": name})
         wanted = getattr(self.proposals, "two_stage", None)
         if wanted is not None and wanted != self.two_stage:
             name = PROPOSALS.name_of(self.proposals)

@@ -60,7 +60,7 @@ def encode(detector: Detector, batch: Batch) -> Root:
     memory, mask_at = detector.encode(batch)
     count = len(memory.sizes)
     if len(detector.heads):
-        pyramid = detector.pyramid(memory, batch.valid_hw, mask_at)
+        pyramid = detector.pyramid(memory, batch, mask_at)
     else:
         masks = tuple(mask_at(stride) for stride in detector.strides)
         pyramid = Pyramid(tuple(memory.maps()), detector.strides, batch.valid_hw, masks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from model.adapters.configs import SingleScaleConfig
 from model.backbones.configs import ResNetConfig
 from model.config import DetectorConfig, TransformerConfig
 from model.heads import HEADS
@@ -11,17 +12,24 @@ from model.types import MASK_CELLS, Batch, Targets
 
 PLAIN = {"two_stage": False, "box_refinement": False, "mixed_selection": False, "look_forward_twice": False}
 REFINED = {**PLAIN, "box_refinement": True}
+ONE_LEVEL = {**PLAIN, "stages": (4,), "adapter": SingleScaleConfig()}  # of stride 32
 NUM_CLASSES = 5
 
 
-def tiny_config(*heads: str, backbone: ResNetConfig | None = None, dropout: float = 0.0, **changes) -> DetectorConfig:
-    """Under 100,000 parameters; two-stage with everything on, unless changed."""
+def tiny_config(
+    *heads: str,
+    backbone: ResNetConfig | None = None,
+    stages: tuple[int, ...] = (2, 3, 4),
+    dropout: float = 0.0,
+    **changes,
+) -> DetectorConfig:
+    """Under 100,000 parameters; two-stage with everything on, unless changed. One encoder level for each stage."""
     backbone = backbone or ResNetConfig(
-        block="basic", depths=(1, 1, 1, 1), width=8, stem="conv3", norm="group", frozen_stages=-1
+        block="basic", depths=(1, 1, 1, 1), width=8, stem="conv3", norm="group", frozen_stages=-1, stages=stages
     )
     transformer = TransformerConfig(
         channels=32,
-        num_levels=3,
+        num_levels=len(stages),
         num_attention_heads=4,
         num_points=2,
         num_encoder_layers=1,
