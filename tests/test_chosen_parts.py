@@ -37,6 +37,11 @@ PRESET = "mine"  # a preset beside the file
 EVERY_FIELD = pytest.mark.parametrize("field", list(ROOMS))
 EVERY_SINGLE = pytest.mark.parametrize("field", SINGLE)
 ONE_STAGE = {"model.two_stage": False, "model.mixed_selection": False}
+# what a part needs that is not the default
+BESIDE: dict[tuple[str, str], dict[str, Any]] = {
+    ("proposals", "learned"): ONE_STAGE,
+    ("adapter", "single_scale"): {"model.transformer.num_levels": 1, "model.backbone.stages": [4]},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -507,7 +512,7 @@ def test_planning_any_built_in_part_loads_no_torch(write: Write, monkeypatch: py
     for field, parts in ROOMS.items():
         for name in parts.names:
             own: dict[str, Any] = {f"model.{field}": [name] if field in LISTS else {"name": name}}
-            own |= ONE_STAGE if (field, name) == ("proposals", "learned") else {}
+            own |= BESIDE.get((field, name), {})
             rows.append({"label": f"{field} {name}", "set": own})
     path = write(rows=rows)
     heads = f"model.heads=[{', '.join(ROOMS['heads'].names)}]"
