@@ -44,24 +44,30 @@ def _overlap_and_union(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     width = (torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)).clamp(min=0)
     height = (torch.minimum(ay1, by1) - torch.maximum(ay0, by0)).clamp(min=0)
     overlap = width * height
-    union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - overlap
-    return overlap, union.clamp(min=EPSILON)
+    return overlap, (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - overlap
 
 
 def iou_aligned(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
     """Intersection over union of box n with box n: [..., 4] and [..., 4] give [...]."""
     overlap, union = _overlap_and_union(boxes1_xyxy, boxes2_xyxy)
-    return overlap / union
+    return overlap / union.clamp(min=EPSILON)
 
 
-def giou_aligned(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
-    """Generalised IoU (Rezatofighi et al. 2019) of box n with box n: [..., 4] and [..., 4] give [...]."""
+def giou_aligned(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, added_area: Tensor | None = None) -> Tensor:
+    """Generalised IoU (Rezatofighi et al. 2019) of box n with box n: [..., 4] and [..., 4] give [...].
+
+    `added_area`, which broadcasts to [...], is added to the union and the enclosing area that are divided by: boxes
+    that are not large beside it are told to overlap little, whatever they do (DAB-DETR).
+    """
     overlap, union = _overlap_and_union(boxes1_xyxy, boxes2_xyxy)
     ax0, ay0, ax1, ay1 = boxes1_xyxy.unbind(-1)
     bx0, by0, bx1, by1 = boxes2_xyxy.unbind(-1)
     width = (torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)).clamp(min=0)
     height = (torch.maximum(ay1, by1) - torch.minimum(ay0, by0)).clamp(min=0)
-    enclosing = (width * height).clamp(min=EPSILON)
+    enclosing = width * height
+    if added_area is not None:
+        return overlap / (union + added_area) - (enclosing - union) / (enclosing + added_area)
+    union, enclosing = union.clamp(min=EPSILON), enclosing.clamp(min=EPSILON)
     return overlap / union - (enclosing - union) / enclosing
 
 
@@ -70,9 +76,14 @@ def iou_pairwise(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
     return iou_aligned(boxes1_xyxy.unsqueeze(-2), boxes2_xyxy.unsqueeze(-3))
 
 
-def giou_pairwise(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
-    """Generalised IoU of every pair: [..., N, 4] and [..., M, 4] give [..., N, M]."""
-    return giou_aligned(boxes1_xyxy.unsqueeze(-2), boxes2_xyxy.unsqueeze(-3))
+def giou_pairwise(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, added_area: Tensor | None = None) -> Tensor:
+    """Generalised IoU of every pair: [..., N, 4] and [..., M, 4] give [..., N, M]; see `giou_aligned`."""
+    return giou_aligned(boxes1_xyxy.unsqueeze(-2), boxes2_xyxy.unsqueeze(-3), added_area)
+
+
+def added_area(epsilon: float, hw: Tensor) -> Tensor | None:
+    """[...] of `giou_aligned` in pixels, for `epsilon` as a share of images `hw` [..., 2]; None where it is 0."""
+    return hw.prod(-1) * epsilon if epsilon else None
 
 
 def encode_deltas(anchors_xyxy: Tensor, boxes_xyxy: Tensor, stds: tuple[float, ...] = UNIT_STDS) -> Tensor:

@@ -1,4 +1,4 @@
-"""The class and box branches behind a decoder layer, or behind the encoder."""
+"""The small networks of a transformer: class and box branches behind a decoder layer or the encoder, and MLPs."""
 
 from __future__ import annotations
 
@@ -24,3 +24,17 @@ def class_branch(channels: int, num_classes: int) -> Linear:
     branch = Linear(channels, num_classes)
     nn.init.constant_(branch.bias, -math.log(99))
     return branch
+
+
+class MLP(nn.Sequential):
+    """Two linear layers with ReLU between them."""
+
+    def __init__(self, in_channels: int, channels: int, out_channels: int):
+        super().__init__(Linear(in_channels, channels, relu=True), Linear(channels, out_channels))
+
+
+def xavier_matrices(module: nn.Module) -> None:
+    """Every matrix Xavier uniform; vectors stay as they are (official, of the whole transformer)."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)

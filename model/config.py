@@ -7,7 +7,9 @@ Names follow the paper. The settings of a part lie in its room (`model/<room>/co
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 from model.adapters import ADAPTERS
@@ -27,6 +29,7 @@ from model.groups import GROUPS
 from model.heads import HEADS
 from model.necks import NECKS
 from model.necks.configs import ProjectionConfig
+from model.parts import Parts
 from model.postprocess import POSTPROCESSORS
 from model.postprocess.configs import TopKConfig
 from model.proposals import PROPOSALS
@@ -69,9 +72,12 @@ class LossWeights:
     classification: float = 2.0
     l1: float = 5.0
     giou: float = 2.0
+    # area, as a share of the image, that GIoU adds to union and enclosing area in losses and costs (DAB-DETR: 1e-6);
+    # two equal boxes of that area have a GIoU of 0.5 then
+    giou_epsilon: float = field(default=0.0, metadata={"since": 2})
 
     def __post_init__(self) -> None:
-        for name in ("classification", "l1", "giou"):
+        for name in ("classification", "l1", "giou", "giou_epsilon"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
 
 
@@ -169,16 +175,22 @@ class DetectorConfig:
             *("transformer.num_levels", "backbone.stages"),
         )
         self._check_groups()
-        levels = getattr(self.adapter, "num_encoder_levels", None)
-        if levels not in (None, self.transformer.num_levels):
-            name = ADAPTERS.name_of(self.adapter)
-            rule = f"the adapter {name} needs transformer.num_levels: {levels}"
-            raise Conflict(rule, {"transformer.num_levels": self.transformer.num_levels, "adapter": name})
-        wanted = getattr(self.proposals, "two_stage", None)
-        if wanted is not None and wanted != self.two_stage:
-            name = PROPOSALS.name_of(self.proposals)
-            rule = f"the proposals {name} need two_stage: {'true' if wanted else 'false'}"
-            raise Conflict(rule, {"two_stage": self.two_stage, "proposals": name})
+        self._check_declared(PROPOSALS, "proposals", "two_stage")
+        self._check_declared(DECODERS, "decoder", "box_refinement")
+        self._check_declared(ADAPTERS, "adapter", "transformer.num_levels")
+        if not getattr(self.proposals, "gives_position", True) and not getattr(self.decoder, "makes_position", False):
+            own, decoder = PROPOSALS.name_of(self.proposals), DECODERS.name_of(self.decoder)
+            rule = f"the proposals {own} have no positions, and the decoder {decoder} makes none"
+            raise Conflict(rule, {"proposals": own, "decoder": decoder})
+
+    def _check_declared(self, parts: Parts, field: str, setting: str) -> None:
+        """Refuse what the `Config` of a part says that a setting of the detector must not be."""
+        part, found = getattr(self, field), attrgetter(setting)(self)
+        wanted = getattr(part, setting.rpartition(".")[2], None)
+        if wanted is not None and wanted != found:
+            name = parts.name_of(part)
+            rule = f"the {field} {name} {'need' if field == 'proposals' else 'needs'} {setting}: {json.dumps(wanted)}"
+            raise Conflict(rule, {setting: found, field: name})
 
     def _check_groups(self) -> None:
         """The names of losses must tell them apart, and numbers of proposals be numbers."""

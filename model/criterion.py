@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from model.boxes import cxcywh_to_xyxy, iou_aligned, size_whwh
+from model.boxes import added_area, cxcywh_to_xyxy, iou_aligned, size_whwh
 from model.config import DetectorConfig, LossWeights
 from model.losses import AVERAGE_EPSILON, giou_loss, l1_loss
 from model.share import total
@@ -56,6 +56,11 @@ class Objective:
     classification: Classification
     assign: Assigner
 
+    @property
+    def giou_epsilon(self) -> float:
+        """See `set_losses`."""
+        return self.config.loss_weights.giou_epsilon
+
     def num_objects(self, targets: Targets) -> Tensor | None:
         """What the losses of queries that are matched one-to-one are divided by; see `set_losses`."""
         return targets.valid.sum() if self.config.loss_normaliser == "objects" else None
@@ -79,6 +84,7 @@ def set_losses(
     classification: Classification,
     weight: Tensor | None = None,
     num_objects: Tensor | None = None,
+    giou_epsilon: float = 0.0,
 ) -> dict[str, Tensor]:
     """Classification, L1 and GIoU losses of N layers of queries with an assigned ground truth each.
 
@@ -92,6 +98,7 @@ def set_losses(
         weight: [B, Q], 0 takes a query out; None: all 1.
         num_objects: what the sums are divided by, of the images at hand (at least 1 in the whole batch); None: the
             queries with a ground truth, of each layer.
+        giou_epsilon: area, as a share of the image, that GIoU adds to union and enclosing area.
 
     Returns:
         `classification`, `l1`, `giou`: [N] each, summed over queries and divided by the number of positives or
@@ -108,7 +115,9 @@ def set_losses(
     # A query without a ground truth predicts itself: its box losses and their gradients are exactly zero.
     predicted_pixels = cxcywh_to_xyxy(boxes_cxcywh) * whwh
     keep = matched[..., None]
-    giou = giou_loss(predicted_pixels, torch.where(keep, target_pixels, predicted_pixels.detach())) * matched
+    nearest = torch.where(keep, target_pixels, predicted_pixels.detach())
+    more = added_area(giou_epsilon, valid_hw[:, None].to(boxes_cxcywh))  # [B, 1]
+    giou = giou_loss(predicted_pixels, nearest, more) * matched
     l1 = l1_loss(boxes_cxcywh, target_boxes).sum(-1) * matched
     iou = iou_aligned(predicted_pixels.detach(), target_pixels) if classification.needs_iou else None
     classified = classification(logits, labels, iou).sum(-1)

@@ -81,6 +81,17 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x), mask)
 
 
+class MaskedConv(Conv2d):
+    """Convolution with a bias, and no norm."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1):
+        super().__init__(in_channels, out_channels, kernel, stride, padding=kernel // 2)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, D, h, w] → [B, D', h', w'], zero outside the mask. `x` must already be zero at padding."""
+        return zero_padding(super().forward(x), mask)
+
+
 def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int | None = None) -> ConvNorm:
     """A `ConvNorm` initialised as the official neck (Xavier uniform)."""
     module = ConvNorm(in_channels, out_channels, kernel, stride, groups)

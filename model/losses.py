@@ -79,9 +79,9 @@ def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, target.to(logits), reduction="none")
 
 
-def giou_loss(boxes_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
-    """[...] 1 - GIoU of box n with target n, both [..., 4]."""
-    return 1 - giou_aligned(boxes_xyxy, target_xyxy)
+def giou_loss(boxes_xyxy: Tensor, target_xyxy: Tensor, added_area: Tensor | None = None) -> Tensor:
+    """[...] 1 - GIoU of box n with target n, both [..., 4]; `added_area` as in `giou_aligned`."""
+    return 1 - giou_aligned(boxes_xyxy, target_xyxy, added_area)
 
 
 def iou_log_loss(boxes_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def test_with_one_level_the_decoder_sees_that_one_and_heads_all() -> None:
     decoder, atss = (feed.gradients(root, score, usable) for score in scores.values())
     assert [bool(own.abs().sum() > 0) for own in decoder] == [False, False, True, False, False]
     assert atss[0].abs().sum() > 0
-    found = look(detector, root, decoded, batch, tuple(conflict.VARIANTS))
+    found = look(detector, root, feed.decode(detector, root, batch), batch, tuple(conflict.VARIANTS))
     for variant, grids in found.maps.items():  # the levels that the adapter adds give the finest grid
         size = (12, 12) if conflict.VARIANTS[variant].added else (3, 3)
         assert [tuple(own.shape) for own in grids] == [(2, 2, *size)], variant

@@ -11,8 +11,8 @@ encoder's levels in pixels of the input image. It has
   levels; at a valid position a level does not depend on it.
 
 The encoder's own levels are among the pyramid's, at their strides, as they are: analyses compare what the decoder reads
-with what the heads read. An adapter that is for a certain number of encoder levels says so by `num_encoder_levels` of
-its `Config`.
+with what the heads read. A class attribute `num_levels` of its `Config` is what `transformer.num_levels` must be; an
+adapter without goes with any.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class SingleScaleConfig:
     """Levels above and below the encoder's only one."""
 
     __pydantic_config__ = FORBID_UNKNOWN
-    num_encoder_levels: ClassVar[int] = 1  # what `TransformerConfig.num_levels` must be; a part without goes with any
+    num_levels: ClassVar[int] = 1  # what `TransformerConfig.num_levels` must be; a part without goes with any
     # of the levels, in pixels, each twice the one before; the encoder's own among them
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
 

@@ -15,11 +15,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from model.assign.configs import HungarianConfig
-from model.boxes import cxcywh_to_xyxy, giou_pairwise, size_whwh
+from model.boxes import added_area, cxcywh_to_xyxy, giou_pairwise, size_whwh
 from model.config import LossWeights
 from model.types import BACKGROUND, Targets
 
-FOCAL_ALPHA, FOCAL_GAMMA, FOCAL_EPSILON = 0.25, 2.0, 1e-12
+FOCAL_ALPHA, FOCAL_GAMMA, LOG_EPSILON = 0.25, 2.0, 1e-12
 PARALLEL_COST_SIZE = 200_000  # entries of the cost tensor from which threads pay
 
 
@@ -28,13 +28,16 @@ class Hungarian:
 
     def __init__(self, config: HungarianConfig, *, weights: LossWeights):
         own = {term: getattr(config, term) for term in ("classification", "l1", "giou")}
+        self.log_epsilon = config.log_epsilon
         self.weights = replace(weights, **{term: weight for term, weight in own.items() if weight is not None})
 
     def __call__(
         self, logits: Tensor, boxes_cxcywh: Tensor, targets: Targets, valid_hw: Tensor, excluded: Tensor | None = None
     ) -> Tensor:
         """See the contract, and `match`."""
-        return match(logits, boxes_cxcywh, targets, valid_hw, self.weights, excluded=excluded)
+        return match(
+            logits, boxes_cxcywh, targets, valid_hw, self.weights, excluded=excluded, log_epsilon=self.log_epsilon
+        )
 
 
 @torch.no_grad()
@@ -46,6 +49,7 @@ def match(
     weights: LossWeights,
     *,
     excluded: Tensor | None = None,
+    log_epsilon: float = LOG_EPSILON,
 ) -> Tensor:
     """Match every layer's queries with the ground truths of their image.
 
@@ -54,8 +58,9 @@ def match(
         boxes_cxcywh: [N, B, Q, 4] normalised by the valid size.
         targets: ground truth; padding rows are never matched.
         valid_hw: [B, 2] pixels.
-        weights: of the three costs.
+        weights: of the three costs, and what GIoU adds.
         excluded: [B, Q] bool, True for queries that may not be matched (tokens in the padding); None: all may.
+        log_epsilon: inside the logarithms of the classification cost.
 
     Returns:
         gt_index [N, B, Q] int64: 0-based ground truth or BACKGROUND. Every ground truth is matched once per layer,
@@ -69,7 +74,7 @@ def match(
     gt_index = torch.full((num_layers, num_images, num_queries), BACKGROUND)
     if num_queries == 0 or max(counts, default=0) == 0:
         return gt_index.to(logits.device)
-    costs = matching_costs(logits, boxes_cxcywh, targets, valid_hw, weights).cpu().numpy()
+    costs = matching_costs(logits, boxes_cxcywh, targets, valid_hw, weights, log_epsilon).cpu().numpy()
     queries = np.arange(num_queries)
     allowed = [queries] * num_images if excluded is None else [queries[~row] for row in excluded.cpu().numpy()]
     indices = [(layer, image) for layer in range(num_layers) for image in range(num_images)]
@@ -87,7 +92,12 @@ def match(
 
 
 def matching_costs(
-    logits: Tensor, boxes_cxcywh: Tensor, targets: Targets, valid_hw: Tensor, weights: LossWeights
+    logits: Tensor,
+    boxes_cxcywh: Tensor,
+    targets: Targets,
+    valid_hw: Tensor,
+    weights: LossWeights,
+    log_epsilon: float = LOG_EPSILON,
 ) -> Tensor:
     """[N, B, Q, G] weighted sum of focal, L1 (normalised) and GIoU (pixels) costs, in at least float32."""
     with torch.autocast(logits.device.type, enabled=False):
@@ -95,19 +105,20 @@ def matching_costs(
         logits, boxes = logits.to(dtype), boxes_cxcywh.to(dtype)
         gt_boxes = targets.boxes_xyxy.to(dtype)
         labels = targets.labels.clamp(min=0)[None, :, None].expand(*logits.shape[:3], -1)
-        cost = weights.classification * focal_cost(logits.gather(-1, labels))
+        cost = weights.classification * focal_cost(logits.gather(-1, labels), log_epsilon)
         normalised = targets.boxes_cxcywh(valid_hw).to(dtype)
         cost += weights.l1 * torch.cdist(boxes, normalised.expand(len(boxes), -1, -1, -1), p=1)
         pixels = cxcywh_to_xyxy(boxes) * size_whwh(valid_hw).to(dtype)[:, None]
-        cost -= weights.giou * giou_pairwise(pixels, gt_boxes)
+        more = added_area(weights.giou_epsilon, valid_hw[:, None, None].to(dtype))  # [B, 1, 1]
+        cost -= weights.giou * giou_pairwise(pixels, gt_boxes, more)
     return cost
 
 
-def focal_cost(logits: Tensor) -> Tensor:
+def focal_cost(logits: Tensor, epsilon: float = LOG_EPSILON) -> Tensor:
     """[...] change of the focal loss when a query of these logits takes the class instead of background."""
     probability = logits.sigmoid()
-    taken = FOCAL_ALPHA * (1 - probability).pow(FOCAL_GAMMA) * -(probability + FOCAL_EPSILON).log()
-    left = (1 - FOCAL_ALPHA) * probability.pow(FOCAL_GAMMA) * -(1 - probability + FOCAL_EPSILON).log()
+    taken = FOCAL_ALPHA * (1 - probability).pow(FOCAL_GAMMA) * -(probability + epsilon).log()
+    left = (1 - FOCAL_ALPHA) * probability.pow(FOCAL_GAMMA) * -(1 - probability + epsilon).log()
     return taken - left
 
 

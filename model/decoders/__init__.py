@@ -3,7 +3,8 @@
 A decoder turns query groups into predictions. `DECODERS.build(config, model=…, num_classes=…)`, where `model` is the
 `DetectorConfig`: its `transformer` holds the sizes, and `box_refinement` and `look_forward_twice` how boxes move from
 layer to layer. The decoder's own `Config` says what is particular to it: where positions come from, whether branches
-are shared, which norms stand before them. It is a module and has
+are shared, which norms stand before them. A class attribute `box_refinement` there is what that setting must be; a
+decoder without goes with both. It is a module and has
 
 - `forward(groups, memory, *, look=False) → DecoderOutput`: all groups in one pass, which share every weight; which
   queries see which, the groups say (`model.attention.Visibility`; what becomes of a query that sees nobody is nobody's
@@ -22,6 +23,14 @@ from model.parts import Parts
 DECODERS = Parts(
     __name__,
     "decoder",
-    {"deformable": "model.decoders.deformable:DeformableDecoder"},
-    {"deformable": configs.DeformableDecoderConfig},
+    {
+        "deformable": "model.decoders.deformable:DeformableDecoder",
+        "conditional": "model.decoders.conditional:ConditionalDecoder",
+        "dab": "model.decoders.dab:DabDecoder",
+    },
+    {
+        "deformable": configs.DeformableDecoderConfig,
+        "conditional": configs.ConditionalDecoderConfig,
+        "dab": configs.DabDecoderConfig,
+    },
 )

@@ -17,6 +17,6 @@ from model.parts import Parts
 ENCODERS = Parts(
     __name__,
     "encoder",
-    {"deformable": "model.encoders.deformable:DeformableEncoder"},
-    {"deformable": configs.DeformableEncoderConfig},
+    {"deformable": "model.encoders.deformable:DeformableEncoder", "dense": "model.encoders.dense:DenseEncoder"},
+    {"deformable": configs.DeformableEncoderConfig, "dense": configs.DenseEncoderConfig},
 )

@@ -39,6 +39,7 @@ class HybridGroup(nn.Module):
             targets,
             step.batch.valid_hw,
             classification=self.objective.classification,
+            giou_epsilon=self.objective.giou_epsilon,
             num_objects=self.config.repeats * targets.valid.sum(),
         )
         return by_layer(self.name, losses)

@@ -31,6 +31,7 @@ class MainGroup(nn.Module):
             targets,
             valid_hw,
             classification=self.objective.classification,
+            giou_epsilon=self.objective.giou_epsilon,
             num_objects=self.objective.num_objects(targets),
         )
         return by_layer(self.name, losses)

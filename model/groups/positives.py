@@ -62,6 +62,7 @@ class PositivesGroup(nn.Module):
             step.batch.targets,
             step.batch.valid_hw,
             classification=self.objective.classification,
+            giou_epsilon=self.objective.giou_epsilon,
             weight=queries.weight,
         )
         return by_layer(f"queries.{self.name}", losses)

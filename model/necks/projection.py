@@ -1,4 +1,4 @@
-"""The neck of Deformable-DETR."""
+"""The neck of Deformable-DETR, and of DETR: one level and no norm."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from model.checks import require
-from model.layers import conv_norm
+from model.layers import MaskedConv, conv_norm
 from model.necks.configs import ProjectionConfig
 
 
@@ -33,9 +33,10 @@ class Projection(nn.Module):
             f"transformer.num_levels ({num_levels}) must not be smaller than the backbone's {len(in_channels)} stages",
         )
         self.strides = (*in_strides, *(in_strides[-1] * 2 ** (i + 1) for i in range(num_extra)))
-        self.lateral = nn.ModuleList(conv_norm(c, channels, 1) for c in in_channels)
+        convolution = MaskedConv if config.norm == "none" else conv_norm
+        self.lateral = nn.ModuleList(convolution(c, channels, 1) for c in in_channels)
         sources = [in_channels[-1]] + [channels] * num_levels
-        self.extra = nn.ModuleList(conv_norm(sources[i], channels, 3, 2) for i in range(num_extra))
+        self.extra = nn.ModuleList(convolution(sources[i], channels, 3, 2) for i in range(num_extra))
 
     def forward(self, stages: list[Tensor], mask_at: Callable[[int], Tensor | None]) -> list[Tensor]:
         """See the contract."""

@@ -10,7 +10,9 @@ proposals learn by (`model.criterion.Objective`). It is a module and has
 - `losses(step) → dict`: of what the encoder predicts (`step.proposals`), scalars by name, normalised and unweighted;
 - `loss_weights() → dict`: the weight of each of these losses, by the same names.
 
-Raises `ValueError` where there are fewer tokens than are asked for.
+Raises `ValueError` where there are fewer tokens than are asked for. Two class attributes of its `Config` say what it
+goes with: `two_stage`, what that setting must be, and `gives_position`, False where queries have none and the decoder
+must make them. Without them it goes with all.
 """
 
 from __future__ import annotations
@@ -21,6 +23,10 @@ from model.proposals import configs
 PROPOSALS = Parts(
     __name__,
     "kind of proposals",
-    {"learned": "model.proposals.learned:LearnedQueries", "binary": "model.proposals.binary:BinaryProposals"},
-    {"learned": configs.LearnedConfig, "binary": configs.BinaryConfig},
+    {
+        "learned": "model.proposals.learned:LearnedQueries",
+        "anchors": "model.proposals.anchors:AnchorQueries",
+        "binary": "model.proposals.binary:BinaryProposals",
+    },
+    {"learned": configs.LearnedConfig, "anchors": configs.AnchorsConfig, "binary": configs.BinaryConfig},
 )

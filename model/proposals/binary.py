@@ -76,6 +76,7 @@ class BinaryProposals(nn.Module):
             binary,
             valid_hw,
             classification=self.objective.classification,
+            giou_epsilon=self.objective.giou_epsilon,
             weight=weight,
             num_objects=self.objective.num_objects(targets),
         )

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from model.checks import FORBID_UNKNOWN
 
 
 @dataclass(frozen=True)
 class LearnedConfig:
-    """One-stage: learned content and position; references are points computed from the position."""
+    """One-stage: learned content and position; references are points computed from the position.
+
+    The defaults are Deformable-DETR's. Conditional-DETR has no content and an MLP.
+    """
 
     __pydantic_config__ = FORBID_UNKNOWN
     two_stage: ClassVar[bool] = False  # what `DetectorConfig.two_stage` must be; a part without goes with both
+    content: Literal["learned", "zero"] = field(default="learned", metadata={"since": 2})
+    # what makes points of positions; the mlp trains at the same rate as everything else
+    points: Literal["linear", "mlp"] = field(default="linear", metadata={"since": 2})
+
+
+@dataclass(frozen=True)
+class AnchorsConfig:
+    """One-stage: learned boxes, without content or position (DAB-DETR); for decoders that make positions of boxes."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    two_stage: ClassVar[bool] = False
+    gives_position: ClassVar[bool] = False  # so that only decoders which make positions take them
+    # normal: logits of variance 1, around the middle of the image; uniform: all over the image; fixed: the same, and
+    # they stay there (official: meant to be fixed, and learned nevertheless)
+    centres: Literal["normal", "uniform", "fixed"] = "normal"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from tests.golden_topics import candidates, end_to_end, functions, heads, hybrid, regions, replicas, transformer
+from tests.golden_topics import (
+    candidates,
+    end_to_end,
+    functions,
+    heads,
+    hybrid,
+    regions,
+    replicas,
+    single_scale,
+    transformer,
+)
 from tests.golden_topics.case import Case, Comparison
 
 
@@ -53,6 +63,8 @@ TOPICS: dict[str, Topic] = {
     "e2e_plain": Topic(end_to_end.plain, end_to_end.UNREAD),
     "h_matching": Topic(hybrid.h_matching, hybrid.UNREAD),
     "e2e_h": Topic(hybrid.e2e_h, hybrid.UNREAD),
+    "e2e_dab": Topic(single_scale.e2e_dab),
+    "e2e_conditional": Topic(single_scale.e2e_conditional),
     # Sizes that the masks and ratios contain.
     "group_layer": Topic(replicas.group_layer, ("batch_hw", "valid_hw")),
 }
@@ -63,7 +75,7 @@ LARGE = frozenset({"assign_maxiou_rpn", "head_fcos", "head_rcnn"})
 NOT_YET_BUILT = frozenset(
     {
         *("dn_queries", "e2e_dino", "e2e_dino5"),
-        *("dab_parts", "e2e_dab", "conditional_parts", "e2e_conditional"),
+        *("dab_parts", "conditional_parts"),
         *("group_matching", "e2e_group", "e2e_group_ddetr"),
     }
 )

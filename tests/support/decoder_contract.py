@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.attention import GroupedSelfAttention, Visibility
-from model.linear import linear
+from model.attention import Visibility
 from model.types import DecoderOutput, Memory, QueryGroup
-from tests.support.rooms import CHANNELS, SIZES, assert_reached, make, memory_of, padded_memory
+from tests.support.rooms import CHANNELS, SIZES, around, assert_reached, config_of, make, memory_of, padded_memory
 from tests.support.tiny import NUM_CLASSES, PLAIN, REFINED, tiny_config
 from tests.support.visibility import seen_by
 
@@ -23,7 +22,8 @@ EACH_VARIANT = pytest.mark.parametrize("variant", VARIANTS)
 
 
 def build(case: str, **changes: Any) -> Any:
-    return make("decoders", case, model=tiny_config(**changes), num_classes=NUM_CLASSES).eval()
+    model = tiny_config(**around("decoders", case, **changes), decoder=config_of("decoders", case))
+    return make("decoders", case, model=model, num_classes=NUM_CLASSES).eval()
 
 
 def group_of(number: int, seed: int = 0, images: int = 3, **settings: Any) -> QueryGroup:
@@ -83,15 +83,11 @@ def seen_at_last(visibility: Visibility, number: int, layers: int) -> Tensor:
     return reached
 
 
-def masked_attention(self: GroupedSelfAttention, x: Tensor, position: Tensor, visibility: Visibility) -> Tensor:
-    """One attention over all queries under the mask of `Visibility.matrix`."""
-    batch, number, channels = x.shape
-    query, key, _ = linear(x + position, self.in_proj.weight, self.in_proj.bias).chunk(3, -1)
-    value = linear(x, self.in_proj.weight, self.in_proj.bias).chunk(3, -1)[2]
-    heads = [part.view(batch, number, self.num_heads, -1).transpose(1, 2) for part in (query, key, value)]
-    seen = seen_by(visibility, batch, number)
-    attended = F.scaled_dot_product_attention(*heads, seen[:, None])
-    return self.out_proj(attended.transpose(1, 2).reshape(batch, number, channels))
+def masked_attention(visibility: Visibility, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    """One attention over all queries under the mask of `seen_by`."""
+    seen = seen_by(visibility, *query.shape[:2])
+    heads = (values.transpose(1, 2) for values in (query, key, value))
+    return F.scaled_dot_product_attention(*heads, seen[:, None], dropout).transpose(1, 2).flatten(2)
 
 
 class DecoderContract:
@@ -148,7 +144,7 @@ class DecoderContract:
     ) -> None:
         decoder, memory, groups = build(case, **VARIANTS[variant]), padded_memory(), groups_of_every_kind()
         output = decoder(groups, memory)
-        monkeypatch.setattr(GroupedSelfAttention, "forward", masked_attention)
+        monkeypatch.setattr(Visibility, "attend", masked_attention)
         expected = decoder(groups, memory)
         sees_some = see_some(groups)
         for own, other in zip(predictions(output), predictions(expected), strict=True):

@@ -24,12 +24,12 @@ from model.groups import GROUPS
 from model.layers import Padding
 from model.necks import NECKS
 from model.parts import Parts
-from model.position import valid_ratios
+from model.position import sine_position_encoding, valid_ratios
 from model.postprocess import POSTPROCESSORS
 from model.proposals import PROPOSALS
 from model.share import Share, sharing
 from model.types import Batch, Memory
-from tests.support.tiny import NUM_CLASSES, tiny_batch, tiny_config
+from tests.support.tiny import NUM_CLASSES, PLAIN, tiny_batch, tiny_config
 
 ROOMS: dict[str, Parts] = {
     "backbones": BACKBONES,
@@ -51,11 +51,22 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "resnet, bottleneck": {**SMALL_RESNET, "stages": (1, 4)},
         "resnet, batch norm": {**SMALL_RESNET, "norm": "batch", "stem": "conv7", "frozen_stages": 0},
     },
-    "necks": {"projection": {}},
-    "encoders": {"deformable": {}},
+    "necks": {"projection": {}, "projection, no norm": {"norm": "none"}},
+    "encoders": {
+        "deformable": {},
+        "dense": {},
+        "dense, as DAB-DETR has it": {"temperature": 20.0, "scaled_position": True, "activation": "prelu"},
+    },
     "adapters": {"coarser": {}, "single_scale": {}, "single_scale, the finest": {"strides": (16, 32, 64)}},
-    "proposals": {"learned": {}, "binary": {}},
-    "decoders": {"deformable": {}},
+    "proposals": {
+        "learned": {},
+        "learned, position alone": {"content": "zero", "points": "mlp"},
+        "anchors": {},
+        "anchors, uniform": {"centres": "uniform"},
+        "anchors, fixed": {"centres": "fixed"},
+        "binary": {},
+    },
+    "decoders": {"deformable": {}, "conditional": {}, "dab": {}},
     "groups": {"main": {}, "positives": {}, "hybrid": {"number": 9, "repeats": 3}},
     "assign": {"hungarian": {}},
     "classification": {"focal": {}},
@@ -64,6 +75,7 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
 # Room → case → changes of the tiny detector (`tiny_config`) around it, where the part does not go with the usual one.
 AROUND: dict[str, dict[str, dict[str, Any]]] = {
     "adapters": {"single_scale": {"stages": (4,)}, "single_scale, the finest": {"stages": (3,)}},
+    "decoders": {"conditional": PLAIN, "dab": {"box_refinement": True}},
 }
 
 STRIDES, CHANNELS = (8, 16, 32), 32  # of `tiny_config`'s encoder
@@ -87,9 +99,14 @@ def config_of(room: str, case: str) -> Any:
     return ROOMS[room].config_of(name_of(case))(**TINY[room][case])
 
 
+def around(room: str, case: str, **changes: Any) -> dict[str, Any]:
+    """Changes of the tiny detector, and those that a case needs in their place."""
+    return {**changes, **AROUND.get(room, {}).get(case, {})}
+
+
 def strides_around(room: str, case: str) -> tuple[int, ...]:
     """Of the encoder's levels in the tiny detector around a case."""
-    stages = AROUND.get(room, {}).get(case, {}).get("stages")
+    stages = around(room, case).get("stages")
     return STRIDES if stages is None else tuple(2 ** (stage + 1) for stage in stages)
 
 
@@ -184,7 +201,8 @@ def _memory(levels: list[Tensor], padding: list[Tensor] | None) -> Memory:
     masks = padding or [torch.zeros(len(levels[0]), *size, dtype=torch.bool) for size in sizes]
     tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
     hidden = None if padding is None else torch.cat([mask.flatten(1) for mask in masks], 1)
-    return Memory(tokens, sizes, hidden, valid_ratios(masks), torch.zeros_like(tokens))
+    places = [sine_position_encoding(mask, CHANNELS).flatten(2).transpose(1, 2) for mask in masks]
+    return Memory(tokens, sizes, hidden, valid_ratios(masks), torch.cat(places, 1))
 
 
 # ---- shares of a batch --------------------------------------------------------------------------------------------
