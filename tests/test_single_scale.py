@@ -16,11 +16,12 @@ from model.heads import HEADS
 from model.types import Batch
 from tests.support.rooms import assert_reached, memory_of, unmasked
 from tests.support.scattered_detector import build_detector
-from tests.support.tiny import ONE_LEVEL, single, tiny_batch, tiny_config
+from tests.support.tiny import ON_ONE_LEVEL, ONE_LEVEL, single, tiny_batch, tiny_config
 
 CHANNELS = 32
 SIZES = ((20, 33), (97, 130), (96, 64))  # (height, width); one or two cells of stride 128
 CANVAS = (128, 160)
+EVERY_DETECTOR = pytest.mark.parametrize("name", ON_ONE_LEVEL)
 EVERY_HEAD = pytest.mark.parametrize("head", sorted(HEADS))
 
 
@@ -56,31 +57,43 @@ def test_several_levels_are_refused_and_so_is_a_stride_between() -> None:
 
 
 @EVERY_HEAD
+@EVERY_DETECTOR
 @pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0, 0)], ids=str)
-def test_every_head_trains_a_step(head: str, counts: tuple[int, ...]) -> None:
-    detector = build_detector(head, **ONE_LEVEL).train()
+def test_every_head_trains_a_step(head: str, name: str, counts: tuple[int, ...]) -> None:
+    detector = build_detector(head, **ON_ONE_LEVEL[name]).train()
     total, losses = detector(tiny_batch(counts, SIZES, CANVAS))
     total.backward()
     assert losses.keys() == detector.loss_weights.keys() and all(loss.isfinite() for loss in losses.values())
     assert sum(name.startswith((f"{head}/", f"queries.{head}.")) for name in losses) > 6
-    for name, parameter in detector.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    for own, parameter in detector.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), own
     if any(counts):
         parts = (detector.coarser, detector.positive_queries, detector.encoder, detector.backbone)
         assert_reached(pair for part in parts for pair in part.named_parameters())
 
 
-@EVERY_HEAD
-def test_a_padded_image_has_the_detections_that_it_has_alone(head: str) -> None:
-    """Also one that is smaller than any stride of the coarse levels, and of no multiple of any."""
-    detector, batch = build_detector(head, **ONE_LEVEL), tiny_batch((3, 1, 2), SIZES, CANVAS)
-    together = detector.detect_branches(batch, ("decoder", head), 20)
+@EVERY_DETECTOR
+def test_a_padded_image_has_the_detections_that_it_has_alone(name: str) -> None:
+    """Also one that is smaller than any stride of the coarse levels, and of no multiple of any; of every head."""
+    heads = sorted(HEADS)
+    detector, batch = build_detector(*heads, **ON_ONE_LEVEL[name]), tiny_batch((3, 1, 2), SIZES, CANVAS)
+    branches = ("decoder", *heads)
+    together = detector.detect_branches(batch, branches, 20)
     for image, hw in enumerate(SIZES):
         for canvas in (hw, (160, 256)):
-            alone = detector.detect_branches(single(batch, image, canvas), ("decoder", head), 20)
+            alone = detector.detect_branches(single(batch, image, canvas), branches, 20)
             for branch, found in together.items():
                 assert len(found[image].scores) > 0
                 torch.testing.assert_close(alone[branch][0].scores, found[image].scores, rtol=1e-4, atol=1e-5)
+
+
+@EVERY_DETECTOR
+def test_queries_are_told_apart_from_one_epoch_to_the_next(name: str) -> None:
+    """By their slots: those of these detectors are learned."""
+    detector, batch = build_detector(**ON_ONE_LEVEL[name]), tiny_batch((3, 1, 2), SIZES, CANVAS)
+    matching = detector.detect_and_match(batch, ("decoder",))[1]
+    assert matching.shape == (3, 2, 12) and (matching[:, 1] == torch.arange(12)).all()
+    assert (matching[:, 0] >= 0).sum(1).tolist() == [3, 1, 2]
 
 
 def losses_of(detector: Detector, batch: Batch) -> dict[str, Tensor]:
