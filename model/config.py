@@ -127,6 +127,8 @@ class DetectorConfig:
     # what the losses of the original queries and of the encoder are divided by: the queries that are matched, or all
     # objects of the batch (H-, DAB-, Conditional- and Group-DETR); they differ where objects outnumber queries
     loss_normaliser: Literal["matched", "objects"] = field(default="matched", metadata={"since": 2})
+    # customised queries hold the feature at the positive (paper Eq. 2); the released Co-DINO goes without
+    positive_features: bool = field(default=True, metadata={"since": 2})
     # from predictions to detections
     postprocess: Any = field(default_factory=TopKConfig, metadata={"since": 2, "parts": POSTPROCESSORS})
 
@@ -134,6 +136,11 @@ class DetectorConfig:
     def official(self) -> bool:
         """Whether parts behave as the released code to the last quirk."""
         return self.compatibility == "official"
+
+    @property
+    def makes_position(self) -> bool:
+        """Whether the decoder makes the queries' positions, so that groups have none (see `model/decoders`)."""
+        return bool(getattr(self.decoder, "makes_position", False))
 
     @property
     def proposals_or_default(self) -> Any:
@@ -178,7 +185,7 @@ class DetectorConfig:
         self._check_declared(PROPOSALS, "proposals", "two_stage")
         self._check_declared(DECODERS, "decoder", "box_refinement")
         self._check_declared(ADAPTERS, "adapter", "transformer.num_levels")
-        if not getattr(self.proposals, "gives_position", True) and not getattr(self.decoder, "makes_position", False):
+        if not (getattr(self.proposals, "gives_position", True) or self.makes_position):
             own, decoder = PROPOSALS.name_of(self.proposals), DECODERS.name_of(self.decoder)
             rule = f"the proposals {own} have no positions, and the decoder {decoder} makes none"
             raise Conflict(rule, {"proposals": own, "decoder": decoder})

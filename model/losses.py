@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.boxes import giou_aligned, iou_aligned, xyxy_to_cxcywh
-from model.classification.configs import FocalConfig
+from model.classification.configs import FocalConfig, QualityConfig
 
 AVERAGE_EPSILON = 1.1920929e-07  # float32 eps, added to the divisor by the official implementation
 
@@ -55,6 +55,20 @@ def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor, beta: fl
     target = one_hot(labels, logits.shape[-1]) * quality.unsqueeze(-1).to(logits)
     cross_entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (target - logits.sigmoid()).abs().pow(beta) * cross_entropy
+
+
+class Quality:
+    """The decoder's classification by quality focal loss, as Co-DINO's (`model/classification` has the contract)."""
+
+    needs_iou = True
+
+    def __init__(self, config: QualityConfig):
+        self.config = config
+
+    def __call__(self, logits: Tensor, labels: Tensor, iou: Tensor | None) -> Tensor:
+        """[..., C]."""
+        assert iou is not None
+        return quality_focal_loss(logits, labels, iou, self.config.beta)
 
 
 def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -155,7 +155,9 @@ class QueryGroup:
     """Queries that the decoder reads side by side with other groups, and what they may see of one another."""
 
     content: Tensor  # [B, Q, D]
-    position: Tensor | None  # [B, Q, D]; None: the decoder makes it from the reference, at each layer
+    position: (
+        Tensor | None
+    )  # [B, Q, D]; None: the decoder makes it from the reference (`DetectorConfig.makes_position`)
     reference_cxcywh: Tensor  # [B, Q, 4] normalised; w = h = 0.5 (logit 0) where the reference is a point
     has_size: bool  # False: references are points
     # [B, Q] int32, what stays the same from one epoch to the next: a slot, or a place on the encoder's maps

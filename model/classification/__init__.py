@@ -11,5 +11,8 @@ from model.classification import configs
 from model.parts import Parts
 
 CLASSIFICATIONS = Parts(
-    __name__, "classification loss", {"focal": "model.losses:Focal"}, {"focal": configs.FocalConfig}
+    __name__,
+    "classification loss",
+    {"focal": "model.losses:Focal", "quality": "model.losses:Quality"},
+    {"focal": configs.FocalConfig, "quality": configs.QualityConfig},
 )

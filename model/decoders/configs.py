@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from model.checks import FORBID_UNKNOWN, require
@@ -10,10 +10,28 @@ from model.checks import FORBID_UNKNOWN, require
 
 @dataclass(frozen=True)
 class DeformableDecoderConfig:
-    """Deformable cross-attention; its sizes stand in `TransformerConfig`."""
+    """Deformable cross-attention; its sizes stand in `TransformerConfig`. The defaults are Deformable-DETR's.
+
+    DINO has positions from the `reference`, a final norm and an epsilon of 1e-3.
+    """
 
     __pydantic_config__ = FORBID_UNKNOWN
-    position: Literal["learned"] = "learned"  # of the queries: theirs, the same in each layer
+    # of the queries. learned: theirs, the same in each layer; reference: made of the box that a layer starts from
+    position: Literal["learned", "reference"] = "learned"
+    # predict from the normalised output of a layer; references move by what the layer itself gives
+    final_norm: bool = field(default=False, metadata={"since": 2})
+    # with box refinement: one class and one box branch for all layers, instead of a pair for each
+    shared_branches: bool = field(default=False, metadata={"since": 2})
+    # references this close to 0 or 1 count as so far away from it, where their logits are taken
+    inverse_sigmoid_epsilon: float = field(default=1e-5, metadata={"since": 2})
+
+    def __post_init__(self) -> None:
+        _check_epsilon(self.inverse_sigmoid_epsilon)
+
+    @property
+    def makes_position(self) -> bool:
+        """Whether queries need no position of their own."""
+        return self.position == "reference"
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,11 @@ class DabDecoderConfig:
 
     def __post_init__(self) -> None:
         _check_epsilon(self.inverse_sigmoid_epsilon)
+
+    @property
+    def reference_epsilon(self) -> float:
+        """How near to 0 or 1 the references of anchors and proposals may come; attention is divided by their sides."""
+        return self.inverse_sigmoid_epsilon
 
 
 def _check_epsilon(epsilon: float) -> None:

@@ -14,6 +14,7 @@ from model.branches import BoxBranch, class_branch
 from model.config import DetectorConfig, TransformerConfig
 from model.decoders.configs import DeformableDecoderConfig
 from model.linear import Linear
+from model.position import box_position_encoding
 from model.types import DecoderOutput, Memory, QueryGroup
 
 
@@ -58,33 +59,55 @@ class DecoderLayer(nn.Module):
         return self.feed_forward_norm(states + self.feed_forward(states))
 
 
+class ReferencePosition(nn.Sequential):
+    """The position of a query from its reference, anew for each layer (DAB-DETR, DINO)."""
+
+    def __init__(self, channels: int):
+        super().__init__(Linear(2 * channels, channels), nn.ReLU(), Linear(channels, channels))
+        self.channels = channels
+
+    def forward(self, reference: Tensor) -> Tensor:
+        """[B, Q, 4] normalised cxcywh → [B, Q, D]. A point's size is half the image: see `QueryGroup`."""
+        in_order = reference[..., [1, 0, 2, 3]]  # official: y, x, w, h
+        encoded: Tensor = super().forward(box_position_encoding(in_order, self.channels // 2))
+        return encoded
+
+
 class DeformableDecoder(nn.Module):
-    """N layers; with box refinement each has its own branches and moves the references of the next."""
+    """N layers; with box refinement each moves the references of the next, by branches of its own or shared ones."""
 
     def __init__(self, config: DeformableDecoderConfig, *, model: DetectorConfig, num_classes: int):
         super().__init__()
         transformer = model.transformer
         num_layers = transformer.num_decoder_layers
         self.refine, self.look_forward_twice = model.box_refinement, model.look_forward_twice
+        self.epsilon = config.inverse_sigmoid_epsilon
         self.layers = nn.ModuleList(DecoderLayer(transformer) for _ in range(num_layers))
-        channels, num_branches = transformer.channels, num_layers if self.refine else 1
-        box_branches = [BoxBranch(channels) for _ in range(num_branches)]
-        if not model.two_stage:  # queries start as points: begin with boxes of 12 % of the image (official)
+        channels = transformer.channels
+        own_branches = self.refine and not config.shared_branches
+        box_branches = [BoxBranch(channels) for _ in range(num_layers if own_branches else 1)]
+        # Queries that start as points: begin with boxes of 12 % of the image (official). One branch for all layers
+        # would shrink them in each.
+        if not model.two_stage and (own_branches or not self.refine):
             nn.init.constant_(cast(Linear, box_branches[0][-1]).bias[2:], -2.0)
-        self.class_branches = nn.ModuleList(class_branch(channels, num_classes) for _ in range(num_branches))
+        self.class_branches = nn.ModuleList(class_branch(channels, num_classes) for _ in box_branches)
         self.box_branches = nn.ModuleList(box_branches)
+        self.position = ReferencePosition(channels) if config.makes_position else None
+        self.official = model.official
+        self.norm = nn.LayerNorm(channels) if config.final_norm else None
 
     def forward(self, groups: Sequence[QueryGroup], memory: Memory, *, look: bool = False) -> DecoderOutput:
         """See the contract."""
         states = torch.cat([group.content for group in groups], 1)
-        position = torch.cat([_position_of(group) for group in groups], 1)
         reference = torch.cat([group.reference_cxcywh for group in groups], 1)
+        position = self._position(groups, reference, memory)
         has_size, visibility = _sizes_known(groups), Visibility.of(groups)
         ratios = memory.ratios.repeat(1, 1, 2)[:, None]  # [B, 1, L, 4]
         base = reference  # what a layer's box offset is added to, with gradient if looking forward twice
         logits, boxes = [], []
         looked_at: list[tuple[Tensor, Tensor]] = []
         for i, layer in enumerate(self.layers):
+            last = i == len(self.layers) - 1
             states = layer(
                 states,
                 position,
@@ -92,18 +115,34 @@ class DeformableDecoder(nn.Module):
                 has_size=has_size,
                 visibility=visibility,
                 memory=memory,
-                looked_at=looked_at if look and i == len(self.layers) - 1 else None,
+                looked_at=looked_at if look and last else None,
             )
-            branch = i if self.refine else 0
-            # Boxes stay in fp32 under autocast: their logits lose the small ones otherwise.
-            offset = self.box_branches[branch](states).float()
-            logits.append(self.class_branches[branch](states).float())
-            boxes.append((offset + inverse_sigmoid(base)).sigmoid())
-            if self.refine:
-                refined = (offset + inverse_sigmoid(reference)).sigmoid()
-                reference, has_size = refined.detach(), None
-                base = refined if self.look_forward_twice else reference
+            normed = states if self.norm is None else self.norm(states)
+            offset = self._offset(i, normed)
+            logits.append(self.class_branches[i % len(self.class_branches)](normed).float())
+            boxes.append((offset + inverse_sigmoid(base, self.epsilon)).sigmoid())
+            if self.refine and not last:
+                moved = offset if self.norm is None else self._offset(i, states)
+                base = (moved + inverse_sigmoid(reference, self.epsilon)).sigmoid()
+                reference, has_size = base.detach(), None
+                if not self.look_forward_twice:
+                    base = reference
+                if self.position is not None:
+                    position = self._position(groups, reference, memory)
         return DecoderOutput(torch.stack(logits), torch.stack(boxes), looked_at[0] if looked_at else None)
+
+    def _position(self, groups: Sequence[QueryGroup], reference: Tensor, memory: Memory) -> Tensor:
+        """[B, Q, D]: the groups' own, or made from the references."""
+        if self.position is None:
+            return torch.cat([_position_of(group) for group in groups], 1)
+        # Official: in shares of the padded map, so that an image's neighbours in the batch move its queries.
+        made: Tensor = self.position(reference * memory.ratios[:, :1].repeat(1, 1, 2) if self.official else reference)
+        return made
+
+    def _offset(self, layer: int, states: Tensor) -> Tensor:
+        """[B, Q, 4] in logits. Boxes stay in fp32 under autocast: their logits lose the small ones otherwise."""
+        offset: Tensor = self.box_branches[layer % len(self.box_branches)](states).float()
+        return offset
 
 
 def _position_of(group: QueryGroup) -> Tensor:

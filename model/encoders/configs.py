@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from model.checks import FORBID_UNKNOWN, require
@@ -10,9 +10,17 @@ from model.checks import FORBID_UNKNOWN, require
 
 @dataclass(frozen=True)
 class DeformableEncoderConfig:
-    """Deformable attention over all levels; its sizes stand in `TransformerConfig`."""
+    """Deformable attention over all levels; its sizes stand in `TransformerConfig`.
+
+    The encoding of positions is Deformable-DETR's; DINO has an offset of 0 and a temperature of 20.
+    """
 
     __pydantic_config__ = FORBID_UNKNOWN
+    position_offset: float = field(default=-0.5, metadata={"since": 2})  # added to a token's 1-based row and column
+    position_temperature: float = field(default=10000.0, metadata={"since": 2})  # of the sines' frequencies
+
+    def __post_init__(self) -> None:
+        _check_temperature(self.position_temperature)
 
 
 @dataclass(frozen=True)
@@ -23,9 +31,13 @@ class DenseEncoderConfig:
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
-    temperature: float = 10000.0  # of the encoding of places
+    position_temperature: float = 10000.0  # of the sines' frequencies
     scaled_position: bool = False  # before each layer positions are multiplied by what an MLP makes of the tokens
     activation: Literal["relu", "prelu"] = "relu"  # prelu: one learned slope for each layer
 
     def __post_init__(self) -> None:
-        require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
+        _check_temperature(self.position_temperature)
+
+
+def _check_temperature(temperature: float) -> None:
+    require(temperature > 0, f"position_temperature must be positive, got {temperature}")

@@ -46,6 +46,7 @@ class DeformableEncoder(nn.Module):
 
     def __init__(self, config: DeformableEncoderConfig, *, model: DetectorConfig):
         super().__init__()
+        self.config = config
         self.layers = nn.ModuleList(
             EncoderLayer(model.transformer) for _ in range(model.transformer.num_encoder_layers)
         )
@@ -58,8 +59,11 @@ class DeformableEncoder(nn.Module):
         sizes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
         channels, ratios = levels[0].shape[1], valid_ratios(padding)
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
-        encodings = [sine_position_encoding(mask, channels).flatten(2).transpose(1, 2) for mask in padding]
-        placed = [encoding + own for encoding, own in zip(encodings, level_embedding, strict=True)]
+        sine = self.config.position_offset, self.config.position_temperature
+        encodings = [sine_position_encoding(mask, channels, *sine) for mask in padding]
+        placed = [
+            encoding.flatten(2).transpose(1, 2) + own for encoding, own in zip(encodings, level_embedding, strict=True)
+        ]
         position = torch.cat(placed, 1).to(tokens.dtype)
         hidden = torch.cat([mask.flatten(1) for mask in padding], 1) if padded else None
         reference = encoder_reference_points(list(sizes), ratios)

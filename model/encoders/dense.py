@@ -44,7 +44,7 @@ class DenseEncoder(nn.Module):
     def __init__(self, config: DenseEncoderConfig, *, model: DetectorConfig):
         super().__init__()
         transformer, channels = model.transformer, model.transformer.channels
-        self.temperature = config.temperature
+        self.temperature = config.position_temperature
         self.layers = nn.ModuleList(
             DenseEncoderLayer(transformer, config.activation) for _ in range(transformer.num_encoder_layers)
         )

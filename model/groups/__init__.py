@@ -4,8 +4,9 @@ A group is queries that the decoder reads beside others, and the losses on what 
 decoder, in one pass. `GROUPS.build(config, name=…, objective=…)`: the name of its losses, and what it learns by
 (`model.criterion.Objective`: the `DetectorConfig`, C, the classification loss, the assigner). It is a module and has
 
-- `queries(step) → QueryGroup`: of no query where a batch gives none. It draws random numbers by `model.share.rand`; the
-  G of `step.batch.targets` is that of the whole batch, on every process that has a share of it;
+- `queries(step) → QueryGroup`: of no query where a batch gives none, and without a position where the decoder makes it
+  (`DetectorConfig.makes_position`). It draws random numbers by `model.share.rand`; the G of `step.batch.targets` is
+  that of the whole batch, on every process that has a share of it;
 - `losses(output, queries, step) → dict`: `output` holds the predictions of its queries alone, from every layer; scalars
   by name, normalised and unweighted, connected to the graph whatever the batch holds (`model.criterion.set_losses`),
   and so that those of the shares of a batch add up (`model.share.total`);
@@ -29,6 +30,12 @@ GROUPS = Parts(
         "main": "model.groups.main:MainGroup",
         "positives": "model.groups.positives:PositivesGroup",
         "hybrid": "model.groups.hybrid:HybridGroup",
+        "denoising": "model.groups.denoising:DenoisingGroup",
     },
-    {"main": configs.MainConfig, "positives": configs.PositivesConfig, "hybrid": configs.HybridConfig},
+    {
+        "main": configs.MainConfig,
+        "positives": configs.PositivesConfig,
+        "hybrid": configs.HybridConfig,
+        "denoising": configs.DenoisingConfig,
+    },
 )

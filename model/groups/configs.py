@@ -42,3 +42,22 @@ class HybridConfig:
     def num_proposals(self) -> int:
         """Each starts from a proposal of its own, those after the original queries'."""
         return self.number
+
+
+@dataclass(frozen=True)
+class DenoisingConfig:
+    """Contrastive denoising queries (DINO); the defaults are the official ones."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    number: int = 100  # pairs of a positive and a negative query that share the batch's largest number of objects
+    label_noise: float = 0.5  # half of it is the chance that a label is replaced by a random one
+    box_noise: float = (
+        1.0  # corners move by up to this times half a side, those of negative queries by up to twice that
+    )
+    weight: float = 1.0  # of its losses beside those of the original queries
+
+    def __post_init__(self) -> None:
+        require(self.number >= 1, f"number must be at least 1, got {self.number}")
+        require(0 <= self.label_noise <= 2, f"label_noise must be in [0, 2], got {self.label_noise}")
+        for name in ("box_noise", "weight"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")

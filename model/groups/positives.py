@@ -15,20 +15,30 @@ from model.types import BACKGROUND, IGNORED, DecoderOutput, Positives, PositiveS
 
 
 class PositivesGroup(nn.Module):
-    """Linear(PE(box)) + Linear(feature) of one head's positives (paper Eq. 2)."""
+    """Linear(PE(box)) + Linear(feature) of one head's positives (paper Eq. 2).
+
+    Half of the first is the position, unless the decoder makes it; without features there is no more to the rest.
+    """
 
     def __init__(self, config: PositivesConfig, *, name: str, objective: Objective):
         super().__init__()
         self.name, self.objective = name, objective
         detector = objective.config
         self.limits, self.official = (detector.min_positive_queries, detector.max_positive_queries), detector.official
-        channels = detector.transformer.channels
-        self.box_proj = Linear(2 * channels, 2 * channels)
-        self.box_norm = nn.LayerNorm(2 * channels)
-        self.feature_proj = Linear(channels, channels)
-        self.feature_norm = nn.LayerNorm(channels)
-        # Official: one number per head, added to all channels (their own comment calls it a mistake).
-        self.head_embedding = nn.Parameter(torch.zeros(1 if self.official else channels))
+        self.makes_position, self.has_features = detector.makes_position, detector.positive_features
+        self.reference_epsilon: float | None = getattr(detector.decoder, "reference_epsilon", None)
+        self.channels = channels = detector.transformer.channels
+        width = channels if self.makes_position else 2 * channels
+        self.box_proj = Linear(2 * channels, width)
+        self.box_norm = nn.LayerNorm(width)
+        if self.has_features:
+            self.feature_proj = Linear(channels, channels)
+            self.feature_norm = nn.LayerNorm(channels)
+        # Official: one number per head, added to all channels (their own comment calls it a mistake), and none without
+        # features.
+        embedded = self.has_features and not self.makes_position
+        embedding = nn.Parameter(torch.zeros(1 if self.official else channels)) if embedded else None
+        self.register_parameter("head_embedding", embedding)
 
     def select(self, positives: Positives, pyramid: Pyramid) -> PositiveSelection:
         """The candidates that become queries of this step."""
@@ -39,13 +49,20 @@ class PositivesGroup(nn.Module):
         selection = step.positives[self.name]
         # The encoding sees the box clipped to the image, as the official sigmoid(inverse_sigmoid(box)) does.
         clipped = inverse_sigmoid(selection.boxes_cxcywh).sigmoid()
-        encoded = box_position_encoding(clipped, self.feature_proj.out_features // 2).to(selection.features.dtype)
-        position, content = self.box_norm(self.box_proj(encoded)).chunk(2, -1)
-        content = content + self.feature_norm(self.feature_proj(selection.features))
+        encoded = box_position_encoding(clipped, self.channels // 2).to(selection.features.dtype)
+        embedded = self.box_norm(self.box_proj(encoded))
+        position, content = (None, embedded) if self.makes_position else embedded.chunk(2, -1)
+        if self.has_features:
+            content = content + self.feature_norm(self.feature_proj(selection.features))
+        if position is not None and self.head_embedding is not None:
+            position = position + self.head_embedding
+        reference = selection.boxes_cxcywh
+        if self.reference_epsilon is not None:
+            reference = inverse_sigmoid(reference, self.reference_epsilon).sigmoid()
         return QueryGroup(
             content,
-            position + self.head_embedding,
-            selection.boxes_cxcywh,
+            position,
+            reference,
             has_size=True,
             gt_index=selection.gt_index,
             weight=selection.weight,

@@ -11,5 +11,8 @@ from model.parts import Parts
 from model.postprocess import configs
 
 POSTPROCESSORS = Parts(
-    __name__, "postprocessing", {"top_k": "model.postprocess.top_k:TopK"}, {"top_k": configs.TopKConfig}
+    __name__,
+    "postprocessing",
+    {"top_k": "model.postprocess.top_k:TopK", "soft_nms": "model.postprocess.soft_nms:SoftNMS"},
+    {"top_k": configs.TopKConfig, "soft_nms": configs.SoftNMSConfig},
 )

@@ -17,11 +17,16 @@ class TopK:
 
     def __call__(self, logits: Tensor, boxes_cxcywh: Tensor, valid_hw: Tensor, max_detections: int) -> list[Detections]:
         """See the contract."""
-        num_classes = logits.shape[-1]
-        scores = logits.sigmoid().flatten(1)  # [B, Q * C]
-        best, index = scores.topk(min(max_detections, scores.shape[1]), 1)
-        queries, labels = index // num_classes, index % num_classes
-        boxes = boxes_cxcywh.gather(1, queries[..., None].expand(-1, -1, 4))
-        boxes = cxcywh_to_xyxy(boxes) * size_whwh(valid_hw).to(boxes)[:, None]
-        boxes = clip_boxes(boxes, valid_hw[:, None])
-        return [Detections(b, s, c) for b, s, c in zip(boxes, best, labels, strict=True)]
+        return best_pairs(logits, boxes_cxcywh, valid_hw, max_detections)
+
+
+def best_pairs(logits: Tensor, boxes_cxcywh: Tensor, valid_hw: Tensor, number: int) -> list[Detections]:
+    """The `number` best (query, class) pairs of each image, or all of them; the contract has the other arguments."""
+    num_classes = logits.shape[-1]
+    scores = logits.sigmoid().flatten(1)  # [B, Q * C]
+    best, index = scores.topk(min(number, scores.shape[1]), 1)
+    queries, labels = index // num_classes, index % num_classes
+    boxes = boxes_cxcywh.gather(1, queries[..., None].expand(-1, -1, 4))
+    boxes = cxcywh_to_xyxy(boxes) * size_whwh(valid_hw).to(boxes)[:, None]
+    boxes = clip_boxes(boxes, valid_hw[:, None])
+    return [Detections(b, s, c) for b, s, c in zip(boxes, best, labels, strict=True)]

@@ -4,9 +4,10 @@ Proposals are what the decoder's queries start from. They own the encoder's head
 `PROPOSALS.build(config, num_proposals=…, objective=…)`: how many all query groups take together in training, and what
 proposals learn by (`model.criterion.Objective`). It is a module and has
 
-- `forward(memory, num_proposals) → Proposals`: the best `num_proposals`, with the `source` of each. `take` hands them
-  out, to the main group first, then to the others in the configuration's order. At inference there are fewer than in
-  training, and these must be the same ones;
+- `forward(memory, num_proposals) → Proposals`: the best `num_proposals`, with the `source` of each, and without
+  positions where the decoder makes them (`DetectorConfig.makes_position`). `take` hands them out, to the main group
+  first, then to the others in the configuration's order. At inference there are fewer than in training, and these must
+  be the same ones;
 - `losses(step) → dict`: of what the encoder predicts (`step.proposals`), scalars by name, normalised and unweighted;
 - `loss_weights() → dict`: the weight of each of these losses, by the same names.
 
@@ -27,6 +28,12 @@ PROPOSALS = Parts(
         "learned": "model.proposals.learned:LearnedQueries",
         "anchors": "model.proposals.anchors:AnchorQueries",
         "binary": "model.proposals.binary:BinaryProposals",
+        "classes": "model.proposals.classes:ClassProposals",
     },
-    {"learned": configs.LearnedConfig, "anchors": configs.AnchorsConfig, "binary": configs.BinaryConfig},
+    {
+        "learned": configs.LearnedConfig,
+        "anchors": configs.AnchorsConfig,
+        "binary": configs.BinaryConfig,
+        "classes": configs.ClassesConfig,
+    },
 )

@@ -40,3 +40,11 @@ class BinaryConfig:
 
     __pydantic_config__ = FORBID_UNKNOWN
     two_stage: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class ClassesConfig:
+    """Two-stage: tokens compete by their best class; those that are chosen learn objects and their classes (DINO)."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    two_stage: ClassVar[bool] = True

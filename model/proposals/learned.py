@@ -17,14 +17,15 @@ from model.types import Memory, Proposals, QueryGroup, Step
 class LearnedQueries(nn.Module):
     """Learned position, and content if wanted; the reference is a point computed from the position.
 
-    Deformable-DETR has content and a linear layer, Conditional-DETR neither and an MLP.
+    Deformable-DETR has content and a linear layer, Conditional-DETR neither and an MLP. Where the decoder makes
+    positions, the point is all that the learned one is for.
     """
 
     roles: ClassVar[dict[str, str]] = {"reference_points": "sampling"}
 
     def __init__(self, config: LearnedConfig, *, num_proposals: int, objective: Objective):
         super().__init__()
-        channels = objective.config.transformer.channels
+        channels, self.makes_position = objective.config.transformer.channels, objective.config.makes_position
         self.learns_content = config.content == "learned"
         self.embedding = nn.Embedding(num_proposals, (2 if self.learns_content else 1) * channels)
         self.has_point_head = config.points == "mlp"
@@ -48,7 +49,11 @@ class LearnedQueries(nn.Module):
         expand = (len(memory.tokens), -1, -1)
         source = torch.arange(len(content), dtype=torch.int32, device=content.device)[None].expand(expand[:2])
         queries = QueryGroup(
-            content.expand(expand), position.expand(expand), reference.expand(expand), has_size=False, source=source
+            content.expand(expand),
+            None if self.makes_position else position.expand(expand),
+            reference.expand(expand),
+            has_size=False,
+            source=source,
         )
         return Proposals(queries.between(0, num_proposals))
 

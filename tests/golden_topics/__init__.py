@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from tests.golden_topics import (
     candidates,
+    denoising,
     end_to_end,
     functions,
     heads,
@@ -18,6 +19,7 @@ from tests.golden_topics import (
     regions,
     replicas,
     single_scale,
+    single_scale_parts,
     transformer,
 )
 from tests.golden_topics.case import Case, Comparison
@@ -63,8 +65,11 @@ TOPICS: dict[str, Topic] = {
     "e2e_plain": Topic(end_to_end.plain, end_to_end.UNREAD),
     "h_matching": Topic(hybrid.h_matching, hybrid.UNREAD),
     "e2e_h": Topic(hybrid.e2e_h, hybrid.UNREAD),
+    "dab_parts": Topic(single_scale_parts.dab_parts),
+    "conditional_parts": Topic(single_scale_parts.conditional_parts),
     "e2e_dab": Topic(single_scale.e2e_dab),
     "e2e_conditional": Topic(single_scale.e2e_conditional),
+    "dn_queries": Topic(denoising.dn_queries),
     # Sizes that the masks and ratios contain.
     "group_layer": Topic(replicas.group_layer, ("batch_hw", "valid_hw")),
 }
@@ -74,8 +79,7 @@ LARGE = frozenset({"assign_maxiou_rpn", "head_fcos", "head_rcnn"})
 
 NOT_YET_BUILT = frozenset(
     {
-        *("dn_queries", "e2e_dino", "e2e_dino5"),
-        *("dab_parts", "conditional_parts"),
+        *("e2e_dino", "e2e_dino5"),
         *("group_matching", "e2e_group", "e2e_group_ddetr"),
     }
 )

@@ -32,7 +32,7 @@ SCORES, PIXELS = Tolerance(0, 1e-5), Tolerance(0, 2e-3)
 GRADIENTS, NOTHING, NORMS = Tolerance(1e-3, 5e-4), Tolerance(0, 1e-4), Tolerance(1e-3, 1e-6)
 
 DAB: dict[str, Any] = {
-    "encoder": DenseEncoderConfig(temperature=20, scaled_position=True, activation="prelu"),
+    "encoder": DenseEncoderConfig(position_temperature=20, scaled_position=True, activation="prelu"),
     "proposals": AnchorsConfig(),
     "decoder": DabDecoderConfig(),
     "box_refinement": True,

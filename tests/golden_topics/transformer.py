@@ -13,7 +13,7 @@ from model.groups.positives import select_positives
 from model.layers import downsample_mask
 from model.ops import ms_deform_attn
 from model.position import box_position_encoding, encoder_reference_points, sine_position_encoding, valid_ratios
-from model.proposals.binary import encoder_anchors
+from model.proposals.tokens import encoder_anchors
 from model.types import BACKGROUND, Memory, Positives, Pyramid, Targets, padding_mask
 from tests.golden_topics.case import EXACT, FLOAT32, FLOAT64, Case, Comparison, leaf
 

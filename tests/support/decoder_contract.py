@@ -108,14 +108,14 @@ class DecoderContract:
         for group, joint in zip(groups, decode(decoder, groups, memory), strict=True):
             assert_same(joint, decoder([group], memory))
 
-    def test_a_group_without_positions_is_understood_or_told_of(self, case: str) -> None:
-        groups = [group_of(4), replace(group_of(3, 2), position=None)]
-        try:
-            output = build(case)(groups, padded_memory())
-        except ValueError as error:
-            assert "\n" not in str(error) and "model.decoder" in str(error)
+    def test_positions_are_made_for_all_groups_or_wanted_of_each(self, case: str) -> None:
+        decoder, memory, groups = build(case), padded_memory(), [group_of(4), points_of(3, 2)]
+        without = [replace(group, position=None) for group in groups]
+        if getattr(config_of("decoders", case), "makes_position", False):
+            assert_same(decoder(without, memory), decoder(groups, memory))
         else:
-            assert output.logits.shape[2] == 7 and torch.isfinite(output.logits).all()
+            with pytest.raises(ValueError, match=r"^[^\n]*model\.decoder[^\n]*$"):
+                decoder([groups[0], without[1]], memory)
 
     def test_blocks_are_groups_of_their_own(self, case: str) -> None:
         decoder, memory, group = build(case), padded_memory(), group_of(7, 1)

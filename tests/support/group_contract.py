@@ -10,13 +10,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.config import LossWeights
 from model.detector import Detector
 from model.groups import GROUPS
 from model.types import Batch, QueryGroup, Step
-from tests.support.rooms import CHANNELS, assert_reached, config_of, losses_by_share, padded_batch, shake
-from tests.support.tiny import NUM_CLASSES, PLAIN, tiny_config
+from tests.support.rooms import (
+    CHANNELS,
+    TINY,
+    around,
+    assert_reached,
+    config_of,
+    losses_by_share,
+    padded_batch,
+    shake,
+)
+from tests.support.tiny import NUM_CLASSES, OF_REFERENCES, PLAIN, tiny_config
 
-VARIANTS = {"plus plus": {}, "plain": PLAIN}
+VARIANTS = {"plus plus": {}, "plain": PLAIN, "positions of references": OF_REFERENCES}
 EACH_VARIANT = pytest.mark.parametrize("variant", VARIANTS)
 COUNTS = pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0, 0), (30, 1, 1)], ids=str)
 
@@ -97,7 +107,10 @@ class GroupContract:
         queries = seen().queries
         images, number, channels = queries.content.shape
         assert (images, channels) == (3, CHANNELS)
-        assert queries.position is None or queries.position.shape == queries.content.shape
+        if variant == "positions of references":
+            assert queries.position is None
+        else:
+            assert queries.position is not None and queries.position.shape == queries.content.shape
         assert queries.reference_cxcywh.shape == (3, number, 4) and queries.reference_cxcywh.dtype == torch.float32
         assert sum(queries.block_lengths) == number and queries.sees in ("own", "main")
         assert queries.hidden is None or (queries.hidden.shape == (3, number) and queries.hidden.dtype == torch.bool)
@@ -114,8 +127,9 @@ class GroupContract:
         expected = 12 if case == "main" else getattr(config_of("groups", case), "num_proposals", 0)
         assert seen().ranks == expected
 
-    def test_the_gradient_reaches_all_of_a_group(self, case: str) -> None:
-        detector = build(case)
+    @EACH_VARIANT
+    def test_the_gradient_reaches_all_of_a_group(self, case: str, variant: str) -> None:
+        detector = build(case, **VARIANTS[variant])
         group = group_in(detector, case)
         total, _ = detector(padded_batch((3, 1, 2)))
         total.backward()
@@ -140,6 +154,27 @@ class GroupContract:
             torch.testing.assert_close(
                 sums[name], loss.detach(), rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
             )
+
+    @pytest.mark.parametrize("decoder", TINY["decoders"])
+    def test_every_decoder_reads_the_group(self, case: str, decoder: str) -> None:
+        """Those whose references are points, too, and those that make positions."""
+        detector = build(case, **around("decoders", decoder), decoder=config_of("decoders", decoder))
+        group = group_in(detector, case)
+        total, losses = detector(padded_batch((3, 0, 2)))
+        assert all(torch.isfinite(loss) for loss in losses.values())
+        total.backward()
+        assert_reached(group.named_parameters())
+
+    def test_the_area_that_giou_adds_is_the_detectors(self, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = []
+        for epsilon in (0.0, 1.0):
+            detector = build(case, loss_weights=LossWeights(giou_epsilon=epsilon))
+            seen = watch(group_in(detector, case), monkeypatch)
+            torch.manual_seed(0)
+            detector(padded_batch())
+            found.append({name: loss for name, loss in seen().losses.items() if name.endswith("/giou")})
+        assert found[0].keys() == found[1].keys()
+        assert all(loss != found[1][name] for name, loss in found[0].items())
 
     def test_main_alone_runs_at_inference(self, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
         detector, batch = build(case).eval(), padded_batch()

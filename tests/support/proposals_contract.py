@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.config import LossWeights
 from model.types import Batch, Memory, Proposals, QueryGroup, Step
 from tests.support.rooms import (
     CHANNELS,
     SIZES,
+    around,
     assert_reached,
     losses_by_share,
     make,
@@ -22,14 +24,21 @@ from tests.support.rooms import (
     padded_batch,
     padded_memory,
 )
+from tests.support.tiny import OF_REFERENCES, tiny_config
 
 RANKS = 12
-VARIANTS = {"mixed selection": {}, "no mixed selection": {"mixed_selection": False}}
+VARIANTS = {
+    "mixed selection": {},
+    "no mixed selection": {"mixed_selection": False},
+    "positions of references": OF_REFERENCES,
+    "positions of references, no mixed selection": {**OF_REFERENCES, "mixed_selection": False},
+}
+EACH_VARIANT = pytest.mark.parametrize("variant", VARIANTS)
 COUNTS = pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0, 0), (30, 1, 1)], ids=str)
 
 
 def build(case: str, **changes: Any) -> Any:
-    return make("proposals", case, num_proposals=RANKS, objective=objective(**changes))
+    return make("proposals", case, num_proposals=RANKS, objective=objective(**around("proposals", case, **changes)))
 
 
 def assert_same_queries(own: QueryGroup, other: QueryGroup, tolerance: float = 0.0) -> None:
@@ -51,11 +60,14 @@ def step_of(part: Any, memory: Memory, batch: Batch) -> Step:
 class ProposalsContract:
     """What every part of `model/proposals` keeps."""
 
-    @pytest.mark.parametrize("variant", VARIANTS)
+    @EACH_VARIANT
     def test_ranks_have_their_shapes(self, case: str, variant: str) -> None:
         queries = build(case, **VARIANTS[variant])(padded_memory(), RANKS).queries
         assert queries.content.shape == (3, RANKS, CHANNELS)
-        assert queries.position is None or queries.position.shape == queries.content.shape
+        if tiny_config(**around("proposals", case, **VARIANTS[variant])).makes_position:
+            assert queries.position is None
+        else:
+            assert queries.position is not None and queries.position.shape == queries.content.shape
         assert queries.reference_cxcywh.shape == (3, RANKS, 4) and queries.reference_cxcywh.dtype == torch.float32
         assert ((queries.reference_cxcywh >= 0) & (queries.reference_cxcywh <= 1)).all()
         assert queries.source is not None and queries.source.dtype == torch.int32 and queries.source.shape == (3, RANKS)
@@ -71,7 +83,7 @@ class ProposalsContract:
         with pytest.raises(ValueError, match=r"^[^\n]*num_proposals[^\n]*$"):
             proposals.take(1)
 
-    @pytest.mark.parametrize("variant", VARIANTS)
+    @EACH_VARIANT
     def test_inference_has_the_first_ranks_of_training(self, case: str, variant: str) -> None:
         part, memory = build(case, **VARIANTS[variant]), padded_memory()
         assert_same_queries(part(memory, 5).take(5), part(memory, RANKS).take(5))
@@ -102,9 +114,10 @@ class ProposalsContract:
         for loss in losses.values():
             assert loss.shape == () and torch.isfinite(loss) and loss.requires_grad
 
+    @EACH_VARIANT
     @COUNTS
-    def test_the_gradient_reaches_all_of_the_proposals(self, case: str, counts: tuple[int, ...]) -> None:
-        part, memory = build(case), padded_memory()
+    def test_the_gradient_reaches_all_of_the_proposals(self, case: str, variant: str, counts: tuple[int, ...]) -> None:
+        part, memory = build(case, **VARIANTS[variant]), padded_memory()
         step = step_of(part, memory, padded_batch(counts))
         queries = step.proposals.queries
         outputs = [queries.content, queries.reference_cxcywh, *([] if queries.position is None else [queries.position])]
@@ -114,6 +127,12 @@ class ProposalsContract:
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
         if sum(counts):
             assert_reached(part.named_parameters())
+
+    def test_the_area_that_giou_adds_is_the_detectors(self, case: str) -> None:
+        memory, batch = padded_memory(), padded_batch()
+        parts = [build(case, loss_weights=LossWeights(giou_epsilon=epsilon)) for epsilon in (0.0, 1.0)]
+        without, losses = (part.losses(step_of(part, memory, batch)) for part in parts)
+        assert all(losses[name] != loss for name, loss in without.items() if name.endswith("/giou"))
 
     def test_losses_of_the_shares_of_a_batch_add_up(self, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
         part, batch, memory = build(case), padded_batch(), padded_memory()

@@ -29,7 +29,7 @@ from model.postprocess import POSTPROCESSORS
 from model.proposals import PROPOSALS
 from model.share import Share, sharing
 from model.types import Batch, Memory
-from tests.support.tiny import NUM_CLASSES, PLAIN, tiny_batch, tiny_config
+from tests.support.tiny import NUM_CLASSES, OF_REFERENCES, PLAIN, tiny_batch, tiny_config
 
 ROOMS: dict[str, Parts] = {
     "backbones": BACKBONES,
@@ -54,8 +54,9 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     "necks": {"projection": {}, "projection, no norm": {"norm": "none"}},
     "encoders": {
         "deformable": {},
+        "deformable, as DINO's": {"position_offset": 0.0, "position_temperature": 20.0},
         "dense": {},
-        "dense, as DAB-DETR has it": {"temperature": 20.0, "scaled_position": True, "activation": "prelu"},
+        "dense, as DAB-DETR's": {"position_temperature": 20.0, "scaled_position": True, "activation": "prelu"},
     },
     "adapters": {"coarser": {}, "single_scale": {}, "single_scale, the finest": {"strides": (16, 32, 64)}},
     "proposals": {
@@ -65,17 +66,29 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "anchors, uniform": {"centres": "uniform"},
         "anchors, fixed": {"centres": "fixed"},
         "binary": {},
+        "classes": {},
     },
-    "decoders": {"deformable": {}, "conditional": {}, "dab": {}},
-    "groups": {"main": {}, "positives": {}, "hybrid": {"number": 9, "repeats": 3}},
+    "decoders": {
+        "deformable": {},
+        "deformable, positions of references": {
+            "position": "reference",
+            "final_norm": True,
+            "inverse_sigmoid_epsilon": 1e-3,
+        },
+        "deformable, shared branches": {"position": "reference", "final_norm": True, "shared_branches": True},
+        "conditional": {},
+        "dab": {},
+    },
+    "groups": {"main": {}, "positives": {}, "hybrid": {"number": 9, "repeats": 3}, "denoising": {"number": 7}},
     "assign": {"hungarian": {}},
-    "classification": {"focal": {}},
-    "postprocess": {"top_k": {}},
+    "classification": {"focal": {}, "quality": {}},
+    "postprocess": {"top_k": {}, "soft_nms": {}},
 }
 # Room → case → changes of the tiny detector (`tiny_config`) around it, where the part does not go with the usual one.
 AROUND: dict[str, dict[str, dict[str, Any]]] = {
     "adapters": {"single_scale": {"stages": (4,)}, "single_scale, the finest": {"stages": (3,)}},
     "decoders": {"conditional": PLAIN, "dab": {"box_refinement": True}},
+    "proposals": dict.fromkeys(("anchors", "anchors, uniform", "anchors, fixed"), OF_REFERENCES),
 }
 
 STRIDES, CHANNELS = (8, 16, 32), 32  # of `tiny_config`'s encoder

@@ -7,7 +7,7 @@ import torch
 from model.adapters.configs import SingleScaleConfig
 from model.backbones.configs import ResNetConfig
 from model.config import DetectorConfig, TransformerConfig
-from model.decoders.configs import ConditionalDecoderConfig, DabDecoderConfig
+from model.decoders.configs import ConditionalDecoderConfig, DabDecoderConfig, DeformableDecoderConfig
 from model.encoders.configs import DenseEncoderConfig
 from model.heads import HEADS
 from model.proposals.configs import AnchorsConfig, LearnedConfig
@@ -15,10 +15,11 @@ from model.types import MASK_CELLS, Batch, Targets
 
 PLAIN = {"two_stage": False, "box_refinement": False, "mixed_selection": False, "look_forward_twice": False}
 REFINED = {**PLAIN, "box_refinement": True}
+OF_REFERENCES = {"decoder": DeformableDecoderConfig(position="reference", final_norm=True)}
 ONE_LEVEL = {**PLAIN, "stages": (4,), "adapter": SingleScaleConfig()}  # of stride 32
 DAB = {
     **{**ONE_LEVEL, "box_refinement": True, "look_forward_twice": True},
-    "encoder": DenseEncoderConfig(temperature=20, scaled_position=True, activation="prelu"),
+    "encoder": DenseEncoderConfig(position_temperature=20, scaled_position=True, activation="prelu"),
     "proposals": AnchorsConfig(),
     "decoder": DabDecoderConfig(),
 }

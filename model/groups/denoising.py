@@ -1,0 +1,108 @@
+"""Contrastive denoising (DINO, Zhang et al. 2022, section 3.3): noised ground truths as queries, in training alone.
+
+Official: `CdnQueryGenerator`. Each of several blocks holds two queries of every object: a positive one, whose box is
+moved a little and must predict its object again, and a negative one, moved further, that must predict no object.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
+from model.criterion import Objective, by_layer, layer_weights, set_losses
+from model.groups.configs import DenoisingConfig
+from model.linear import Linear
+from model.position import box_position_encoding
+from model.share import largest, rand
+from model.types import BACKGROUND, DecoderOutput, QueryGroup, Step
+
+REFERENCE_EPSILON = 1e-3  # official: of the inverse sigmoid of noised boxes; no side becomes shorter
+UNUSED = 0.5  # reference of a slot without an object (official: logit 0)
+
+
+class Noise(NamedTuple):
+    """What chance decides about Q denoising queries of B images."""
+
+    flip: Tensor  # [B, Q] in [0, 1): the label is replaced where this is below half of `label_noise`
+    label: Tensor  # [B, Q] int64, the class that replaces it, perhaps the same
+    sign: Tensor  # [B, Q, 4] -1 or 1, where each coordinate of the two corners moves
+    part: Tensor  # [B, Q, 4] in [0, 1), how far: in half sides, one more for negative queries
+
+
+class DenoisingGroup(nn.Module):
+    """`number // G` blocks of 2 G queries: the positives of all objects, then their negatives.
+
+    G is the largest number of objects of an image of the whole batch. An image with fewer leaves slots unused; they are
+    seen by their block and trained as background (official).
+    """
+
+    def __init__(self, config: DenoisingConfig, *, name: str, objective: Objective):
+        super().__init__()
+        self.config, self.name, self.objective = config, name, objective
+        channels = objective.config.transformer.channels
+        self.label_embedding = nn.Parameter(torch.randn(objective.num_classes, channels))
+        self.box_position: nn.Sequential | None = None
+        if not objective.config.makes_position:
+            # DN-Deformable-DETR, whose positions follow from the boxes too: by weights of its own, as the positives'
+            self.box_position = nn.Sequential(Linear(2 * channels, channels), nn.LayerNorm(channels))
+
+    def draw(self, num_images: int, num_queries: int, device: torch.device) -> Noise:
+        """The noise of one step."""
+        numbers = rand((num_images, num_queries, 10), device)
+        flip, label, sign, part = numbers.split([1, 1, 4, 4], -1)
+        num_classes = self.objective.num_classes
+        label = (label[..., 0] * num_classes).long().clamp(max=num_classes - 1)  # 1 - 2^-24 may round up
+        return Noise(flip[..., 0], label, (sign >= 0.5) * 2.0 - 1, part)
+
+    def queries(self, step: Step) -> QueryGroup:
+        """No query where the whole batch holds no object."""
+        targets = step.batch.targets
+        count, device = largest(int(targets.num_boxes.max())), targets.labels.device
+        num_blocks = max(self.config.number // max(count, 1), 1)
+        negative = torch.arange(2, device=device).repeat_interleave(count).repeat(num_blocks)  # [Q]
+        objects = torch.arange(count, device=device).repeat(2 * num_blocks)  # [Q]
+        noise = self.draw(len(targets.labels), len(objects), device)
+        used = targets.valid[:, objects]  # [B, Q]
+        labels = noise.label.where(noise.flip < self.config.label_noise / 2, targets.labels[:, objects])
+        content = self.label_embedding[labels.clamp(min=0)] * used[..., None]
+        boxes = targets.boxes_cxcywh(step.batch.valid_hw)[:, objects]
+        distance = noise.sign * (noise.part + negative[:, None]) * self.config.box_noise
+        corners = cxcywh_to_xyxy(boxes) + distance * boxes[..., 2:].repeat(1, 1, 2) / 2
+        moved = inverse_sigmoid(xyxy_to_cxcywh(corners.clamp(0, 1)), REFERENCE_EPSILON).sigmoid()
+        reference = moved.where(used[..., None], UNUSED)
+        return QueryGroup(
+            content,
+            self._position(reference),
+            reference,
+            has_size=True,
+            blocks=(2 * count,) * num_blocks,
+            sees="main",
+            gt_index=objects.where(used & (negative == 0), BACKGROUND),
+        )
+
+    def _position(self, reference: Tensor) -> Tensor | None:
+        if self.box_position is None:
+            return None
+        position: Tensor = self.box_position(box_position_encoding(reference, self.label_embedding.shape[1] // 2))
+        return position
+
+    def losses(self, output: DecoderOutput, queries: QueryGroup, step: Step) -> dict[str, Tensor]:
+        """`<name>.<layer>/<term>`: each positive query keeps its object through all layers; by their number divided."""
+        assert queries.gt_index is not None
+        losses = set_losses(
+            output.logits,
+            output.boxes_cxcywh,
+            queries.gt_index.expand(len(output.logits), -1, -1),
+            step.batch.targets,
+            step.batch.valid_hw,
+            classification=self.objective.classification,
+            giou_epsilon=self.objective.giou_epsilon,
+        )
+        return by_layer(self.name, losses)
+
+    def loss_weights(self) -> dict[str, float]:
+        """`weight` times the detector's `loss_weights`, in each layer."""
+        return layer_weights(self.name, self.objective.config, self.config.weight)
