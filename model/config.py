@@ -7,7 +7,9 @@ Names follow the paper. The settings of a part lie in its room (`model/<room>/co
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 from model.adapters import ADAPTERS
@@ -195,6 +197,7 @@ class DetectorConfig:
         self._check_declared(PROPOSALS, "proposals", "two_stage")
         self._check_declared(PROPOSALS, "proposals", "mixed_selection")
         self._check_declared(DECODERS, "decoder", "box_refinement")
+        self._check_declared(ADAPTERS, "adapter", "transformer.num_levels")
         if not (getattr(self.proposals, "gives_position", True) or self.makes_position or reading):
             own, decoder = PROPOSALS.name_of(self.proposals), DECODERS.name_of(self.decoder)
             rule = f"the proposals {own} have no positions, and the decoder {decoder} makes none"
@@ -207,11 +210,11 @@ class DetectorConfig:
 
     def _check_declared(self, parts: Parts, field: str, setting: str) -> None:
         """Refuse what the `Config` of a part says that a setting of the detector must not be."""
-        wanted, found = getattr(getattr(self, field), setting, None), getattr(self, setting)
+        part, found = getattr(self, field), attrgetter(setting)(self)
+        wanted = getattr(part, setting.rpartition(".")[2], None)
         if wanted is not None and wanted != found:
-            name = parts.name_of(getattr(self, field))
-            verb = "needs" if field == "decoder" else "need"
-            rule = f"the {field} {name} {verb} {setting}: {'true' if wanted else 'false'}"
+            name = parts.name_of(part)
+            rule = f"the {field} {name} {'need' if field == 'proposals' else 'needs'} {setting}: {json.dumps(wanted)}"
             raise Conflict(rule, {setting: found, field: name})
 
     def _check_groups(self) -> None:

@@ -149,9 +149,10 @@ class Detector(nn.Module):
         masks = padding.of_levels(levels, self.strides)
         return self.encoder(levels, masks, padded=padding.any, level_embedding=self.level_embedding), padding.mask_at
 
-    def pyramid(self, memory: Memory, valid_hw: Tensor, mask_at: Callable[[int], Tensor | None]) -> Pyramid:
+    def pyramid(self, memory: Memory, batch: Batch, mask_at: Callable[[int], Tensor | None]) -> Pyramid:
         """What the auxiliary heads read (paper 3.2)."""
-        pyramid: Pyramid = self.coarser(memory, valid_hw, mask_at)
+        height, width = batch.images.shape[-2:]
+        pyramid: Pyramid = self.coarser(memory, batch.valid_hw, mask_at, (height, width))
         return pyramid
 
     def initial_queries(self, memory: Memory) -> QueryGroup:
@@ -166,7 +167,7 @@ class Detector(nn.Module):
         with_losses, targets = self.config.auxiliary_loss, step.batch.targets
         if not len(self.heads) or not (with_losses or len(self.positive_queries)):
             return losses
-        step.pyramid = self.pyramid(step.memory, step.batch.valid_hw, step.mask_at)
+        step.pyramid = self.pyramid(step.memory, step.batch, step.mask_at)
         for name, head in self.named_heads():
             own, positives = head.train_step(step.pyramid, targets, with_losses=with_losses)
             losses |= {f"{name}/{term}": value for term, value in own.items()}
@@ -223,7 +224,7 @@ class Detector(nn.Module):
         if DECODER in branches:
             found[DECODER] = self.postprocess(logits, boxes, batch.valid_hw, max_detections)
         if any(branch != DECODER for branch in branches):
-            pyramid = self.pyramid(memory, batch.valid_hw, mask_at)
+            pyramid = self.pyramid(memory, batch, mask_at)
             found |= {n: h.detect(pyramid, max_detections) for n, h in self.named_heads() if n in branches}
         gt_index = self.assign(logits[None], boxes[None], batch.targets, batch.valid_hw)[0]
         assert group.source is not None

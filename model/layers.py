@@ -22,6 +22,16 @@ def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x.masked_fill(mask[:, None], 0.0)
 
 
+def repeat_edge(level: Tensor, valid_hw: Tensor, stride: int) -> Tensor:
+    """`level` [B, D, h, w] with each image's last valid row and column repeated outwards, as beyond a map's edge."""
+    channels, height, width = level.shape[1:]
+    last = torch.div(valid_hw - 1, stride, rounding_mode="floor")  # [B, 2]
+    rows = torch.minimum(torch.arange(height, device=level.device), last[:, :1])[:, None, :, None]
+    columns = torch.minimum(torch.arange(width, device=level.device), last[:, 1:])[:, None, None]
+    filled = level.gather(2, rows.expand(-1, channels, -1, width))
+    return filled.gather(3, columns.expand(-1, channels, height, -1))
+
+
 def num_norm_groups(channels: int) -> int:
     """32 groups as the official heads, or the largest power-of-two divisor below that leaves 4 channels a group."""
     groups = 32
@@ -53,9 +63,17 @@ class MaskedGroupNorm(nn.GroupNorm):
 class ConvNorm(nn.Module):
     """Convolution, then group normalisation; the state-dict names are `conv` and `norm`."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int | None = None):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int | None = None,
+        bias: bool = False,
+    ):
         super().__init__()
-        self.conv = Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+        self.conv = Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias)
         self.norm = MaskedGroupNorm(groups or num_norm_groups(out_channels), out_channels)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

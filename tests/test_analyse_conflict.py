@@ -143,7 +143,7 @@ def test_variants_differ_and_each_has_its_name() -> None:
     gradients = tuple(torch.randn(1, 6, *size, generator=generator) + 0.3 for size in sizes)
     found = {}
     for name, variant in conflict.VARIANTS.items():
-        count = 3 if variant.coarser else 2
+        count = 3 if variant.added else 2
         maps = conflict.head_maps(features[:count], gradients[:count], cells[:count], variant)
         assert [len(own.shape) for own in maps] == [3] * (2 if variant.levels == "each" else 1)
         for own in maps:

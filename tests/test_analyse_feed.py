@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from model.detector import Detector
 from model.heads import HEADS
 from model.types import Batch
 from tests.support.scattered_detector import build_detector
-from tests.support.tiny import PLAIN, single, tiny_batch
+from tests.support.tiny import ON_ONE_LEVEL, ONE_LEVEL, PLAIN, single, tiny_batch
 
 CAM = conflict.VARIANTS["cam-v1"]
 SIZES = ((96, 96), (64, 80), (81, 70))
 CANVAS = (96, 96)
+EVERY_DETECTOR = pytest.mark.parametrize("name", ON_ONE_LEVEL)
 
 
 def positive_logits(
@@ -72,10 +74,11 @@ def plain_cam(detector: Detector, name: str, batch: Batch) -> Tensor:
     return merged / merged.max() if merged.max() > 0 else merged
 
 
+@pytest.mark.parametrize("changes", [{}, {**ONE_LEVEL, "seed": 1}], ids=["several levels", "one level"])
 @pytest.mark.parametrize("name", [feed.DECODER, *sorted(HEADS)])
-def test_cams_of_a_padded_batch_are_those_of_each_image_alone(name: str) -> None:
+def test_cams_of_a_padded_batch_are_those_of_each_image_alone(name: str, changes: dict[str, Any]) -> None:
     heads = () if name == feed.DECODER else (name,)
-    detector, batch = build_detector(*heads), tiny_batch((3, 1, 2), SIZES, CANVAS)
+    detector, batch = build_detector(*heads, **changes), tiny_batch((3, 1, 2), SIZES, CANVAS)
     root = feed.encode(detector, batch)
     found = look(detector, root, feed.decode(detector, root, batch), batch, ("cam-v1",))
     maps = found.maps["cam-v1"][0][:, -1]
@@ -113,6 +116,28 @@ def test_the_decoder_does_not_see_the_coarser_level_and_everybody_sees_the_fines
     assert decoder[-1].abs().sum() == 0 and decoder[0].abs().sum() > 0 and atss[0].abs().sum() > 0
 
 
+@EVERY_DETECTOR
+def test_with_one_level_the_decoder_sees_that_one_and_heads_all(name: str) -> None:
+    detector, batch = build_detector("atss", **ON_ONE_LEVEL[name]), tiny_batch((3, 1), SIZES[:2], CANVAS)
+    root = feed.encode(detector, batch)
+    assert root.encoder_levels == (2,) and [tuple(level.shape[2:]) for level in root.features] == [(3, 3)]
+    assert torch.equal(root.memory.maps()[0], root.features[0])
+    assert [own.tolist() for own in root.cells(root.numbers(added=True))] == [
+        *([[12, 12], [8, 10]], [[6, 6], [4, 5]], [[3, 3], [2, 3]], [[2, 2], [1, 2]], [[1, 1], [1, 1]])
+    ]
+    decoded = feed.decode(detector, root, batch)
+    assert [tuple(own.shape) for own in decoded.attention] == [(2, 3, 3)]
+    scores = feed.scores(detector, root, decoded, batch)
+    usable = conflict.usable_gts(list(scores.values()))
+    decoder, atss = (feed.gradients(root, score, usable) for score in scores.values())
+    assert [bool(own.abs().sum() > 0) for own in decoder] == [False, False, True, False, False]
+    assert atss[0].abs().sum() > 0
+    found = look(detector, root, feed.decode(detector, root, batch), batch, tuple(conflict.VARIANTS))
+    for variant, grids in found.maps.items():  # the levels that the adapter adds give the finest grid
+        size = (12, 12) if conflict.VARIANTS[variant].added else (3, 3)
+        assert [tuple(own.shape) for own in grids] == [(2, 2, *size)], variant
+
+
 def test_attention_is_that_of_the_last_layer() -> None:
     """Every matched query gives its attention heads' weights, which sum to 1 over levels, to the maps."""
     detector, batch = build_detector(**PLAIN), tiny_batch((3, 1))
@@ -122,6 +147,20 @@ def test_attention_is_that_of_the_last_layer() -> None:
     heads = detector.config.transformer.num_attention_heads
     assert (total <= heads * batch.targets.num_boxes + 1e-4).all() and (total > heads * 0.4).all()
     assert (decoded.gt_index >= 0).sum(1).tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("name", ["dab", "conditional"])
+def test_attention_to_every_token_is_given_to_its_own_cell(name: str) -> None:
+    detector, batch = build_detector(**ON_ONE_LEVEL[name]), tiny_batch((3, 1, 2), SIZES, CANVAS)
+    root = feed.encode(detector, batch)
+    decoded = feed.decode(detector, root, batch)
+    assert decoded.output.looked_at is not None
+    weights = decoded.output.looked_at[1].flatten(2)  # of one level, and as of one attention head
+    expected = (weights * (decoded.gt_index >= 0)[..., None]).sum(1)
+    (attention,) = decoded.attention
+    torch.testing.assert_close(attention.flatten(1), expected, rtol=1e-4, atol=1e-5)
+    assert (root.memory.padding is not None) and (attention.flatten(1)[root.memory.padding] < 1e-6).all()
+    torch.testing.assert_close(attention.sum((1, 2)), torch.tensor([3.0, 1.0, 2.0]))  # objects, each with its query
 
 
 def observed(detector: Detector, batch: Batch) -> Observed:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from tests.support.fakes import finish, make_grid, make_trial
 from tests.support.folders import real_data, tables, write_split
 from tests.support.quickstart import QUICKSTART, silent, timeless
 from tests.support.scattered_detector import build_detector as build
-from tests.support.tiny import PLAIN
+from tests.support.tiny import ON_ONE_LEVEL, PLAIN
 
 REGIONS = "{name: faster_rcnn, rpn: {num_proposals: 16, train_candidates: 32}, roi: {num_samples: 16, fc_channels: 16}}"
 ALL = "analyse=[conflict, discriminability, queries]"
@@ -330,8 +331,14 @@ def test_crowds_empty_images_and_no_heads(tmp_path: Path) -> None:
     assert without["discriminability"]["attention"]["iob"] != curves["attention"]["iob"]
 
 
-@pytest.mark.parametrize("changes", [PLAIN, {"compatibility": "official"}, {"positive_queries": False}], ids=str)
-def test_the_batch_size_changes_nothing(changes: dict, tmp_path: Path) -> None:
+CHANGES: dict[str, dict[str, Any]] = {
+    **{"one-stage": PLAIN, "official": {"compatibility": "official"}, "no queries": {"positive_queries": False}},
+    **ON_ONE_LEVEL,
+}
+
+
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+def test_the_batch_size_changes_nothing(changes: dict[str, Any], tmp_path: Path) -> None:
     """Images of four sizes, one-stage and two-stage, also where the official way lets padding through."""
     write_split(tmp_path, "val", tables(1))
     detector = build("atss", "faster_rcnn", **changes)

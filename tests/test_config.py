@@ -11,6 +11,7 @@ import pytest
 import harness.config
 import model.config
 from harness.config import DataConfig, DigitsConfig, EvaluateConfig, RuntimeConfig, TrainConfig
+from model.adapters.configs import SingleScaleConfig
 from model.backbones.configs import ResNetConfig
 from model.config import DetectorConfig, LossWeights, TransformerConfig
 
@@ -45,6 +46,11 @@ REFUSED = [
     (DetectorConfig, {"box_refinement": False, "two_stage": False, "mixed_selection": False}, "look_forward_twice"),
     (DetectorConfig, {"two_stage": False}, "mixed_selection"),
     (DetectorConfig, {"transformer": TransformerConfig(num_levels=2)}, "num_levels"),
+    (DetectorConfig, {"adapter": SingleScaleConfig()}, "num_levels"),
+    (SingleScaleConfig, {"strides": ()}, "strides"),
+    (SingleScaleConfig, {"strides": (8, 32)}, "strides"),
+    (SingleScaleConfig, {"strides": (16, 8)}, "strides"),
+    (SingleScaleConfig, {"strides": (0, 0)}, "strides"),
     (DigitsConfig, {"num_train": 0}, "num_train"),
     (DigitsConfig, {"num_val": 0}, "num_val"),
     (DigitsConfig, {"image_size": 63}, "image_size"),
@@ -76,6 +82,7 @@ ACCEPTED = [
     (ResNetConfig, {"stages": (1, 2, 3, 4), "frozen_stages": 4}),
     (TransformerConfig, {"channels": 4, "num_attention_heads": 1, "num_levels": 1, "num_encoder_layers": 0}),
     (LossWeights, {"classification": 0.0, "l1": 0.0, "giou": 0.0}),
+    (SingleScaleConfig, {"strides": (32,)}),
     (DetectorConfig, {"lambda1": 0.0, "lambda2": 0.0, "min_positive_queries": 5, "max_positive_queries": 5}),
     (
         DetectorConfig,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.analyse import discriminability, feed, queries
-from harness.analyse.grids import inside, valid_cells
+from harness.analyse.grids import inside
 from model.boxes import xyxy_to_cxcywh
 from model.detector import Detector
 from model.types import Batch
@@ -48,8 +48,7 @@ class Discriminability:
         """Measure the images that have objects."""
         batch, root = seen.batch, seen.root
         height, width = batch.images.shape[-2:]
-        size, strides = (height, width), root.pyramid.strides[: root.num_encoder_levels]
-        cells = [valid_cells(batch.valid_hw, stride) for stride in strides]
+        size, cells = (height, width), root.cells(root.encoder_levels)
         foreground = discriminability.inside_boxes(batch.targets.boxes_xyxy, batch.targets.valid, size)
         some = torch.ones(seen.crowd_xyxy.shape[:2], dtype=torch.bool, device=foreground.device)
         ignored = discriminability.inside_boxes(seen.crowd_xyxy, some, size)

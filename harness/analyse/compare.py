@@ -55,7 +55,7 @@ class Conflict:
         other = self._other(seen.batch)
         for variant, grids in found.maps.items():
             way = conflict.VARIANTS[variant]
-            cells = seen.root.cells[: len(grids)]
+            cells = seen.root.cells(seen.root.numbers(way.added)[: len(grids)])
             pairs, rms, between, blank = [], [], [], []
             for number, (maps, own) in enumerate(zip(grids, cells, strict=True)):
                 valid = inside(own, (maps.shape[2], maps.shape[3]))
@@ -155,14 +155,14 @@ def look(
     """The maps of all heads of a detector on a batch: one backward pass per head serves every variant."""
     scores = feed.scores(detector, root, decoded, batch)
     usable = conflict.usable_gts(list(scores.values()))
-    features = tuple(level.detach() for level in root.pyramid.levels)
     by_head: dict[ConflictVariant, list[list[Tensor]]] = {variant: [] for variant in variants}
     for score in scores.values():
         gradients = feed.gradients(root, score, usable)
         for variant, rows in by_head.items():
             way = conflict.VARIANTS[variant]
-            count = len(features) if way.coarser else root.num_encoder_levels
-            rows.append(conflict.head_maps(features[:count], gradients[:count], root.cells[:count], way))
+            numbers = root.numbers(way.added)
+            features, own = ([levels[number] for number in numbers] for levels in (root.pyramid.levels, gradients))
+            rows.append(conflict.head_maps([level.detach() for level in features], own, root.cells(numbers), way))
     maps = {variant: [torch.stack(grid, 1) for grid in zip(*rows, strict=True)] for variant, rows in by_head.items()}
     return Heads(maps, usable)
 

@@ -10,6 +10,7 @@ to the last choice; other readings have names of their own in `VARIANTS`. docs/m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -30,7 +31,7 @@ class Variant:
     weights: Literal["pooled", "position"] = "pooled"  # α: mean of the gradient over positions, or the gradient itself
     signed: bool = False  # False: ReLU; True: negative evidence stays, the map is moved to [0, 1]
     levels: Literal["merged", "joint", "finest", "each"] = "merged"  # see `head_maps`
-    coarser: bool = True  # with the level that the multi-scale adapter adds, which the decoder does not see
+    added: bool = True  # with the levels that the multi-scale adapter adds, which the decoder does not see
     distribution: Literal["softmax", "l1"] = "softmax"
 
 
@@ -40,9 +41,9 @@ VARIANTS: dict[ConflictVariant, Variant] = {
     "cam-v1-signed": Variant(signed=True),
     "cam-v1-l1": Variant(distribution="l1"),
     "cam-v1-joint-levels": Variant(levels="joint"),
-    "cam-v1-finest-level": Variant(levels="finest"),
-    "cam-v1-each-level": Variant(levels="each", coarser=False),
-    "cam-v1-encoder-levels": Variant(coarser=False),
+    "cam-v1-finest-level": Variant(levels="finest", added=False),
+    "cam-v1-each-level": Variant(levels="each", added=False),
+    "cam-v1-encoder-levels": Variant(added=False),
 }
 assert set(VARIANTS) == set(get_args(ConflictVariant))
 
@@ -80,9 +81,9 @@ def unit_map(maps: Tensor, valid: Tensor, signed: bool = False) -> Tensor:
 
 
 def head_maps(
-    features: tuple[Tensor, ...],
-    gradients: tuple[Tensor, ...],
-    cells: list[Tensor],
+    features: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    cells: Sequence[Tensor],
     variant: Variant,
 ) -> list[Tensor]:
     """A head's maps in [0, 1].

@@ -24,19 +24,22 @@ from model.types import Batch, DecoderOutput, Memory, Positives, Pyramid, QueryG
 class Root:
     """The encoder's output as leaves of a graph: what each head reads."""
 
-    pyramid: Pyramid  # the encoder's levels, and with auxiliary heads the adapter's coarser one
+    pyramid: Pyramid  # the encoder's levels, and with auxiliary heads those that the adapter adds
     memory: Memory  # the encoder's levels as the decoder's tokens, made of the same leaves
-    num_encoder_levels: int
+    encoder_levels: tuple[int, ...]  # where they stand in the pyramid
 
-    @property
-    def cells(self) -> list[Tensor]:
-        """[B, 2] valid rows and columns of each level of the pyramid."""
-        return [valid_cells(self.pyramid.valid_hw, stride) for stride in self.pyramid.strides]
+    def numbers(self, added: bool) -> tuple[int, ...]:
+        """Levels of the pyramid by number: all, or without those that the adapter `added`."""
+        return tuple(range(len(self.pyramid.levels))) if added else self.encoder_levels
+
+    def cells(self, numbers: tuple[int, ...]) -> list[Tensor]:
+        """[B, 2] valid rows and columns of each of these levels."""
+        return [valid_cells(self.pyramid.valid_hw, self.pyramid.strides[number]) for number in numbers]
 
     @property
     def features(self) -> tuple[Tensor, ...]:
         """The encoder's own levels [B, D, h, w]."""
-        return self.pyramid.levels[: self.num_encoder_levels]
+        return tuple(self.pyramid.levels[number] for number in self.encoder_levels)
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,16 @@ def heads_of(detector: Detector) -> tuple[str, ...]:
 def encode(detector: Detector, batch: Batch) -> Root:
     """The root of a batch."""
     memory, mask_at = detector.encode(batch)
-    count = len(memory.sizes)
     if len(detector.heads):
-        pyramid = detector.pyramid(memory, batch.valid_hw, mask_at)
+        pyramid = detector.pyramid(memory, batch, mask_at)
     else:
         masks = tuple(mask_at(stride) for stride in detector.strides)
         pyramid = Pyramid(tuple(memory.maps()), detector.strides, batch.valid_hw, masks)
     leaves = tuple(level.detach().float().contiguous().requires_grad_() for level in pyramid.levels)
+    own = tuple(pyramid.strides.index(stride) for stride in detector.strides)
     with torch.enable_grad():
-        tokens = torch.cat([leaf.flatten(2).transpose(1, 2) for leaf in leaves[:count]], 1)
-    return Root(replace(pyramid, levels=leaves), replace(memory, tokens=tokens), count)
+        tokens = torch.cat([leaves[number].flatten(2).transpose(1, 2) for number in own], 1)
+    return Root(replace(pyramid, levels=leaves), replace(memory, tokens=tokens), own)
 
 
 def decode(detector: Detector, root: Root, batch: Batch) -> Decoded:

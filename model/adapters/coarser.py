@@ -21,7 +21,9 @@ class CoarserLevel(nn.Module):
         self.conv = Conv2d(channels, channels, 3, 2, padding=1)
         self.norm = MaskedGroupNorm(num_norm_groups(channels), channels)
 
-    def forward(self, memory: Memory, valid_hw: Tensor, mask_at: Callable[[int], Tensor | None]) -> Pyramid:
+    def forward(
+        self, memory: Memory, valid_hw: Tensor, mask_at: Callable[[int], Tensor | None], image_hw: tuple[int, int]
+    ) -> Pyramid:
         """See the contract."""
         masks = tuple(mask_at(stride) for stride in self.strides)
         levels = memory.maps()

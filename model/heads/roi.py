@@ -15,6 +15,7 @@ from model.anchor_assignment import assign_max_iou
 from model.boxes import decode_deltas
 from model.heads.configs import RoIConfig
 from model.heads.rpn import Proposals
+from model.layers import repeat_edge
 from model.linear import Linear
 from model.losses import giou_loss, softmax_cross_entropy, weighted_mean
 from model.ops import roi_align
@@ -67,7 +68,7 @@ class RoIPooling:
         maps = pyramid.levels[: len(self.strides)]
         if pyramid.masks[0] is None:
             return list(maps)
-        return [_repeat_edge(level, pyramid.valid_hw, stride) for level, stride in zip(maps, self.strides, strict=True)]
+        return [repeat_edge(level, pyramid.valid_hw, stride) for level, stride in zip(maps, self.strides, strict=True)]
 
     def __call__(self, levels: list[Tensor], image: Tensor, boxes_xyxy: Tensor, size: int) -> Tensor:
         """[R, D, size, size] features of boxes [R, 4] in images [R], at least float32."""
@@ -80,16 +81,6 @@ class RoIPooling:
             pooled.append(roi_align(level, rois[rows], size, 1 / stride))
             order.append(rows)
         return torch.cat(pooled)[torch.cat(order).argsort()]
-
-
-def _repeat_edge(level: Tensor, valid_hw: Tensor, stride: int) -> Tensor:
-    """`level` [B, D, h, w] with each image's last valid row and column repeated outwards."""
-    channels, height, width = level.shape[1:]
-    last = torch.div(valid_hw - 1, stride, rounding_mode="floor")  # [B, 2]
-    rows = torch.minimum(torch.arange(height, device=level.device), last[:, :1])[:, None, :, None]
-    columns = torch.minimum(torch.arange(width, device=level.device), last[:, 1:])[:, None, None]
-    filled = level.gather(2, rows.expand(-1, channels, -1, width))
-    return filled.gather(3, columns.expand(-1, channels, height, -1))
 
 
 class BoxBranch(nn.Module):

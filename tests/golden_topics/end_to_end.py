@@ -130,7 +130,7 @@ def _features(case: Case, detector: Detector, batch: Batch) -> Iterator[Comparis
     ):
         yield Comparison(f"neck_level{level}", ours, official, FEATURES)
     memory, mask_at = detector.encode(batch)
-    pyramid = detector.pyramid(memory, batch.valid_hw, mask_at)
+    pyramid = detector.pyramid(memory, batch, mask_at)
     for level, (ours, official) in enumerate(zip(pyramid.levels, case.sequence("encoder_level"), strict=True)):
         yield Comparison(f"encoder_level{level}", ours, official, FEATURES)
     padding = [downsample_mask(batch.padding_mask, size) for size in memory.sizes]
@@ -146,7 +146,7 @@ def _decoded(case: Case, detector: Detector, batch: Batch, two_stage: bool) -> I
         chosen = case["enc_topk_inds"][..., None].expand(-1, -1, 4)
         ours = proposals.boxes_cxcywh.gather(1, chosen)
         yield Comparison("enc_topk_boxes", ours, case["enc_topk_boxes"], FEATURES)
-    pyramid = detector.pyramid(memory, batch.valid_hw, mask_at)
+    pyramid = detector.pyramid(memory, batch, mask_at)
     yield from _proposals(case, detector, pyramid)
     groups, names = [detector.main.queries(step)], ["main"]
     for number, (name, head) in enumerate(detector.named_heads()):

@@ -6,6 +6,9 @@ image's own positions hold what the image alone would give.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -28,6 +31,7 @@ from tests.support.rooms import (
     padded_batch,
     padded_memory,
     size_at,
+    strides_around,
     unmasked,
 )
 from tests.support.tiny import tiny_config
@@ -179,33 +183,47 @@ class EncoderContract:
 # ---- adapters -----------------------------------------------------------------------------------------------------
 
 
+def adapter_of(case: str) -> tuple[torch.nn.Module, Callable[..., Memory]]:
+    """The adapter of a case, and what gives the memory of an image of (height, width) and seed for it."""
+    strides = strides_around("adapters", case)
+    return make("adapters", case, channels=CHANNELS, strides=strides), partial(memory_of, strides=strides)
+
+
 class AdapterContract:
     """What every part of `model/adapters` keeps."""
 
     def test_a_pyramid_has_the_strides_that_are_told(self, case: str) -> None:
-        adapter = make("adapters", case, channels=CHANNELS, strides=STRIDES)
-        pyramid = adapter(memory_of((67, 93)), torch.tensor([[67, 93]]), unmasked)
+        adapter, memory = adapter_of(case)
+        pyramid = adapter(memory((67, 93)), torch.tensor([[67, 93]]), unmasked, (67, 93))
         assert pyramid.strides == tuple(adapter.strides) == tuple(sorted(set(adapter.strides)))
         assert pyramid.sizes == tuple(size_at((67, 93), stride) for stride in adapter.strides)
         assert all(level.shape[:2] == (1, CHANNELS) for level in pyramid.levels)
         assert pyramid.masks == (None,) * len(adapter.strides) and pyramid.valid_hw.tolist() == [[67, 93]]
 
+    def test_the_encoders_levels_are_among_the_pyramids(self, case: str) -> None:
+        adapter, memory = adapter_of(case)
+        own, strides = memory((67, 93)), strides_around("adapters", case)
+        pyramid = adapter(own, torch.tensor([[67, 93]]), unmasked, (67, 93))
+        for level, stride in zip(own.maps(), strides, strict=True):
+            assert torch.equal(pyramid.levels[pyramid.strides.index(stride)], level)
+
     def test_no_level_of_a_pyramid_depends_on_padding(self, case: str) -> None:
-        adapter = make("adapters", case, channels=CHANNELS, strides=STRIDES)
-        batch = padded_batch()
-        pyramid = adapter(padded_memory(), batch.valid_hw, masks_of(batch))
+        adapter, memory = adapter_of(case)
+        batch, own = padded_batch(), padded_memory(strides=strides_around("adapters", case))
+        pyramid = adapter(own, batch.valid_hw, masks_of(batch), CANVAS)
+        assert pyramid.sizes == tuple(size_at(CANVAS, stride) for stride in adapter.strides)
         for mask, stride in zip(pyramid.masks, pyramid.strides, strict=True):
             assert mask is not None and torch.equal(mask, masks_of(batch)(stride))
         for image, hw in enumerate(SIZES):
-            alone = adapter(memory_of(hw, image), batch.valid_hw[image : image + 1], unmasked)
+            alone = adapter(memory(hw, image), batch.valid_hw[image : image + 1], unmasked, hw)
             for level, own in zip(pyramid.levels, alone.levels, strict=True):
                 assert_same_inside(level, image, own)
 
     def test_the_gradient_reaches_all_of_an_adapter_and_every_token(self, case: str) -> None:
-        adapter = make("adapters", case, channels=CHANNELS, strides=STRIDES)
-        memory = memory_of(CANVAS)
+        adapter, memory_of_image = adapter_of(case)
+        memory = memory_of_image(CANVAS)
         memory.tokens.requires_grad_()
-        levels = adapter(memory, torch.tensor([CANVAS]), unmasked).levels
+        levels = adapter(memory, torch.tensor([CANVAS]), unmasked, CANVAS).levels
         torch.stack([(level * torch.randn_like(level)).mean() for level in levels]).sum().backward()
         assert_reached(adapter.named_parameters())
         assert memory.tokens.grad is not None and (memory.tokens.grad.abs().sum(2) > 0).all()

@@ -59,7 +59,7 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "dense, as DAB-DETR's": {"position_temperature": 20.0, "scaled_position": True, "activation": "prelu"},
         "none": {},
     },
-    "adapters": {"coarser": {}},
+    "adapters": {"coarser": {}, "single_scale": {}, "single_scale, the finest": {"strides": (16, 32, 64)}},
     "proposals": {
         "learned": {},
         "learned, position alone": {"content": "zero", "points": "mlp"},
@@ -96,6 +96,7 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
 }
 # Room → case → changes of the tiny detector (`tiny_config`) around it, where the part does not go with the usual one.
 AROUND: dict[str, dict[str, dict[str, Any]]] = {
+    "adapters": {"single_scale": {"stages": (4,)}, "single_scale, the finest": {"stages": (3,)}},
     "decoders": {"conditional": PLAIN, "dab": {"box_refinement": True}},
     "proposals": {case: OF_REFERENCES for case in TINY["proposals"] if case.startswith("anchors")},
 }
@@ -124,6 +125,12 @@ def config_of(room: str, case: str) -> Any:
 def around(room: str, case: str, **changes: Any) -> dict[str, Any]:
     """Changes of the tiny detector, and those that a case needs in their place."""
     return {**changes, **AROUND.get(room, {}).get(case, {})}
+
+
+def strides_around(room: str, case: str) -> tuple[int, ...]:
+    """Of the encoder's levels in the tiny detector around a case."""
+    stages = around(room, case).get("stages")
+    return STRIDES if stages is None else tuple(2 ** (stage + 1) for stage in stages)
 
 
 def make(room: str, case: str, **arguments: Any) -> Any:
@@ -200,25 +207,25 @@ def assert_reached(parameters: Iterator[tuple[str, Tensor]]) -> None:
             assert torch.isfinite(parameter.grad).all() and parameter.grad.abs().sum() > 0, name
 
 
-def memory_of(hw: tuple[int, int], seed: int = 0) -> Memory:
+def memory_of(hw: tuple[int, int], seed: int = 0, strides: tuple[int, ...] = STRIDES) -> Memory:
     """What an encoder gives for one image alone."""
-    return _memory(maps(hw, (CHANNELS,) * 3, STRIDES, seed), None)
+    return _memory(maps(hw, (CHANNELS,) * len(strides), strides, seed), None)
 
 
-def padded_memory(behind: float = 1e3) -> Memory:
+def padded_memory(behind: float = 1e3, strides: tuple[int, ...] = STRIDES) -> Memory:
     """The memories of images of all `SIZES` (seeds 0, 1, 2) in one batch."""
-    images = [maps(hw, (CHANNELS,) * 3, STRIDES, seed) for seed, hw in enumerate(SIZES)]
-    return _memory(batched(images, STRIDES, behind), masks_of(padded_batch()))
+    images = [maps(hw, (CHANNELS,) * len(strides), strides, seed) for seed, hw in enumerate(SIZES)]
+    mask_at = masks_of(padded_batch())
+    return _memory(batched(images, strides, behind), [mask_at(stride) for stride in strides])
 
 
-def _memory(levels: list[Tensor], mask_at: Callable[[int], Tensor] | None) -> Memory:
+def _memory(levels: list[Tensor], padding: list[Tensor] | None) -> Memory:
     sizes = tuple((level.shape[2], level.shape[3]) for level in levels)
-    nothing = [torch.zeros(len(levels[0]), *size, dtype=torch.bool) for size in sizes]
-    masks = nothing if mask_at is None else [mask_at(stride) for stride in STRIDES]
+    masks = padding or [torch.zeros(len(levels[0]), *size, dtype=torch.bool) for size in sizes]
     tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
-    padding = None if mask_at is None else torch.cat([mask.flatten(1) for mask in masks], 1)
+    hidden = None if padding is None else torch.cat([mask.flatten(1) for mask in masks], 1)
     places = [sine_position_encoding(mask, CHANNELS).flatten(2).transpose(1, 2) for mask in masks]
-    return Memory(tokens, sizes, padding, valid_ratios(masks), torch.cat(places, 1))
+    return Memory(tokens, sizes, hidden, valid_ratios(masks), torch.cat(places, 1))
 
 
 # ---- shares of a batch --------------------------------------------------------------------------------------------

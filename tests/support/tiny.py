@@ -4,26 +4,49 @@ from __future__ import annotations
 
 import torch
 
+from model.adapters.configs import SingleScaleConfig
 from model.backbones.configs import ResNetConfig
 from model.config import DetectorConfig, TransformerConfig
-from model.decoders.configs import DeformableDecoderConfig
+from model.decoders.configs import ConditionalDecoderConfig, DabDecoderConfig, DeformableDecoderConfig
+from model.encoders.configs import DenseEncoderConfig
 from model.heads import HEADS
+from model.proposals.configs import AnchorsConfig, LearnedConfig
 from model.types import MASK_CELLS, Batch, Targets
 
 PLAIN = {"two_stage": False, "box_refinement": False, "mixed_selection": False, "look_forward_twice": False}
 REFINED = {**PLAIN, "box_refinement": True}
 OF_REFERENCES = {"decoder": DeformableDecoderConfig(position="reference", final_norm=True)}
+ONE_LEVEL = {**PLAIN, "stages": (4,), "adapter": SingleScaleConfig()}  # of stride 32
+DAB = {
+    **{**ONE_LEVEL, "box_refinement": True, "look_forward_twice": True},
+    "encoder": DenseEncoderConfig(position_temperature=20, scaled_position=True, activation="prelu"),
+    "proposals": AnchorsConfig(),
+    "decoder": DabDecoderConfig(),
+}
+CONDITIONAL = {
+    **ONE_LEVEL,
+    "encoder": DenseEncoderConfig(),
+    "proposals": LearnedConfig(content="zero", points="mlp"),
+    "decoder": ConditionalDecoderConfig(),
+}
+ON_ONE_LEVEL = {"deformable": ONE_LEVEL, "dab": DAB, "conditional": CONDITIONAL}  # detectors, by name
 NUM_CLASSES = 5
 
 
-def tiny_config(*heads: str, backbone: ResNetConfig | None = None, dropout: float = 0.0, **changes) -> DetectorConfig:
-    """Under 100,000 parameters; two-stage with everything on, unless changed."""
+def tiny_config(
+    *heads: str,
+    backbone: ResNetConfig | None = None,
+    stages: tuple[int, ...] = (2, 3, 4),
+    dropout: float = 0.0,
+    **changes,
+) -> DetectorConfig:
+    """Under 100,000 parameters; two-stage with everything on, unless changed. One encoder level for each stage."""
     backbone = backbone or ResNetConfig(
-        block="basic", depths=(1, 1, 1, 1), width=8, stem="conv3", norm="group", frozen_stages=-1
+        block="basic", depths=(1, 1, 1, 1), width=8, stem="conv3", norm="group", frozen_stages=-1, stages=stages
     )
     transformer = TransformerConfig(
         channels=32,
-        num_levels=3,
+        num_levels=len(stages),
         num_attention_heads=4,
         num_points=2,
         num_encoder_layers=1,
