@@ -247,6 +247,7 @@ def other(path, value):
         "evaluate.evaluator": "pycocotools",
         "evaluate.branches": ("decoder", "atss"),
         "train.warmup_fraction": 0.5,
+        "train.ema_warmup": "exponential",
         "data.max_long_side": 999,
         "train.accumulate_steps": 2,
     }
@@ -266,6 +267,8 @@ def test_every_setting_but_the_path_makes_another_trial(config):
             "model.look_forward_twice": False,
         },
         "train.min_steps": {"train.drop_epochs": ()},
+        "train.ema_warmup": {"train.ema_decay": 0.9},
+        "train.ema_warmup_steps": {"train.ema_decay": 0.9, "train.ema_warmup": "exponential"},
     }
     seen = {trial_id(config, "f")}
     others = (
