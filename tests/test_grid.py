@@ -240,6 +240,7 @@ def other(path, value):
         "model.transformer.num_attention_heads": 4,
         "model.heads": (),
         "model.compatibility": "official",
+        "model.loss_normaliser": "objects",
         "data.train_short_sides": (96, 128),
         "train.schedule": "one_cycle",
         "train.drop_epochs": (),
@@ -255,6 +256,8 @@ def other(path, value):
         return tied[path]
     if isinstance(value, bool):
         return not value
+    if value is None:  # a number that follows from others
+        return 0.5
     return value + 1 if isinstance(value, int) else value / 2 + 0.1
 
 
