@@ -37,13 +37,56 @@ class Visibility(NamedTuple):
         hidden = [own if group.hidden is None else group.hidden for own, group in zip(shown, groups, strict=True)]
         return cls(tuple(blocks), torch.cat(hidden, 1))
 
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+        """Attention within each block, and to what else it sees: three times [B, Q, heads, D / heads] to [B, Q, D].
+
+        Cutting the sequence instead of masking one large attention makes the isolation of the customised query groups
+        (paper 3.3) exact, and costs nothing for what would be masked away. Blocks that see the first group are cut out
+        together, and masked from each other: one by one, each would read all of its keys again.
+        """
+        attended = [self._attend(query, key, value, run, dropout) for run in self._runs()]
+        return torch.cat(attended, 1).flatten(2)
+
+    def _runs(self) -> list[tuple[int, int, int, int]]:
+        """Start, stop, how many of the first queries are seen, and the length of each block between the two."""
+        runs: list[tuple[int, int, int, int]] = []
+        for start, stop, main in self.blocks:
+            if main and runs and runs[-1][2:] == (main, stop - start):
+                runs[-1] = (runs[-1][0], stop, main, stop - start)
+            else:
+                runs.append((start, stop, main, stop - start))
+        return runs
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, run: tuple[int, int, int, int], dropout: float
+    ) -> Tensor:
+        """[B, Q', heads, D / heads] of a run of blocks, from those of all queries."""
+        start, stop, main, _ = run
+        own_query, own_key, own_value = (values[:, start:stop].transpose(1, 2) for values in (query, key, value))
+        if main:
+            own_key, own_value = (
+                torch.cat([values[:, :main].transpose(1, 2), own], 2)
+                for values, own in ((key, own_key), (value, own_value))
+            )
+        seen = self._seen(run, query.device)
+        return F.scaled_dot_product_attention(own_query, own_key, own_value, seen, dropout).transpose(1, 2)
+
+    def _seen(self, run: tuple[int, int, int, int], device: torch.device) -> Tensor | None:
+        """[B or 1, 1, Q' or 1, K] bool, which of its K keys a run of blocks sees; None: each sees all."""
+        start, stop, main, length = run
+        seen = None
+        if stop - start > length:
+            block = torch.arange(stop - start, device=device) // length
+            seen = F.pad(block[:, None] == block, (main, 0), value=True)[None]
+        if self.hidden is not None:
+            shown = ~torch.cat([self.hidden[:, :main], self.hidden[:, start:stop]], 1)[:, None]
+            seen = shown if seen is None else seen & shown
+            seen = seen | ~seen.any(-1, keepdim=True)  # all is hidden from it: nobody else sees it anyway
+        return None if seen is None else seen[:, None]
+
 
 class GroupedSelfAttention(nn.Module):
-    """Multi-head self-attention among the queries of each block; others are seen only where a group says so.
-
-    Cutting the sequence instead of masking one large attention makes the isolation of the customised
-    query groups (paper 3.3) exact, and costs nothing for what would be masked away.
-    """
+    """Multi-head self-attention among the queries of each block; others are seen only where a group says so."""
 
     def __init__(self, channels: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
@@ -62,23 +105,8 @@ class GroupedSelfAttention(nn.Module):
         query_key = linear(x + position, weight[: 2 * channels], bias[: 2 * channels])
         value = linear(x, weight[2 * channels :], bias[2 * channels :])
         projected = torch.cat([query_key, value], -1).view(batch, -1, 3, self.num_heads, channels // self.num_heads)
-        attended = [self._attend(projected, block, visibility.hidden) for block in visibility.blocks]
-        return self.out_proj(torch.cat(attended, 1).reshape(batch, -1, channels))
-
-    def _attend(self, projected: Tensor, block: tuple[int, int, int], hidden: Tensor | None) -> Tensor:
-        """[B, Q', heads, D / heads] of one block, from the projections [B, Q, 3, heads, D / heads] of all."""
-        start, stop, main = block
-        query, key, value = projected[:, start:stop].permute(2, 0, 3, 1, 4)
-        if main:
-            _, main_key, main_value = projected[:, :main].permute(2, 0, 3, 1, 4)
-            key, value = torch.cat([main_key, key], 2), torch.cat([main_value, value], 2)
-        mask = None
-        if hidden is not None:
-            seen = ~torch.cat([hidden[:, :main], hidden[:, start:stop]], 1)
-            seen |= ~seen.any(1, keepdim=True)  # a block all of whose queries are hidden: nobody else sees them anyway
-            mask = seen[:, None, None]
-        dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(query, key, value, mask, dropout).transpose(1, 2)
+        query, key, value = projected.unbind(2)
+        return self.out_proj(visibility.attend(query, key, value, self.dropout if self.training else 0.0))
 
 
 class DeformableAttention(nn.Module):
