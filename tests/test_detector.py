@@ -10,9 +10,9 @@ from model.criterion import total_loss
 from model.detector import Detector
 from model.heads import HEADS
 from model.types import Batch, QueryGroup, Targets
-from tests.support.tiny import NUM_CLASSES, PLAIN, REFINED, single, tiny_batch, tiny_config
+from tests.support.tiny import DINO, NUM_CLASSES, PLAIN, REFINED, single, tiny_batch, tiny_config
 
-VARIANTS = {"plain": PLAIN, "refined": REFINED, "two_stage": {"mixed_selection": False}, "plus_plus": {}}
+VARIANTS = {"plain": PLAIN, "refined": REFINED, "two_stage": {"mixed_selection": False}, "plus_plus": {}, "dino": DINO}
 
 
 def build(*heads: str, seed: int = 0, **changes) -> Detector:
@@ -138,7 +138,7 @@ def test_padding_changes_no_loss():
 
 
 @pytest.mark.parametrize("counts", [(0, 2), (0, 0)])
-@pytest.mark.parametrize("variant", ["plain", "plus_plus"])
+@pytest.mark.parametrize("variant", ["plain", "plus_plus", "dino"])
 def test_images_without_objects_are_fine(counts, variant):
     detector = build("atss", **VARIANTS[variant])
     total, losses = detector(tiny_batch(counts=counts))
@@ -190,8 +190,10 @@ def test_more_queries_than_positions_is_explained():
         detector(tiny_batch())
 
 
-def test_bf16_keeps_matching_and_boxes_in_fp32():
-    detector, batch = build("atss"), tiny_batch()
+@pytest.mark.parametrize("variant", ["plus_plus", "dino"])
+def test_bf16_keeps_matching_and_boxes_in_fp32(variant):
+    detector, batch = build("atss", **VARIANTS[variant]), tiny_batch()
+    torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16):
         total, losses = detector(batch)
     total.backward()

@@ -68,7 +68,8 @@ class ReferencePosition(nn.Sequential):
 
     def forward(self, reference: Tensor) -> Tensor:
         """[B, Q, 4] normalised cxcywh → [B, Q, D]. A point's size is half the image: see `QueryGroup`."""
-        in_order = reference[..., [1, 0, 2, 3]]  # official: y, x, w, h
+        x, y, width, height = reference.unbind(-1)
+        in_order = torch.stack([y, x, width, height], -1)  # official
         encoded: Tensor = super().forward(box_position_encoding(in_order, self.channels // 2))
         return encoded
 

@@ -1,4 +1,4 @@
-"""Co-Deformable-DETR as released (mmdetection's names): one table, read top to bottom.
+"""Co-DETR as released (mmdetection's names): one table, read top to bottom, and Co-DINO's own rows after it.
 
 Official heads are numbered: all RoI heads first, then the dense heads; `heads` gives our names in that order.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from model.official import co_dino
 from model.official.table import compiled
 
 # Official pattern → our name. `{N}` stands for a number that both keep; {head} for the head of that number, {dense} for
@@ -86,15 +87,17 @@ def convert(
 
     Returns:
         Tensors under our names; what our table does not know keeps its official name, so that
-        `Detector.load_state_dict` reports it.
+        `Detector.load_state_dict` reports it. Without heads there is no adapter, and the official one is left out.
     """
-    rows = compiled(TABLE, PARTS)
+    rows = compiled([*TABLE, *co_dino.TABLE], PARTS)
     names = [head.replace(".", ":") for head in heads]
     two_stage = "query_head.transformer.enc_output.weight" in state
     layers = [int(m[1]) for n in state if (m := re.match(r"query_head\.transformer\.decoder\.layers\.(\d+)\.", n))]
     last = str(max(layers, default=-1) + 1)  # the class and box branches behind the decoder's are the encoder's
     ours: dict[str, Tensor] = {}
     for name, tensor in state.items():
+        if not heads and name.startswith("query_head.downsample."):
+            continue
         for pattern, target in rows:
             if match := pattern.fullmatch(name):
                 found = match.groupdict()

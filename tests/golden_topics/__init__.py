@@ -12,6 +12,7 @@ from typing import NamedTuple
 from tests.golden_topics import (
     candidates,
     denoising,
+    dino,
     end_to_end,
     from_levels,
     functions,
@@ -71,6 +72,8 @@ TOPICS: dict[str, Topic] = {
     "e2e_dab": Topic(single_scale.e2e_dab),
     "e2e_conditional": Topic(single_scale.e2e_conditional),
     "dn_queries": Topic(denoising.dn_queries),
+    "e2e_dino": Topic(dino.e2e_dino, dino.UNREAD),
+    "e2e_dino5": Topic(dino.e2e_dino5, dino.UNREAD_5),
     # Sizes that the masks and ratios contain.
     "group_layer": Topic(replicas.group_layer, ("batch_hw", "valid_hw")),
     "group_matching": Topic(replicas.group_matching, from_levels.UNREAD),
@@ -80,10 +83,6 @@ TOPICS: dict[str, Topic] = {
 }
 
 # Topics whose files are too large to keep beside the tests: they are checked where GOLDEN_DIR holds them.
-LARGE = frozenset({"assign_maxiou_rpn", "head_fcos", "head_rcnn"})
+LARGE = frozenset({"assign_maxiou_rpn", "e2e_dino", "head_fcos", "head_rcnn"})
 
-NOT_YET_BUILT = frozenset(
-    {
-        *("e2e_dino", "e2e_dino5"),
-    }
-)
+NOT_YET_BUILT = frozenset({})

@@ -80,10 +80,10 @@ def _compare(case: Case, detector: Detector, two_stage: bool) -> Iterator[Compar
     batch = Batch(case["img"], case["valid_hw"], targets, (0, 1))
     detector.eval()  # frozen norms, no dropout: training and evaluation are the same arithmetic
     with torch.no_grad():
-        yield from _features(case, detector, batch)
+        yield from features(case, detector, batch)
         yield from _decoded(case, detector, batch, two_stage)
         yield from _detected(case, detector, batch)
-    with mock.patch("torch.rand", _descending):
+    with mock.patch("torch.rand", descending):
         total, losses = detector(batch)
     official_names = _loss_names(two_stage)
     assert official_names.keys() == losses.keys()
@@ -112,18 +112,18 @@ def _gradients(case: Case, detector: Detector) -> Iterator[Comparison]:
 def _detected(case: Case, detector: Detector, batch: Batch) -> Iterator[Comparison]:
     for branch, found in detector.detect_branches(batch, ("decoder", *HEADS), NUM_DETECTIONS).items():
         for image, detections in enumerate(found):
-            boxes, scores, labels = _official_detections(case, branch, image)
+            boxes, scores, labels = official_detections(case, branch, image)
             yield Comparison(f"{branch} scores {image}", detections.scores, scores, FLOAT32)
             yield Comparison(f"{branch} boxes {image}", detections.boxes_xyxy, boxes, PIXELS)
             yield Comparison(f"{branch} labels {image}", detections.labels, labels.long(), EXACT)
 
 
-def _descending(shape: torch.Size, device: torch.device) -> Tensor:
+def descending(shape: torch.Size, device: torch.device) -> Tensor:
     """The official numbers were made with 'choose at random' meaning 'take the first'."""
     return torch.linspace(0.999, 0, shape[1], dtype=torch.float64, device=device).expand(shape)
 
 
-def _features(case: Case, detector: Detector, batch: Batch) -> Iterator[Comparison]:
+def features(case: Case, detector: Detector, batch: Batch) -> Iterator[Comparison]:
     stages = detector.backbone(batch.images, lambda stride: None)
     for level, (ours, official) in enumerate(
         zip(detector.neck(stages, lambda stride: None), case.sequence("neck_level"), strict=True)
@@ -147,17 +147,17 @@ def _decoded(case: Case, detector: Detector, batch: Batch, two_stage: bool) -> I
         ours = proposals.boxes_cxcywh.gather(1, chosen)
         yield Comparison("enc_topk_boxes", ours, case["enc_topk_boxes"], FEATURES)
     pyramid = detector.pyramid(memory, batch, mask_at)
-    yield from _proposals(case, detector, pyramid)
+    yield from region_proposals(case, detector, pyramid)
     groups, names = [detector.main.queries(step)], ["main"]
     for number, (name, head) in enumerate(detector.named_heads()):
         positives = head.train_step(pyramid, batch.targets, with_losses=False)[1]
         group = detector.positive_queries[name]
-        with mock.patch("torch.rand", _descending):
+        with mock.patch("torch.rand", descending):
             step.positives[name] = selection = group.select(positives, pyramid)
         aux = f"aux{number}"
         yield Comparison(f"{aux}_coords", selection.boxes_cxcywh, case[f"{aux}_coords"], FLOAT32)
         yield Comparison(f"{aux}_feats", selection.features, case[f"{aux}_feats"], FEATURES)
-        yield from _supervision(case, batch, aux, selection.gt_index, selection.weight)
+        yield from supervision(case, batch, aux, selection.gt_index, selection.weight)
         groups.append(group.queries(step))
         names.append(aux)
     outputs = detector.decoder(groups, memory).split([group.content.shape[1] for group in groups])
@@ -172,7 +172,7 @@ def _decoded(case: Case, detector: Detector, batch: Batch, two_stage: bool) -> I
         yield Comparison(f"{name} boxes", output.boxes_cxcywh, case[f"{prefix}_bbox_preds"], FEATURES)
 
 
-def _proposals(case: Case, detector: Detector, pyramid: Pyramid) -> Iterator[Comparison]:
+def region_proposals(case: Case, detector: Detector, pyramid: Pyramid) -> Iterator[Comparison]:
     head = detector.heads["faster_rcnn"]
     assert isinstance(head, FasterRCNNHead)
     rpn = head.stages.proposals
@@ -183,7 +183,7 @@ def _proposals(case: Case, detector: Detector, pyramid: Pyramid) -> Iterator[Com
         yield Comparison(f"proposal scores {image}", proposals.scores[image, valid], official[:, 4], FLOAT32)
 
 
-def _supervision(case: Case, batch: Batch, aux: str, gt_index: Tensor, weight: Tensor) -> Iterator[Comparison]:
+def supervision(case: Case, batch: Batch, aux: str, gt_index: Tensor, weight: Tensor) -> Iterator[Comparison]:
     """What the customised queries must predict."""
     background = gt_index < 0
     index = gt_index.clamp(min=0)
@@ -217,7 +217,7 @@ def _loss_names(two_stage: bool) -> dict[str, str]:
     return names
 
 
-def _official_detections(case: Case, branch: str, image: int) -> tuple[Tensor, Tensor, Tensor]:
+def official_detections(case: Case, branch: str, image: int) -> tuple[Tensor, Tensor, Tensor]:
     if branch in HEADS:
         rows = case[f"det_{'rcnn' if branch == 'faster_rcnn' else branch}_img{image}"]
         return rows[:, :4], rows[:, 4], rows[:, 5]

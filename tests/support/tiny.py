@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 
 from model.adapters.configs import SingleScaleConfig
+from model.assign.configs import HungarianConfig
 from model.backbones.configs import ResNetConfig
-from model.config import DetectorConfig, TransformerConfig
+from model.classification.configs import QualityConfig
+from model.config import DetectorConfig, LossWeights, TransformerConfig
 from model.decoders.configs import ConditionalDecoderConfig, DabDecoderConfig, DeformableDecoderConfig
-from model.encoders.configs import DenseEncoderConfig
+from model.encoders.configs import DeformableEncoderConfig, DenseEncoderConfig
+from model.groups.configs import DenoisingConfig
 from model.heads import HEADS
-from model.proposals.configs import AnchorsConfig, LearnedConfig
+from model.proposals.configs import AnchorsConfig, ClassesConfig, LearnedConfig
 from model.types import MASK_CELLS, Batch, Targets
 
 PLAIN = {"two_stage": False, "box_refinement": False, "mixed_selection": False, "look_forward_twice": False}
@@ -30,6 +33,16 @@ CONDITIONAL = {
     "decoder": ConditionalDecoderConfig(),
 }
 ON_ONE_LEVEL = {"deformable": ONE_LEVEL, "dab": DAB, "conditional": CONDITIONAL}  # detectors, by name
+DINO = {
+    "encoder": DeformableEncoderConfig(position_offset=0.0, position_temperature=20.0),
+    "decoder": DeformableDecoderConfig(position="reference", final_norm=True, inverse_sigmoid_epsilon=1e-3),
+    "proposals": ClassesConfig(),
+    "groups": (DenoisingConfig(number=7),),
+    "classification": QualityConfig(),
+    "assign": HungarianConfig(classification=2.0),
+    "loss_weights": LossWeights(classification=1.0),
+    "positive_features": False,
+}
 NUM_CLASSES = 5
 
 
