@@ -70,7 +70,7 @@ def test_a_row_that_needs_something_has_no_trials_and_one_line_tells_why(grid_of
     assert [row.label for row in grid.listed] == [
         *("A, K = 0", "B, K = 0", "A, K = 1", "B, K = 1", "C, K = 0", "C, K = 1"),
     ]
-    assert grid.notes == ("2 of 6 rows are left out: they need the Swin backbone, which is not here yet",)
+    assert grid.notes == ("rows left out, 2 of 6: they need the Swin backbone, which is not here yet",)
 
 
 def test_plan_and_run_leave_it_out(grid_of: GridOf, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
@@ -79,7 +79,7 @@ def test_plan_and_run_leave_it_out(grid_of: GridOf, tmp_path: Path, monkeypatch:
     assert main(["plan", str(tmp_path / "mine.yaml"), "--preset", "digits_fast"]) == 0
     told = capsys.readouterr()
     assert "B, K" not in told.out and "8 trials: 8 pending" in told.out
-    assert "note: 2 of 6 rows are left out: they need the Swin backbone" in told.err
+    assert "note: rows left out, 2 of 6: they need the Swin backbone" in told.err
 
 
 def test_its_published_numbers_stand_in_the_table(grid_of: GridOf) -> None:

@@ -265,7 +265,7 @@ def _waiting_row(row: RowSpec) -> Row:
 def _waiting_words(needs: Sequence[str]) -> list[str]:
     """A line for each thing that rows need and that is not here yet."""
     return [
-        f"{needs.count(what)} of {len(needs)} rows are left out: they need {what}, which is not here yet"
+        f"rows left out, {needs.count(what)} of {len(needs)}: they need {what}, which is not here yet"
         for what in dict.fromkeys(filter(None, needs))
     ]
 
