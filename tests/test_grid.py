@@ -250,6 +250,7 @@ def other(path, value):
         "train.warmup_fraction": 0.5,
         "train.ema_warmup": "exponential",
         "data.max_long_side": 999,
+        "model.neck.norm": "none",
         "train.accumulate_steps": 2,
     }
     if path in tied:
