@@ -78,7 +78,7 @@ def e2e_dino5(case: Case) -> Iterator[Comparison]:
         with torch.no_grad():
             memory, mask_at = detector.encode(batch)
             yield Comparison("valid_ratios_wh", memory.ratios, case["valid_ratios_wh"], FLOAT32)
-            maps = detector.pyramid(memory, valid_hw, mask_at).levels if heads else memory.maps()
+            maps = detector.pyramid(memory, batch, mask_at).levels if heads else memory.maps()
             for index, own in enumerate(maps):
                 yield Comparison(f"encoder_level{index}", own, case[f"encoder_level{index}"], FEATURES)
         yield from _compare(case, detector, batch)
