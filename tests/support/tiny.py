@@ -34,9 +34,8 @@ def tiny_config(*heads: str, backbone: ResNetConfig | None = None, dropout: floa
     return DetectorConfig(
         backbone=backbone,
         transformer=transformer,
-        num_queries=12,
         heads=tuple(HEADS[name].Config() for name in heads),
-        **changes,
+        **{"num_queries": 12, **changes},
     )
 
 
