@@ -12,8 +12,11 @@ import harness.config
 import model.config
 from harness.config import DataConfig, DigitsConfig, EvaluateConfig, RuntimeConfig, TrainConfig
 from model.adapters.configs import SingleScaleConfig
+from model.assign.configs import HungarianConfig
 from model.backbones.configs import ResNetConfig
 from model.config import DetectorConfig, LossWeights, TransformerConfig
+from model.decoders.configs import ConditionalDecoderConfig, DabDecoderConfig
+from model.encoders.configs import DenseEncoderConfig
 
 REFUSED = [
     (ResNetConfig, {"depths": (3, 0, 6, 3)}, "depths"),
@@ -37,6 +40,11 @@ REFUSED = [
     (LossWeights, {"classification": -1.0}, "classification"),
     (LossWeights, {"l1": -1.0}, "l1"),
     (LossWeights, {"giou": -1.0}, "giou"),
+    (LossWeights, {"giou_epsilon": -1e-6}, "giou_epsilon"),
+    (HungarianConfig, {"log_epsilon": 0.0}, "log_epsilon"),
+    (DenseEncoderConfig, {"position_temperature": 0.0}, "position_temperature"),
+    (DabDecoderConfig, {"inverse_sigmoid_epsilon": 0.0}, "inverse_sigmoid_epsilon"),
+    (ConditionalDecoderConfig, {"inverse_sigmoid_epsilon": 0.5}, "inverse_sigmoid_epsilon"),
     (DetectorConfig, {"num_queries": 0}, "num_queries"),
     (DetectorConfig, {"lambda1": -1.0}, "lambda1"),
     (DetectorConfig, {"lambda2": -1.0}, "lambda2"),
