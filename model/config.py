@@ -150,7 +150,17 @@ class DetectorConfig:
     @property
     def num_proposals(self) -> int:
         """How many proposals all query groups take together in training."""
-        return self.num_queries + sum(getattr(group, "num_proposals", 0) for group in self.groups)
+        return self.num_queries + sum(map(self.num_proposals_of, self.groups))
+
+    def num_proposals_of(self, group: Any) -> int:
+        """How many of them an extra group of this `Config` takes."""
+        number: int = getattr(group, "num_proposals", 0) + self.num_queries * getattr(group, "num_replicas", 0)
+        return number
+
+    @property
+    def main_weight(self) -> float:
+        """Of the original queries' losses: 1, or less beside replicas whose losses are averaged with theirs."""
+        return 1 / (1 + sum(getattr(group, "num_averaged", 0) for group in self.groups))
 
     def __post_init__(self) -> None:
         require(self.num_queries >= 1, f"num_queries must be at least 1, got {self.num_queries}")
@@ -169,11 +179,13 @@ class DetectorConfig:
             self,
             *("min_positive_queries", "max_positive_queries"),
         )
+        reading = self.decoder is None  # of a file, part after part: what concerns several is known at the last
         for name, needed in (
             *(("two_stage", "box_refinement"), ("look_forward_twice", "box_refinement")),
             ("mixed_selection", "two_stage"),
         ):
-            holds = getattr(self, needed) or not getattr(self, name)
+            excused = reading or getattr(self.proposals, "without_refinement", False)
+            holds = getattr(self, needed) or not getattr(self, name) or (excused and name == "two_stage")
             require_together(holds, f"{name} needs {needed}: true", self, name, needed)
         require_together(
             self.transformer.num_levels >= len(asked(self.backbone, "stages")),
@@ -183,13 +195,18 @@ class DetectorConfig:
         )
         self._check_groups()
         self._check_declared(PROPOSALS, "proposals", "two_stage")
+        self._check_declared(PROPOSALS, "proposals", "mixed_selection")
         self._check_declared(DECODERS, "decoder", "box_refinement")
         self._check_declared(ADAPTERS, "adapter", "transformer.num_levels")
-        known = self.decoder is not None  # it is while parts are read, one after the other (harness/spec/parts.py)
-        if known and not (getattr(self.proposals, "gives_position", True) or self.makes_position):
+        if not (getattr(self.proposals, "gives_position", True) or self.makes_position or reading):
             own, decoder = PROPOSALS.name_of(self.proposals), DECODERS.name_of(self.decoder)
             rule = f"the proposals {own} have no positions, and the decoder {decoder} makes none"
             raise Conflict(rule, {"proposals": own, "decoder": decoder})
+        for group in self.groups if getattr(self.proposals, "whole_groups", False) else ():
+            if (number := self.num_proposals_of(group)) % self.num_queries:
+                name, taker = PROPOSALS.name_of(self.proposals), GROUPS.name_of(group)
+                rule = f"the proposals {name} have a head for each num_queries, and the group {taker} takes {number}"
+                raise Conflict(rule, {"num_queries": self.num_queries, "proposals": name})
 
     def _check_declared(self, parts: Parts, field: str, setting: str) -> None:
         """Refuse what the `Config` of a part says that a setting of the detector must not be."""
@@ -204,8 +221,9 @@ class DetectorConfig:
         """The names of losses must tell them apart, and numbers of proposals be numbers."""
         names = GROUPS.instance_names(self.groups)
         for name, group in zip(names, self.groups, strict=True):
-            number = getattr(group, "num_proposals", 0)
-            require(isinstance(number, int) and number >= 0, f"num_proposals of {name} must not be negative: {number}")
+            for what in ("num_proposals", "num_replicas", "num_averaged"):
+                number = getattr(group, what, 0)
+                require(isinstance(number, int) and number >= 0, f"{what} of {name} must not be negative: {number}")
         taken = {"decoder", "encoder", "queries", *(HEADS.instance_names(self.heads) if names else ())}
         if twice := sorted(taken.intersection(names)):
             told = {"groups": list(names), "heads": list(HEADS.instance_names(self.heads))}

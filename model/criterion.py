@@ -61,9 +61,31 @@ class Objective:
         """See `set_losses`."""
         return self.config.loss_weights.giou_epsilon
 
-    def num_objects(self, targets: Targets) -> Tensor | None:
-        """What the losses of queries that are matched one-to-one are divided by; see `set_losses`."""
-        return targets.valid.sum() if self.config.loss_normaliser == "objects" else None
+    def num_objects(self, targets: Targets, blocks: int = 1) -> Tensor | None:
+        """What the losses of queries that are matched one-to-one in each block are divided by; see `set_losses`."""
+        return blocks * targets.valid.sum() if self.config.loss_normaliser == "objects" else None
+
+    def assign_blocks(
+        self,
+        logits: Tensor,
+        boxes_cxcywh: Tensor,
+        targets: Targets,
+        valid_hw: Tensor,
+        excluded: Tensor | None = None,
+        *,
+        blocks: int,
+    ) -> Tensor:
+        """As `assign`, of queries in so many equally long blocks: each is assigned as if it were alone, all at once."""
+        layers, images, number, _ = logits.shape
+        apart = (images * blocks, number // blocks)  # each block is an image of its own
+        gt_index = self.assign(
+            logits.reshape(layers, *apart, logits.shape[-1]),
+            boxes_cxcywh.reshape(layers, *apart, 4),
+            Targets(*(values.repeat_interleave(blocks, 0) for values in (targets.boxes_xyxy, targets.labels))),
+            valid_hw.repeat_interleave(blocks, 0),
+            None if excluded is None else excluded.reshape(apart),
+        )
+        return gt_index.view(layers, images, number)
 
 
 class HasLosses(Protocol):
@@ -84,6 +106,7 @@ def set_losses(
     classification: Classification,
     weight: Tensor | None = None,
     num_objects: Tensor | None = None,
+    minimum: float = 1.0,
     giou_epsilon: float = 0.0,
 ) -> dict[str, Tensor]:
     """Classification, L1 and GIoU losses of N layers of queries with an assigned ground truth each.
@@ -96,13 +119,14 @@ def set_losses(
         valid_hw: [B, 2] pixels.
         classification: the loss of this name.
         weight: [B, Q], 0 takes a query out; None: all 1.
-        num_objects: what the sums are divided by, of the images at hand (at least 1 in the whole batch); None: the
-            queries with a ground truth, of each layer.
+        num_objects: what the sums are divided by, of the images at hand; None: the queries with a ground truth, of
+            each layer.
+        minimum: of what they are divided by, in the whole batch.
         giou_epsilon: area, as a share of the image, that GIoU adds to union and enclosing area.
 
     Returns:
         `classification`, `l1`, `giou`: [N] each, summed over queries and divided by the number of positives or
-        objects in the whole batch (at least 1), unweighted.
+        objects in the whole batch (at least `minimum`), unweighted.
     """
     matched = gt_index >= 0
     index = gt_index.clamp(min=0)
@@ -124,7 +148,7 @@ def set_losses(
     if weight is not None:
         classified, l1, giou = classified * weight, l1 * weight, giou * weight
     own = matched.sum((1, 2)) if num_objects is None else num_objects.expand(len(logits))
-    num_positives = total(own, minimum=1).to(logits.dtype)
+    num_positives = total(own, minimum=minimum).to(logits.dtype)
     return {
         "classification": _layer_mean(classified, num_positives),
         "l1": _layer_mean(l1, num_positives),

@@ -241,6 +241,7 @@ class Proposals:
     """What the decoder's queries may start from, best first, and what the encoder predicts at every token."""
 
     queries: QueryGroup  # all ranks
+    # Of all tokens, or of the chosen ones where the encoder learns from no other: then Q stands for S.
     logits: Tensor | None = None  # [B, S, C] of the encoder's own head; None: it has none
     boxes_cxcywh: Tensor | None = None  # [B, S, 4] normalised
     excluded: Tensor | None = None  # [B, S] bool, True for tokens that cannot carry a proposal; None: all can

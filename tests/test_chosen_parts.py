@@ -26,7 +26,9 @@ from harness.tracking.views import params_of, varied
 from model.backbones.configs import ResNetConfig
 from model.checks import FORBID_UNKNOWN
 from model.config import DetectorConfig
+from model.decoders import DECODERS
 from model.decoders.configs import DeformableDecoderConfig
+from model.encoders import ENCODERS
 from model.groups import GROUPS
 from model.parts import Parts
 from model.proposals.configs import BinaryConfig, LearnedConfig
@@ -40,6 +42,8 @@ ONE_STAGE = {"model.two_stage": False, "model.mixed_selection": False}
 # what a part needs that is not the default
 BESIDE: dict[tuple[str, str], dict[str, Any]] = {
     ("proposals", "learned"): ONE_STAGE,
+    ("proposals", "anchors"): {**ONE_STAGE, "model.decoder": {"name": "deformable", "position": "reference"}},
+    ("decoder", "conditional"): {**ONE_STAGE, "model.box_refinement": False, "model.look_forward_twice": False},
     ("adapter", "single_scale"): {"model.transformer.num_levels": 1, "model.backbone.stages": [4]},
 }
 
@@ -273,14 +277,16 @@ def test_a_mistaken_two_stage_brings_no_second_line(write: Write) -> None:
 
 # those that can be chosen, with the two of these tests
 GROUP_NAMES = sorted([*GROUPS.names, "mine", "yours"])
-ANY = "must be a name (known: deformable, mine, yours)"
+ENCODER_NAMES = sorted([*ENCODERS.names, "mine", "yours"])
+DECODER_NAMES = ", ".join(sorted([*DECODERS.names, "mine", "yours"]))
+ANY = f"must be a name (known: {', '.join(ENCODER_NAMES)})"
 OF_MINE = "unknown key of the neck mine"
 MISTAKES: list[tuple[str, str]] = [  # settings of the model, where they are mistaken and what is said
     (
         "decoder: deformabel",
-        "decoder: unknown decoder 'deformabel'; did you mean 'deformable'? known: deformable, mine, yours",
+        f"decoder: unknown decoder 'deformabel'; did you mean 'deformable'? known: {DECODER_NAMES}",
     ),
-    ("decoder: {name: x}", "decoder.name: unknown decoder 'x'; known: deformable, mine, yours"),
+    ("decoder: {name: x}", f"decoder.name: unknown decoder 'x'; known: {DECODER_NAMES}"),
     ("encoder: 3", f"encoder: {ANY} or a mapping of settings, got 3"),
     ("encoder: null", f"encoder: {ANY} or a mapping of settings, got null"),
     ("encoder: [mine]", f'encoder: {ANY} or a mapping of settings, got ["mine"]'),
@@ -316,7 +322,10 @@ MISTAKES: list[tuple[str, str]] = [  # settings of the model, where they are mis
         "groups: [mine, {name: positives}]",
         "groups.1: the query group positives follows from heads and positive_queries and is never listed; take it out",
     ),
-    ("groups: [denoise]", f"groups.0: unknown query group 'denoise'; known: {', '.join(GROUP_NAMES)}"),
+    (
+        "groups: [denoise]",
+        f"groups.0: unknown query group 'denoise'; did you mean 'denoising'? known: {', '.join(GROUP_NAMES)}",
+    ),
     ("groups: [null]", f"groups.0: must be a name (known: {', '.join(GROUP_NAMES)}), got null"),
     ("groups: [{size: 3}]", f"groups.0: a query group needs a name; known: {', '.join(GROUP_NAMES)}"),
     ("groups: [{name: mine, sise: 3}]", "groups.0.sise: unknown key; did you mean 'size'?"),
@@ -564,6 +573,6 @@ def test_every_config_refuses_what_it_does_not_know_and_leaves_the_name_alone(fi
 def test_plan_takes_a_part_by_set_and_by_row(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(**row(decoder={"name": "deformable", "position": "learned"}))
     assert main(["plan", str(path), "--preset", PRESET, "--set", "model.backbone.width=32"]) == 0
-    assert main(["plan", str(path), "--preset", PRESET, "--set", "model.decoder=dab"]) == 2
-    assert "--set model.decoder: unknown decoder 'dab'; known: deformable, mine, yours" in capsys.readouterr().err
+    assert main(["plan", str(path), "--preset", PRESET, "--set", "model.decoder=sparse"]) == 2
+    assert f"--set model.decoder: unknown decoder 'sparse'; known: {DECODER_NAMES}" in capsys.readouterr().err
     assert model_of(path).decoder == DeformableDecoderConfig()

@@ -17,6 +17,14 @@ from model.parts import Parts
 ENCODERS = Parts(
     __name__,
     "encoder",
-    {"deformable": "model.encoders.deformable:DeformableEncoder", "dense": "model.encoders.dense:DenseEncoder"},
-    {"deformable": configs.DeformableEncoderConfig, "dense": configs.DenseEncoderConfig},
+    {
+        "deformable": "model.encoders.deformable:DeformableEncoder",
+        "dense": "model.encoders.dense:DenseEncoder",
+        "none": "model.encoders.none:NoEncoder",
+    },
+    {
+        "deformable": configs.DeformableEncoderConfig,
+        "dense": configs.DenseEncoderConfig,
+        "none": configs.NoneConfig,
+    },
 )

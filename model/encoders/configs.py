@@ -39,5 +39,12 @@ class DenseEncoderConfig:
         _check_temperature(self.position_temperature)
 
 
+@dataclass(frozen=True)
+class NoneConfig:
+    """The neck's levels as they are; `TransformerConfig.num_encoder_layers` counts for nothing."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+
 def _check_temperature(temperature: float) -> None:
     require(temperature > 0, f"position_temperature must be positive, got {temperature}")

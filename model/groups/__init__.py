@@ -12,7 +12,13 @@ decoder, in one pass. `GROUPS.build(config, name=…, objective=…)`: the name 
   and so that those of the shares of a batch add up (`model.share.total`);
 - `loss_weights() → dict`: the weight of each of these losses, by the same names.
 
-Its `Config` may have `num_proposals`, how many it takes by `step.proposals.take`; 0 by default.
+Its `Config` may have
+
+- `num_proposals`, how many it takes by `step.proposals.take`, or `num_replicas`, how many times as many as the original
+  queries; 0 by default (`DetectorConfig.num_proposals_of`);
+- `num_averaged`, how many groups of its queries have losses that are averaged with those of the original queries; 0 by
+  default, and its losses are added. All of them weigh the same then, and the original queries' own losses weigh the
+  less: `DetectorConfig.main_weight`. What is logged stays the loss of one group.
 
 `main`, the original queries, and `positives`, one group for each auxiliary head, follow from the detector's settings
 and are never listed in `model.groups`. `main` alone runs at inference.
@@ -30,12 +36,14 @@ GROUPS = Parts(
         "main": "model.groups.main:MainGroup",
         "positives": "model.groups.positives:PositivesGroup",
         "hybrid": "model.groups.hybrid:HybridGroup",
+        "replicas": "model.groups.replicas:ReplicasGroup",
         "denoising": "model.groups.denoising:DenoisingGroup",
     },
     {
         "main": configs.MainConfig,
         "positives": configs.PositivesConfig,
         "hybrid": configs.HybridConfig,
+        "replicas": configs.ReplicasConfig,
         "denoising": configs.DenoisingConfig,
     },
 )

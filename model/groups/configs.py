@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from model.checks import FORBID_UNKNOWN, require
 
@@ -42,6 +42,29 @@ class HybridConfig:
     def num_proposals(self) -> int:
         """Each starts from a proposal of its own, those after the original queries'."""
         return self.number
+
+
+@dataclass(frozen=True)
+class ReplicasConfig:
+    """Groups of queries like the original ones, each matched one-to-one (Group-DETR)."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    number: int = 2  # of groups beside the original one, `DetectorConfig.num_queries` each
+    # of all groups' losses, those of the original one too: their mean, or their sum, in which each counts as if alone
+    reduction: Literal["mean", "sum"] = "mean"
+
+    def __post_init__(self) -> None:
+        require(self.number >= 1, f"number must be at least 1, got {self.number}")
+
+    @property
+    def num_replicas(self) -> int:
+        """Each query starts from a proposal of its own."""
+        return self.number
+
+    @property
+    def num_averaged(self) -> int:
+        """Groups whose losses are averaged with those of the original queries."""
+        return self.number if self.reduction == "mean" else 0
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,10 @@ class MainGroup(nn.Module):
             classification=self.objective.classification,
             giou_epsilon=self.objective.giou_epsilon,
             num_objects=self.objective.num_objects(targets),
+            minimum=self.objective.config.main_weight,
         )
         return by_layer(self.name, losses)
 
     def loss_weights(self) -> dict[str, float]:
-        """The detector's `loss_weights`, in each layer."""
-        return layer_weights(self.name, self.objective.config)
+        """The detector's `loss_weights` times its `main_weight`, in each layer."""
+        return layer_weights(self.name, self.objective.config, self.objective.config.main_weight)

@@ -6,14 +6,18 @@ proposals learn by (`model.criterion.Objective`). It is a module and has
 
 - `forward(memory, num_proposals) → Proposals`: the best `num_proposals`, with the `source` of each, and without
   positions where the decoder makes them (`DetectorConfig.makes_position`). `take` hands them out, to the main group
-  first, then to the others in the configuration's order. At inference there are fewer than in training, and these must
-  be the same ones;
+  first, then to the others in the configuration's order. At inference the main group's `num_queries` alone are asked
+  for, and these must be the first ones of training. Among each `num_queries` of them no place comes twice; other
+  queries, which never see these, may start from the same;
 - `losses(step) → dict`: of what the encoder predicts (`step.proposals`), scalars by name, normalised and unweighted;
 - `loss_weights() → dict`: the weight of each of these losses, by the same names.
 
-Raises `ValueError` where there are fewer tokens than are asked for. Two class attributes of its `Config` say what it
-goes with: `two_stage`, what that setting must be, and `gives_position`, False where queries have none and the decoder
-must make them. Without them it goes with all.
+Raises `ValueError` where there are fewer tokens than are asked for.
+
+Class attributes of its `Config` say what it goes with: `two_stage` and `mixed_selection`, what these settings must be;
+`gives_position`, False where queries have none and the decoder must make them; `without_refinement`, True if it goes
+with `two_stage` without `box_refinement`; `whole_groups`, True if every query group must take a multiple of
+`num_queries`. Without them it goes with all that the detector allows.
 """
 
 from __future__ import annotations
@@ -29,11 +33,13 @@ PROPOSALS = Parts(
         "anchors": "model.proposals.anchors:AnchorQueries",
         "binary": "model.proposals.binary:BinaryProposals",
         "classes": "model.proposals.classes:ClassProposals",
+        "per_group": "model.proposals.per_group:PerGroupProposals",
     },
     {
         "learned": configs.LearnedConfig,
         "anchors": configs.AnchorsConfig,
         "binary": configs.BinaryConfig,
         "classes": configs.ClassesConfig,
+        "per_group": configs.PerGroupConfig,
     },
 )

@@ -1,4 +1,4 @@
-"""The queries of DAB-DETR (Liu et al. 2022): learned boxes and nothing else."""
+"""The queries of DAB-DETR (Liu et al. 2022) and of one-stage LW-DETR: learned boxes, perhaps with learned content."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model.types import Memory, Proposals, QueryGroup, Step
 
 
 class AnchorQueries(nn.Module):
-    """Content is zero, and the decoder makes positions of the boxes."""
+    """Content is zero or learned, and the decoder makes positions of the boxes."""
 
     centres: Tensor  # [Q, 2] logits, where they are fixed
 
@@ -27,12 +27,16 @@ class AnchorQueries(nn.Module):
                 self.register_buffer("centres", uniform)
             else:
                 self.anchors.weight.data[:, :2] = uniform
+        self.content = nn.Embedding(num_proposals, self.channels) if config.content == "learned" else None
 
     def forward(self, memory: Memory, num_proposals: int) -> Proposals:
         """See the contract; all images have the same ranks."""
         logits = torch.cat([self.centres, self.anchors.weight], 1) if self.fixed else self.anchors.weight
         images, reference = len(memory.tokens), logits.float().sigmoid()
-        content = memory.tokens.new_zeros(images, len(reference), self.channels)
+        if self.content is None:
+            content = memory.tokens.new_zeros(images, len(reference), self.channels)
+        else:
+            content = self.content.weight.expand(images, -1, -1)
         source = torch.arange(len(reference), dtype=torch.int32, device=reference.device)[None].expand(images, -1)
         queries = QueryGroup(content, None, reference.expand(images, -1, -1), has_size=True, source=source)
         return Proposals(queries.between(0, num_proposals))

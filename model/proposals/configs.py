@@ -16,7 +16,7 @@ class LearnedConfig:
     """
 
     __pydantic_config__ = FORBID_UNKNOWN
-    two_stage: ClassVar[bool] = False  # what `DetectorConfig.two_stage` must be; a part without goes with both
+    two_stage: ClassVar[bool] = False
     content: Literal["learned", "zero"] = field(default="learned", metadata={"since": 2})
     # what makes points of positions; the mlp trains at the same rate as everything else
     points: Literal["linear", "mlp"] = field(default="linear", metadata={"since": 2})
@@ -24,7 +24,10 @@ class LearnedConfig:
 
 @dataclass(frozen=True)
 class AnchorsConfig:
-    """One-stage: learned boxes, without content or position (DAB-DETR); for decoders that make positions of boxes."""
+    """One-stage: learned boxes, without position; for decoders that make positions of boxes.
+
+    DAB-DETR has no content, one-stage LW-DETR learned content.
+    """
 
     __pydantic_config__ = FORBID_UNKNOWN
     two_stage: ClassVar[bool] = False
@@ -32,6 +35,7 @@ class AnchorsConfig:
     # normal: logits of variance 1, around the middle of the image; uniform: all over the image; fixed: the same, and
     # they stay there (official: meant to be fixed, and learned nevertheless)
     centres: Literal["normal", "uniform", "fixed"] = "normal"
+    content: Literal["zero", "learned"] = "zero"
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,17 @@ class BinaryConfig:
 
     __pydantic_config__ = FORBID_UNKNOWN
     two_stage: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class PerGroupConfig:
+    """Two-stage: each group of `num_queries` has an encoder head of its own and its best tokens; content is learned."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    two_stage: ClassVar[bool] = True
+    mixed_selection: ClassVar[bool] = True
+    whole_groups: ClassVar[bool] = True
+    without_refinement: ClassVar[bool] = True  # LW-DETR's small models
 
 
 @dataclass(frozen=True)

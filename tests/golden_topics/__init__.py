@@ -13,6 +13,7 @@ from tests.golden_topics import (
     candidates,
     denoising,
     end_to_end,
+    from_levels,
     functions,
     heads,
     hybrid,
@@ -63,8 +64,8 @@ TOPICS: dict[str, Topic] = {
     "head_gfl": Topic(heads.gfl, ("batch_hw",)),
     "e2e_main": Topic(end_to_end.main, end_to_end.UNREAD),
     "e2e_plain": Topic(end_to_end.plain, end_to_end.UNREAD),
-    "h_matching": Topic(hybrid.h_matching, hybrid.UNREAD),
-    "e2e_h": Topic(hybrid.e2e_h, hybrid.UNREAD),
+    "h_matching": Topic(hybrid.h_matching, from_levels.UNREAD),
+    "e2e_h": Topic(hybrid.e2e_h, from_levels.UNREAD),
     "dab_parts": Topic(single_scale_parts.dab_parts),
     "conditional_parts": Topic(single_scale_parts.conditional_parts),
     "e2e_dab": Topic(single_scale.e2e_dab),
@@ -72,6 +73,10 @@ TOPICS: dict[str, Topic] = {
     "dn_queries": Topic(denoising.dn_queries),
     # Sizes that the masks and ratios contain.
     "group_layer": Topic(replicas.group_layer, ("batch_hw", "valid_hw")),
+    "group_matching": Topic(replicas.group_matching, from_levels.UNREAD),
+    # What logits and boxes are computed from.
+    "e2e_group": Topic(replicas.e2e_group, (*from_levels.UNREAD, "states", "references_unact", "enc_selected_memory")),
+    "e2e_group_ddetr": Topic(replicas.e2e_group_ddetr, from_levels.UNREAD),
 }
 
 # Topics whose files are too large to keep beside the tests: they are checked where GOLDEN_DIR holds them.
@@ -80,6 +85,5 @@ LARGE = frozenset({"assign_maxiou_rpn", "head_fcos", "head_rcnn"})
 NOT_YET_BUILT = frozenset(
     {
         *("e2e_dino", "e2e_dino5"),
-        *("group_matching", "e2e_group", "e2e_group_ddetr"),
     }
 )

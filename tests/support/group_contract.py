@@ -124,7 +124,7 @@ class GroupContract:
         detector = build(case)
         seen = watch(group_in(detector, case), monkeypatch)
         detector(padded_batch())
-        expected = 12 if case == "main" else getattr(config_of("groups", case), "num_proposals", 0)
+        expected = 12 if case == "main" else detector.config.num_proposals_of(config_of("groups", case))
         assert seen().ranks == expected
 
     @EACH_VARIANT

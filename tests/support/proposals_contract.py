@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from model.config import LossWeights
+from model.groups.configs import ReplicasConfig
 from model.types import Batch, Memory, Proposals, QueryGroup, Step
 from tests.support.rooms import (
     CHANNELS,
@@ -26,7 +27,7 @@ from tests.support.rooms import (
 )
 from tests.support.tiny import OF_REFERENCES, tiny_config
 
-RANKS = 12
+NUM_QUERIES, RANKS = 4, 12  # of the main group, and with two replicas of it
 VARIANTS = {
     "mixed selection": {},
     "no mixed selection": {"mixed_selection": False},
@@ -38,7 +39,8 @@ COUNTS = pytest.mark.parametrize("counts", [(3, 0, 2), (0, 0, 0), (30, 1, 1)], i
 
 
 def build(case: str, **changes: Any) -> Any:
-    return make("proposals", case, num_proposals=RANKS, objective=objective(**around("proposals", case, **changes)))
+    settings = {"num_queries": NUM_QUERIES, "groups": (ReplicasConfig(number=2),), **changes}
+    return make("proposals", case, num_proposals=RANKS, objective=objective(**around("proposals", case, **settings)))
 
 
 def assert_same_queries(own: QueryGroup, other: QueryGroup, tolerance: float = 0.0) -> None:
@@ -71,7 +73,8 @@ class ProposalsContract:
         assert queries.reference_cxcywh.shape == (3, RANKS, 4) and queries.reference_cxcywh.dtype == torch.float32
         assert ((queries.reference_cxcywh >= 0) & (queries.reference_cxcywh <= 1)).all()
         assert queries.source is not None and queries.source.dtype == torch.int32 and queries.source.shape == (3, RANKS)
-        assert all(len(set(row)) == RANKS for row in queries.source.tolist()), "no rank twice"
+        for group in queries.source.split(NUM_QUERIES, 1):
+            assert all(len(set(row)) == NUM_QUERIES for row in group.tolist()), "no place twice in a group"
 
     def test_groups_take_ranks_in_order_and_none_twice(self, case: str) -> None:
         proposals = build(case)(padded_memory(), RANKS)
@@ -86,7 +89,9 @@ class ProposalsContract:
     @EACH_VARIANT
     def test_inference_has_the_first_ranks_of_training(self, case: str, variant: str) -> None:
         part, memory = build(case, **VARIANTS[variant]), padded_memory()
-        assert_same_queries(part(memory, 5).take(5), part(memory, RANKS).take(5))
+        first, of_training = part(memory, NUM_QUERIES), part(memory, RANKS).take(NUM_QUERIES)
+        assert first.queries.content.shape[1] == NUM_QUERIES
+        assert_same_queries(first.take(NUM_QUERIES), of_training, tolerance=1e-6)  # vectors of other lengths
 
     def test_more_ranks_than_there_are_is_told_in_one_line(self, case: str) -> None:
         with pytest.raises(ValueError, match=r"^[^\n]+$"):

@@ -57,6 +57,7 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "deformable, as DINO's": {"position_offset": 0.0, "position_temperature": 20.0},
         "dense": {},
         "dense, as DAB-DETR's": {"position_temperature": 20.0, "scaled_position": True, "activation": "prelu"},
+        "none": {},
     },
     "adapters": {"coarser": {}, "single_scale": {}, "single_scale, the finest": {"strides": (16, 32, 64)}},
     "proposals": {
@@ -65,8 +66,10 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "anchors": {},
         "anchors, uniform": {"centres": "uniform"},
         "anchors, fixed": {"centres": "fixed"},
+        "anchors, learned content": {"content": "learned"},
         "binary": {},
         "classes": {},
+        "per_group": {},
     },
     "decoders": {
         "deformable": {},
@@ -79,7 +82,14 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "conditional": {},
         "dab": {},
     },
-    "groups": {"main": {}, "positives": {}, "hybrid": {"number": 9, "repeats": 3}, "denoising": {"number": 7}},
+    "groups": {
+        "main": {},
+        "positives": {},
+        "hybrid": {"number": 9, "repeats": 3},
+        "replicas": {"number": 2},
+        "replicas, sum": {"number": 3, "reduction": "sum"},
+        "denoising": {"number": 7},
+    },
     "assign": {"hungarian": {}},
     "classification": {"focal": {}, "quality": {}},
     "postprocess": {"top_k": {}, "soft_nms": {}},
@@ -88,7 +98,7 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
 AROUND: dict[str, dict[str, dict[str, Any]]] = {
     "adapters": {"single_scale": {"stages": (4,)}, "single_scale, the finest": {"stages": (3,)}},
     "decoders": {"conditional": PLAIN, "dab": {"box_refinement": True}},
-    "proposals": dict.fromkeys(("anchors", "anchors, uniform", "anchors, fixed"), OF_REFERENCES),
+    "proposals": {case: OF_REFERENCES for case in TINY["proposals"] if case.startswith("anchors")},
 }
 
 STRIDES, CHANNELS = (8, 16, 32), 32  # of `tiny_config`'s encoder

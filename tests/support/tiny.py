@@ -57,9 +57,8 @@ def tiny_config(
     return DetectorConfig(
         backbone=backbone,
         transformer=transformer,
-        num_queries=12,
         heads=tuple(HEADS[name].Config() for name in heads),
-        **changes,
+        **{"num_queries": 12, **changes},
     )
 
 

@@ -1,0 +1,53 @@
+"""Group-DETR (Chen et al. 2023): in training, more groups like the original queries, each matched one-to-one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from model.criterion import Objective, by_layer, layer_weights, set_losses
+from model.groups.configs import ReplicasConfig
+from model.types import DecoderOutput, QueryGroup, Step
+
+
+class ReplicasGroup(nn.Module):
+    """`number` blocks of `num_queries` ranks after the original queries'; none of them sees another."""
+
+    def __init__(self, config: ReplicasConfig, *, name: str, objective: Objective):
+        super().__init__()
+        self.config, self.name, self.objective = config, name, objective
+        each = 1.0 if config.reduction == "sum" else objective.config.main_weight
+        self.weight = config.number * each  # of the mean over these groups
+
+    def queries(self, step: Step) -> QueryGroup:
+        """The next ranks."""
+        number, num_queries = self.config.number, self.objective.config.num_queries
+        return replace(step.proposals.take(number * num_queries), blocks=(num_queries,) * number)
+
+    def assign(self, output: DecoderOutput, step: Step) -> Tensor:
+        """[N, B, Q] ground truth of each query or BACKGROUND: each block is matched as if it were alone."""
+        targets, valid_hw = step.batch.targets, step.batch.valid_hw
+        return self.objective.assign_blocks(
+            output.logits, output.boxes_cxcywh, targets, valid_hw, blocks=self.config.number
+        )
+
+    def losses(self, output: DecoderOutput, queries: QueryGroup, step: Step) -> dict[str, Tensor]:
+        """`<name>.<layer>/<term>`, the mean over the groups."""
+        targets = step.batch.targets
+        losses = set_losses(
+            output.logits,
+            output.boxes_cxcywh,
+            self.assign(output, step),
+            targets,
+            step.batch.valid_hw,
+            classification=self.objective.classification,
+            num_objects=self.objective.num_objects(targets, self.config.number),
+            minimum=self.weight,
+            giou_epsilon=self.objective.giou_epsilon,
+        )
+        return by_layer(self.name, losses)
+
+    def loss_weights(self) -> dict[str, float]:
+        """The detector's `loss_weights` times those of all these groups, in each layer."""
+        return layer_weights(self.name, self.objective.config, self.weight)
