@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from model.adapters.configs import SingleScaleConfig
 from model.adapters.single_scale import SingleScale
 from model.checks import Conflict
-from model.config import DetectorConfig
 from model.detector import Detector
 from model.heads import HEADS
 from model.types import Batch
@@ -112,7 +111,6 @@ def test_padding_changes_no_loss(head: str) -> None:
 
 def test_a_detector_of_the_defaults_has_the_released_regions() -> None:
     """RoIs are read on strides 8 to 64, the finest up to 224 pixels, as in the released configuration."""
-    config = tiny_config("faster_rcnn", **ONE_LEVEL)
-    assert isinstance(config, DetectorConfig)
-    pooling = dict(Detector(config, 3).named_heads())["faster_rcnn"].stages.pooling
+    detector = Detector(tiny_config("faster_rcnn", **ONE_LEVEL), 3)
+    pooling = dict(detector.named_heads())["faster_rcnn"].stages.pooling
     assert pooling.strides == (8, 16, 32, 64) and pooling.finest_scale == 112
