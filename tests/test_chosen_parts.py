@@ -311,7 +311,10 @@ MISTAKES: list[tuple[str, str]] = [  # settings of the model, where they are mis
         "groups: [mine, {name: positives}]",
         "groups.1: the query group positives follows from heads and positive_queries and is never listed; take it out",
     ),
-    ("groups: [denoise]", f"groups.0: unknown query group 'denoise'; known: {', '.join(GROUP_NAMES)}"),
+    (
+        "groups: [denoise]",
+        f"groups.0: unknown query group 'denoise'; did you mean 'denoising'? known: {', '.join(GROUP_NAMES)}",
+    ),
     ("groups: [null]", f"groups.0: must be a name (known: {', '.join(GROUP_NAMES)}), got null"),
     ("groups: [{size: 3}]", f"groups.0: a query group needs a name; known: {', '.join(GROUP_NAMES)}"),
     ("groups: [{name: mine, sise: 3}]", "groups.0.sise: unknown key; did you mean 'size'?"),
