@@ -75,6 +75,11 @@ class TrainConfig:
     warmup_fraction: float = 0.0  # linear rise over this share of all steps
     drop_epochs: tuple[int, ...] = (11,)  # step schedule: learning rate x 0.1 after these epochs
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; matching and deformable attention stay fp32
+    # Above 0 the exponential moving average of all weights is what is evaluated, analysed and kept; official: 0.9999
+    ema_decay: float = field(default=0.0, metadata={"since": 2})
+    # exponential: the average follows closely at first and reaches its decay over some `ema_warmup_steps` (official)
+    ema_warmup: Literal["none", "exponential"] = field(default="none", metadata={"since": 2})
+    ema_warmup_steps: int = field(default=2000, metadata={"since": 2})
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate_steps"):
@@ -96,6 +101,8 @@ class TrainConfig:
             *("batch_size", "accumulate_steps"),
         )
         require(0 <= self.warmup_fraction < 1, f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
+        require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        require(self.ema_warmup_steps >= 1, f"ema_warmup_steps must be at least 1, got {self.ema_warmup_steps}")
 
 
 @dataclass(frozen=True)

@@ -41,26 +41,48 @@ class Visibility(NamedTuple):
         """Attention within each block, and to what else it sees: three times [B, Q, heads, D / heads] to [B, Q, D].
 
         Cutting the sequence instead of masking one large attention makes the isolation of the customised query groups
-        (paper 3.3) exact, and costs nothing for what would be masked away.
+        (paper 3.3) exact, and costs nothing for what would be masked away. Blocks that see the first group are cut out
+        together, and masked from each other: one by one, each would read all of its keys again.
         """
-        attended = [self._attend(query, key, value, block, dropout) for block in self.blocks]
+        attended = [self._attend(query, key, value, run, dropout) for run in self._runs()]
         return torch.cat(attended, 1).flatten(2)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, block: tuple[int, int, int], dropout: float) -> Tensor:
-        """[B, Q', heads, D / heads] of one block, from those of all queries."""
-        start, stop, main = block
+    def _runs(self) -> list[tuple[int, int, int, int]]:
+        """Start, stop, how many of the first queries are seen, and the length of each block between the two."""
+        runs: list[tuple[int, int, int, int]] = []
+        for start, stop, main in self.blocks:
+            if main and runs and runs[-1][2:] == (main, stop - start):
+                runs[-1] = (runs[-1][0], stop, main, stop - start)
+            else:
+                runs.append((start, stop, main, stop - start))
+        return runs
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, run: tuple[int, int, int, int], dropout: float
+    ) -> Tensor:
+        """[B, Q', heads, D / heads] of a run of blocks, from those of all queries."""
+        start, stop, main, _ = run
         own_query, own_key, own_value = (values[:, start:stop].transpose(1, 2) for values in (query, key, value))
         if main:
             own_key, own_value = (
                 torch.cat([values[:, :main].transpose(1, 2), own], 2)
                 for values, own in ((key, own_key), (value, own_value))
             )
-        mask = None
+        seen = self._seen(run, query.device)
+        return F.scaled_dot_product_attention(own_query, own_key, own_value, seen, dropout).transpose(1, 2)
+
+    def _seen(self, run: tuple[int, int, int, int], device: torch.device) -> Tensor | None:
+        """[B or 1, 1, Q' or 1, K] bool, which of its K keys a run of blocks sees; None: each sees all."""
+        start, stop, main, length = run
+        seen = None
+        if stop - start > length:
+            block = torch.arange(stop - start, device=device) // length
+            seen = F.pad(block[:, None] == block, (main, 0), value=True)[None]
         if self.hidden is not None:
-            seen = ~torch.cat([self.hidden[:, :main], self.hidden[:, start:stop]], 1)
-            seen |= ~seen.any(1, keepdim=True)  # a block all of whose queries are hidden: nobody else sees them anyway
-            mask = seen[:, None, None]
-        return F.scaled_dot_product_attention(own_query, own_key, own_value, mask, dropout).transpose(1, 2)
+            shown = ~torch.cat([self.hidden[:, :main], self.hidden[:, start:stop]], 1)[:, None]
+            seen = shown if seen is None else seen & shown
+            seen = seen | ~seen.any(-1, keepdim=True)  # all is hidden from it: nobody else sees it anyway
+        return None if seen is None else seen[:, None]
 
 
 class GroupedSelfAttention(nn.Module):

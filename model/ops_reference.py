@@ -5,6 +5,7 @@ Signatures and meaning are those of `model.ops`. The compiled operators are test
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -90,19 +91,21 @@ def soft_nms(
     boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, min_score: float
 ) -> tuple[Tensor, Tensor]:
     """As `model.ops.soft_nms`."""
-    left = scores.clone()
+    iou = pairwise_iou(boxes_xyxy, boxes_xyxy)
+    decays = (iou >= iou_threshold) & (labels[:, None] == labels)
+    factors = torch.where(decays, 1 - iou, 1.0).cpu().numpy()  # [N, N]
+    left, there = scores.cpu().numpy().copy(), np.ones(len(scores), bool)
     taken: list[int] = []
-    taken_scores: list[Tensor] = []
-    while len(taken) < len(left):
-        best = int(left.argmax())
-        score = left[best].clone()
-        if not score >= min_score:
+    taken_scores: list[float] = []
+    while there.any():  # greedy by definition; each step is one vectorised row
+        best = int(np.where(there, left, -np.inf).argmax())
+        if not left[best] >= min_score:
             break
         taken.append(best)
-        taken_scores.append(score)
-        iou = pairwise_iou(boxes_xyxy[best, None], boxes_xyxy)[0]
-        decays = (iou >= iou_threshold) & (labels == labels[best]) & (left >= min_score)
-        left = torch.where(decays, left * (1 - iou), left)
-        left[best] = -1
-    numbers = torch.tensor(taken, dtype=torch.int64, device=scores.device)
-    return numbers, torch.stack(taken_scores) if taken else scores.new_zeros(0)
+        taken_scores.append(float(left[best]))
+        left *= factors[best]
+        there[best] = False
+    return (
+        torch.tensor(taken, dtype=torch.int64, device=scores.device),
+        torch.tensor(taken_scores, dtype=scores.dtype, device=scores.device),
+    )

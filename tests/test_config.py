@@ -72,6 +72,8 @@ REFUSED = [
     (TrainConfig, {"sampling_lr_factor": -1.0}, "sampling_lr_factor"),
     (TrainConfig, {"clip_grad_norm": -1.0}, "clip_grad_norm"),
     (TrainConfig, {"warmup_fraction": 1.0}, "warmup_fraction"),
+    (TrainConfig, {"ema_decay": 1.0}, "ema_decay"),
+    (TrainConfig, {"ema_warmup_steps": 0}, "ema_warmup_steps"),
     (EvaluateConfig, {"every_epochs": 0}, "every_epochs"),
     (EvaluateConfig, {"branches": ()}, "branches"),
     (RuntimeConfig, {"cpus_per_trial": 0.0}, "cpus_per_trial"),

@@ -52,9 +52,9 @@ def slow_checkpoints(monkeypatch: pytest.MonkeyPatch, pause: list[Callable[[floa
     def slowly(name: str) -> Any:
         real = getattr(trial_record, name)
 
-        def work(*arguments: Any) -> None:
+        def work(*arguments: Any, **named: Any) -> None:
             pause[0](SLOW)
-            real(*arguments)
+            real(*arguments, **named)
             written.append(name)
 
         return work

@@ -240,6 +240,7 @@ def other(path, value):
         "model.transformer.num_attention_heads": 4,
         "model.heads": (),
         "model.compatibility": "official",
+        "model.loss_normaliser": "objects",
         "data.train_short_sides": (96, 128),
         "train.schedule": "one_cycle",
         "train.drop_epochs": (),
@@ -247,6 +248,7 @@ def other(path, value):
         "evaluate.evaluator": "pycocotools",
         "evaluate.branches": ("decoder", "atss"),
         "train.warmup_fraction": 0.5,
+        "train.ema_warmup": "exponential",
         "data.max_long_side": 999,
         "train.accumulate_steps": 2,
     }
@@ -254,6 +256,8 @@ def other(path, value):
         return tied[path]
     if isinstance(value, bool):
         return not value
+    if value is None:  # a number that follows from others
+        return 0.5
     return value + 1 if isinstance(value, int) else value / 2 + 0.1
 
 
@@ -266,6 +270,8 @@ def test_every_setting_but_the_path_makes_another_trial(config):
             "model.look_forward_twice": False,
         },
         "train.min_steps": {"train.drop_epochs": ()},
+        "train.ema_warmup": {"train.ema_decay": 0.9},
+        "train.ema_warmup_steps": {"train.ema_decay": 0.9, "train.ema_warmup": "exponential"},
     }
     seen = {trial_id(config, "f")}
     others = (

@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.classification.configs import QualityConfig
+from model.criterion import set_losses
 from model.losses import (
     AVERAGE_EPSILON,
+    Quality,
     binary_cross_entropy,
     centerness_of_anchors,
     centerness_of_distances,
@@ -22,7 +25,7 @@ from model.losses import (
     softmax_cross_entropy,
     weighted_mean,
 )
-from model.types import BACKGROUND
+from model.types import BACKGROUND, Targets
 
 
 def normal(*shape: int) -> Tensor:
@@ -104,3 +107,30 @@ def test_centerness() -> None:
     anchors = torch.tensor([[-5.0, -5, 7, 7]])  # centre (1, 1)
     boxes = torch.tensor([[0.0, 0, 5, 2]])  # distances 1, 1, 4, 1
     assert centerness_of_anchors(anchors, boxes).tolist() == pytest.approx([0.5])
+
+
+def test_quality_focal_on_queries_has_the_iou_as_target_and_moves_no_box() -> None:
+    """One object, two queries: the matched one covers half of it; the sums are divided by the one that is matched."""
+    targets = Targets.stack([torch.tensor([[10.0, 20, 30, 40]])], [torch.tensor([1])])
+    boxes = torch.tensor([[[[0.15, 0.3, 0.1, 0.2], [0.5, 0.5, 0.2, 0.2]]]], requires_grad=True)
+    logits = torch.zeros(1, 1, 2, 3, requires_grad=True)
+    losses = set_losses(
+        logits,
+        boxes,
+        torch.tensor([[[0, BACKGROUND]]]),
+        targets,
+        torch.tensor([[100, 100]]),
+        classification=Quality(QualityConfig()),
+    )
+    # |0.5 - 0.5|^2 for the object's class, 0.5^2 for the five others
+    assert losses["classification"].item() == pytest.approx(5 * 0.25 * math.log(2), rel=1e-5)
+    assert torch.autograd.grad(losses["classification"].sum(), boxes, allow_unused=True) == (None,)
+
+
+def test_the_power_of_quality_focal_is_a_setting() -> None:
+    logits, labels, iou = normal(2, 3, 4).detach(), torch.tensor([[0, 1, BACKGROUND]] * 2), torch.rand(2, 3)
+    for beta in (1.0, 3.0):
+        expected = quality_focal_loss(logits, labels, iou, beta)
+        assert torch.equal(Quality(QualityConfig(beta=beta))(logits, labels, iou), expected)
+    with pytest.raises(ValueError, match="^beta must be at least 1, got 0.5$"):
+        QualityConfig(beta=0.5)

@@ -20,7 +20,10 @@ from harness.trial.trial import run_trial
 from tests.support.quickstart import silent, timeless, trial_of
 
 # 20 images by 3: three ranks' worth of accumulated, uneven and (1 image for 2 ranks) empty shares
-OPTIONS = ("data.digits.num_train=19", "data.digits.num_val=7", "train.batch_size=6", "train.accumulate_steps=2")
+OPTIONS = (
+    *("data.digits.num_train=19", "data.digits.num_val=7", "train.batch_size=6", "train.accumulate_steps=2"),
+    "train.ema_decay=0.5",
+)
 
 
 def trial_by(num_ranks: int) -> Trial:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
-from harness.config import TrialConfig
+from harness.config import TrainConfig, TrialConfig
 from harness.spec.parts import FIELDS, LISTS, NAME, ROOMS, SINGLE, default_part
 from harness.spec.resolve import SECTIONS, leaves, resolve
 from harness.spec.strict import Mistakes
@@ -46,6 +46,13 @@ def canonical_model(model: DetectorConfig) -> DetectorConfig:
     if model.proposals == default_part("proposals", model.two_stage):
         model = replace(model, proposals=None)
     return model if model.heads else replace(model, **NEEDS_HEADS)
+
+
+def canonical_train(train: TrainConfig) -> TrainConfig:
+    """One form for settings without effect: how the moving average begins says nothing where there is none."""
+    if train.ema_decay == 0:
+        train = replace(train, ema_warmup=TrainConfig.ema_warmup)
+    return train if train.ema_warmup != "none" else replace(train, ema_warmup_steps=TrainConfig.ema_warmup_steps)
 
 
 def part_difference(field: str, config: Any, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -193,7 +200,8 @@ def identity(config: TrialConfig, fingerprint: str, weights_hash: str | None = N
         weights_hash: SHA-256 of the backbone's file of weights, 64 hex digits; takes the place of its path. None where
             there is no such file, and for records of before these hashes: their ids were made from the path.
     """
-    tree = _tree(replace(config, model=canonical_model(config.model)), deciding=True)
+    canonical = replace(config, model=canonical_model(config.model), train=canonical_train(config.train))
+    tree = _tree(canonical, deciding=True)
     data, backbone = tree["data"], tree["model"]["backbone"]
     if data.pop("path") is not None:
         del data["digits"]

@@ -86,17 +86,18 @@ def run_analysis(
         tell(done, count)
 
     try:
-        return analyse(
-            state.detector,
-            state.val_data,
-            trial.config.data,
-            settings,
-            state.device,
-            batch_size=2 * state.val_loader.batch_size,  # without the backbone's and the encoder's graph
-            num_workers=trial.runtime.num_workers,
-            epoch=progress.epoch,
-            on_batch=on_batch,
-        )
+        with state.as_evaluated():
+            return analyse(
+                state.detector,
+                state.val_data,
+                trial.config.data,
+                settings,
+                state.device,
+                batch_size=2 * state.val_loader.batch_size,  # without the backbone's and the encoder's graph
+                num_workers=trial.runtime.num_workers,
+                epoch=progress.epoch,
+                on_batch=on_batch,
+            )
     except (Interrupted, LeaseLost):
         raise
     except Exception as error:

@@ -6,7 +6,7 @@ import logging
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from harness.store.results import RunStore
 from harness.system.memory import await_free_memory
 from harness.system.process import keep_freed_memory
 from harness.trial.checkpoint import Progress, drop_torn, load_checkpoint
+from harness.trial.ema import MovingAverage
 from harness.trial.ranks import ALONE, Ranks
 from harness.trial.train import build_optimizer
 from model.backbones.configs import asked
@@ -54,12 +55,17 @@ class TrialState:
     report: Report
     should_stop: Callable[[], bool]  # tells all ranks the same, so all must ask at the same points
     ranks: Ranks = ALONE
+    average: MovingAverage | None = None  # None: `train.ema_decay` asks for none
     analysis: dict[str, Any] = field(default_factory=dict)  # of the record: what was analysed when; empty: nothing
 
     @property
     def folder(self) -> Path:
         """Where the trial's files live."""
         return self.store.dir(self.trial.trial_id)
+
+    def as_evaluated(self) -> AbstractContextManager[None]:
+        """Within, the detector is the one that the trial's numbers are about: its moving average where it has one."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -122,10 +128,11 @@ def build_trial(
     torch.manual_seed(config.seed)
     detector = Detector(config.model, train_data.num_classes).to(device)
     optimizer = build_optimizer(detector, config.train)
+    average = MovingAverage(detector) if config.train.ema_decay else None
     if ranks.is_first:
         store.write_config(trial.trial_id, config_to_dict(config))
     checkpoints = store.dir(trial.trial_id) / "checkpoint"
-    progress, warnings = load_checkpoint(checkpoints, detector, optimizer)
+    progress, warnings = load_checkpoint(checkpoints, detector, optimizer, average)
     for warning in warnings:
         tell("warning", warning)
     went_back = bool(warnings) and progress is not None
@@ -175,6 +182,7 @@ def build_trial(
         report,
         should_stop,
         ranks,
+        average,
     )
 
 

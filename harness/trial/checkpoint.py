@@ -15,6 +15,7 @@ from torch import Tensor
 
 from harness.errors import ReadError, StorageError
 from harness.files import exists
+from harness.trial.ema import MovingAverage
 from model.detector import Detector
 
 CHECKPOINT, PREVIOUS, WEIGHTS = "state.safetensors", "previous.safetensors", "model.safetensors"
@@ -43,8 +44,10 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     confirm: Callable[[], object] = lambda: None,
+    *,
+    average: MovingAverage | None = None,
 ) -> None:
-    """Write weights, optimiser, random state and progress as one file, keeping the one before until it is whole.
+    """Write weights, moving average, optimiser, random state and progress as one file; the one before stays until then.
 
     `confirm` is called when all is written and before anything is replaced; what it raises keeps things as they are.
 
@@ -52,6 +55,8 @@ def save_checkpoint(
         StorageError: it could not be written; the one before is untouched.
     """
     tensors = {f"model.{name}": value for name, value in detector.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": value for name, value in average.tensors.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     tensors["random.cpu"] = torch.get_rng_state()
@@ -99,7 +104,7 @@ def _checksum(tensors: dict[str, Tensor], text: str) -> str:
 
 
 def load_checkpoint(
-    folder: Path, detector: Detector, optimizer: torch.optim.Optimizer
+    folder: Path, detector: Detector, optimizer: torch.optim.Optimizer, average: MovingAverage | None = None
 ) -> tuple[Progress | None, list[str]]:
     """Continue from the newest whole checkpoint, if there is one.
 
@@ -123,6 +128,8 @@ def load_checkpoint(
             warnings.append(f"checkpoint {folder / name} cannot be read ({error}); {then}")
             continue
         _restore(tensors, detector, optimizer)
+        if average is not None:
+            average.load(_below("average.", tensors))
         return progress, warnings
     return None, warnings
 
@@ -148,8 +155,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Progress]:
     return tensors, Progress(**json.loads(metadata["progress"]), matching=tensors.get("matching"))
 
 
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 def _restore(tensors: dict[str, Tensor], detector: Detector, optimizer: torch.optim.Optimizer) -> None:
-    detector.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    detector.load_state_dict(_below("model.", tensors))
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):

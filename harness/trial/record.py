@@ -92,7 +92,8 @@ def save(state: TrialState) -> None:
     with counted(state.progress):
         state.ranks.return_random_state()
         confirm = partial(check_lease, state)
-        save_checkpoint(state.folder / "checkpoint", state.detector, state.optimizer, state.progress, confirm)
+        folder, average = state.folder / "checkpoint", state.average
+        save_checkpoint(folder, state.detector, state.optimizer, state.progress, confirm, average=average)
 
 
 def check_lease(state: TrialState) -> None:
@@ -190,7 +191,7 @@ def finish(state: TrialState) -> dict[str, Any]:
     if not state.ranks.is_first:
         return {}
     check_lease(state)
-    with counted(state.progress):
+    with counted(state.progress), state.as_evaluated():
         save_weights(state.folder / "checkpoint", state.detector, partial(check_lease, state))
     record = write_record(state, "finished")
     check_lease(state)

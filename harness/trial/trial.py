@@ -25,6 +25,7 @@ from harness.system.launch import run_ranks
 from harness.system.memory import explain_out_of_memory
 from harness.trial.analysis import analyse_trial, run_analysis
 from harness.trial.build import Report, TrialState, build_trial, check_ranks, choose_device
+from harness.trial.ema import ema_momentum
 from harness.trial.evaluate import Evaluation, evaluate
 from harness.trial.instability import instabilities
 from harness.trial.ranks import ALONE, Ranks, join
@@ -151,6 +152,8 @@ def train_epoch(state: TrialState) -> None:
             steps_per_epoch=state.steps_per_epoch,
             ranks=state.ranks,
         )
+        if state.average is not None:
+            state.average.update(ema_momentum(progress.step, config))
         progress.step += 1
         for name, value in losses.items():
             progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + value
@@ -229,7 +232,7 @@ def _evaluate(state: TrialState, loss: float | None) -> Evaluation:
 
     devices = [state.device] if state.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices):
+        with state.as_evaluated(), torch.random.fork_rng(devices):
             return evaluate(
                 state.detector,
                 state.val_loader,

@@ -54,14 +54,14 @@ def predictions(output: DecoderOutput) -> tuple[Tensor, Tensor]:
 
 
 def groups_of_every_kind() -> list[QueryGroup]:
-    """Main, blocks that see it and hide some of theirs, an empty one, and one that hides some from itself."""
+    """Main, blocks that see it (two of one length) and hide some of theirs, an empty one, and one that hides some."""
     hidden = torch.zeros(3, 7, dtype=torch.bool)
     hidden[0, 2] = hidden[1, 3:5] = hidden[2] = True
     others = torch.zeros(3, 4, dtype=torch.bool)
     others[1] = others[2, 0] = True
     return [
         points_of(5, 1),
-        group_of(7, 2, blocks=(3, 4), sees="main", hidden=hidden),
+        group_of(7, 2, blocks=(2, 2, 3), sees="main", hidden=hidden),
         group_of(0, 3),
         group_of(4, 4, hidden=others),
     ]
