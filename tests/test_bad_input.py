@@ -26,6 +26,7 @@ from harness.errors import UserError
 from harness.spec.grid import Grid, open_grid
 from harness.spec.identity import NEEDS_HEADS, config_to_dict
 from harness.spec.parts import LISTS, ROOMS, SINGLE, part_name
+from harness.spec.presets import DETECTOR, SIZE, SIZES
 from harness.spec.resolve import known_keys
 from harness.spec.spec import SHIPPED
 from harness.spec.strict import Mistakes, read_yaml
@@ -42,6 +43,7 @@ EACH_FILE = [
     *(pytest.param(name, 400, id=f"{name}-400", marks=pytest.mark.slow) for name in FILES),
 ]
 PRESETS = {path.stem: path.read_text() for path in sorted((SHIPPED / "presets").glob("digits*.yaml"))}
+DETECTORS = {path.stem: path.read_text() for path in sorted((SHIPPED / "presets" / "models").glob("*.yaml"))}
 
 
 def examples(count: int) -> Any:
@@ -240,9 +242,11 @@ def check_visible(tree: dict[str, Any], grid: Grid) -> None:
     rows = tree.get("rows") or [{"label": ""}]
     if tree.get("axes") or tree.get("search"):
         return  # every combination or suggestion is a row; tests/test_grid.py, tests/test_search.py
-    assert [row.label for row in grid.rows] == [row["label"] for row in rows]
-    for made, row in zip(grid.rows, rows, strict=True):
-        assert made.note == row.get("note", "")
+    assert [row.label for row in grid.listed] == [row["label"] for row in rows]
+    for made, row in zip(grid.listed, rows, strict=True):
+        assert (made.note, made.needs) == (row.get("note", ""), row.get("needs", ""))
+        if made.needs:
+            continue
         trial = grid.trial(made.trial_ids[0])
         config = {**config_to_dict(trial.config), "runtime": vars(trial.runtime), "analyse": trial.analyse.as_dict()}
         wanted = flat(tree.get("base", {}))
@@ -254,9 +258,11 @@ def check_visible(tree: dict[str, Any], grid: Grid) -> None:
         if ("analyse",) in wanted:  # short for its metrics
             wanted["analyse", "metrics"] = wanted.pop(("analyse",))
         for path, value in wanted.items():
-            if path[:2] == ("model", "head_defaults") or (not config["model"]["heads"] and path[1] in NEEDS_HEADS):
+            if path == DETECTOR:
+                assert trial.detector in DETECTORS
+            elif path[:2] == ("model", "head_defaults") or (not config["model"]["heads"] and path[1] in NEEDS_HEADS):
                 continue
-            if path[0] == "model" and path[1] in LISTS:
+            elif path[0] == "model" and path[1] in LISTS:
                 names = [entry["name"] if isinstance(entry, dict) else entry for entry in value]
                 parts = config["model"][path[1]]
                 assert [part["name"] for part in parts] == names
@@ -322,8 +328,36 @@ def test_a_mutated_preset_is_refused_or_its_settings_are_there(name, count, plac
             config = open_grid(argv[1], argv[3], require_data=False).trials[0]
             known = {**config_to_dict(config.config), "runtime": vars(config.runtime)}
             for path, value in flat(read_yaml(preset.read_text(), "", Mistakes())).items():
-                if path[:2] not in (("model", "head_defaults"), ("model", "heads")) and path not in PATHS:
+                if path == (SIZE,):
+                    assert value in SIZES
+                elif path[:2] not in (("model", "head_defaults"), ("model", "heads")) and path not in PATHS:
                     assert same(value, at(known, path)), (path, value)
+
+    check()
+
+
+@pytest.mark.parametrize("count", [25, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["h_deformable", "dab_c5"])
+def test_a_mutated_detector_is_refused_or_its_settings_are_there(name, count, places_of_run, capsys):
+    folder = places_of_run / "presets" / "models"
+    folder.mkdir(parents=True, exist_ok=True)
+    (places_of_run / "mutated.yaml").write_text("rows: [{label: a, set: {model.preset: mine, model.heads: [atss]}}]")
+
+    @examples(count)
+    @given(mutated(read_yaml(DETECTORS[name], name, Mistakes())))
+    def check(tree: Any) -> None:
+        (folder / "mine.yaml").write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        capsys.readouterr()
+        argv = ["plan", str(places_of_run / "mutated.yaml"), "--preset", PRESET]
+        code = main(argv)
+        err = capsys.readouterr().err.replace("note: ", "error: ")
+        assert code in (0, 2) and all(line.startswith("error: ") for line in err.split("\n")[:-1])
+        if code == 0:
+            trial = open_grid(argv[1], PRESET, require_data=False).trials[0]
+            own = {size: tree.pop(size, None) for size in SIZES}[PRESET]
+            for path, value in (flat(tree) | flat(own or {})).items():
+                if path[:2] not in (("model", "heads"), ("model", "groups")) and path not in PATHS:
+                    assert same(value, at(config_to_dict(trial.config), path)), (path, value)
 
     check()
 
@@ -340,7 +374,7 @@ def test_any_value_of_any_setting_is_refused_or_taken(count, places_of_run, caps
     @example("model.backbone.weights", "some.pth")
     @example("model.backbone.weights", "a\nb")
     def check(key: str, value: Any) -> None:
-        if key in ("model.heads", "model.head_defaults"):
+        if key in ("model.heads", "model.head_defaults", "model.preset"):
             return  # the mutated files have them
         tree = {"base": {key: value}, "rows": [{"label": "a", "set": {"model.heads": ["atss"]}}]}
         text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)

@@ -296,7 +296,7 @@ def test_a_preset_of_scale_says_its_size(mistakes: Callable[..., list[str]], ope
     assert line == f"scale.yaml: {what}; add size: digits, digits_fast or paper"
     scale.write_text("size: papre")
     assert mistakes(preset=str(scale)) == [
-        "scale.yaml:size: unknown size 'papre'; did you mean 'paper'?",
+        "scale.yaml:size: must be a size, got the text 'papre'; did you mean 'paper'?",
     ]
 
 
@@ -312,6 +312,10 @@ def test_a_preset_of_scale_says_its_size(mistakes: Callable[..., list[str]], ope
         ),
         ("digits: {data.path: here}", "mine.yaml:digits.data.path: unknown key; known: model, train, evaluate"),
         ("model.preset: deformable", "mine.yaml:model.preset: a detector cannot name another; write its settings"),
+        (
+            "digits.model.num_queries: 3",
+            "mine.yaml:digits.model.num_queries: the settings of a size are a mapping; write digits: {…}",
+        ),
         ("digits: 3", "mine.yaml:digits: must be a mapping of settings, got 3"),
     ],
 )

@@ -109,9 +109,9 @@ def open_presets(preset: str, spec: AblationSpec, mistakes: Mistakes) -> Presets
         mistakes.add(f"preset '{preset}'", f"unknown preset{suggest(preset, known)}")
         return Presets(preset, (), SIZES[0], preset, models)  # one mistake is enough
     tree = read_yaml_file(file, mistakes)
-    size = tree.pop(SIZE, "")
-    if size and size not in SIZES:
-        mistakes.add(f"{file}:{SIZE}", f"unknown size '{size}'{suggest(str(size), SIZES)}")
+    says_size, size = SIZE in tree, tree.pop(SIZE, "")
+    if says_size and size not in SIZES:
+        mistakes.add(f"{file}:{SIZE}", f"must be a size, got {show(size)}{suggest(str(size), SIZES)}")
         size = SIZES[0]
     return Presets(file.stem, tuple(leaves(tree, f"{file}:", mistakes)), size, str(file), models)
 
@@ -136,7 +136,9 @@ def _read_model(file: Path, size: str, mistakes: Mistakes) -> list[Setting]:
             return []
         settings = leaves(tree, where, mistakes)
         for path, _, origin in settings:
-            if path[0] not in known:
+            if path[0] in SIZES:
+                mistakes.add(origin, f"the settings of a size are a mapping; write {path[0]}: {{…}}")
+            elif path[0] not in SECTIONS:
                 mistakes.add(origin, f"unknown key{suggest(path[0], known)}")
             elif path[:2] == DETECTOR:
                 mistakes.add(origin, "a detector cannot name another; write its settings")
