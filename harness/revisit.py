@@ -8,31 +8,30 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from harness.analyse import Analysed, analyse, write_tables
+from harness.analyse import Analysed, write_tables
 from harness.config import AnalyseConfig, Analysis, ConflictVariant
 from harness.data import open_dataset
 from harness.errors import UserError
-from harness.files import is_file, read_bytes
+from harness.files import is_file, read_bytes, to_json, write_atomic
+from harness.key_report import as_json
 from harness.spec.grid import expand, open_grid
 from harness.spec.spec import DEFAULT_PRESET, AblationSpec, RowSpec
 from harness.spec.strict import Mistakes, validate
 from harness.store.results import RunStore
-from harness.trained import WEIGHT_FILES, Found, build, find_trial, read_trial
-from harness.trial.build import choose_device
-from model.detector import Detector
+from harness.trained import WEIGHT_FILES, Built, Found, Reading, find_trial, read_trial
+from harness.trial.evaluate import evaluator_version
 
 if TYPE_CHECKING:
-    import torch
-
     from harness.data.coco import CocoDataset
+    from harness.trial.evaluate import Evaluation
 
 Say = Callable[[str], None]
+EVALUATION = "evaluation"  # of what `--metrics` can name: COCO's metrics of the detections, on the whole split
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,12 @@ class Request:
     """What `codetr analyse` was asked for."""
 
     settings: AnalyseConfig
+    evaluate: bool = False
     data: str | None = None  # another data set than the detector's own
     floor: str | None = None  # a trial with the same heads
     out: Path | None = None  # instead of the trial's own folder
     device: str = "auto"
+    verbose: bool = False
 
 
 # ---- what is asked for --------------------------------------------------------------------------------------------
@@ -67,24 +68,38 @@ def jobs(args: argparse.Namespace, store: RunStore) -> list[tuple[Found, Request
                 if request.data or request.out or lacks(store, trial.trial_id, request.settings.metrics):
                     found.append((read_trial(store, trial.trial_id), request))
         elif Path(name).suffix in WEIGHT_FILES:
-            found.append((_file(Path(name), args), _request(args, AnalyseConfig())))
+            found.append((_file(Path(name), args), _request(args, AnalyseConfig(), is_file=True)))
         else:
             found.append((read_trial(store, find_trial(store, name)), _request(args, AnalyseConfig())))
+    for own, request in found:
+        _check_options(own, request, args, store)
     return found
 
 
-def _request(args: argparse.Namespace, settings: AnalyseConfig) -> Request:
-    """The command line's options over what an ablation file says; all analyses where neither names any."""
+def _request(args: argparse.Namespace, settings: AnalyseConfig, *, is_file: bool = False) -> Request:
+    """The command line's options over what an ablation file says; everything where neither names any analysis.
+
+    A trial has evaluated itself, a file has not.
+    """
     mistakes = Mistakes()
     variants = list(get_args(ConflictVariant)) if args.variant == ["all"] else args.variant
-    given = {"metrics": args.metrics, "num_images": args.images, "variants": variants}
+    asked = None if args.metrics is None else [name for name in args.metrics if name != EVALUATION]
+    given = {"num_images": args.images, "variants": variants}
     options = {"metrics": "--metrics", "num_images": "--images", "variants": "--variant"}
     tree = {**settings.as_dict(), **{name: value for name, value in given.items() if value is not None}}
-    tree["metrics"] = tree["metrics"] or list(get_args(Analysis))
+    tree["metrics"] = asked if asked is not None else tree["metrics"] or list(get_args(Analysis))
     made = validate(AnalyseConfig, tree, lambda where, what: mistakes.add(options.get(str(where[0]), "--"), what))
     mistakes.check()
     assert made is not None
-    return Request(made, args.data, args.floor, Path(args.out) if args.out else None, args.device)
+    return Request(
+        made,
+        evaluate=is_file if args.metrics is None else EVALUATION in args.metrics,
+        data=args.data,
+        floor=args.floor,
+        out=Path(args.out) if args.out else None,
+        device=args.device,
+        verbose=args.verbose,
+    )
 
 
 def _file(path: Path, args: argparse.Namespace) -> Found:
@@ -93,70 +108,54 @@ def _file(path: Path, args: argparse.Namespace) -> Found:
     grid = expand(spec, args.preset or DEFAULT_PRESET, args.overrides, data=args.data, require_data=False)
     if not is_file(path):
         raise UserError(f"{path}: there is no such file of weights")
-    return Found(path.stem, grid.trials[0].config, path, None, str(path))
+    reading = Reading(args.entry, tuple(args.drop), args.class_rows == "ids")
+    return Found(path.stem, grid.trials[0].config, path, None, str(path), reading=reading)
 
 
-# ---- looking at them ----------------------------------------------------------------------------------------------
+def _check_options(found: Found, request: Request, args: argparse.Namespace, store: RunStore) -> None:
+    """Refuse what has no meaning for a trial."""
+    if request.evaluate and is_own(found, request, store):
+        raise UserError(f"--metrics {EVALUATION}: {found.where} has evaluated itself; name another data set (--data)")
+    of_files = {"--entry": args.entry, "--drop": args.drop, "--class-rows": args.class_rows == "ids"}
+    if found.reading is None and (given := [option for option, value in of_files.items() if value]):
+        raise UserError(f"{given[0]} is about files of weights, and {found.where} is none")
 
 
-def analyse_found(found: Found, request: Request, store: RunStore, say: Say) -> Analysed:
-    """Analyse one detector on its own validation split, or on that of `request.data`.
-
-    Raises:
-        UserError: weights and configuration, data set and classes, or the two detectors of a floor do not fit.
-    """
-    device = choose_device(request.device)
-    data = found.config.data if request.data is None else replace(found.config.data, path=request.data)
-    detector = build(found, device)
-    dataset = open_dataset(data, "val", progress=say)
-    if dataset.num_classes != detector.num_classes:
-        raise UserError(
-            f"{found.where} knows {detector.num_classes} classes, {dataset.annotation_file} has "
-            f"{dataset.num_classes}; give the data set it was trained on, or one with the same classes"
-        )
-    floor = _floor(request, found, detector, store, device)
-    said = time.monotonic()
-
-    def on_batch(done: int, count: int) -> None:
-        nonlocal said
-        if time.monotonic() - said >= 5:
-            said = time.monotonic()
-            say(f"{found.name}  analysed {done / count:.0%}")
-
-    return analyse(
-        detector,
-        dataset,
-        data,
-        request.settings,
-        device,
-        batch_size=2 * max(1, found.config.train.batch_size // found.config.train.accumulate_steps),
-        epoch=found.epoch,
-        floor=floor,
-        on_batch=on_batch,
-    )
-
-
-def _floor(
-    request: Request, found: Found, detector: Detector, store: RunStore, device: torch.device
-) -> tuple[str, Detector] | None:
-    if request.floor is None:
-        return None
-    trial_id = find_trial(store, request.floor)
-    if trial_id == found.name:
-        raise UserError(f"--floor {request.floor}: this is the same trial; name one trained from another seed")
-    other = build(read_trial(store, trial_id), device)
-    names = [[name for name, _ in one.named_heads()] for one in (detector, other)]
-    if names[0] != names[1] or other.num_classes != detector.num_classes:
-        heads = [", ".join(own) or "none" for own in names]
-        raise UserError(
-            f"--floor {trial_id}: its heads ({heads[1]}) and classes must be those of {found.name} ({heads[0]})"
-        )
-    return trial_id, other
+# ---- where it goes -----------------------------------------------------------------------------------------------
 
 
 def is_own(found: Found, request: Request, store: RunStore) -> bool:
     """Whether this is a trial of the store on its own data, so that the result belongs into its record."""
     return found.name in store.trials() and request.data is None and request.out is None
+
+
+def folder_of(found: Found, request: Request) -> Path:
+    """Where everything about a detector goes that is no trial on its own data."""
+    return request.out or Path("analysis") / found.name
+
+
+def keep_keys(found: Found, built: Built, request: Request) -> list[Path]:
+    """Write what became of the names in a file of weights; returns the file, and none for a trial."""
+    if found.reading is None:
+        return []
+    path = folder_of(found, request) / "keys.json"
+    table = {"schema": 1, "file": str(found.weights), "entry": built.entry, **as_json(built.translation)}
+    write_atomic(path, to_json(table) + "\n")
+    return [path]
+
+
+def keep_evaluation(found: Found, evaluation: Evaluation, num_images: int, request: Request) -> list[Path]:
+    """Write the metrics and the detections; returns the files."""
+    evaluator = evaluator_version(found.config.evaluate.evaluator)
+    numbers = {"metrics": evaluation.metrics, "per_class": evaluation.per_class, "evaluator": evaluator}
+    texts = {
+        "evaluation.json": to_json({"schema": 1, "num_images": num_images, **numbers}) + "\n",
+        "detections.json": json.dumps(evaluation.detections),
+    }
+    paths = [folder_of(found, request) / name for name in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        write_atomic(path, text)
+    return paths
 
 
 def keep(found: Found, analysed: Analysed, request: Request, store: RunStore) -> list[Path]:
@@ -167,7 +166,7 @@ def keep(found: Found, analysed: Analysed, request: Request, store: RunStore) ->
         ReadError: the storage does not give its record, which stays as it is.
     """
     if not is_own(found, request, store):
-        folder = request.out or Path("analysis") / found.name
+        folder = folder_of(found, request)
         return write_tables(analysed, folder) + _draw(folder, found.where, analysed)
     held = store.claim(found.name)
     if held is None:

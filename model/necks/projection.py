@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -33,7 +34,7 @@ class Projection(nn.Module):
             f"transformer.num_levels ({num_levels}) must not be smaller than the backbone's {len(in_channels)} stages",
         )
         self.strides = (*in_strides, *(in_strides[-1] * 2 ** (i + 1) for i in range(num_extra)))
-        convolution = MaskedConv if config.norm == "none" else conv_norm
+        convolution = MaskedConv if config.norm == "none" else partial(conv_norm, bias=config.bias)
         self.lateral = nn.ModuleList(convolution(c, channels, 1) for c in in_channels)
         sources = [in_channels[-1]] + [channels] * num_levels
         self.extra = nn.ModuleList(convolution(sources[i], channels, 3, 2) for i in range(num_extra))
