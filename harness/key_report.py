@@ -16,12 +16,11 @@ VERBS = {
     "unknown": "have the unknown",
     "of another shape": "have in another shape",
 }
-OUTER = ("query_head", "transformer")  # beginnings of official names that say too little alone
 
 
 def key_report(found: Translation, verbose: bool = False) -> list[str]:
     """One line for each kind of names, or every name."""
-    moved = Counter(f"{_beginning(name)} → {_beginning(ours)}" for name, ours in found.renamed.items())
+    moved = Counter(" → ".join(own.split(".")[0] for own in pair) for pair in found.renamed.items())
     lines = [_line("renamed", len(found.renamed), [f"{what} ({number})" for what, number in moved.items()])]
     lines += _full(found.renamed, " → ") if verbose else []
     reasons = Counter(found.dropped.values())
@@ -67,9 +66,3 @@ def _full(names: Mapping[str, str], between: str) -> list[str]:
 
 def _line(kind: str, number: int, what: list[str]) -> str:
     return f"  {kind} {number}{': ' if what else ''}{', '.join(what)}"
-
-
-def _beginning(name: str) -> str:
-    parts = name.split(".")
-    outer = next(index for index, part in enumerate(parts) if part not in OUTER)
-    return ".".join(parts[: outer + 1])

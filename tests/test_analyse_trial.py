@@ -226,7 +226,7 @@ def test_a_floor_is_another_training_of_the_same_heads(
         (["TRIAL", "--variant", "cam-v2"], "--variant: must be 'cam-v1'"),
         (["TRIAL", "--data", "nowhere"], "nowhere"),
         (["torn.safetensors"], "torn.safetensors cannot be read as weights"),
-        (["other.pth"], "these are not the weights of a Co-DETR detector"),
+        (["other.pth"], "other.pth: no names of a detector that is known (Co-Deformable-DETR, "),
         (["WEIGHTS", "--preset", "digits_fast"], "give the configuration they were trained with"),
     ],
 )
@@ -247,7 +247,10 @@ def test_weights_of_another_version_are_told_apart(own: tuple[RunStore, Trial]) 
     weights = load_file(found.weights)
     weights["former.name"] = weights.pop("level_embedding")
     save_file(weights, found.weights)
-    with pytest.raises(UserError, match="the weights lack level_embedding; another version of this code trained them"):
+    with pytest.raises(
+        UserError,
+        match="the weights lack level_embedding, have besides former.name; another version of this code trained them",
+    ):
         trained.build(found, torch.device("cpu"))
 
 
@@ -276,7 +279,7 @@ def test_official_weights_are_translated(own: tuple[RunStore, Trial], tmp_path: 
     for heads in (model.heads, model.heads[::-1]):
         config = replace(own[1].config, model=replace(model, heads=heads))
         found = trained.Found("official", config, tmp_path / "official.pth", None, "official.pth")
-        detector = trained.build(found, torch.device("cpu"))
+        detector = trained.build(found, torch.device("cpu")).detector
         assert detector.num_classes == expected.num_classes
         for name, value in expected.state_dict().items():
             assert torch.equal(detector.state_dict()[name], value), name

@@ -533,7 +533,7 @@ def test_a_trial_starts_from_its_weights_and_its_detector_needs_them_no_more(gri
     assert recorded_id(record) == trial.trial_id and record["weights_hash"] == sha256(weights)
     expected = state_of()["layer3.0.conv2.weight"]
     weights.unlink()
-    detector = trained.build(trained.read_trial(store, trial.trial_id), torch.device("cpu"))
+    detector = trained.build(trained.read_trial(store, trial.trial_id), torch.device("cpu")).detector
     assert torch.allclose(detector.backbone.state_dict()["layer3.0.conv2.weight"], expected, atol=1e-6)
 
 

@@ -193,7 +193,7 @@ def _is_without(ours: str, pattern: re.Pattern[str], expected: Collection[str]) 
 
 def _rows(tensors: dict[str, Tensor], category_ids: Sequence[int], config: DetectorConfig) -> dict[str, Tensor]:
     """What has a row for each class, with those of the category ids alone."""
-    ids = torch.tensor(category_ids)
+    ids = torch.tensor(category_ids, device="cpu")
     objectness = torch.cat([ids.new_zeros(1), ids[1:]])  # all classes of the encoder are one, the first row (official)
     binary = PROPOSALS.name_of(config.proposals_or_default) == "binary"
     return {
