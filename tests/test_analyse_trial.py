@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 
 import harness.trial.analysis
 import harness.trial.trial
-from harness import trained
 from harness.__main__ import main
 from harness.analyse import analyse
 from harness.config import AnalyseConfig, DataConfig
 from harness.data.coco import CocoDataset
 from harness.errors import Interrupted, UserError
+from harness.revisit import trained
 from harness.spec.grid import Trial, open_grid
 from harness.store.results import RunStore
 from harness.tracking import mirror, tracking
@@ -268,6 +268,17 @@ def test_a_file_of_weights_is_analysed_under_a_preset(own: tuple[RunStore, Trial
     assert main([*arguments, "--images", "3", "--metrics", "queries"]) == 0
     table = json.loads((tmp_path / "analysis" / "mine" / "queries.json").read_text())
     assert table["epoch"] is None and set(table["positives_per_gt"]) == {"decoder", "atss", "faster_rcnn"}
+
+
+def test_a_trial_evaluated_elsewhere_has_the_numbers_of_its_record(own: tuple[RunStore, Trial], tmp_path: Path) -> None:
+    trial_id = own[1].trial_id
+    assert main(["analyse", trial_id, "--metrics", "evaluation", "--out", "there"]) == 0
+    found = json.loads((tmp_path / "there" / "evaluation.json").read_text())
+    record = own[0].read(trial_id)
+    assert record is not None and found["metrics"]["AP"] == record["metrics"]["AP"]
+    kept = json.loads((own[0].dir(trial_id) / "detections.json").read_text())
+    assert json.loads((tmp_path / "there" / "detections.json").read_text()) == kept
+    assert not (tmp_path / "there" / "keys.json").exists()
 
 
 def test_official_weights_are_translated(own: tuple[RunStore, Trial], tmp_path: Path) -> None:

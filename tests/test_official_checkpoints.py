@@ -259,13 +259,13 @@ def test_a_head_s_embedding_is_one_number_there(compatibility: str) -> None:
 def test_a_trial_is_no_file(
     arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from harness import revisit
+    from harness.revisit import asked
+    from harness.revisit.trained import Found
     from harness.store.results import RunStore
-    from harness.trained import Found
 
     store = RunStore()
     store.write_result("abcdefabcdef", {"trial_id": "abcdefabcdef", "status": "finished"})
     found = Found("abcdefabcdef", None, Path("weights"), 1, "trial abcdefabcdef")  # type: ignore[arg-type]
-    monkeypatch.setattr(revisit, "read_trial", lambda store, name: found)
+    monkeypatch.setattr(asked, "read_trial", lambda store, name: found)
     assert main(["analyse", "abcdef", *arguments]) == 2
     assert told in capsys.readouterr().err

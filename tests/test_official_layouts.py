@@ -96,6 +96,14 @@ def test_what_only_training_needs_may_be_there_beyond_the_configuration(layout: 
     assert ("query_head.label_embedding.weight" in found.dropped) == ("dino" in layout)
 
 
+def test_a_file_for_inference_needs_no_heads() -> None:
+    names = LAYOUTS["co_dino_5scale_r50_1x_coco"]
+    state = filled({name: shape for name, shape in names.items() if not name.startswith(("roi_head", "bbox_head"))})
+    found = translated(state, "model.preset=dino_5scale", "model.heads=[]")
+    assert found.fits and "query_head.transformer.aux_pos_trans.1.bias" in found.dropped
+    assert "rpn_head.rpn_cls.bias" in found.dropped
+
+
 @pytest.mark.parametrize("layout", sorted(LAYOUTS.keys() - RESNETS.keys()))
 def test_a_backbone_that_is_not_built_is_told_in_one_line(layout: str) -> None:
     settings = ("model.preset=dino_5scale",) if "dino" in layout else ()

@@ -19,11 +19,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness import trained
 from harness.__main__ import main
 from harness.compare import differences
 from harness.errors import UserError
 from harness.report import identified
+from harness.revisit import trained
 from harness.schedule.schedule import check_inputs, run_grid
 from harness.spec import pretrained
 from harness.spec.grid import Grid, Trial, open_grid

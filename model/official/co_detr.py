@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 REGION_HEADS = ("faster_rcnn", "mask_rcnn")
 DENSE_HEADS = ("atss",)
 QUERIES = "query_head.query_embedding.weight"
+QUERIED = r"query_head\.transformer\.(?:aux_pos|pos_feats)_\w+"  # customised queries of the head of that number
 
 # {head} stands for the head of that number, {dense} for the head of that number among the dense ones, {heads} for all;
 # {rpn} for the first head, to which the proposal network belongs.
@@ -95,7 +96,7 @@ def rename(state: Mapping[str, Tensor], heads: Sequence[str], num_roi_heads: int
     """
     modules = [head.replace(".", ":") for head in heads]  # names of modules hold no dots
     named = {"head": modules, "dense": modules[num_roi_heads:]}
-    fixed = {"rpn": next(iter(modules), ""), "heads": ",".join(modules)}
+    fixed = {"rpn": modules[0] if num_roi_heads else "rpn_head", "heads": ",".join(modules)}
     names = our_names(state, [*TABLE, *co_dino.TABLE], named, fixed)
     if QUERIES in names and "query_head.transformer.enc_output.weight" in state:
         names[QUERIES] = "queries.content.weight"
@@ -124,15 +125,14 @@ def merge(tensors: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
 
 
 def _rename(state: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, str]:
-    from model.heads import HEADS
-
-    instances = list(zip(HEADS.instance_names(config.heads), map(HEADS.name_of, config.heads), strict=True))
-    regions, dense = ([name for name, kind in instances if kind in kinds] for kinds in (REGION_HEADS, DENSE_HEADS))
+    names = config.head_names
+    regions, dense = ([n for n in names if n.partition(".")[0] in kinds] for kinds in (REGION_HEADS, DENSE_HEADS))
     num_roi_heads, num_dense = (_count(state, kind) for kind in ("roi_head", "bbox_head"))
     embedding = state.get("query_head.transformer.head_pos_embed.weight")
-    num_more = max(0, (0 if embedding is None else len(embedding)) - num_roi_heads - num_dense)
+    num_queried = max(0 if embedding is None else len(embedding), _count(state, QUERIED))
     heads = [*_padded(regions, num_roi_heads, "roi_head"), *_padded(dense, num_dense, "bbox_head")]
-    return rename(state, [*heads, *_padded((), num_more, "head")], num_roi_heads)
+    heads += _padded((), num_queried - len(heads), "head")  # files for inference may be without the heads themselves
+    return rename(state, heads, num_roi_heads)
 
 
 def _count(names: Iterable[str], kind: str) -> int:

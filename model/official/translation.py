@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from model.backbones import BACKBONES
-from model.backbones.configs import without_weights
+from model.backbones.configs import ResNetConfig, without_weights
 from model.detector import Detector
 from model.official import co_detr, conditional_detr, deformable_detr, lw_detr
 from model.official.table import Family
-from model.proposals import PROPOSALS
+from model.proposals.configs import BinaryConfig
 
 if TYPE_CHECKING:
     from model.config import DetectorConfig
@@ -94,14 +93,13 @@ def translate(
         ValueError: the names are of no known family, or of a backbone that is not built; one line.
     """
     state = _unwrapped(state)
-    dropped = {name: "asked for" for name in state if name.startswith(tuple(drop))}
-    duplicates = {f"ema_{name.replace('.', '_')}" for name in state}  # official: the weights before they were averaged
-    dropped |= {name: "weights before the moving average" for name in state if name in duplicates}
+    dropped = _besides(state, drop)
     state = {name: tensor for name, tensor in state.items() if name not in dropped}
     _check_backbone(state, config)
     family = next((family for family in FAMILIES if family.includes(state)), OWN)
     names = family.rename(state, config)
-    rows = next((len(state[name]) for name, ours in names.items() if CLASSES.fullmatch(ours)), None)
+    branches = (state[name] for name, ours in names.items() if CLASSES.fullmatch(ours))
+    rows = next((len(branch) for branch in branches if branch.dim() == 2), None)
     if rows is None:
         known = ", ".join(family.name for family in FAMILIES)
         raise ValueError(f"no names of a detector that is known ({known}, or this program's own)")
@@ -111,7 +109,7 @@ def translate(
     config = replace(config, backbone=without_weights(config.backbone))  # they need not be there any more
     expected = Detector(config, number).state_dict()
     named, same, unexpected = _distinct(names, state)
-    dropped |= same | _left_out(named, state, expected)
+    dropped |= same if family is OWN else same | _left_out(named, state, expected)
     before = {ours: state[name] for ours, name in named.items() if name not in dropped}
     merged = family.merge(before, config)
     parts = before.keys() - merged.keys()  # several of ours in one, or one of ours in several
@@ -139,13 +137,20 @@ def translate(
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without what stands before every name."""
     found = dict(state)
-    while wrapper := next((own for own in WRAPPERS if all(name.startswith(own) for name in found)), None):
+    while wrapper := next((own for own in WRAPPERS if found and all(name.startswith(own) for name in found)), None):
         found = {name.removeprefix(wrapper): tensor for name, tensor in found.items()}
     return found
 
 
+def _besides(names: Collection[str], drop: Collection[str]) -> dict[str, str]:
+    """Name → why, of what is no part of the detector: what is asked for, and mmdetection's second set of weights."""
+    raw = {f"ema_{name.replace('.', '_')}" for name in names}  # official: before they were averaged
+    besides = {name: "weights before the moving average" for name in names if name in raw}
+    return besides | {name: "asked for" for name in names if name.startswith(tuple(drop))}
+
+
 def _check_backbone(names: Collection[str], config: DetectorConfig) -> None:
-    if BACKBONES.name_of(config.backbone) != "resnet":
+    if not isinstance(config.backbone, ResNetConfig):
         return
     for part, backbone in OTHER_BACKBONES.items():
         if name := next((name for name in names if name.startswith("backbone.") and part in name), None):
@@ -195,7 +200,7 @@ def _rows(tensors: dict[str, Tensor], category_ids: Sequence[int], config: Detec
     """What has a row for each class, with those of the category ids alone."""
     ids = torch.tensor(category_ids, device="cpu")
     objectness = torch.cat([ids.new_zeros(1), ids[1:]])  # all classes of the encoder are one, the first row (official)
-    binary = PROPOSALS.name_of(config.proposals_or_default) == "binary"
+    binary = isinstance(config.proposals_or_default, BinaryConfig)
     return {
         name: tensor[objectness if binary and name.startswith("queries.") else ids]
         if OF_CLASSES.fullmatch(name)

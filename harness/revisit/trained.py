@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from harness.config import TrialConfig
 from harness.errors import UserError
 from harness.files import is_file
-from harness.key_report import key_report, trouble
+from harness.revisit.key_report import key_report, trouble
 from harness.spec.identity import config_from_dict
 from harness.store.results import RunStore
 from harness.trial.checkpoint import WEIGHTS
@@ -143,7 +143,8 @@ def build(
         for line in [_origin(found, made, checkpoint), *key_report(made, verbose)]:
             say(line)
     if told := trouble(made):
-        raise UserError(f"{found.where}: {told}; {found.remedy}")
+        more = "; --drop NAME leaves out what begins so" if made.unknown else ""
+        raise UserError(f"{found.where}: {told}; {found.remedy}{more}")
     detector = Detector(model, made.num_classes)
     detector.load_state_dict(made.tensors)
     return Built(detector.to(device).eval(), made, checkpoint.entry)

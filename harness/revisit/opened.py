@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.analyse import Analysed, analyse
@@ -12,9 +13,10 @@ from harness.config import DataConfig
 from harness.data import open_dataset
 from harness.data.loader import Loader
 from harness.errors import UserError
-from harness.revisit import Request, Say
+from harness.revisit.asked import Request
+from harness.revisit.kept import Say
+from harness.revisit.trained import Built, Found, build, find_trial, read_trial
 from harness.store.results import RunStore
-from harness.trained import Built, Found, build, find_trial, read_trial
 from harness.trial.build import choose_device
 from harness.trial.evaluate import Evaluation, evaluate
 from model.detector import Detector
@@ -51,12 +53,16 @@ def open_found(found: Found, request: Request, say: Say) -> Opened:
     device = choose_device(request.device)
     data = found.config.data if request.data is None else replace(found.config.data, path=request.data)
     with_masks = request.evaluate and needs_masks(found.config.model.heads)
-    dataset = open_dataset(data, "val", progress=say, with_masks=with_masks)
-    built = build(found, device, category_ids=dataset.category_ids, verbose=request.verbose, say=say)
+    images = partial(open_dataset, data, "val", progress=say, with_masks=with_masks)
+    by_id = found.reading is not None and found.reading.by_category_id
+    dataset = images() if by_id else None  # otherwise weights that do not fit are told before it is read
+    ids = dataset.category_ids if dataset else ()
+    built = build(found, device, category_ids=ids, verbose=request.verbose, say=say)
+    dataset = dataset or images()
     number = built.detector.num_classes
     if dataset.num_classes != number:
-        by_id = number > max(dataset.category_ids) and not built.translation.is_own  # never true once rows are ids
-        rows = "; where its rows are category ids, as DETR's 91, give --class-rows ids" if by_id else ""
+        enough = number > max(dataset.category_ids) and not built.translation.is_own
+        rows = "; where its rows are category ids, as DETR's 91, give --class-rows ids" if enough else ""
         raise UserError(
             f"{found.where} knows {number} classes, {dataset.annotation_file} has {dataset.num_classes}; "
             f"give the data set it was trained on, or one with the same classes{rows}"
