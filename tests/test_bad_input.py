@@ -355,6 +355,7 @@ def test_a_mutated_detector_is_refused_or_its_settings_are_there(name, count, pl
         assert code in (0, 2) and all(line.startswith("error: ") for line in err.split("\n")[:-1])
         if code == 0:
             trial = open_grid(argv[1], PRESET, require_data=False).trials[0]
+            tree = read_yaml((folder / "mine.yaml").read_text(), "", Mistakes())
             own = flat({size: tree.pop(size, None) for size in SIZES}[PRESET] or {})
             replaced = [q[:2] if q[2:] == ("name",) else q for q in own]  # who names a part replaces all of it
             general = {
