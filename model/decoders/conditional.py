@@ -32,8 +32,18 @@ class ConditionalStack(nn.Module):
         self.query_scale = MLP(channels, channels, channels)
         self.norm = nn.LayerNorm(channels)
         xavier_matrices(self)
+        if config.local_start:
+            self._look_around(config.local_start)
         self.class_branch = class_branch(channels, num_classes)
         self.box_branch = BoxBranch(channels)
+
+    @torch.no_grad()
+    def _look_around(self, factor: float) -> None:
+        """Let attention begin at the tokens near each query's point (`ConditionalDecoderConfig.local_start`)."""
+        for layer in self.layers:
+            layer.cross_attention.share_positions(factor)
+        nn.init.zeros_(self.query_scale[-1].weight)
+        nn.init.ones_(self.query_scale[-1].bias)
 
     def scaled(self, sine: Tensor, states: Tensor, layer: int) -> Tensor:
         """The encoding of the queries' places [B, Q, D] in the space of their contents; as it is in the first layer."""
