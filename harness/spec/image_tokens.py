@@ -22,7 +22,7 @@ def tokens_of(strides: tuple[int, ...], side: int) -> int:
 
 
 def shortages(model: DetectorConfig, data: DataConfig) -> Iterator[Conflict]:
-    """What the smallest image of the training lacks, or that of the evaluation, which has the original queries alone."""
+    """What the smallest image of the training lacks, or that of the evaluation, where only original queries run."""
     if data.path is not None or not model.strides:
         return
     sides = data.train_short_sides
