@@ -148,6 +148,11 @@ class DetectorConfig:
         return default_proposals(self.two_stage) if self.proposals is None else self.proposals
 
     @property
+    def head_names(self) -> tuple[str, ...]:
+        """Of the heads' instances: what kind each is, and its number among these if that is not the first."""
+        return HEADS.instance_names(self.heads)
+
+    @property
     def num_proposals(self) -> int:
         """How many proposals all query groups take together in training."""
         return self.num_queries + sum(map(self.num_proposals_of, self.groups))

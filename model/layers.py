@@ -93,10 +93,14 @@ class MaskedConv(Conv2d):
         return zero_padding(super().forward(x), mask)
 
 
-def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int | None = None) -> ConvNorm:
+def conv_norm(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int | None = None, bias: bool = False
+) -> ConvNorm:
     """A `ConvNorm` initialised as the official neck (Xavier uniform)."""
-    module = ConvNorm(in_channels, out_channels, kernel, stride, groups)
+    module = ConvNorm(in_channels, out_channels, kernel, stride, groups, bias)
     nn.init.xavier_uniform_(module.conv.weight)
+    if module.conv.bias is not None:
+        nn.init.zeros_(module.conv.bias)
     return module
 
 

@@ -21,8 +21,8 @@ NARROWEST = 32  # columns of a weight's gradient, likewise
 # On processors with AVX-512 oneDNN's 1x1 convolutions with a stride write past their memory in the backward pass, where
 # there are fewer channels than a register has lanes (torch 2.13; seen from 24 x 24 positions on, and not below).
 LANES, OVERRUN = 16, 256  # channels; positions of a map from which the stride is taken out of the convolution
-# There, too, a part of a kernel's gradient is left as the memory was, where a convolution in this type has a stride and
-# the map is one position wide (torch 2.13; right from two positions on).
+# There, too, a part of a kernel's gradient stays as the memory was before, where a convolution in this type has a
+# stride and the map is one position wide (torch 2.13; right from two positions on).
 NARROW_BF16 = torch.bfloat16
 
 

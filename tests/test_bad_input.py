@@ -355,8 +355,12 @@ def test_a_mutated_detector_is_refused_or_its_settings_are_there(name, count, pl
         assert code in (0, 2) and all(line.startswith("error: ") for line in err.split("\n")[:-1])
         if code == 0:
             trial = open_grid(argv[1], PRESET, require_data=False).trials[0]
+            tree = read_yaml((folder / "mine.yaml").read_text(), "", Mistakes())
             own = flat({size: tree.pop(size, None) for size in SIZES}[PRESET] or {})
-            general = {p: v for p, v in flat(tree).items() if not any(q[: len(p)] == p for q in own)}
+            replaced = [q[:2] if q[2:] == ("name",) else q for q in own]  # who names a part replaces all of it
+            general = {
+                p: v for p, v in flat(tree).items() if not any(q[: len(p)] == p or p[: len(q)] == q for q in replaced)
+            }
             for path, value in (general | own).items():
                 if path[:2] not in (("model", "heads"), ("model", "groups")) and path not in PATHS:
                     assert same(value, at(config_to_dict(trial.config), path)), (path, value)

@@ -15,6 +15,13 @@ class ProjectionConfig:
     __pydantic_config__ = FORBID_UNKNOWN
     # behind each convolution; none: a bias instead (DETR, Conditional-DETR, DAB-DETR)
     norm: Literal["group", "none"] = field(default="group", metadata={"since": 2})
+    # before a norm, too, each convolution has a bias (Deformable-DETR's own code, H-Deformable-DETR and DINO)
+    bias: bool = field(default=False, metadata={"since": 2})
+
+    def __post_init__(self) -> None:
+        require(
+            not (self.bias and self.norm == "none"), "bias: true is for norm: group; without a norm there is one anyway"
+        )
 
     def strides_of(self, in_strides: tuple[int, ...], num_levels: int) -> tuple[int, ...]:
         """Of the levels that it makes of stages with these strides: one of each stage, then each twice the one before.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ class Projection(nn.Module):
     ):
         super().__init__()
         self.strides = config.strides_of(in_strides, num_levels)
-        convolution = MaskedConv if config.norm == "none" else conv_norm
+        convolution = MaskedConv if config.norm == "none" else partial(conv_norm, bias=config.bias)
         self.lateral = nn.ModuleList(convolution(c, channels, 1) for c in in_channels)
         sources = [in_channels[-1]] + [channels] * num_levels
         extra = range(num_levels - len(in_channels))

@@ -69,6 +69,7 @@ def tiny_preset(preset: str, *heads: str, dropout: float = 0.0, **changes: Any) 
         "transformer": transformer,
         "num_queries": NUM_QUERIES,
         "anchor_scale": 0.25,  # anchors as small as the objects
+        "min_positive_queries": 1,  # so that their number is that of the positives
         "groups": tuple(replace(group, **TINY["groups"][GROUPS.name_of(group)]) for group in config.groups),
         "heads": tuple(HEADS[name].Config(**tiny_heads.TINY[name]) for name in heads),
     }
