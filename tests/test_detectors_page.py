@@ -55,7 +55,7 @@ def queries_cell(config: TrialConfig) -> str:
 
 
 def test_every_detector_stands_in_both_tables() -> None:
-    parts, settings = tables()
+    parts, settings, *_ = tables()
     assert sorted(re.match(r"\[(\w+)\]", row["`model.preset`"])[1] for row in parts) == MODELS  # type: ignore[index]
     assert sorted(row["`model.preset`"] for row in settings) == MODELS
 
