@@ -8,6 +8,7 @@ memory and how often the host waited for the device. Everything here runs withou
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -24,13 +25,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from benchmarks.presets import preset_detector
 from benchmarks.step import DIGITS, R50, TRAIN, random_batch
 from harness.trial.train import build_optimizer, train_step
 from model import ops, ops_cuda, ops_reference
 from model.config import DetectorConfig
 from model.detector import Detector
 from model.heads import HEADS
-from model.types import Batch
 
 SIZES = ((100, 167), (50, 84), (25, 42), (13, 21))  # the encoder's levels at 800 x 1333
 SETS: dict[str, tuple[str, ...]] = {
@@ -39,6 +40,7 @@ SETS: dict[str, tuple[str, ...]] = {
     "K = 2: ATSS + Faster R-CNN": ("atss", "faster_rcnn"),
 }
 RAND = torch.rand
+DETECTORS = ("deformable", "dino_4scale", "dino_5scale", "dab_c5", "conditional_c5", "h_deformable", "group_deformable")
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
@@ -160,31 +162,35 @@ def with_heads(config: DetectorConfig, heads: tuple[str, ...]) -> DetectorConfig
 def equality() -> Iterator[dict[str, Any]]:
     """Losses and gradients of one step on the GPU and on the CPU, same weights, fp32 without TF32."""
     allow_tf32(False)
-    batch = random_batch(4, 160, 160, 10, 5)
     for heads in ((), *((head,) for head in HEADS if head != "mask_rcnn")):
-        config = with_heads(DIGITS, heads)
-        found = []
-        for device in ("cpu", "cuda"):
-            torch.manual_seed(0)
-            detector = Detector(config, 10).train()
-            with torch.no_grad():  # fresh sampling offsets are whole pixels, where a gradient jumps
-                for parameter in detector.parameters():
-                    parameter.add_(torch.randn_like(parameter), alpha=0.02)
-            detector.to(device)
-            torch.manual_seed(1)
-            with patch("torch.rand", _drawn_by_the_host):
-                total, losses = detector(batch.to(device))
-            total.backward()
-            norms = {n: p.grad.norm().item() for n, p in detector.named_parameters() if p.grad is not None}
-            found.append(({name: loss.item() for name, loss in losses.items()}, norms))
-        (own, own_norms), (other, other_norms) = found
-        differences = {n: abs(own_norms[n] - other_norms[n]) / (own_norms[n] + 1e-3) for n in own_norms}
-        yield {
-            "name": f"one step, heads {list(heads)}",
-            "loss_difference": max(abs(own[n] - other[n]) / (abs(own[n]) + 1e-3) for n in own),
-            "gradient_difference": max(differences.values()),
-            "of": max(differences, key=lambda name: differences[name]),
-        }
+        yield {"name": f"one step, heads {list(heads)}", **_difference(with_heads(DIGITS, heads))}
+    for name in DETECTORS:
+        config = preset_detector(name, "digits")
+        yield {"name": f"one step, {name}, heads ['atss']", **_difference(with_heads(config, ("atss",)))}
+
+
+def _difference(config: DetectorConfig) -> dict[str, Any]:
+    batch, found = random_batch(4, 160, 160, 10, 5), []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        detector = Detector(config, 10).train()
+        with torch.no_grad():  # fresh sampling offsets are whole pixels, where a gradient jumps
+            for parameter in detector.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+        detector.to(device)
+        torch.manual_seed(1)
+        with patch("torch.rand", _drawn_by_the_host):
+            total, losses = detector(batch.to(device))
+        total.backward()
+        norms = {n: p.grad.norm().item() for n, p in detector.named_parameters() if p.grad is not None}
+        found.append(({name: loss.item() for name, loss in losses.items()}, norms))
+    (own, own_norms), (other, other_norms) = found
+    differences = {n: abs(own_norms[n] - other_norms[n]) / (own_norms[n] + 1e-3) for n in own_norms}
+    return {
+        "loss_difference": max(abs(own[n] - other[n]) / (abs(own[n]) + 1e-3) for n in own),
+        "gradient_difference": max(differences.values()),
+        "of": max(differences, key=lambda name: differences[name]),
+    }
 
 
 def _drawn_by_the_host(*shape: Any, device: torch.device | str = "cpu", **others: Any) -> Tensor:
@@ -199,26 +205,32 @@ def allow_tf32(allowed: bool) -> None:
 
 def steps(number: int) -> Iterator[dict[str, Any]]:
     """Training steps of ResNet-50, two images of 800 x 1333."""
-    batch = random_batch(2, 800, 1333, 80, 8).to("cuda")
     for name, heads in SETS.items():
         for precision in PRECISIONS:
-            yield {"name": f"R50, 2 x 800 x 1333, {name}, {precision}", **_steps(heads, precision, batch, number)}
+            measured = _steps(with_heads(R50, heads), precision, number)
+            yield {"name": f"R50, 2 x 800 x 1333, {name}, {precision}", **measured}
+    for name in DETECTORS:
+        yield {"name": f"{name}, 2 x 800 x 1333, K = 0, tf32", **_steps(preset_detector(name), "tf32", number)}
+    largest = with_heads(preset_detector("dino_5scale"), SETS["K = 2: ATSS + Faster R-CNN"])
+    yield {"name": "dino_5scale, 2 x 800 x 1333, K = 2, tf32", **_steps(largest, "tf32", number)}
 
 
-def stepper(heads: tuple[str, ...], precision: str, batch: Batch) -> Callable[[], object]:
+def stepper(config: DetectorConfig, precision: str) -> Callable[[], object]:
     """A training step as a trial does it."""
     allow_tf32(precision == "tf32")
     torch.manual_seed(0)
-    detector = Detector(with_heads(R50, heads), 80).cuda().train()
+    batch = random_batch(2, 800, 1333, 80, 8).to("cuda")
+    detector = Detector(config, 80).cuda().train()
     train = replace(TRAIN, precision="bf16" if precision == "bf16" else "fp32")
     optimizer = build_optimizer(detector, train)
     return lambda: train_step(detector, [batch], optimizer, train, step=0, total_steps=9, steps_per_epoch=9)
 
 
-def _steps(heads: tuple[str, ...], precision: str, batch: Batch, number: int) -> dict[str, Any]:
+def _steps(config: DetectorConfig, precision: str, number: int) -> dict[str, Any]:
+    gc.collect()
     torch.cuda.empty_cache()
-    step = stepper(heads, precision, batch)
-    for _ in range(3):
+    step = stepper(config, precision)
+    for _ in range(4):
         step()
     torch.cuda.reset_peak_memory_stats()
     torch.cuda.synchronize()
@@ -228,25 +240,12 @@ def _steps(heads: tuple[str, ...], precision: str, batch: Batch, number: int) ->
         step()
         torch.cuda.synchronize()
         times.append((time.perf_counter() - begun) * 1e3)
-    peak = torch.cuda.max_memory_allocated() / 2**30
     return {
         "median_ms": statistics.median(times),
         "slowest_ms": max(times),
-        "peak_gib": peak,
-        "synchronisations": synchronisations(step),
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "synchronisations": len(where_it_waits(step)),
     }
-
-
-def synchronisations(step: Callable[[], object]) -> int:
-    """How often the host waits for the device in one step, by torch's own debug mode."""
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(warning.message) for warning in told)
 
 
 def profile() -> str:
@@ -254,8 +253,7 @@ def profile() -> str:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
-    batch = random_batch(2, 800, 1333, 80, 8).to("cuda")
-    step = stepper(SETS["K = 2: ATSS + Faster R-CNN"], "tf32", batch)
+    step = stepper(with_heads(R50, SETS["K = 2: ATSS + Faster R-CNN"]), "tf32")
     for _ in range(3):
         step()
     with profiler(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
@@ -269,7 +267,7 @@ def profile() -> str:
 
 
 def where_it_waits(step: Callable[[], object]) -> list[str]:
-    """File and line of each synchronisation of one step."""
+    """File and line of each synchronisation of one step, by torch's own debug mode."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as told:

@@ -177,11 +177,35 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="trial (the beginning of its id will do), MLflow run, file of weights, or ablation file",
     )
-    analyse.add_argument("--metrics", metavar="LIST", type=_words, help="of conflict,discriminability,queries (all)")
-    analyse.add_argument("--images", metavar="N", type=_at_least_one, help="of the validation split (default: 200)")
+    analyse.add_argument(
+        "--metrics",
+        metavar="LIST",
+        type=_words,
+        help="of conflict,discriminability,queries,evaluation (all; evaluation: AP of a file of weights)",
+    )
+    analyse.add_argument(
+        "--images", metavar="N", type=_at_least_one, help="of the validation split (default: 200; evaluation: all)"
+    )
     analyse.add_argument("--variant", metavar="LIST", type=_words, help="of the conflict (default: cam-v1; or: all)")
     analyse.add_argument("--floor", metavar="RUN", help="a trial with the same heads and another seed, as an anchor")
     analyse.add_argument("--out", metavar="DIR", help="folder for the files (default: the trial's own)")
+    analyse.add_argument("--verbose", action="store_true", help="of a file of weights: what became of every name")
+    analyse.add_argument(
+        "--entry", metavar="KEY", help="of a file with several state dicts: which (default: the average)"
+    )
+    analyse.add_argument(
+        "--drop",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="of a file: leave out names that begin so; repeatable",
+    )
+    analyse.add_argument(
+        "--class-rows",
+        choices=("classes", "ids"),
+        default="classes",
+        help="of a file: what its rows of classes are (ids: DETR's 91, one for each COCO category id)",
+    )
     analyse.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
     sync = commands.add_parser("sync", parents=[grid, store], help="replay in the tracking store what it missed")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from model.boxes import encode_distances, iou_aligned, iou_pairwise, xyxy_to_cxcywh
+from model.constants import constant
 from model.mixture import low_loss_component
 from model.types import BACKGROUND, IGNORED, Targets
 
@@ -83,7 +84,7 @@ def _nearest_per_level(
     gt_centres = xyxy_to_cxcywh(targets.boxes_xyxy)[..., :2].double()
     # Equally near anchors are taken row by row: an offset far below any real difference of distances. Otherwise the
     # choice among them would depend on the size of the padded batch.
-    row_by_row = (centres.double() * centres.new_tensor([1e-10, 1e-8], dtype=torch.float64)).sum(-1)
+    row_by_row = (centres.double() * constant((1e-10, 1e-8), centres, torch.float64)).sum(-1)
     candidates, usable = [], []
     start = 0
     for size in level_sizes:
@@ -177,8 +178,8 @@ def assign_points(
         gt_index [B, A] int64.
     """
     ends = [POINT_RANGE * range_scale * stride for stride in strides[:-1]]
-    per_level = points.new_tensor([strides, [0.0, *ends], [*ends, torch.inf]])  # [3, L]
-    stride, start, end = per_level.repeat_interleave(torch.tensor(level_sizes, device=points.device), 1)
+    per_level = constant((strides, (0.0, *ends), (*ends, torch.inf)), points, points.dtype)  # [3, L]
+    stride, start, end = per_level.repeat_interleave(constant(level_sizes, points, torch.int64), 1)
     boxes = targets.boxes_xyxy[:, :, None]  # [B, G, 1, 4]
     distances = encode_distances(points, boxes)  # [B, G, A, 4]
     inside = distances.amin(-1) > 0

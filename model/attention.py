@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import TransformerConfig
+from model.constants import constant
 from model.linear import Linear, linear
 from model.ops import ms_deform_attn
 from model.types import QueryGroup
@@ -180,7 +181,7 @@ class DeformableAttention(nn.Module):
         batch, num_queries, _ = query.shape
         shape = (batch, num_queries, self.num_heads, self.num_levels, self.num_points)
         weights = self.attention_weights(query).view(*shape[:3], -1).softmax(-1).view(shape)
-        pixel = query.new_tensor([[1 / w, 1 / h] for h, w in sizes], dtype=reference.dtype)  # [L, 2]
+        pixel = constant([(1 / w, 1 / h) for h, w in sizes], query, reference.dtype)  # [L, 2]
         unit = pixel.expand(batch, num_queries, -1, -1)
         if reference.shape[-1] == 4:
             box_unit = reference[..., 2:] * (0.5 / self.num_points)

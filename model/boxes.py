@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from model.constants import constant
+
 EPSILON = 1e-6  # smallest union and enclosing area, as the official implementation
 MAX_LOG_RATIO = abs(math.log(16 / 1000))  # decoded sides change by at most a factor of 62.5
 UNIT_STDS = (1.0, 1.0, 1.0, 1.0)
@@ -92,12 +94,12 @@ def encode_deltas(anchors_xyxy: Tensor, boxes_xyxy: Tensor, stds: tuple[float, .
     box = xyxy_to_cxcywh(boxes_xyxy)
     shift = (box[..., :2] - anchor[..., :2]) / anchor[..., 2:]
     scale = (box[..., 2:] / anchor[..., 2:]).log()
-    return torch.cat([shift, scale], -1) / shift.new_tensor(stds)
+    return torch.cat([shift, scale], -1) / constant(stds, shift, shift.dtype)
 
 
 def decode_deltas(anchors_xyxy: Tensor, deltas: Tensor, stds: tuple[float, ...] = UNIT_STDS) -> Tensor:
     """[..., 4] boxes in pixels; the inverse of `encode_deltas` for changes of size below a factor of 62.5."""
-    deltas = deltas * deltas.new_tensor(stds)
+    deltas = deltas * constant(stds, deltas, deltas.dtype)
     anchor = xyxy_to_cxcywh(anchors_xyxy)
     centre = anchor[..., :2] + anchor[..., 2:] * deltas[..., :2]
     size = anchor[..., 2:] * deltas[..., 2:].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()

@@ -148,6 +148,11 @@ class DetectorConfig:
         return default_proposals(self.two_stage) if self.proposals is None else self.proposals
 
     @property
+    def head_names(self) -> tuple[str, ...]:
+        """Of the heads' instances: what kind each is, and its number among these if that is not the first."""
+        return HEADS.instance_names(self.heads)
+
+    @property
     def num_proposals(self) -> int:
         """How many proposals all query groups take together in training."""
         return self.num_queries + sum(map(self.num_proposals_of, self.groups))
@@ -156,6 +161,20 @@ class DetectorConfig:
         """How many of them an extra group of this `Config` takes."""
         number: int = getattr(group, "num_proposals", 0) + self.num_queries * getattr(group, "num_replicas", 0)
         return number
+
+    def num_tokens_for(self, num_proposals: int) -> int:
+        """How many tokens the encoder must have to propose so many, as far as its proposals tell."""
+        needed: int = getattr(self.proposals_or_default, "num_tokens", lambda *_: 0)(self.num_queries, num_proposals)
+        return needed
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the encoder's levels in pixels of the image; (): only the detector itself knows."""
+        stages = asked(self.backbone, "strides")
+        levels: tuple[int, ...] = ()
+        if stages and hasattr(self.neck, "strides_of"):
+            levels = self.neck.strides_of(stages, self.transformer.num_levels)
+        return levels
 
     @property
     def main_weight(self) -> float:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from model.boxes import added_area, cxcywh_to_xyxy, iou_aligned, size_whwh
 from model.config import DetectorConfig, LossWeights
+from model.constants import constant
 from model.losses import AVERAGE_EPSILON, giou_loss, l1_loss
 from model.share import total
 from model.types import Targets
@@ -212,4 +213,4 @@ def total_loss(losses: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
             f"weights without a loss {sorted(weights.keys() - losses.keys())}"
         )
     values = torch.stack([losses[name].float() for name in losses])
-    return (values * values.new_tensor([weights[name] for name in losses])).sum()
+    return (values * constant([weights[name] for name in losses], values, values.dtype)).sum()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.constants import constant
 from model.linear import Conv2d
 from model.types import Batch, padding_mask
 
@@ -92,10 +93,14 @@ class MaskedConv(Conv2d):
         return zero_padding(super().forward(x), mask)
 
 
-def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int | None = None) -> ConvNorm:
+def conv_norm(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int | None = None, bias: bool = False
+) -> ConvNorm:
     """A `ConvNorm` initialised as the official neck (Xavier uniform)."""
-    module = ConvNorm(in_channels, out_channels, kernel, stride, groups)
+    module = ConvNorm(in_channels, out_channels, kernel, stride, groups, bias)
     nn.init.xavier_uniform_(module.conv.weight)
+    if module.conv.bias is not None:
+        nn.init.zeros_(module.conv.bias)
     return module
 
 
@@ -110,7 +115,9 @@ class Padding:
     def __init__(self, batch: Batch, official: bool = False):
         self.batch = batch
         self.height, self.width = batch.images.shape[-2:]
-        self.any = bool((batch.valid_hw != batch.valid_hw.new_tensor([self.height, self.width])).any())
+        self.any = bool(
+            (batch.valid_hw != constant((self.height, self.width), batch.valid_hw, batch.valid_hw.dtype)).any()
+        )
         self.exact = self.any and not official
         self._masks: dict[int, Tensor] = {}
 

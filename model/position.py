@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from model.constants import constant
+
 
 def sine_position_encoding(mask: Tensor, channels: int, offset: float = -0.5, temperature: float = 10000.0) -> Tensor:
     """Encode each position of a map, normalised by the image's valid size (Deformable-DETR; offset 0, 20: DINO).
@@ -59,6 +61,6 @@ def encoder_reference_points(sizes: list[tuple[int, int]], ratios: Tensor) -> Te
         y, x = torch.meshgrid(
             torch.arange(h, device=ratios.device) + 0.5, torch.arange(w, device=ratios.device) + 0.5, indexing="ij"
         )
-        size = ratios[:, None, level] * torch.tensor([w, h], device=ratios.device)
+        size = ratios[:, None, level] * constant((w, h), ratios, torch.int64)
         points.append(torch.stack([x.flatten(), y.flatten()], -1)[None] / size)
     return torch.cat(points, 1)[:, :, None] * ratios[:, None]

@@ -5,13 +5,14 @@ What stands in a file decides how it is read, not its suffix. A file that cannot
 
 from __future__ import annotations
 
+import argparse
 import os
 import stat
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # loaded where a file is read: whether there is one can be asked without
     import torch
@@ -20,11 +21,30 @@ if TYPE_CHECKING:  # loaded where a file is read: whether there is one can be as
 FEW = 3  # names of a kind that a message shows
 CUT_SHORT = "it is cut short or damaged; fetch it again"
 NO_WEIGHTS = "it holds no state dict, a mapping of names to tensors; save model.state_dict()"
+# Keys below which training programs keep state dicts. A moving average comes first: it is what they evaluate.
+ENTRIES = ("ema_model", "model_ema", "state_dict", "model", "module")
 LFS_POINTER = b"version https://git-lfs"
 
 
+class Checkpoint(NamedTuple):
+    """The tensors of a file."""
+
+    tensors: dict[str, Tensor]
+    entry: str = ""  # the key that they stand under; empty: the file is the state dict itself
+    others: tuple[str, ...] = ()  # keys of the state dicts that stand beside it
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, on the CPU; those below `state_dict` where the file has such a key.
+    """Tensors by name, on the CPU (see `read_checkpoint`)."""
+    return read_checkpoint(path).tensors
+
+
+def read_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
+    """The tensors of a file, on the CPU: its state dict, or the one below the first of `ENTRIES` that it has.
+
+    Args:
+        path: what `torch.save` or safetensors wrote.
+        entry: the key of the state dict to take instead.
 
     Raises:
         ValueError: the file is missing, cannot be read, is cut short, or holds something else; one line.
@@ -39,11 +59,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} cannot be read as weights: {error.strerror or error}") from error
     except Exception as error:  # a broken file may fail in any way
         raise ValueError(f"{path} cannot be read as weights: {CUT_SHORT} ({_first_line(error)})") from error
-    if isinstance(content, dict):
-        content = content.get("state_dict", content)
-    if not isinstance(content, Mapping) or not content or not all(map(_is_entry, content.items())):
+    keys = ENTRIES if isinstance(content, dict) else ()
+    found = {"": content} if _is_state(content) else {key: content[key] for key in keys if _is_state(content.get(key))}
+    if entry is not None and entry not in found:
+        raise ValueError(f"{path} has no state dict '{entry}'; it has {', '.join(filter(None, found)) or 'no key'}")
+    if not found:
         raise ValueError(f"{path} cannot be read as weights: {NO_WEIGHTS}")
-    return dict(content)
+    key = next(iter(found)) if entry is None else entry
+    return Checkpoint(dict(found[key]), key, tuple(own for own in found if own != key))
 
 
 class _NoWeights(Exception):
@@ -82,7 +105,8 @@ def _read(path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with open(path, "rb") as file:  # of a path, torch would go by the suffix
+            # of a path, torch would go by the suffix; DETR's files hold the options of their command line
+            with open(path, "rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
                 return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             if type(error).__name__ != "UnpicklingError" or "truncated" in str(error):
@@ -99,10 +123,15 @@ def _check_archive(path: Path) -> None:
             raise _NoWeights(f"{CUT_SHORT} (its part {name} has changed)")
 
 
-def _is_entry(item: tuple[Any, Any]) -> bool:
+def _is_state(content: Any) -> bool:
+    """Whether this is a state dict with something in it."""
     import torch
 
-    return isinstance(item[0], str) and isinstance(item[1], torch.Tensor)
+    return (
+        isinstance(content, Mapping)
+        and len(content) > 0
+        and all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items())
+    )
 
 
 def _first_line(error: BaseException) -> str:

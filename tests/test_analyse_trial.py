@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 
 import harness.trial.analysis
 import harness.trial.trial
-from harness import trained
 from harness.__main__ import main
 from harness.analyse import analyse
 from harness.config import AnalyseConfig, DataConfig
 from harness.data.coco import CocoDataset
 from harness.errors import Interrupted, UserError
+from harness.revisit import trained
 from harness.spec.grid import Trial, open_grid
 from harness.store.results import RunStore
 from harness.tracking import mirror, tracking
@@ -226,7 +226,7 @@ def test_a_floor_is_another_training_of_the_same_heads(
         (["TRIAL", "--variant", "cam-v2"], "--variant: must be 'cam-v1'"),
         (["TRIAL", "--data", "nowhere"], "nowhere"),
         (["torn.safetensors"], "torn.safetensors cannot be read as weights"),
-        (["other.pth"], "these are not the weights of a Co-DETR detector"),
+        (["other.pth"], "other.pth: no names of a detector that is known (Co-Deformable-DETR, "),
         (["WEIGHTS", "--preset", "digits_fast"], "give the configuration they were trained with"),
     ],
 )
@@ -247,7 +247,10 @@ def test_weights_of_another_version_are_told_apart(own: tuple[RunStore, Trial]) 
     weights = load_file(found.weights)
     weights["former.name"] = weights.pop("level_embedding")
     save_file(weights, found.weights)
-    with pytest.raises(UserError, match="the weights lack level_embedding; another version of this code trained them"):
+    with pytest.raises(
+        UserError,
+        match="the weights lack level_embedding, have besides former.name; another version of this code trained them",
+    ):
         trained.build(found, torch.device("cpu"))
 
 
@@ -267,6 +270,17 @@ def test_a_file_of_weights_is_analysed_under_a_preset(own: tuple[RunStore, Trial
     assert table["epoch"] is None and set(table["positives_per_gt"]) == {"decoder", "atss", "faster_rcnn"}
 
 
+def test_a_trial_evaluated_elsewhere_has_the_numbers_of_its_record(own: tuple[RunStore, Trial], tmp_path: Path) -> None:
+    trial_id = own[1].trial_id
+    assert main(["analyse", trial_id, "--metrics", "evaluation", "--out", "there"]) == 0
+    found = json.loads((tmp_path / "there" / "evaluation.json").read_text())
+    record = own[0].read(trial_id)
+    assert record is not None and found["metrics"]["AP"] == record["metrics"]["AP"]
+    kept = json.loads((own[0].dir(trial_id) / "detections.json").read_text())
+    assert json.loads((tmp_path / "there" / "detections.json").read_text()) == kept
+    assert not (tmp_path / "there" / "keys.json").exists()
+
+
 def test_official_weights_are_translated(own: tuple[RunStore, Trial], tmp_path: Path) -> None:
     """A released checkpoint lists the region heads first, whatever the order of the configuration."""
     case = Case(next((Path(__file__).parent / "golden").glob("e2e_main__*.npz")))
@@ -276,7 +290,7 @@ def test_official_weights_are_translated(own: tuple[RunStore, Trial], tmp_path: 
     for heads in (model.heads, model.heads[::-1]):
         config = replace(own[1].config, model=replace(model, heads=heads))
         found = trained.Found("official", config, tmp_path / "official.pth", None, "official.pth")
-        detector = trained.build(found, torch.device("cpu"))
+        detector = trained.build(found, torch.device("cpu")).detector
         assert detector.num_classes == expected.num_classes
         for name, value in expected.state_dict().items():
             assert torch.equal(detector.state_dict()[name], value), name

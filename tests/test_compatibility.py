@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from model.detector import Detector
-from model.official import convert
 from tests.support.tiny import PLAIN, tiny_batch, tiny_config
 
 
@@ -59,17 +58,3 @@ def test_any_number_of_heads_trains(name: str, heads: tuple[str, ...]) -> None:
             assert 0 < len(image.scores) <= 20 and torch.isfinite(image.boxes_xyxy).all()
             limits = torch.tensor([width, height, width, height])
             assert (image.boxes_xyxy >= 0).all() and (image.boxes_xyxy <= limits).all()
-
-
-@pytest.mark.parametrize("scalar", [False, True])
-def test_official_embeddings_of_heads_load_in_both_ways(scalar: bool) -> None:
-    official = {
-        "query_head.transformer.level_embeds": torch.zeros(4, 32),
-        "query_head.transformer.head_pos_embed.weight": torch.tensor([[0.5], [-2.0]]),
-        "rpn_head.rpn_cls.bias": torch.zeros(9),
-        "roi_head.0.mask_head.upsample.bias": torch.zeros(8),
-    }
-    found = convert(official, ("mask_rcnn", "atss.2"), num_roi_heads=1, scalar_embedding=scalar)
-    assert found["positive_queries.atss:2.head_embedding"].tolist() == [-2.0] * (1 if scalar else 32)
-    assert "heads.mask_rcnn.stages.proposals.objectness.bias" in found
-    assert "heads.mask_rcnn.masks.upsample.bias" in found

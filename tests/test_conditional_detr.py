@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from harness.analyse.discriminability import attention_strength
 from model.boxes import added_area, giou_aligned
@@ -17,7 +17,6 @@ from model.decoders.configs import ConditionalDecoderConfig, DabDecoderConfig
 from model.detector import Detector
 from model.encoders.configs import DenseEncoderConfig
 from model.groups.configs import HybridConfig
-from model.official.conditional_detr import convert
 from model.proposals.anchors import AnchorQueries
 from model.proposals.configs import AnchorsConfig
 from model.types import QueryGroup, Step
@@ -235,7 +234,7 @@ def test_an_encoder_that_does_not_tell_places_is_told_of(name: str) -> None:
         build(name)([group_of(5)], replace(padded_memory(), position=None))
 
 
-# ---- GIoU, official names
+# ---- GIoU
 
 
 def test_the_added_area_makes_small_boxes_overlap_less() -> None:
@@ -244,8 +243,3 @@ def test_the_added_area_makes_small_boxes_overlap_less() -> None:
         box = torch.tensor([100.0, 100.0, 100 + 2048 * side, 100 + 512 * side])
         assert giou_aligned(box, box, added_area(1e-6, hw)) == pytest.approx(expected, abs=1e-3)
         assert giou_aligned(box, box, added_area(0.0, hw)) == pytest.approx(1)
-
-
-def test_an_official_name_that_nobody_knows_stays_as_it_is() -> None:
-    state: dict[str, Tensor] = {name: torch.zeros(1) for name in ("transformer.decoder.mystery", "class_embed.bias")}
-    assert convert(state).keys() == {"transformer.decoder.mystery", "decoder.class_branch.bias"}

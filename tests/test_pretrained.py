@@ -19,11 +19,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness import trained
 from harness.__main__ import main
 from harness.compare import differences
 from harness.errors import UserError
 from harness.report import identified
+from harness.revisit import trained
 from harness.schedule.schedule import check_inputs, run_grid
 from harness.spec import pretrained
 from harness.spec.grid import Grid, Trial, open_grid
@@ -533,7 +533,7 @@ def test_a_trial_starts_from_its_weights_and_its_detector_needs_them_no_more(gri
     assert recorded_id(record) == trial.trial_id and record["weights_hash"] == sha256(weights)
     expected = state_of()["layer3.0.conv2.weight"]
     weights.unlink()
-    detector = trained.build(trained.read_trial(store, trial.trial_id), torch.device("cpu"))
+    detector = trained.build(trained.read_trial(store, trial.trial_id), torch.device("cpu")).detector
     assert torch.allclose(detector.backbone.state_dict()["layer3.0.conv2.weight"], expected, atol=1e-6)
 
 

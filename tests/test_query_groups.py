@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,8 +13,7 @@ from harness.spec.parts import read_detector
 from model.decoders.configs import DeformableDecoderConfig
 from model.detector import Detector
 from model.groups import GROUPS
-from model.groups.configs import HybridConfig, ReplicasConfig
-from model.official import convert, h_detr
+from model.groups.configs import DenoisingConfig, HybridConfig, ReplicasConfig
 from model.proposals.configs import AnchorsConfig, BinaryConfig, PerGroupConfig
 from model.types import DecoderOutput
 from tests.support.rooms import TINY, padded_batch, shake
@@ -112,6 +109,17 @@ def test_main_weighs_as_much_as_each_averaged_group() -> None:
     assert weights["encoder/l1"] == pytest.approx(5 * 9 / 4)
 
 
+def test_the_mean_over_groups_leaves_heads_and_denoising_queries_their_weights() -> None:
+    """Replicas share the weight of the original queries, and that alone."""
+    groups = (ReplicasConfig(2), DenoisingConfig(7, weight=0.5))
+    weights = detector_of(*groups, heads=("atss",), lambda1=0.7).loss_weights
+    expected = {"decoder": 1 / 3, "replicas": 2 / 3, "denoising": 0.5, "queries.atss": 0.7}
+    for name, weight in expected.items():
+        assert weights[f"{name}.1/l1"] == pytest.approx(5 * weight)
+    alone = detector_of(heads=("atss",), lambda1=0.7).loss_weights
+    assert all(weights[name] == weight for name, weight in alone.items() if name.startswith(("atss/", "encoder/")))
+
+
 def test_a_group_that_is_no_multiple_of_the_queries_has_no_head_per_group() -> None:
     with pytest.raises(
         ValueError, match=r"^the proposals per_group have a head for each num_queries.*hybrid takes 9: [^\n]*$"
@@ -170,40 +178,3 @@ def test_what_a_group_learns_is_nobody_elses_concern() -> None:
     expected, losses = alone(batch)[1], both(batch)[1]
     for name, loss in expected.items():
         torch.testing.assert_close(losses[name], loss)
-
-
-# ---- official names -----------------------------------------------------------------------------------------------
-
-
-def as_in_the_repository(name: str) -> str:
-    """H-DETR's own name of a parameter that its files have by Co-DETR's (stated with the files)."""
-    name = name.removeprefix("query_head.").replace("level_embeds", "level_embed")
-    part = "decoder" if "decoder" in name else "encoder"
-    norms = {"decoder": ("norm2", "norm1", "norm3"), "encoder": ("norm1", "norm2")}[part]
-    for index, norm in enumerate(norms):
-        name = name.replace(f"norms.{index}", norm)
-    for ours, theirs in (
-        ("attentions.0.attn", "self_attn"),
-        ("attentions.0", "self_attn"),
-        ("attentions.1", "cross_attn"),
-        ("ffns.0.layers.0.0", "linear1"),
-        ("ffns.0.layers.1", "linear2"),
-        ("cls_branches", "class_embed"),
-        ("query_embedding", "query_embed"),
-    ):
-        name = name.replace(ours, theirs)
-    if name.startswith("reg_branches"):
-        _, branch, layer, kind = name.split(".")
-        name = f"bbox_embed.{branch}.layers.{int(layer) // 2}.{kind}"
-    return name
-
-
-def test_the_names_of_h_detrs_repository_are_known() -> None:
-    with np.load(Path(__file__).parent / "golden" / "e2e_h__case02.npz") as arrays:
-        state = {name[6:]: torch.from_numpy(arrays[name]) for name in arrays.files if name.startswith("param.")}
-    official = {as_in_the_repository(name): value for name, value in state.items()}
-    official["transformer.decoder.bbox_embed.0.layers.0.weight"] = torch.zeros(1)  # listed twice there
-    official["backbone.0.body.conv1.weight"] = torch.zeros(1)
-    ours, expected = h_detr.convert(official), convert(state, ())
-    assert ours.keys() == {*expected, "backbone.0.body.conv1.weight"}
-    assert all(torch.equal(ours[name], value) for name, value in expected.items())

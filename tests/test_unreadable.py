@@ -26,7 +26,9 @@ from harness.__main__ import main
 from harness.analyse import Analysed
 from harness.config import AnalyseConfig
 from harness.errors import ReadError, StorageError, UserError
-from harness.revisit import Request, keep
+from harness.revisit.asked import Request
+from harness.revisit.kept import keep
+from harness.revisit.trained import Found
 from harness.schedule.schedule import run_grid
 from harness.spec.grid import Grid, open_grid
 from harness.store import housekeeping, lease, ledger, transfer
@@ -35,7 +37,6 @@ from harness.store.transfer import export_records
 from harness.tracking import mirror as mirror_room
 from harness.tracking import tracking
 from harness.tracking.mirror import Mirror
-from harness.trained import Found
 from harness.trial.checkpoint import Progress, load_checkpoint, save_checkpoint
 from tests.support.fakes import entry, finish, make_grid, make_trial, record, run_fake
 from tests.support.tracked import assert_equal_to_records
@@ -376,8 +377,8 @@ def test_an_analysis_is_not_kept_in_a_record_that_cannot_be_read(
     found = Found(trial.trial_id, trial.config, Path("weights"), 1, "here")
     analysed = Analysed({"queries": {"rows": []}}, {"queries": 1.0}, {}, {}, 1, 1, 1.0)
     request = Request(AnalyseConfig(("queries",)))
-    monkeypatch.setattr("harness.revisit.open_dataset", lambda *_, **__: None)
-    monkeypatch.setattr("harness.revisit._draw", lambda *_: [])
+    monkeypatch.setattr("harness.revisit.kept.open_dataset", lambda *_, **__: None)
+    monkeypatch.setattr("harness.revisit.kept._draw", lambda *_: [])
     result = store.dir(trial.trial_id) / "result.json"
     before = result.read_bytes()
     for _, storage in attempts(store.root):

@@ -26,8 +26,9 @@ def differing(grid: Grid) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("table07_heads", ("K", "heads")),
-        ("table09_components", ("K", "heads", "auxiliary_loss", "positive_queries")),
+        ("table07_heads", ("K", "heads", "groups", "loss_normaliser")),
+        ("table08_head_kinds", ("K", "heads")),
+        ("table09_components", ("K", "heads", "auxiliary_loss", "positive_queries", "groups", "loss_normaliser")),
         ("table12_convolutions", ("atss.num_convs",)),
         ("table13_loss_weights", ("lambda1", "lambda2")),
     ],

@@ -148,4 +148,6 @@ def _read_model(file: Path, size: str, mistakes: Mistakes) -> list[Setting]:
     own = tree.pop(size, {})
     for other in SIZES:
         tree.pop(other, None)
-    return checked(tree, f"{file}:", (*SECTIONS, *SIZES)) + checked(own or {}, f"{file}:{size}.", SECTIONS)
+    return checked(tree, f"{file}:", (*SECTIONS, *SIZES)) + checked(
+        {} if own is None else own, f"{file}:{size}.", SECTIONS
+    )

@@ -1,7 +1,7 @@
 """A trial's own analysis of its detector: after some epochs as numbers, at the end with tables and figures as well.
 
 A training is worth more than its analysis: whatever goes wrong here becomes a warning and a note in the record, and
-neither the training nor its costs notice. `codetr analyse` does the same later (harness/revisit.py).
+neither the training nor its costs notice. `codetr analyse` does the same later (harness/revisit/).
 """
 
 from __future__ import annotations

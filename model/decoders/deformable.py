@@ -12,6 +12,7 @@ from model.attention import DeformableAttention, FeedForward, GroupedSelfAttenti
 from model.boxes import inverse_sigmoid
 from model.branches import BoxBranch, class_branch
 from model.config import DetectorConfig, TransformerConfig
+from model.constants import constant
 from model.decoders.configs import DeformableDecoderConfig
 from model.linear import Linear
 from model.position import box_position_encoding
@@ -157,4 +158,4 @@ def _sizes_known(groups: Sequence[QueryGroup]) -> Tensor | None:
     if all(group.has_size for group in groups):
         return None
     flags = [group.has_size for group in groups for _ in range(group.content.shape[1])]
-    return torch.tensor(flags, device=groups[0].content.device)
+    return constant(flags, groups[0].content, torch.bool)

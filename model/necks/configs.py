@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from model.checks import FORBID_UNKNOWN
+from model.checks import FORBID_UNKNOWN, require
 
 
 @dataclass(frozen=True)
@@ -15,3 +15,23 @@ class ProjectionConfig:
     __pydantic_config__ = FORBID_UNKNOWN
     # behind each convolution; none: a bias instead (DETR, Conditional-DETR, DAB-DETR)
     norm: Literal["group", "none"] = field(default="group", metadata={"since": 2})
+    # before a norm, too, each convolution has a bias (Deformable-DETR's own code, H-Deformable-DETR and DINO)
+    bias: bool = field(default=False, metadata={"since": 2})
+
+    def __post_init__(self) -> None:
+        require(
+            not (self.bias and self.norm == "none"), "bias: true is for norm: group; without a norm there is one anyway"
+        )
+
+    def strides_of(self, in_strides: tuple[int, ...], num_levels: int) -> tuple[int, ...]:
+        """Of the levels that it makes of stages with these strides: one of each stage, then each twice the one before.
+
+        Raises:
+            ValueError: there are fewer levels than stages.
+        """
+        num_extra = num_levels - len(in_strides)
+        require(
+            num_extra >= 0,
+            f"transformer.num_levels ({num_levels}) must not be smaller than the backbone's {len(in_strides)} stages",
+        )
+        return (*in_strides, *(in_strides[-1] * 2 ** (i + 1) for i in range(num_extra)))

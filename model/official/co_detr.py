@@ -1,21 +1,31 @@
 """Co-DETR as released (mmdetection's names): one table, read top to bottom, and Co-DINO's own rows after it.
 
-Official heads are numbered: all RoI heads first, then the dense heads; `heads` gives our names in that order.
+Official heads are numbered: all RoI heads first, then the dense heads, which are ATSS.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from model.official import co_dino
-from model.official.table import compiled
+from model.official.table import Family, num_layers, of_encoder, our_names
 
-# Official pattern → our name. `{N}` stands for a number that both keep; {head} for the head of that number, {dense} for
-# the head of that number among the dense ones; {rpn} for the first head, to which the proposal network belongs.
+if TYPE_CHECKING:
+    from model.config import DetectorConfig
+
+REGION_HEADS = ("faster_rcnn", "mask_rcnn")
+DENSE_HEADS = ("atss",)
+QUERIES = "query_head.query_embedding.weight"
+QUERIED = r"query_head\.transformer\.(?:aux_pos|pos_feats)_\w+"  # customised queries of the head of that number
+
+# {head} stands for the head of that number, {dense} for the head of that number among the dense ones, {heads} for all;
+# {rpn} for the first head, to which the proposal network belongs.
 TABLE = [
     ("backbone.{rest}", "backbone.{rest}"),
     ("neck.convs.{N}.conv.{rest}", "neck.lateral.{N}.conv.{rest}"),
@@ -69,57 +79,82 @@ TABLE = [
     ("bbox_head.{dense}.atss_cls.{rest}", "heads.{dense}.classification.{rest}"),
     ("bbox_head.{dense}.atss_reg.{rest}", "heads.{dense}.box.{rest}"),
     ("bbox_head.{dense}.atss_centerness.{rest}", "heads.{dense}.centerness.{rest}"),
+    # of several levels, or heads, in one: see `merge`
+    ("bbox_head.{dense}.scales.{N}.scale", "heads.{dense}.level_scales.{N}"),
+    ("query_head.transformer.head_pos_embed.weight", "positive_queries.{heads}.head_embedding"),
+    ("query_head.query_embedding.weight", "queries.embedding.weight"),
 ]
-PARTS = {"N": r"\d+", "head": r"\d+", "dense": r"\d+", "part": "encoder|decoder", "rest": ".+"}
 
 
-def convert(
-    state: dict[str, Tensor], heads: Sequence[str], num_roi_heads: int = 0, scalar_embedding: bool = False
-) -> dict[str, Tensor]:
-    """Our state dict from an official one.
+def rename(state: Mapping[str, Tensor], heads: Sequence[str], num_roi_heads: int) -> dict[str, str]:
+    """Our name of each official one that the table knows.
 
     Args:
         state: official names, as in a released checkpoint's `state_dict`.
         heads: our instance names in official order, RoI heads first: ("faster_rcnn", "atss").
         num_roi_heads: how many of them are RoI heads.
-        scalar_embedding: for a detector with `compatibility: official`, whose heads have a number each as embedding;
-            otherwise that number is given to every channel, which computes the same.
-
-    Returns:
-        Tensors under our names; what our table does not know keeps its official name, so that
-        `Detector.load_state_dict` reports it. Without heads there is no adapter, and the official one is left out.
     """
-    rows = compiled([*TABLE, *co_dino.TABLE], PARTS)
-    names = [head.replace(".", ":") for head in heads]
-    two_stage = "query_head.transformer.enc_output.weight" in state
-    layers = [int(m[1]) for n in state if (m := re.match(r"query_head\.transformer\.decoder\.layers\.(\d+)\.", n))]
-    last = str(max(layers, default=-1) + 1)  # the class and box branches behind the decoder's are the encoder's
-    ours: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if not heads and name.startswith("query_head.downsample."):
-            continue
-        for pattern, target in rows:
-            if match := pattern.fullmatch(name):
-                found = match.groupdict()
-                if "head" in found:
-                    found["head"] = names[int(found["head"])]
-                if "dense" in found:
-                    found["dense"] = names[num_roi_heads + int(found["dense"])]
-                ours[target.format(**found, rpn=names[0] if names else "")] = tensor
-                break
+    modules = [head.replace(".", ":") for head in heads]  # names of modules hold no dots
+    named = {"head": modules, "dense": modules[num_roi_heads:]}
+    fixed = {"rpn": modules[0] if num_roi_heads else "rpn_head", "heads": ",".join(modules)}
+    names = our_names(state, [*TABLE, *co_dino.TABLE], named, fixed)
+    if QUERIES in names and "query_head.transformer.enc_output.weight" in state:
+        names[QUERIES] = "queries.content.weight"
+    return of_encoder(names, num_layers(names.values()))
+
+
+def merge(tensors: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
+    """The same tensors, where an official one is several of ours or the other way round.
+
+    Args:
+        tensors: under the names of `rename`.
+        channels: of a head's embedding. The official one is a number, added to all channels, which as many equal
+            numbers compute as well.
+    """
+    merged: dict[str, Tensor] = {}
+    scales: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if match := re.fullmatch(r"(heads\.[^.]+\.level_scales)\.(\d+)", name):
+            scales.setdefault(match[1], {})[int(match[2])] = tensor
+        elif match := re.fullmatch(r"positive_queries\.([^.]+)\.head_embedding", name):
+            for head, scalar in zip(match[1].split(","), tensor, strict=False):
+                merged[f"positive_queries.{head}.head_embedding"] = scalar.expand(channels)
         else:
-            ours[name] = tensor
-    for branch, single in (("class_branches", "class_branch"), ("box_branches", "box_branch")):
-        for name in [name for name in ours if name.startswith(f"decoder.{branch}.{last}.")]:
-            ours[name.replace(f"decoder.{branch}.{last}", f"queries.{single}")] = ours.pop(name)
-    if (embedding := ours.pop("query_head.query_embedding.weight", None)) is not None:
-        ours["queries.content.weight" if two_stage else "queries.embedding.weight"] = embedding
-    if (scalars := ours.pop("query_head.transformer.head_pos_embed.weight", None)) is not None:
-        channels = ours["level_embedding"].shape[1]
-        for head, scalar in zip(names, scalars, strict=True):  # official: one number for all channels
-            ours[f"positive_queries.{head}.head_embedding"] = scalar.expand(1 if scalar_embedding else channels)
-    for index, head in enumerate(names[num_roi_heads:]):
-        scales = [ours.pop(n) for n in sorted(ours) if re.fullmatch(rf"bbox_head\.{index}\.scales\.\d+\.scale", n)]
-        if scales:
-            ours[f"heads.{head}.level_scales"] = torch.stack(scales)
-    return ours
+            merged[name] = tensor
+    return merged | {name: torch.stack([own[level] for level in sorted(own)]) for name, own in scales.items()}
+
+
+def _rename(state: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, str]:
+    names = config.head_names
+    regions, dense = ([n for n in names if n.partition(".")[0] in kinds] for kinds in (REGION_HEADS, DENSE_HEADS))
+    num_roi_heads, num_dense = (_count(state, kind) for kind in ("roi_head", "bbox_head"))
+    embedding = state.get("query_head.transformer.head_pos_embed.weight")
+    num_queried = max(0 if embedding is None else len(embedding), _count(state, QUERIED))
+    heads = [*_padded(regions, num_roi_heads, "roi_head"), *_padded(dense, num_dense, "bbox_head")]
+    heads += _padded((), num_queried - len(heads), "head")  # files for inference may be without the heads themselves
+    return rename(state, heads, num_roi_heads)
+
+
+def _count(names: Iterable[str], kind: str) -> int:
+    return 1 + max((int(m[1]) for name in names if (m := re.match(rf"{kind}\.(\d+)\.", name))), default=-1)
+
+
+def _padded(heads: Sequence[str], number: int, official: str) -> list[str]:
+    """As many names; those that are none of ours tell of heads that the configuration lacks."""
+    return [heads[index] if index < len(heads) else f"{official} {index}" for index in range(number)]
+
+
+def _merge(tensors: dict[str, Tensor], config: DetectorConfig) -> dict[str, Tensor]:
+    return merge(tensors, 1 if config.official else config.transformer.channels)
+
+
+def _includes(names: Collection[str], *, of_dino: bool) -> bool:
+    beginnings = ("query_head.transformer.", "query_head.transformer.decoder.ref_point_head.")
+    official, with_positions = (any(name.startswith(beginning) for name in names) for beginning in beginnings)
+    return official and with_positions == of_dino
+
+
+FAMILIES = (
+    Family("Co-Deformable-DETR", partial(_includes, of_dino=False), _rename, _merge),
+    Family("Co-DINO", partial(_includes, of_dino=True), _rename, _merge),
+)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
-from model.official.table import compiled
+from model.official.table import Family, mlp, our_names
 
-# Official pattern → our name. `{N}` and `{M}` stand for numbers that both keep.
+if TYPE_CHECKING:
+    from model.config import DetectorConfig
+
 SHARED = [
     ("backbone.0.body.{rest}", "backbone.{rest}"),
     ("input_proj.{rest}", "neck.lateral.0.{rest}"),
@@ -42,9 +47,7 @@ SHARED = [
     ("transformer.decoder.layers.{N}.norm3.{rest}", "decoder.layers.{N}.feed_forward_norm.{rest}"),
     ("transformer.decoder.norm.{rest}", "decoder.norm.{rest}"),
     ("class_embed.{rest}", "decoder.class_branch.{rest}"),
-    ("bbox_embed.layers.0.{rest}", "decoder.box_branch.0.{rest}"),
-    ("bbox_embed.layers.1.{rest}", "decoder.box_branch.2.{rest}"),
-    ("bbox_embed.layers.2.{rest}", "decoder.box_branch.4.{rest}"),
+    *mlp("bbox_embed", "decoder.box_branch"),
 ]
 CONDITIONAL = [
     ("transformer.decoder.ref_point_head.layers.{N}.{rest}", "queries.point_head.{N}.{rest}"),
@@ -54,32 +57,30 @@ DAB = [
     ("transformer.decoder.ref_point_head.layers.{N}.{rest}", "decoder.position_head.{N}.{rest}"),
     ("transformer.decoder.ref_anchor_head.layers.{N}.{rest}", "decoder.size_head.{N}.{rest}"),
     # the decoder's own name of the box branch that stands in `bbox_embed` too
-    ("transformer.decoder.bbox_embed.layers.0.{rest}", "decoder.box_branch.0.{rest}"),
-    ("transformer.decoder.bbox_embed.layers.1.{rest}", "decoder.box_branch.2.{rest}"),
-    ("transformer.decoder.bbox_embed.layers.2.{rest}", "decoder.box_branch.4.{rest}"),
+    *mlp("transformer.decoder.bbox_embed", "decoder.box_branch"),
     ("refpoint_embed.{rest}", "queries.anchors.{rest}"),
 ]
-PARTS = {"N": r"\d+", "part": "encoder|decoder", "rest": ".+"}
 
 
-def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict from an official one, whose own names tell which of the two models it is.
+def rename(state: Mapping[str, Tensor], config: DetectorConfig | None = None) -> dict[str, str]:
+    """Our name of each official one that the tables know; the names tell which of the two models it is.
 
     The detector has the parts of that model: encoder `dense`, neck `projection` without norm, decoder `dab` with the
     proposals `anchors`, or decoder `conditional` with the proposals `learned` without content and with an MLP.
-
-    Args:
-        state: official names, as in a released checkpoint's `model`.
-
-    Returns:
-        Tensors under our names; what our table does not know keeps its official name, so that
-        `Detector.load_state_dict` reports it.
     """
-    is_dab = any(name.startswith("transformer.decoder.ref_anchor_head.") for name in state)
-    rows = compiled([*SHARED, *(DAB if is_dab else CONDITIONAL)], PARTS)
-    ours = {}
-    for name, tensor in state.items():
-        found = ((pattern.fullmatch(name), target) for pattern, target in rows)
-        names = (target.format(**match.groupdict()) for match, target in found if match)
-        ours[next(names, name)] = tensor
-    return ours
+    del config
+    return our_names(state, [*SHARED, *(DAB if _is_dab(state) else CONDITIONAL)])
+
+
+def _is_conditional(names: Collection[str]) -> bool:
+    return any(name.startswith("transformer.decoder.layers.0.ca_qpos_sine_proj.") for name in names)
+
+
+def _is_dab(names: Collection[str]) -> bool:
+    return any(name.startswith("transformer.decoder.ref_anchor_head.") for name in names)
+
+
+FAMILIES = (
+    Family("DAB-DETR", _is_dab, rename),
+    Family("Conditional-DETR", _is_conditional, rename),  # and Group-DETR on it
+)

@@ -5,9 +5,15 @@ Its backbone and its neck are none of ours; their parameters keep their official
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
-from model.official.table import renamed
+from model.official.table import Family, mlp, our_names
+
+if TYPE_CHECKING:
+    from model.config import DetectorConfig
 
 LAYER, OURS = "transformer.decoder.layers.{N}", "decoder.layers.{N}"
 TABLE = [
@@ -23,21 +29,24 @@ TABLE = [
     ("transformer.decoder.ref_point_head.layers.0.{rest}", "decoder.position.0.{rest}"),
     ("transformer.decoder.ref_point_head.layers.1.{rest}", "decoder.position.2.{rest}"),
     ("class_embed.{rest}", "decoder.class_branches.0.{rest}"),
-    ("bbox_embed.layers.0.{rest}", "decoder.box_branches.0.0.{rest}"),
-    ("bbox_embed.layers.1.{rest}", "decoder.box_branches.0.2.{rest}"),
-    ("bbox_embed.layers.2.{rest}", "decoder.box_branches.0.4.{rest}"),
+    *mlp("bbox_embed", "decoder.box_branches.0"),
     ("query_feat.weight", "queries.content.weight"),
     ("refpoint_embed.weight", "queries.anchors.weight"),
     ("transformer.enc_output.{N}.{rest}", "queries.heads.{N}.token_proj.{rest}"),
     ("transformer.enc_output_norm.{N}.{rest}", "queries.heads.{N}.token_norm.{rest}"),
     ("transformer.enc_out_class_embed.{N}.{rest}", "queries.heads.{N}.class_branch.{rest}"),
-    ("transformer.enc_out_bbox_embed.{N}.layers.0.{rest}", "queries.heads.{N}.box_branch.0.{rest}"),
-    ("transformer.enc_out_bbox_embed.{N}.layers.1.{rest}", "queries.heads.{N}.box_branch.2.{rest}"),
-    ("transformer.enc_out_bbox_embed.{N}.layers.2.{rest}", "queries.heads.{N}.box_branch.4.{rest}"),
+    *mlp("transformer.enc_out_bbox_embed.{N}", "queries.heads.{N}.box_branch"),
 ]
-PARTS = {"N": r"\d+", "rest": ".+"}
 
 
-def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict from an official one; what the table does not know keeps its name, so that loading reports it."""
-    return renamed(state, TABLE, PARTS)
+def rename(state: Mapping[str, Tensor], config: DetectorConfig | None = None) -> dict[str, str]:
+    """Our name of each official one that the table knows; the configuration plays no part."""
+    del config
+    return our_names(state, TABLE)
+
+
+def _includes(names: Collection[str]) -> bool:
+    return "query_feat.weight" in names and "refpoint_embed.weight" in names
+
+
+FAMILIES = (Family("LW-DETR", _includes, rename),)

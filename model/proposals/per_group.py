@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.branches import BoxBranch, class_branch
+from model.constants import of_sizes
 from model.criterion import Objective, set_losses, term_weights
 from model.linear import Linear
 from model.position import box_position_encoding
@@ -93,7 +94,7 @@ class PerGroupProposals(nn.Module):
         reference = (boxes.detach() + self.anchors.weight[:num_proposals]).sigmoid()
         content = self.content.weight[:num_proposals].expand(len(tokens), -1, -1)
         position = None if self.position is None else self.position(reference)
-        source = token_places(memory).to(best.device)[best]
+        source = of_sizes(token_places, memory.sizes, best.device)[best]
         queries = QueryGroup(content, position, reference, has_size=True, source=source)
         excluded = None if never is None else never.gather(1, best)
         return Proposals(queries, logits, boxes.sigmoid(), excluded=excluded, chosen=best)

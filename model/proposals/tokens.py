@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.branches import BoxBranch, class_branch
+from model.constants import constant, of_sizes
 from model.criterion import Objective
 from model.linear import Linear
 from model.position import box_position_encoding
@@ -60,7 +61,7 @@ class TokenProposals(nn.Module):
         best = scores.topk(num_proposals, dim=1).indices
         reference = boxes.detach().gather(1, best[..., None].expand(-1, -1, 4))
         position, content = self._start(reference, tokens.dtype)
-        source = token_places(memory).to(best.device)[best]
+        source = of_sizes(token_places, memory.sizes, best.device)[best]
         queries = QueryGroup(content, position, reference, has_size=True, source=source)
         return Proposals(queries, logits, boxes, excluded=None if self.official else invalid, chosen=best)
 
@@ -76,9 +77,9 @@ class TokenProposals(nn.Module):
         return position, content
 
 
-def token_places(memory: Memory) -> Tensor:
+def token_places(sizes: tuple[tuple[int, int], ...]) -> Tensor:
     """[S] int32: level, row and column of each token in one number, which does not depend on a batch's padding."""
-    grids = [torch.cartesian_prod(torch.arange(h), torch.arange(w)) for h, w in memory.sizes]
+    grids = [torch.cartesian_prod(torch.arange(h), torch.arange(w)) for h, w in sizes]
     return torch.cat([(level << 26) + (grid[:, 0] << 13) + grid[:, 1] for level, grid in enumerate(grids)]).int()
 
 
@@ -93,7 +94,7 @@ def encoder_anchors(memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
     for level, (h, w) in enumerate(memory.sizes):
         device = memory.ratios.device
         y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
-        cells = (memory.ratios[:, level] * torch.tensor([w, h], device=device)).round()  # [B, 2] valid cells
+        cells = (memory.ratios[:, level] * constant((w, h), memory.ratios, torch.int64)).round()  # [B, 2] valid cells
         centre = (torch.stack([x.flatten(), y.flatten()], -1)[None] + 0.5) / cells[:, None]
         anchors.append(torch.cat([centre, torch.full_like(centre, 0.05 * 2**level)], -1))
     boxes = torch.cat(anchors, 1)

@@ -20,7 +20,6 @@ from model.detector import Detector
 from model.encoders.configs import DeformableEncoderConfig
 from model.groups.configs import DenoisingConfig
 from model.heads.atss import ATSSHead
-from model.official import convert
 from model.postprocess.configs import SoftNMSConfig
 from model.proposals.configs import ClassesConfig
 from model.types import BACKGROUND, Batch, Pyramid, QueryGroup, Step, Targets
@@ -39,6 +38,7 @@ from tests.golden_topics.end_to_end import (
     supervision,
 )
 from tests.golden_topics.hybrid import given_levels
+from tests.golden_topics.official import of_co_detr
 
 NUM_QUERIES = 20
 NUM_DETECTIONS = {"decoder": 20, "faster_rcnn": 30, "atss": 30}
@@ -119,7 +119,7 @@ def detector_of(
 
 
 def _ours(case: Case, prefix: str, heads: bool) -> dict[str, Tensor]:
-    return convert(case.under(prefix), HEADS, num_roi_heads=1) if heads else convert(case.under(prefix), ())
+    return of_co_detr(case.under(prefix), HEADS, num_roi_heads=1) if heads else of_co_detr(case.under(prefix))
 
 
 @contextmanager

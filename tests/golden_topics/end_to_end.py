@@ -16,10 +16,10 @@ from model.heads.faster_rcnn import FasterRCNNHead
 from model.heads.roi import RoIConfig
 from model.heads.rpn import RPNConfig
 from model.layers import downsample_mask
-from model.official import convert
 from model.position import valid_ratios
 from model.types import Batch, Pyramid, Step, Targets
 from tests.golden_topics.case import EXACT, FLOAT32, GRADIENT_NORM, PIXELS, Case, Comparison, Tolerance
+from tests.golden_topics.official import of_co_detr
 
 NUM_CLASSES, NUM_DETECTIONS = 5, 30
 FEATURES = Tolerance(1e-4, 1e-4)
@@ -59,7 +59,7 @@ def detector_of(case: Case, **changes: bool) -> Detector:
 
 def ours(official: dict[str, Tensor], config: DetectorConfig) -> dict[str, Tensor]:
     """The values under our names."""
-    state = convert(official, HEADS, num_roi_heads=1, scalar_embedding=True)
+    state = of_co_detr(official, HEADS, num_roi_heads=1)
     if not config.box_refinement:  # the official list names one shared branch twice
         state = {name: value for name, value in state.items() if "_branches.1" not in name}
     return state

@@ -17,7 +17,6 @@ from model.detector import Detector
 from model.groups.configs import HybridConfig
 from model.groups.hybrid import HybridGroup
 from model.losses import Focal
-from model.official import convert
 from model.types import Batch, DecoderOutput, Step, Targets
 from tests.golden_topics.case import EXACT, FLOAT32, GRADIENT, Case, Comparison, leaf
 from tests.golden_topics.from_levels import (
@@ -31,6 +30,7 @@ from tests.golden_topics.from_levels import (
     load,
     targets_of,
 )
+from tests.golden_topics.official import of_co_detr
 
 WEIGHTS = LossWeights()
 NUM_CLASSES = 5  # of the whole models
@@ -111,7 +111,7 @@ def e2e_h(case: Case) -> Iterator[Comparison]:
     yield Comparison("loss_total", total, case["loss_total"], FLOAT32)
     total.backward()
     named = {f"neck_level{index}": level for index, level in enumerate(levels)}
-    yield from compare_gradients(detector, named, convert(case.under("gradnorm."), ()))
+    yield from compare_gradients(detector, named, of_co_detr(case.under("gradnorm.")))
 
 
 def detector_of(case: Case) -> Detector:
@@ -123,7 +123,7 @@ def detector_of(case: Case) -> Detector:
 
 def deformable_of(case: Case, num_queries: int, *groups: Any) -> Detector:
     """A detector of H-DETR's repository with the file's parameters and these groups beside the original queries."""
-    parameters = convert(case.under("param."), ())
+    parameters = of_co_detr(case.under("param."))
     refined = "decoder.box_branches.1.0.weight" in parameters
     config = DetectorConfig(
         ResNetConfig(block="basic", depths=(1, 1, 1, 1), width=8),

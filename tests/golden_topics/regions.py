@@ -12,9 +12,9 @@ from model.groups.positives import cut_to_shortest
 from model.heads.faster_rcnn import FasterRCNNHead
 from model.heads.roi import RoIConfig, RoIs, candidates, sample_rois
 from model.heads.rpn import Outputs, Proposals, RPNConfig
-from model.official import convert
 from model.types import IGNORED, Detections, Positives, Pyramid, Targets
 from tests.golden_topics.case import EXACT, FLOAT32, GRADIENT, GRADIENT_NORM, PIXELS, Case, Comparison, leaf
+from tests.golden_topics.official import of_co_detr
 
 STRIDES, NUM_CLASSES, LAYERS = (8, 16, 32, 64, 128), 5, 12
 EVERYTHING = 100_000  # samples per image in these files: nothing is dropped
@@ -88,7 +88,7 @@ def renamed(official: dict[str, Tensor]) -> dict[str, Tensor]:
     """Names of the files, through those of a whole detector, to the head's own."""
     whole = {name.replace("rpn.", "rpn_head.", 1): value for name, value in official.items() if name.startswith("rpn.")}
     whole |= {name.replace("roi.", "roi_head.0.", 1): v for name, v in official.items() if name.startswith("roi.")}
-    return {name.removeprefix("heads.x."): value for name, value in convert(whole, ("x",), num_roi_heads=1).items()}
+    return {name.removeprefix("heads.x."): value for name, value in of_co_detr(whole, ("x",), num_roi_heads=1).items()}
 
 
 def head_rcnn(case: Case) -> Iterator[Comparison]:

@@ -23,7 +23,7 @@ from model.groups.configs import MainConfig, ReplicasConfig
 from model.groups.main import MainGroup
 from model.groups.replicas import ReplicasGroup
 from model.losses import Focal
-from model.official import convert, lw_detr
+from model.official import lw_detr
 from model.proposals.configs import AnchorsConfig, PerGroupConfig
 from model.proposals.per_group import PerGroupProposals
 from model.types import Batch, DecoderOutput, Memory, Proposals, QueryGroup, Step
@@ -52,6 +52,7 @@ from tests.golden_topics.from_levels import (
     together,
 )
 from tests.golden_topics.hybrid import deformable_of
+from tests.golden_topics.official import of_co_detr, of_detr
 
 STATES = Tolerance(1e-4, 1e-4)
 LAYER = "decoder.layers.0."
@@ -97,7 +98,7 @@ def group_layer(case: Case) -> Iterator[Comparison]:
 
 def _ours(official: dict[str, Tensor]) -> dict[str, Tensor]:
     """The layer's values under our names."""
-    named = convert({OFFICIAL_LAYER + name: value for name, value in official.items()}, ())
+    named = of_co_detr({OFFICIAL_LAYER + name: value for name, value in official.items()})
     return {name.removeprefix(LAYER): value for name, value in named.items()}
 
 
@@ -191,7 +192,7 @@ def e2e_group_ddetr(case: Case) -> Iterator[Comparison]:
     yield Comparison("loss_total", total, case["loss_total"], FLOAT32)
     total.backward()
     named = {f"neck_level{index}": level for index, level in enumerate(levels)}
-    yield from compare_gradients(detector, named, convert(case.under("gradnorm."), ()))
+    yield from compare_gradients(detector, named, of_co_detr(case.under("gradnorm.")))
 
 
 def e2e_group(case: Case) -> Iterator[Comparison]:
@@ -217,12 +218,12 @@ def e2e_group(case: Case) -> Iterator[Comparison]:
     yield Comparison("loss_total", total, case["loss_total"], FLOAT32)
     total.backward()
     named = {f"level{index}": level for index, level in enumerate(levels)}
-    yield from compare_gradients(detector, named, lw_detr.convert(case.under("gradnorm.")))
+    yield from compare_gradients(detector, named, of_detr(case.under("gradnorm."), lw_detr.rename))
 
 
 def lw_detr_of(case: Case) -> Detector:
     """Of the file's size, with its parameters."""
-    parameters = lw_detr.convert(case.under("param."))
+    parameters = of_detr(case.under("param."), lw_detr.rename)
     two_stage = any(name.startswith("queries.heads.") for name in parameters)
     refined = len(case["references_unact"]) > 1
     config = DetectorConfig(

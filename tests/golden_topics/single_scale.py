@@ -19,10 +19,11 @@ from model.encoders.configs import DenseEncoderConfig
 from model.layers import Padding
 from model.necks import NECKS
 from model.necks.configs import ProjectionConfig
-from model.official.conditional_detr import convert
+from model.official.conditional_detr import rename
 from model.proposals.configs import AnchorsConfig, LearnedConfig
 from model.types import Batch, Targets
 from tests.golden_topics.case import EXACT, Case, Comparison, Tolerance, leaf
+from tests.golden_topics.official import of_detr
 
 NUM_CLASSES, HEADS, STRIDE = 5, 4, 32
 TERMS = {"classification": "ce", "l1": "bbox", "giou": "giou"}
@@ -102,12 +103,12 @@ def _compare(case: Case, model: dict[str, Any]) -> Iterator[Comparison]:
     assert feature.grad is not None
     yield Comparison("gradnorm_feature", feature.grad.double().norm(), case["gradnorm_feature"], NORMS)
     trained = ((n, p) for n, p in detector.named_parameters() if not n.startswith("backbone."))
-    yield from norms(trained, convert(case.under("gradnorm.")))
+    yield from norms(trained, of_detr(case.under("gradnorm."), rename))
 
 
 def _detector(case: Case, model: dict[str, Any]) -> Detector:
     """Of the file's size, with its parameters."""
-    state = convert(case.under("param."))
+    state = of_detr(case.under("param."), rename)
     channels, feedforward = state["encoder.layers.0.feed_forward.2.weight"].shape
     layers = {part: sum(f"{part}.layers.{layer}.feed_forward.0.bias" in state for layer in range(9)) for part in PARTS}
     transformer = TransformerConfig(

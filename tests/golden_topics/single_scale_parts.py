@@ -18,10 +18,11 @@ from model.decoders import DECODERS
 from model.encoders import ENCODERS
 from model.layers import downsample_mask
 from model.losses import Focal
-from model.official.conditional_detr import convert
+from model.official.conditional_detr import rename
 from model.position import box_position_encoding, sine_position_encoding, valid_ratios
 from model.types import Memory, QueryGroup, Targets, padding_mask
 from tests.golden_topics.case import EXACT, Case, Comparison, Tolerance, leaf
+from tests.golden_topics.official import of_detr
 from tests.golden_topics.single_scale import (
     BOXES,
     CONDITIONAL,
@@ -89,7 +90,7 @@ def _config(case: Case, model: dict[str, Any]) -> DetectorConfig:
 
 
 def _parameters(case: Case, kind: str = "param.") -> dict[str, Tensor]:
-    return convert({f"transformer.{name}": value for name, value in case.under(kind).items()})
+    return of_detr({f"transformer.{name}": value for name, value in case.under(kind).items()}, rename)
 
 
 def _below(prefix: str, named: dict[str, Tensor]) -> dict[str, Tensor]:

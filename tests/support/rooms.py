@@ -51,7 +51,7 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "resnet, bottleneck": {**SMALL_RESNET, "stages": (1, 4)},
         "resnet, batch norm": {**SMALL_RESNET, "norm": "batch", "stem": "conv7", "frozen_stages": 0},
     },
-    "necks": {"projection": {}, "projection, no norm": {"norm": "none"}},
+    "necks": {"projection": {}, "projection, with bias": {"bias": True}, "projection, no norm": {"norm": "none"}},
     "encoders": {
         "deformable": {},
         "deformable, as DINO's": {"position_offset": 0.0, "position_temperature": 20.0},

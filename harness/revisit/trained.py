@@ -1,12 +1,13 @@
 """A trained detector found again, wherever it is kept: a trial of the store, its MLflow run, or a file of weights.
 
-Files may be of the official implementation; their names are translated (`model.official`). Weights are read when the
+Files may be of official implementations; their names are translated (`model.official`). Weights are read when the
 detector is built, not before.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,21 +15,30 @@ from typing import TYPE_CHECKING
 from harness.config import TrialConfig
 from harness.errors import UserError
 from harness.files import is_file
+from harness.revisit.key_report import key_report, trouble
 from harness.spec.identity import config_from_dict
 from harness.store.results import RunStore
 from harness.trial.checkpoint import WEIGHTS
 from model import weights as files
 from model.backbones.configs import without_weights
 from model.detector import Detector
-from model.official import convert
+from model.official import Translation, translate
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt")
-REGION_HEADS = ("faster_rcnn", "mask_rcnn")  # in official checkpoints they come before the dense heads
-CLASS_BRANCH = "decoder.class_branches.0.weight"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file of weights is to be read, where it leaves a choice."""
+
+    entry: str | None = (
+        None  # the key of its state dict, where it holds several; None: the moving average if there is one
+    )
+    drop: tuple[str, ...] = ()  # parameters whose official names begin so are left out
+    by_category_id: bool = False  # a row of its class branches is a category id, not a class
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,7 @@ class Found:
     epoch: int | None
     where: str  # for messages
     remedy: str = "give the configuration they were trained with (--preset, --set)"  # when the weights do not fit
+    reading: Reading | None = None  # None: of a trial
 
 
 def find_trial(store: RunStore, name: str) -> str:
@@ -87,51 +98,61 @@ def read_trial(store: RunStore, trial_id: str) -> Found:
     return Found(trial_id, config, weights, history[-1].get("epoch"), f"trial {trial_id}", remedy)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name of a .safetensors file or of what `torch.save` wrote.
+@dataclass(frozen=True)
+class Built:
+    """A trained detector, and how its weights came to it."""
 
-    Raises:
-        UserError: it holds something else.
-    """
-    try:
-        tensors = files.read_weights(path)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return {name.removeprefix("model."): value for name, value in tensors.items()}
+    detector: Detector
+    translation: Translation
+    entry: str  # the key of the file that they stand under; empty: none
 
 
-def build(found: Found, device: torch.device) -> Detector:
+def build(
+    found: Found,
+    device: torch.device,
+    *,
+    category_ids: Sequence[int] = (),
+    verbose: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Built:
     """The detector with its weights, official names translated.
 
+    Args:
+        found: what and where.
+        device: for the detector.
+        category_ids: of the data set's classes, for weights with a row for each id.
+        verbose: tell every name.
+        say: takes the report on the names, if they are not ours or not all of them are wanted.
+
     Raises:
-        UserError: the weights are of another detector than the configuration.
+        UserError: the file cannot be read, or its weights are of another detector than the configuration.
     """
-    weights = _translated(read_weights(found.weights), found)
-    if CLASS_BRANCH not in weights:
-        raise UserError(f"{found.where}: no tensor {CLASS_BRANCH}; these are not the weights of a Co-DETR detector")
-    model = found.config.model  # its backbone's pretrained weights are part of `weights` and need not be here
+    model = found.config.model  # its backbone's pretrained weights are part of these and need not be here
     model = replace(model, backbone=without_weights(model.backbone))
-    detector = Detector(model, len(weights[CLASS_BRANCH]))
-    own = detector.state_dict()
-    strange = sorted(weights.keys() - own.keys())
-    missing = sorted(own.keys() - weights.keys())
-    shapes = sorted(name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape)
-    for what, names in (("lack", missing), ("have besides", strange), ("have in another shape", shapes)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise UserError(f"{found.where}: the weights {what} {', '.join(names[:3])}{more}; {found.remedy}")
-    detector.load_state_dict(weights)
-    return detector.to(device).eval()
+    reading = found.reading or Reading()
+    ids = tuple(category_ids) if reading.by_category_id else None
+    try:
+        checkpoint = files.read_checkpoint(found.weights, reading.entry)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    try:
+        made = translate(checkpoint.tensors, model, category_ids=ids, drop=reading.drop)
+    except ValueError as error:
+        raise UserError(f"{found.where}: {error}") from error
+    if verbose or made.dropped or not made.is_own:
+        for line in [_origin(found, made, checkpoint), *key_report(made, verbose)]:
+            say(line)
+    if told := trouble(made):
+        more = "; --drop NAME leaves out what begins so" if made.unknown else ""
+        raise UserError(f"{found.where}: {told}; {found.remedy}{more}")
+    detector = Detector(model, made.num_classes)
+    detector.load_state_dict(made.tensors)
+    return Built(detector.to(device).eval(), made, checkpoint.entry)
 
 
-def _translated(weights: dict[str, Tensor], found: Found) -> dict[str, Tensor]:
-    """The weights under our names."""
-    if not any(name.startswith("query_head.") for name in weights):
-        return weights
-    from model.heads import HEADS
-
-    model = found.config.model
-    names = HEADS.instance_names(model.heads)
-    regions = [name for name, head in zip(names, model.heads, strict=True) if HEADS.name_of(head) in REGION_HEADS]
-    ordered = [*regions, *(name for name in names if name not in regions)]
-    return convert(weights, ordered, num_roi_heads=len(regions), scalar_embedding=model.compatibility == "official")
+def _origin(found: Found, made: Translation, checkpoint: files.Checkpoint) -> str:
+    """Whose names a file has, and which of its state dicts is meant."""
+    whose = "our own names" if made.is_own else f"the names of {made.family}"
+    entry = f", under '{checkpoint.entry}'" if checkpoint.entry else ""
+    others = f"; --entry takes {' or '.join(checkpoint.others)} instead" if checkpoint.others else ""
+    return f"{found.where}: {whose}{entry}{others}"

@@ -1,0 +1,104 @@
+"""What a command line asks for: which detectors are meant, and what is wanted of them."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from harness.config import AnalyseConfig, Analysis, ConflictVariant
+from harness.errors import UserError
+from harness.files import is_file
+from harness.revisit.kept import is_own, lacks
+from harness.revisit.trained import WEIGHT_FILES, Found, Reading, find_trial, read_trial
+from harness.spec.grid import expand, open_grid
+from harness.spec.spec import DEFAULT_PRESET, AblationSpec, RowSpec
+from harness.spec.strict import Mistakes, validate
+from harness.store.results import RunStore
+
+EVALUATION = "evaluation"  # of what `--metrics` can name: COCO's metrics of the detections, on the whole split
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `codetr analyse` was asked for."""
+
+    settings: AnalyseConfig
+    evaluate: bool = False
+    data: str | None = None  # another data set than the detector's own
+    floor: str | None = None  # a trial with the same heads
+    out: Path | None = None  # instead of the trial's own folder
+    device: str = "auto"
+    verbose: bool = False
+
+
+def jobs(args: argparse.Namespace, store: RunStore) -> list[tuple[Found, Request]]:
+    """Every detector that the command line names, with what is wanted of it.
+
+    An ablation file stands for its finished trials that lack something. A name is that of a trial, or of a file of
+    weights; the configuration of the latter comes from `--preset` and `--set`.
+
+    Raises:
+        UserError: an option or a name is mistaken.
+    """
+    found: list[tuple[Found, Request]] = []
+    for name in args.names:
+        if name.endswith((".yaml", ".yml")):
+            grid = open_grid(name, args.preset or DEFAULT_PRESET, args.overrides, seeds=args.seeds)
+            for trial in grid.trials:
+                request = _request(args, trial.analyse)
+                if request.data or request.out or lacks(store, trial.trial_id, request.settings.metrics):
+                    found.append((read_trial(store, trial.trial_id), request))
+        elif Path(name).suffix in WEIGHT_FILES:
+            found.append((_file(Path(name), args), _request(args, AnalyseConfig(), is_file=True)))
+        else:
+            found.append((read_trial(store, find_trial(store, name)), _request(args, AnalyseConfig())))
+    for own, request in found:
+        _check_options(own, request, args, store)
+    return found
+
+
+def _request(args: argparse.Namespace, settings: AnalyseConfig, *, is_file: bool = False) -> Request:
+    """The command line's options over what an ablation file says; everything where neither names any analysis.
+
+    A trial has evaluated itself, a file has not.
+    """
+    mistakes = Mistakes()
+    variants = list(get_args(ConflictVariant)) if args.variant == ["all"] else args.variant
+    asked = None if args.metrics is None else [name for name in args.metrics if name != EVALUATION]
+    given = {"num_images": args.images, "variants": variants}
+    options = {"metrics": "--metrics", "num_images": "--images", "variants": "--variant"}
+    tree = {**settings.as_dict(), **{name: value for name, value in given.items() if value is not None}}
+    tree["metrics"] = asked if asked is not None else tree["metrics"] or list(get_args(Analysis))
+    made = validate(AnalyseConfig, tree, lambda where, what: mistakes.add(options.get(str(where[0]), "--"), what))
+    mistakes.check()
+    assert made is not None
+    return Request(
+        made,
+        evaluate=is_file if args.metrics is None else EVALUATION in args.metrics,
+        data=args.data,
+        floor=args.floor,
+        out=Path(args.out) if args.out else None,
+        device=args.device,
+        verbose=args.verbose,
+    )
+
+
+def _file(path: Path, args: argparse.Namespace) -> Found:
+    """A file of weights under the configuration of a preset."""
+    spec = AblationSpec(name=path.stem, rows=(RowSpec(label=path.stem),))
+    grid = expand(spec, args.preset or DEFAULT_PRESET, args.overrides, data=args.data, require_data=False)
+    if not is_file(path):
+        raise UserError(f"{path}: there is no such file of weights")
+    reading = Reading(args.entry, tuple(args.drop), args.class_rows == "ids")
+    return Found(path.stem, grid.trials[0].config, path, None, str(path), reading=reading)
+
+
+def _check_options(found: Found, request: Request, args: argparse.Namespace, store: RunStore) -> None:
+    """Refuse what has no meaning for a trial."""
+    if request.evaluate and is_own(found, request, store):
+        raise UserError(f"--metrics {EVALUATION}: {found.where} has evaluated itself; name another data set (--data)")
+    of_files = {"--entry": args.entry, "--drop": args.drop, "--class-rows": args.class_rows == "ids"}
+    if found.reading is None and (given := [option for option, value in of_files.items() if value]):
+        raise UserError(f"{given[0]} is about files of weights, and {found.where} is none")

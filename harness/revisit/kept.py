@@ -1,0 +1,143 @@
+"""Where what is found out about a trained detector goes: a trial's own record, or a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.analyse import Analysed, write_tables
+from harness.data import open_dataset
+from harness.errors import UserError
+from harness.files import read_bytes, to_json, write_atomic
+from harness.revisit.key_report import as_json
+from harness.revisit.trained import Built, Found
+from harness.store.results import RunStore
+from harness.trial.evaluate import Evaluation, evaluator_version
+
+if TYPE_CHECKING:
+    from harness.data.coco import CocoDataset
+    from harness.revisit.asked import Request
+
+Say = Callable[[str], None]
+
+
+def is_own(found: Found, request: Request, store: RunStore) -> bool:
+    """Whether this is a trial of the store on its own data, so that the result belongs into its record."""
+    return found.name in store.trials() and request.data is None and request.out is None
+
+
+def folder_of(found: Found, request: Request) -> Path:
+    """Where everything about a detector goes that is no trial on its own data."""
+    return request.out or Path("analysis") / found.name
+
+
+def keep_keys(found: Found, built: Built, request: Request) -> list[Path]:
+    """Write what became of the names in a file of weights; returns the file, and none for a trial."""
+    if found.reading is None:
+        return []
+    path = folder_of(found, request) / "keys.json"
+    table = {"schema": 1, "file": str(found.weights), "entry": built.entry, **as_json(built.translation)}
+    write_atomic(path, to_json(table) + "\n")
+    return [path]
+
+
+def keep_evaluation(found: Found, evaluation: Evaluation, num_images: int, request: Request) -> list[Path]:
+    """Write the metrics and the detections; returns the files."""
+    evaluator = evaluator_version(found.config.evaluate.evaluator)
+    numbers = {"metrics": evaluation.metrics, "per_class": evaluation.per_class, "evaluator": evaluator}
+    texts = {
+        "evaluation.json": to_json({"schema": 1, "num_images": num_images, **numbers}) + "\n",
+        "detections.json": json.dumps(evaluation.detections),
+    }
+    paths = [folder_of(found, request) / name for name in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        write_atomic(path, text)
+    return paths
+
+
+def keep(found: Found, analysed: Analysed, request: Request, store: RunStore) -> list[Path]:
+    """Write the tables; of a trial on its own data also into its record. Returns the files.
+
+    Raises:
+        UserError: somebody works on the trial at the moment, or it is finished no more.
+        ReadError: the storage does not give its record, which stays as it is.
+    """
+    if not is_own(found, request, store):
+        folder = folder_of(found, request)
+        return write_tables(analysed, folder) + _draw(folder, found.where, analysed)
+    held = store.claim(found.name)
+    if held is None:
+        raise UserError(f"trial {found.name} is being worked on; try again when it has ended")
+    with held:
+        store = store.fenced(held.token)
+        record, lines = store.read(found.name) or {}, store.metrics(found.name)
+        if record.get("status") != "finished":
+            raise UserError(f"trial {found.name} is finished no more: it was set back or damaged; nothing was written")
+        store.check_lease(found.name)
+        paths = write_tables(analysed, store.dir(found.name) / "analysis")
+        if lines:
+            store.append_metrics(found.name, lines[-1] | analysed.scalars)
+        record["metrics"] = (record.get("metrics") or {}) | analysed.scalars
+        if record.get("history"):
+            record["history"][-1] |= analysed.scalars
+        before = record.get("analysis") or {}
+        done = [*before.get("metrics", ()), *request.settings.metrics]
+        own = analysed.for_record(request.settings)
+        record["analysis"] = {**before, **own, "metrics": list(dict.fromkeys(done))}
+        store.write_result(found.name, record)
+        dataset = open_dataset(found.config.data, "val", progress=lambda line: None)
+        store.check_lease(found.name)
+        paths += _draw(store.dir(found.name) / "analysis", record.get("label") or found.name, analysed, record, dataset)
+    return paths
+
+
+def _draw(
+    folder: Path,
+    label: str,
+    analysed: Analysed,
+    record: Mapping[str, Any] | None = None,
+    dataset: CocoDataset | None = None,
+) -> list[Path]:
+    from harness.report.trial_figures import save_trial_figures
+
+    kept = read_bytes(folder.parent / "detections.json") if record else None
+    try:
+        detections = None if kept is None else json.loads(kept)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{folder.parent / 'detections.json'} is damaged ({error}): no figure is drawn") from error
+    return save_trial_figures(
+        folder,
+        label,
+        analysed.tables,
+        maps=analysed.maps,
+        examples=analysed.examples,
+        history=(record or {}).get("history") or (),
+        dataset=dataset,
+        detections=detections,
+    )
+
+
+def lacks(store: RunStore, trial_id: str, metrics: Iterable[str]) -> bool:
+    """Whether a trial is finished and some of these analyses are missing or failed."""
+    record = store.read(trial_id) or {}
+    made = record.get("analysis") or {}
+    missing = made.get("error") or not set(metrics) <= set(made.get("metrics") or ())
+    return bool(missing) and store.status(trial_id) == "finished"
+
+
+def mirror_trials(store: RunStore, trial_ids: Sequence[str], say: Say) -> None:
+    """Bring the tracking store up to date, if there is one."""
+    from harness.tracking import mirror, tracking
+
+    uri = tracking.tracking_uri(store.root)
+    if not trial_ids or not tracking.available() or tracking.is_missing(uri):
+        return
+    try:
+        count = mirror.sync_trials(store, trial_ids, uri, say)
+    except UserError as error:
+        say(f"note: {error}; `codetr sync` brings it up to date later")
+        return
+    if count:
+        say(f"the tracking store has the analysis of {count} trial{'s'[: count != 1]}")

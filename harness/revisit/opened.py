@@ -1,0 +1,141 @@
+"""A trained detector with its weights, the images to show it, and what is found out about it there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from harness.analyse import Analysed, analyse
+from harness.config import DataConfig
+from harness.data import open_dataset
+from harness.data.loader import Loader
+from harness.errors import UserError
+from harness.revisit.asked import Request
+from harness.revisit.kept import Say
+from harness.revisit.trained import Built, Found, build, find_trial, read_trial
+from harness.store.results import RunStore
+from harness.trial.build import choose_device
+from harness.trial.evaluate import Evaluation, evaluate
+from model.detector import Detector
+from model.heads import needs_masks
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.data.coco import CocoDataset
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A detector that was built, and the images to show it."""
+
+    built: Built
+    data: DataConfig
+    dataset: CocoDataset
+    device: torch.device
+    batch_size: int
+
+    @property
+    def detector(self) -> Detector:
+        """With its trained weights."""
+        return self.built.detector
+
+
+def open_found(found: Found, request: Request, say: Say) -> Opened:
+    """The detector with its weights, and its own validation split or that of `request.data`.
+
+    Raises:
+        UserError: weights and configuration, or data set and classes do not fit.
+    """
+    device = choose_device(request.device)
+    data = found.config.data if request.data is None else replace(found.config.data, path=request.data)
+    with_masks = request.evaluate and needs_masks(found.config.model.heads)
+    images = partial(open_dataset, data, "val", progress=say, with_masks=with_masks)
+    by_id = found.reading is not None and found.reading.by_category_id
+    dataset = images() if by_id else None  # otherwise weights that do not fit are told before it is read
+    ids = dataset.category_ids if dataset else ()
+    built = build(found, device, category_ids=ids, verbose=request.verbose, say=say)
+    dataset = dataset or images()
+    number = built.detector.num_classes
+    if dataset.num_classes != number:
+        enough = number > max(dataset.category_ids) and not built.translation.is_own
+        rows = "; where its rows are category ids, as DETR's 91, give --class-rows ids" if enough else ""
+        raise UserError(
+            f"{found.where} knows {number} classes, {dataset.annotation_file} has {dataset.num_classes}; "
+            f"give the data set it was trained on, or one with the same classes{rows}"
+        )
+    train = found.config.train
+    return Opened(built, data, dataset, device, max(1, train.batch_size // train.accumulate_steps))
+
+
+def analyse_found(found: Found, opened: Opened, request: Request, store: RunStore, say: Say) -> Analysed:
+    """What `request.settings` ask for.
+
+    Raises:
+        UserError: the two detectors of a floor do not fit.
+    """
+    return analyse(
+        opened.detector,
+        opened.dataset,
+        opened.data,
+        request.settings,
+        opened.device,
+        batch_size=2 * opened.batch_size,
+        epoch=found.epoch,
+        floor=_floor(request, found, opened.detector, store, opened.device),
+        on_batch=_ticker(found, "analysed", say),
+    )
+
+
+def evaluate_found(found: Found, opened: Opened, say: Say) -> Evaluation:
+    """COCO's metrics on the whole split, as at the end of a training with this configuration."""
+    loader = Loader(
+        opened.dataset,
+        opened.data,
+        batch_size=1 if opened.detector.official else opened.batch_size,  # official: padding changes an image
+        training=False,
+        seed=0,
+        size_divisor=opened.detector.size_divisor,
+    )
+    return evaluate(
+        opened.detector,
+        loader,
+        opened.dataset,
+        found.config.evaluate,
+        opened.device,
+        on_batch=_ticker(found, "evaluated", say),
+    )
+
+
+def _ticker(found: Found, what: str, say: Say) -> Callable[[int, int], None]:
+    """Tells every few seconds how far it is."""
+    said = time.monotonic()
+
+    def on_batch(done: int, count: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= 5:
+            said = time.monotonic()
+            say(f"{found.name}  {what} {done / count:.0%}")
+
+    return on_batch
+
+
+def _floor(
+    request: Request, found: Found, detector: Detector, store: RunStore, device: torch.device
+) -> tuple[str, Detector] | None:
+    if request.floor is None:
+        return None
+    trial_id = find_trial(store, request.floor)
+    if trial_id == found.name:
+        raise UserError(f"--floor {request.floor}: this is the same trial; name one trained from another seed")
+    other = build(read_trial(store, trial_id), device).detector
+    names = [[name for name, _ in one.named_heads()] for one in (detector, other)]
+    if names[0] != names[1] or other.num_classes != detector.num_classes:
+        heads = [", ".join(own) or "none" for own in names]
+        raise UserError(
+            f"--floor {trial_id}: its heads ({heads[1]}) and classes must be those of {found.name} ({heads[0]})"
+        )
+    return trial_id, other
