@@ -43,9 +43,9 @@ class ConditionalDecoderConfig:
     activation: Literal["relu", "prelu"] = "relu"
     # references this close to 0 or 1 count as so far away from it, where their logits are taken
     inverse_sigmoid_epsilon: float = 1e-5
-    # Above 0: at the start, queries look around their points. One projection, so many times Xavier's, is that of the places
-    # of both queries and tokens, and no layer scales it. For short trainings; 0 (official): each is drawn apart, and what
-    # a query's place has to do with those of tokens is learned. The encoder's position_temperature must be 10000 for it.
+    # Above 0: at the start queries look around their points. The places of queries and tokens then have one projection,
+    # so many times Xavier's, which no layer scales; the encoder's position_temperature must be 10000 for it. For short
+    # trainings. 0 (official): the projections are drawn apart, and training has to find out where to look.
     local_start: float = field(default=0.0, metadata={"since": 2})
 
     def __post_init__(self) -> None:
