@@ -81,6 +81,17 @@ class ConditionalCrossAttention(nn.Module):
         attended = F.scaled_dot_product_attention(query, key, value, seen, self.dropout if self.training else 0.0)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
+    @torch.no_grad()
+    def share_positions(self, factor: float) -> None:
+        """Project the places of queries and tokens alike, so that those which are near each other have large products.
+
+        With two projections drawn apart such a product says nothing about the distance, until training has made it.
+        """
+        self.query_sine.weight *= factor
+        self.key_position.weight.copy_(self.query_sine.weight)
+        for own in (self.query_sine, self.key_position):
+            nn.init.zeros_(own.bias)
+
     def _heads(self, *parts: Tensor) -> Tensor:
         """n times [B, Q, D] → [B, heads, Q, n * D / heads]."""
         return torch.cat([part.unflatten(2, (self.num_heads, -1)) for part in parts], -1).transpose(1, 2)

@@ -162,6 +162,20 @@ class DetectorConfig:
         number: int = getattr(group, "num_proposals", 0) + self.num_queries * getattr(group, "num_replicas", 0)
         return number
 
+    def num_tokens_for(self, num_proposals: int) -> int:
+        """How many tokens the encoder must have to propose so many, as far as its proposals tell."""
+        needed: int = getattr(self.proposals_or_default, "num_tokens", lambda *_: 0)(self.num_queries, num_proposals)
+        return needed
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the encoder's levels in pixels of the image; (): only the detector itself knows."""
+        stages = asked(self.backbone, "strides")
+        levels: tuple[int, ...] = ()
+        if stages and hasattr(self.neck, "strides_of"):
+            levels = self.neck.strides_of(stages, self.transformer.num_levels)
+        return levels
+
     @property
     def main_weight(self) -> float:
         """Of the original queries' losses: 1, or less beside replicas whose losses are averaged with theirs."""

@@ -21,6 +21,9 @@ NARROWEST = 32  # columns of a weight's gradient, likewise
 # On processors with AVX-512 oneDNN's 1x1 convolutions with a stride write past their memory in the backward pass, where
 # there are fewer channels than a register has lanes (torch 2.13; seen from 24 x 24 positions on, and not below).
 LANES, OVERRUN = 16, 256  # channels; positions of a map from which the stride is taken out of the convolution
+# There, too, a part of a kernel's gradient stays as the memory was before, where a convolution in this type has a
+# stride and the map is one position wide (torch 2.13; right from two positions on).
+NARROW_BF16 = torch.bfloat16
 
 
 def _one_dnn() -> Any:
@@ -130,5 +133,13 @@ class Conv2d(nn.Conv2d):
                 if height * width >= OVERRUN:
                     result = F.conv2d(positions.permute(0, 3, 1, 2), weight, bias)
                     return F.relu(result) if relu else result
-        result = self._conv_forward(x, weight, bias)
+        result = self._conv_forward(self._wide_enough(x), weight, bias)
         return F.relu(result) if relu else result
+
+    def _wide_enough(self, x: Tensor) -> Tensor:
+        """A map one position wide with a column of zeros beside it, which changes no output: see `NARROW_BF16`."""
+        same_output = 2 * self.padding[1] == self.kernel_size[1] - 1 and self.stride[1] > 1
+        if x.shape[3] > 1 or not same_output or x.device.type != "cpu":
+            return x
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        return F.pad(x, (0, 1)) if dtype == NARROW_BF16 else x

@@ -523,7 +523,12 @@ def test_planning_any_built_in_part_loads_no_torch(write: Write, monkeypatch: py
             own: dict[str, Any] = {f"model.{field}": [name] if field in LISTS else {"name": name}}
             own |= BESIDE.get((field, name), {})
             rows.append({"label": f"{field} {name}", "set": own})
-    path = write(rows=rows)
+    large = {
+        "train_short_sides": [1600],
+        "eval_short_side": 1600,
+        "max_long_side": 1600,
+    }  # tokens for all their queries
+    path = write(rows=rows, base={"data": large})
     heads = f"model.heads=[{', '.join(ROOMS['heads'].names)}]"
     for argv in (["plan", str(path), "--preset", PRESET, "--set", heads], ["status", str(path), "--preset", PRESET]):
         assert not {"torch", "torchvision", "mlflow", "ray"} & loaded("pass", *argv)

@@ -15,6 +15,7 @@ from model.boxes import added_area, giou_aligned
 from model.checks import Conflict
 from model.decoders.configs import ConditionalDecoderConfig, DabDecoderConfig
 from model.detector import Detector
+from model.encoders.configs import DenseEncoderConfig
 from model.groups.configs import HybridConfig
 from model.proposals.anchors import AnchorQueries
 from model.proposals.configs import AnchorsConfig
@@ -88,6 +89,27 @@ def test_every_matrix_of_the_transformer_is_xavier_and_boxes_begin_at_their_refe
     torch.testing.assert_close(boxes, group.reference_cxcywh.expand_as(boxes), rtol=0, atol=1e-3)
     slopes = [module.weight.item() for module in detector.modules() if isinstance(module, nn.PReLU)]
     assert slopes == ([0.25] * 3 if name == "dab" else [])
+
+
+def distance_looked_at(name: str, **settings: Any) -> float:
+    """How far from their points the queries of a new detector's last layer look, as a share of the image."""
+    decoder = replace(DETECTORS[name]["decoder"], **settings)
+    detector = detector_of(name, decoder=decoder, encoder=DenseEncoderConfig())
+    memory, _ = detector.encode(tiny_batch())
+    points = torch.cartesian_prod(*[torch.tensor([0.1, 0.3, 0.5])] * 2).expand(len(memory.tokens), -1, -1)
+    group = group_of(points.shape[1], images=len(points))
+    boxes = torch.cat([points, torch.full_like(points, 0.5)], -1)
+    group = replace(group, content=torch.zeros_like(group.content), reference_cxcywh=boxes)
+    looked_at = detector.decoder([group], memory, look=True).looked_at
+    assert looked_at is not None
+    places, weights = looked_at
+    distances = (places - points[:, :, None, None, None]).norm(dim=-1)
+    return float((weights * distances).sum((2, 3, 4)).mean())
+
+
+@EACH_DETECTOR
+def test_with_a_local_start_queries_look_around_their_points(name: str) -> None:
+    assert distance_looked_at(name, local_start=4.0) < 0.9 * distance_looked_at(name)
 
 
 def anchors_of(centres: Any, number: int = 2000) -> AnchorQueries:

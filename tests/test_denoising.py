@@ -10,6 +10,7 @@ from torch import Tensor
 
 from model.classification.configs import QualityConfig
 from model.criterion import Objective
+from model.decoders.configs import DabDecoderConfig
 from model.detector import Detector
 from model.groups.configs import DenoisingConfig
 from model.groups.denoising import DenoisingGroup, Noise
@@ -171,6 +172,18 @@ def test_positions_are_the_groups_own_unless_the_decoder_makes_them() -> None:
     made = group_of(own=objective(decoder=Maker()))
     assert queries(made).position is None and [name for name, _ in made.named_parameters()] == ["label_embedding"]
     assert own.config.decoder != made.objective.config.decoder
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 0.05])
+def test_boxes_keep_the_distance_from_0_and_1_that_the_decoder_asks_for(epsilon: float) -> None:
+    """And that of the official noised boxes where it asks for less; objects at the border, and tiny ones."""
+    decoder = DabDecoderConfig(inverse_sigmoid_epsilon=epsilon)
+    group = group_of(own=objective(decoder=decoder, box_refinement=True))
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 2.0], [0.0, 0.0, 93.0, 67.0]])
+    reference = group.queries(step_of(Targets.stack([boxes], [torch.tensor([0, 1])]))).reference_cxcywh
+    limit = max(epsilon, 1e-3) / (1 + max(epsilon, 1e-3))  # the sigmoid of the logit that `inverse_sigmoid` gives
+    assert reference.min().item() == pytest.approx(limit, rel=1e-3)
+    assert reference.max().item() == pytest.approx(1 - limit, rel=1e-3)
 
 
 @pytest.mark.parametrize(

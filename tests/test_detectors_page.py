@@ -68,8 +68,7 @@ def test_the_table_of_parts_is_what_its_file_makes(name: str) -> None:
         assert row[field] == part_cell(config, field), field
     groups = [f"`{ROOMS['groups'].name_of(group)}`" for group in config.model.groups]
     assert row["groups"] == (", ".join(groups) or "–")
-    first = 2 ** (config.model.backbone.stages[0] + 1)
-    last = first * 2 ** (config.model.transformer.num_levels - 1)
+    first, last = config.model.strides[0], config.model.strides[-1]
     assert row["levels"] == (f"{first}–{last}" if last > first else str(first))
     assert part_cell(config, "assign").rstrip("*") == "`hungarian`" and part_cell(config, "postprocess") == "`top_k`"
 

@@ -128,3 +128,26 @@ def test_narrow_convolutions_with_a_stride_survive_large_maps(inputs, outputs, s
     rows = x[:, :, :: layer.stride[0], :: layer.stride[1]].permute(0, 2, 3, 1).double()
     exact = (rows @ layer.weight.detach().double().flatten(1).T).permute(0, 3, 1, 2)
     assert torch.allclose(layer(x.contiguous(memory_format=torch.channels_last)).double(), exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+@pytest.mark.parametrize("size", [(1, 1), (4, 1), (1, 4)])
+def test_gradients_of_strided_convolutions_over_narrow_maps_are_right_in_bf16(size, kernel):
+    """oneDNN's own way leaves a part of them as the memory was, on some processors."""
+    torch.manual_seed(0)
+    layer, x = Conv2d(32, 32, kernel, 2, padding=kernel // 2), torch.randn(2, 32, *size)
+    exact = nn.Conv2d(32, 32, kernel, 2, padding=kernel // 2).double()
+    exact.load_state_dict(layer.state_dict())
+    given = x.double().requires_grad_()
+    exact(given).square().sum().backward()
+    for _ in range(20):
+        torch.full((10, layer.weight.numel()), torch.nan, dtype=torch.bfloat16)  # what the memory holds then
+        layer.zero_grad()
+        own = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(own)
+        out.float().square().sum().backward()
+        assert out.shape[2:] == ((size[0] + 1) // 2, (size[1] + 1) // 2)
+        torch.testing.assert_close(own.grad.double(), given.grad, rtol=0.1, atol=0.1)
+        for mine, right in zip(layer.parameters(), exact.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad.double(), right.grad, rtol=0.1, atol=0.1)

@@ -13,7 +13,7 @@ from harness.spec.parts import read_detector
 from model.decoders.configs import DeformableDecoderConfig
 from model.detector import Detector
 from model.groups import GROUPS
-from model.groups.configs import HybridConfig, ReplicasConfig
+from model.groups.configs import DenoisingConfig, HybridConfig, ReplicasConfig
 from model.proposals.configs import AnchorsConfig, BinaryConfig, PerGroupConfig
 from model.types import DecoderOutput
 from tests.support.rooms import TINY, padded_batch, shake
@@ -107,6 +107,17 @@ def test_main_weighs_as_much_as_each_averaged_group() -> None:
         assert weights[f"{name}.1/l1"] == pytest.approx(5 * weight)
     # a head for each of 1 + 2 + 2 + 3 + 1 groups of 12 queries, each with main's weight
     assert weights["encoder/l1"] == pytest.approx(5 * 9 / 4)
+
+
+def test_the_mean_over_groups_leaves_heads_and_denoising_queries_their_weights() -> None:
+    """Replicas share the weight of the original queries, and that alone."""
+    groups = (ReplicasConfig(2), DenoisingConfig(7, weight=0.5))
+    weights = detector_of(*groups, heads=("atss",), lambda1=0.7).loss_weights
+    expected = {"decoder": 1 / 3, "replicas": 2 / 3, "denoising": 0.5, "queries.atss": 0.7}
+    for name, weight in expected.items():
+        assert weights[f"{name}.1/l1"] == pytest.approx(5 * weight)
+    alone = detector_of(heads=("atss",), lambda1=0.7).loss_weights
+    assert all(weights[name] == weight for name, weight in alone.items() if name.startswith(("atss/", "encoder/")))
 
 
 def test_a_group_that_is_no_multiple_of_the_queries_has_no_head_per_group() -> None:

@@ -302,16 +302,16 @@ def test_a_row_may_differ_by_preset(grid_of):
     text = """
 rows:
   - label: few
-    set: {model.num_queries: 100, model.heads: [atss]}
+    set: {model.num_queries: 10, model.heads: [atss]}
     presets: {digits: {model.num_queries: 13}, coco_r50_12e: {model.num_queries: 101}}
-  - {label: many, set: {model.num_queries: 900}}
+  - {label: many, set: {model.num_queries: 45}}
 """
 
     def queries(**options):
         return [trial.config.model.num_queries for trial in grid_of(text, **options).trials]
 
-    assert queries() == [13, 900]
-    assert queries(preset="digits_fast") == [100, 900]
+    assert queries() == [13, 45]
+    assert queries(preset="digits_fast") == [10, 45]
     assert [trial.config.model.num_queries for trial in grid_of(text, "model.num_queries=7").trials] == [7, 7]
 
 

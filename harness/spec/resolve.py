@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_type_hints
 
 from harness.config import AnalyseConfig, DataConfig, EvaluateConfig, RuntimeConfig, TrainConfig, TrialConfig
+from harness.spec.image_tokens import shortages
 from harness.spec.origins import Origins
 from harness.spec.parts import (
     HEAD_DEFAULTS,
@@ -183,6 +184,7 @@ def conflicts(trial: Resolved) -> Iterator[Conflict]:
     if trial.runtime.ranks > 1 and asked(model.backbone, "norm") == "batch":
         rule = "norm: batch takes its statistics from one process, so that several ranks train another detector"
         yield Conflict(rule, {"model.backbone.norm": "batch", "runtime.ranks": trial.runtime.ranks})
+    yield from shortages(model, trial.data)
 
 
 def _value_above(tree: dict[str, Any], path: tuple[str, ...]) -> tuple[str, ...] | None:

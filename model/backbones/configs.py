@@ -10,6 +10,7 @@ from model.checks import FORBID_UNKNOWN, require
 # What is asked of the settings of any backbone, and what holds of one without such a field or property.
 ASKED: dict[str, Any] = {
     "stages": (),  # of the levels handed to the neck, one number each; (): how many is known when it is built
+    "strides": (),  # of these levels in pixels of the image; (): known when it is built
     "weights": None,  # a file of pretrained weights, which counts by its content and not by its path; None: random
     "norm": "",  # "batch": statistics of the images of one process, so that ranks cannot share a batch
     "frozen_at_random": "",  # which parts would stay as they were drawn, in words
@@ -55,6 +56,11 @@ class ResNetConfig:
         )
         require(-1 <= self.frozen_stages <= 4, f"frozen_stages must be from -1 to 4, got {self.frozen_stages}")
         require(self.weights is None or bool(self.weights.strip()), "weights must name a file, or be null for none")
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the stages handed to the neck, in pixels of the image."""
+        return tuple(2 ** (stage + 1) for stage in self.stages)
 
     @property
     def frozen_at_random(self) -> str:

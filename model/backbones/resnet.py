@@ -157,7 +157,7 @@ class ResNet(nn.Module):
             self.add_module(f"layer{stage}", blocks)
             stage_channels.append(channels)
         self.channels = tuple(stage_channels[stage - 1] for stage in config.stages)
-        self.strides = tuple(2 ** (stage + 1) for stage in config.stages)
+        self.strides = config.strides
         self.reset_parameters()
         if config.weights is not None:
             load_torchvision_weights(self, Path(config.weights))

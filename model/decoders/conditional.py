@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from model.branches import MLP, BoxBranch, class_branch, xavier_matrices
 from model.conditional_attention import ConditionalLayer
 from model.config import DetectorConfig
 from model.decoders.configs import ConditionalDecoderConfig, DabDecoderConfig
+from model.linear import Linear
 from model.position import box_position_encoding
 from model.types import DecoderOutput, Memory, QueryGroup
 
@@ -32,8 +34,19 @@ class ConditionalStack(nn.Module):
         self.query_scale = MLP(channels, channels, channels)
         self.norm = nn.LayerNorm(channels)
         xavier_matrices(self)
+        if config.local_start:
+            self._look_around(config.local_start)
         self.class_branch = class_branch(channels, num_classes)
         self.box_branch = BoxBranch(channels)
+
+    @torch.no_grad()
+    def _look_around(self, factor: float) -> None:
+        """Let attention begin at the tokens near each query's point (`ConditionalDecoderConfig.local_start`)."""
+        for layer in self.layers:
+            cast("ConditionalLayer", layer).cross_attention.share_positions(factor)
+        last = cast("Linear", self.query_scale[-1])
+        nn.init.zeros_(last.weight)
+        nn.init.ones_(last.bias)
 
     def scaled(self, sine: Tensor, states: Tensor, layer: int) -> Tensor:
         """The encoding of the queries' places [B, Q, D] in the space of their contents; as it is in the first layer."""

@@ -43,9 +43,14 @@ class ConditionalDecoderConfig:
     activation: Literal["relu", "prelu"] = "relu"
     # references this close to 0 or 1 count as so far away from it, where their logits are taken
     inverse_sigmoid_epsilon: float = 1e-5
+    # Above 0: at the start queries look around their points. The places of queries and tokens then have one projection,
+    # so many times Xavier's, which no layer scales; the encoder's position_temperature must be 10000 for it. For short
+    # trainings. 0 (official): the projections are drawn apart, and training has to find out where to look.
+    local_start: float = field(default=0.0, metadata={"since": 2})
 
     def __post_init__(self) -> None:
         _check_epsilon(self.inverse_sigmoid_epsilon)
+        _check_local_start(self.local_start)
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,11 @@ class DabDecoderConfig:
     makes_position: ClassVar[bool] = True
     activation: Literal["relu", "prelu"] = "prelu"  # prelu: one learned slope for each layer
     inverse_sigmoid_epsilon: float = 1e-3
+    local_start: float = field(default=0.0, metadata={"since": 2})  # see `ConditionalDecoderConfig`
 
     def __post_init__(self) -> None:
         _check_epsilon(self.inverse_sigmoid_epsilon)
+        _check_local_start(self.local_start)
 
     @property
     def reference_epsilon(self) -> float:
@@ -69,3 +76,7 @@ class DabDecoderConfig:
 
 def _check_epsilon(epsilon: float) -> None:
     require(0 < epsilon < 0.5, f"inverse_sigmoid_epsilon must be in (0, 0.5), got {epsilon}")
+
+
+def _check_local_start(factor: float) -> None:
+    require(factor >= 0, f"local_start must not be negative, got {factor}")

@@ -19,7 +19,7 @@ from model.position import box_position_encoding
 from model.share import largest, rand
 from model.types import BACKGROUND, DecoderOutput, QueryGroup, Step
 
-REFERENCE_EPSILON = 1e-3  # official: of the inverse sigmoid of noised boxes; no side becomes shorter
+REFERENCE_EPSILON = 1e-3  # official: noised boxes come no nearer to 0 or 1, and no side becomes shorter
 UNUSED = 0.5  # reference of a slot without an object (official: logit 0)
 
 
@@ -42,7 +42,8 @@ class DenoisingGroup(nn.Module):
     def __init__(self, config: DenoisingConfig, *, name: str, objective: Objective):
         super().__init__()
         self.config, self.name, self.objective = config, name, objective
-        channels = objective.config.transformer.channels
+        channels, decoder = objective.config.transformer.channels, objective.config.decoder
+        self.reference_epsilon = max(REFERENCE_EPSILON, getattr(decoder, "reference_epsilon", 0.0))
         self.label_embedding = nn.Parameter(torch.randn(objective.num_classes, channels))
         self.box_position: nn.Sequential | None = None
         if not objective.config.makes_position:
@@ -71,7 +72,7 @@ class DenoisingGroup(nn.Module):
         boxes = targets.boxes_cxcywh(step.batch.valid_hw)[:, objects]
         distance = noise.sign * (noise.part + negative[:, None]) * self.config.box_noise
         corners = cxcywh_to_xyxy(boxes) + distance * boxes[..., 2:].repeat(1, 1, 2) / 2
-        moved = inverse_sigmoid(xyxy_to_cxcywh(corners.clamp(0, 1)), REFERENCE_EPSILON).sigmoid()
+        moved = inverse_sigmoid(xyxy_to_cxcywh(corners.clamp(0, 1)), self.reference_epsilon).sigmoid()
         reference = moved.where(used[..., None], UNUSED)
         return QueryGroup(
             content,

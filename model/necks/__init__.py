@@ -9,6 +9,9 @@ channels=…, num_levels=…)`: width and stride of each stage, and what the enc
   valid position a level is what the image alone would give.
 
 Raises `ValueError` where it cannot bring so many stages to so few levels.
+
+Its `Config` may have `strides_of(in_strides, num_levels)`, which tells the strides before anything is built
+(`DetectorConfig.strides`).
 """
 
 from __future__ import annotations

@@ -22,3 +22,16 @@ class ProjectionConfig:
         require(
             not (self.bias and self.norm == "none"), "bias: true is for norm: group; without a norm there is one anyway"
         )
+
+    def strides_of(self, in_strides: tuple[int, ...], num_levels: int) -> tuple[int, ...]:
+        """Of the levels that it makes of stages with these strides: one of each stage, then each twice the one before.
+
+        Raises:
+            ValueError: there are fewer levels than stages.
+        """
+        num_extra = num_levels - len(in_strides)
+        require(
+            num_extra >= 0,
+            f"transformer.num_levels ({num_levels}) must not be smaller than the backbone's {len(in_strides)} stages",
+        )
+        return (*in_strides, *(in_strides[-1] * 2 ** (i + 1) for i in range(num_extra)))

@@ -7,7 +7,6 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from model.checks import require
 from model.layers import MaskedConv, conv_norm
 from model.necks.configs import ProjectionConfig
 
@@ -28,16 +27,12 @@ class Projection(nn.Module):
         num_levels: int,
     ):
         super().__init__()
-        num_extra = num_levels - len(in_channels)
-        require(
-            num_extra >= 0,
-            f"transformer.num_levels ({num_levels}) must not be smaller than the backbone's {len(in_channels)} stages",
-        )
-        self.strides = (*in_strides, *(in_strides[-1] * 2 ** (i + 1) for i in range(num_extra)))
+        self.strides = config.strides_of(in_strides, num_levels)
         convolution = MaskedConv if config.norm == "none" else partial(conv_norm, bias=config.bias)
         self.lateral = nn.ModuleList(convolution(c, channels, 1) for c in in_channels)
         sources = [in_channels[-1]] + [channels] * num_levels
-        self.extra = nn.ModuleList(convolution(sources[i], channels, 3, 2) for i in range(num_extra))
+        extra = range(num_levels - len(in_channels))
+        self.extra = nn.ModuleList(convolution(sources[i], channels, 3, 2) for i in extra)
 
     def forward(self, stages: list[Tensor], mask_at: Callable[[int], Tensor | None]) -> list[Tensor]:
         """See the contract."""

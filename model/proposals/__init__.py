@@ -17,7 +17,8 @@ Raises `ValueError` where there are fewer tokens than are asked for.
 Class attributes of its `Config` say what it goes with: `two_stage` and `mixed_selection`, what these settings must be;
 `gives_position`, False where queries have none and the decoder must make them; `without_refinement`, True if it goes
 with `two_stage` without `box_refinement`; `whole_groups`, True if every query group must take a multiple of
-`num_queries`. Without them it goes with all that the detector allows.
+`num_queries`. Without them it goes with all that the detector allows. A method `num_tokens(num_queries, num_proposals)`
+says how many tokens the encoder must have for so many proposals: `codetr plan` tells where images have fewer.
 """
 
 from __future__ import annotations

@@ -45,6 +45,10 @@ class BinaryConfig:
     __pydantic_config__ = FORBID_UNKNOWN
     two_stage: ClassVar[bool] = True
 
+    def num_tokens(self, num_queries: int, num_proposals: int) -> int:
+        """Each proposal is another token."""
+        return num_proposals
+
 
 @dataclass(frozen=True)
 class PerGroupConfig:
@@ -56,6 +60,10 @@ class PerGroupConfig:
     whole_groups: ClassVar[bool] = True
     without_refinement: ClassVar[bool] = True  # LW-DETR's small models
 
+    def num_tokens(self, num_queries: int, num_proposals: int) -> int:
+        """Each group chooses among all tokens."""
+        return num_queries
+
 
 @dataclass(frozen=True)
 class ClassesConfig:
@@ -63,3 +71,7 @@ class ClassesConfig:
 
     __pydantic_config__ = FORBID_UNKNOWN
     two_stage: ClassVar[bool] = True
+
+    def num_tokens(self, num_queries: int, num_proposals: int) -> int:
+        """Each proposal is another token."""
+        return num_proposals

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.backbones.configs import asked
 from model.encoders import ENCODERS
 from model.types import Memory
 from tests.support.rooms import (
@@ -23,6 +24,7 @@ from tests.support.rooms import (
     assert_reached,
     assert_same_inside,
     batched,
+    config_of,
     make,
     maps,
     masks_of,
@@ -48,6 +50,7 @@ class BackboneContract:
         stages = backbone(torch.randn(2, 3, *hw), unmasked)
         assert len(stages) == len(backbone.channels) == len(backbone.strides)
         assert list(backbone.strides) == sorted(set(backbone.strides))
+        assert asked(config_of("backbones", case), "strides") in ((), backbone.strides)
         for stage, channels, stride in zip(stages, backbone.channels, backbone.strides, strict=True):
             assert stride & (stride - 1) == 0, "strides are powers of two"
             assert stage.shape == (2, channels, *size_at(hw, stride))
@@ -110,6 +113,8 @@ class NeckContract:
         neck = neck_of(case, num_levels)
         levels = neck(maps((67, 93), WIDTHS, STRIDES), unmasked)
         assert len(levels) == len(neck.strides) == num_levels
+        if hasattr(config := config_of("necks", case), "strides_of"):
+            assert config.strides_of(STRIDES, num_levels) == neck.strides
         assert list(neck.strides) == sorted(set(neck.strides))
         for level, stride in zip(levels, neck.strides, strict=True):
             assert level.shape == (1, CHANNELS, *size_at((67, 93), stride))

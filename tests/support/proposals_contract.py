@@ -17,6 +17,7 @@ from tests.support.rooms import (
     SIZES,
     around,
     assert_reached,
+    config_of,
     losses_by_share,
     make,
     masks_of,
@@ -96,6 +97,18 @@ class ProposalsContract:
     def test_more_ranks_than_there_are_is_told_in_one_line(self, case: str) -> None:
         with pytest.raises(ValueError, match=r"^[^\n]+$"):
             build(case)(memory_of((67, 93)), 10_000).take(10_000)
+
+    def test_so_many_tokens_as_it_says_are_enough_and_fewer_are_not(self, case: str) -> None:
+        part, config = build(case), config_of("proposals", case)
+        needed = config.num_tokens(NUM_QUERIES, RANKS) if hasattr(config, "num_tokens") else 1
+
+        def memory(number: int) -> Memory:
+            return memory_of((32, 32 * number), 0, (32,))
+
+        assert part(memory(needed), RANKS).queries.content.shape[1] == RANKS
+        if needed > 1:
+            with pytest.raises(ValueError, match=rf"^[^\n]*exceeds the {needed - 1} positions[^\n]*$"):
+                part(memory(needed - 1), RANKS)
 
     def test_no_proposal_depends_on_padding(self, case: str) -> None:
         part = build(case)

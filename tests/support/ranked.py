@@ -72,10 +72,24 @@ def share_of(batch: Batch, ranks: Ranks) -> Batch:
     )
 
 
-def train(case: str, ranks: Ranks = ALONE, folder: str = "", start: int = 0, stop: int | None = None) -> dict[str, Any]:
-    """Losses of each step and the final weights; from a checkpoint in `folder` if `start`, to one if `stop`."""
+def train(case: str, ranks: Ranks = ALONE, **resume: Any) -> dict[str, Any]:
+    """See `train_detector`."""
     _, batches, parts, steps, _ = CASES[case]
-    detector = detector_of(case)
+    return train_detector(detector_of(case), batches, steps=steps, parts=parts, ranks=ranks, **resume)
+
+
+def train_detector(
+    detector: Detector,
+    batches: tuple[tuple[int, ...], ...],
+    *,
+    steps: int,
+    parts: int = 1,
+    ranks: Ranks = ALONE,
+    folder: str = "",
+    start: int = 0,
+    stop: int | None = None,
+) -> dict[str, Any]:
+    """Losses of each step and the final weights; from a checkpoint in `folder` if `start`, to one if `stop`."""
     optimizer = build_optimizer(detector, TRAIN)
     if start:
         assert load_checkpoint(Path(folder), detector, optimizer)[0] == Progress(step=start)
@@ -108,10 +122,10 @@ def train_all(rank: int, size: int, meeting_file: str, folder: str, *, report: R
         first = train(HALVES, stop=2, folder=f"{folder}/alone")
         found["alone, then together"] = {"losses": first["losses"]}
     ranks.wait()
-    rest = train(HALVES, ranks, f"{folder}/alone", start=2)
+    rest = train(HALVES, ranks, folder=f"{folder}/alone", start=2)
     if rank == 0:
         found["alone, then together"]["losses"] += rest["losses"]
-    found["together"] = train(HALVES, ranks, f"{folder}/together", stop=2)
+    found["together"] = train(HALVES, ranks, folder=f"{folder}/together", stop=2)
     return found
 
 

@@ -1,0 +1,43 @@
+"""Whether the encoder has as many tokens as queries start from, as far as that is known before training.
+
+Two-stage detectors choose their queries among the encoder's tokens, and a small image has few. Digit scenes have the
+size that the configuration gives them. The images of a folder have any: the first step that meets too small ones tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from harness.config import DataConfig
+from model.checks import Conflict
+from model.config import DetectorConfig
+from model.groups import GROUPS
+
+
+def tokens_of(strides: tuple[int, ...], side: int) -> int:
+    """How many tokens a square image has on levels of these strides; it is padded to a multiple of the last one."""
+    padded = -(-side // strides[-1]) * strides[-1]
+    return sum((-(-padded // stride)) ** 2 for stride in strides)
+
+
+def shortages(model: DetectorConfig, data: DataConfig) -> Iterator[Conflict]:
+    """What the smallest image of the training lacks, or that of the evaluation, where only original queries run."""
+    if data.path is not None or not model.strides:
+        return
+    sides = data.train_short_sides
+    for number, side, setting in (
+        (model.num_proposals, min(sides), {"data.train_short_sides": list(sides)}),
+        (model.num_proposals, data.max_long_side, {"data.max_long_side": data.max_long_side}),
+        (model.num_queries, data.eval_short_side, {"data.eval_short_side": data.eval_short_side}),
+    ):
+        needed, there = model.num_tokens_for(number), tokens_of(model.strides, side)
+        if needed > there:
+            beside = number > model.num_queries
+            values: dict[str, Any] = {"model.num_queries": model.num_queries, **setting}
+            if beside:
+                values["model.groups"] = list(GROUPS.instance_names(model.groups))
+            who = "all query groups" if beside else "the queries"
+            rule = f"{who} start from {needed:,} of the encoder's tokens, and an image of {side} x {side} has {there:,}"
+            yield Conflict(rule, values)
+            return
