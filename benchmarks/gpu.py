@@ -62,9 +62,9 @@ def main() -> int:
             results[name].append(row)
             print(f"{name}: " + ", ".join(f"{key} {_shown(value)}" for key, value in row.items()), flush=True)
             if args.out:
-                (args.out / "gpu.json").write_text(json.dumps(results, indent=1))
+                (args.out / "gpu.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     if args.out:
-        (args.out / "profile.txt").write_text(profile())
+        (args.out / "profile.txt").write_text(profile(), encoding="utf-8")
     return 0
 
 
