@@ -88,11 +88,7 @@ def transformers_step(config: DetectorConfig, batch: Batch, num_classes: int) ->
     )
     torch.manual_seed(0)
     model = DeformableDetrForObjectDetection(theirs).train()
-    # Its rule for what of a backbone to train matches no name of this one and freezes all of it: train what ours does.
-    for name, parameter in model.named_parameters():
-        if "backbone" in name:
-            stage = int(name.split("stages.")[1][0]) + 1 if "stages." in name else 0
-            parameter.requires_grad_(stage > config.backbone.frozen_stages)
+    train_what_ours_does(model, config.backbone.frozen_stages)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     boxes = batch.targets.boxes_cxcywh(batch.valid_hw)
     labels = [{"class_labels": c, "boxes": b} for c, b in zip(batch.targets.labels, boxes, strict=True)]
@@ -104,6 +100,14 @@ def transformers_step(config: DetectorConfig, batch: Batch, num_classes: int) ->
         optimizer.step()
 
     return step
+
+
+def train_what_ours_does(model: torch.nn.Module, frozen_stages: int) -> None:
+    """A reference's own rule for what of a backbone to train matches no name of this one and freezes all of it."""
+    for name, parameter in model.named_parameters():
+        if "backbone" in name:
+            stage = int(name.split("stages.")[1][0]) + 1 if "stages." in name else 0
+            parameter.requires_grad_(stage > frozen_stages)
 
 
 def rows() -> Iterator[Row]:
