@@ -120,7 +120,7 @@ def test_a_limit_still_takes_the_first_of_the_file(tmp_path: Path, starting: Sta
 
 def test_a_search_keeps_its_order(tmp_path: Path, starting: Starting) -> None:
     path = tmp_path / "search.yaml"
-    path.write_text("search: {space: {model.num_queries: {integer: [5, 90]}}, num_trials: 6}")
+    path.write_text("search: {space: {model.num_queries: {integer: [5, 40]}}, num_trials: 6}")
     grid = open_grid(path, "digits_fast")
     run_grid(grid, RunStore(tmp_path / "store"), check_data=lambda *_: None, out=lambda line: None)
     assert starting.ids == [trial.trial_id for trial in grid.trials]
