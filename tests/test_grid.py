@@ -184,12 +184,12 @@ def test_absent_data_is_an_error_unless_only_planned(grid_of, tmp_path):
 
 
 def test_epochs_that_the_preset_s_least_number_of_steps_overrules_are_told(grid_of, tmp_path):
-    """Digit scenes have 250 steps an epoch, and the preset asks for 1,250: fewer than 5 epochs would change nothing."""
+    """Digit scenes have 400 steps an epoch, and the preset asks for 2,000: fewer than 5 epochs would change nothing."""
     text = "rows: [{label: a}]"
     [note] = grid_of(text, "train.epochs=2").notes
-    assert note.startswith("train.epochs=2: train.min_steps=1250 asks for 5 epochs") and "train.min_steps=0" in note
+    assert note.startswith("train.epochs=2: train.min_steps=2000 asks for 5 epochs") and "train.min_steps=0" in note
     [note] = grid_of("base: {train.epochs: 2}\nrows: [{label: a}, {label: b, set: {model.heads: []}}]").notes
-    assert note.startswith("train.epochs=2: train.min_steps=1250 asks for 5 epochs")
+    assert note.startswith("train.epochs=2: train.min_steps=2000 asks for 5 epochs")
     away = {"data": str(tmp_path), "require_data": False}
     notes = grid_of(text, "train.epochs=2", **away).notes
     assert any("more than 2 epochs of fewer than 2,500 images" in note for note in notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from harness.__main__ import main
 from harness.choose import choose
 from harness.errors import UserError
 from harness.spec.grid import Grid, open_grid
+from harness.spec.pretrained import check_backbones
 from harness.spec.presets import SIZES
 from harness.spec.strict import Mistakes, read_yaml_file
+from model.backbones.configs import asked
 from model.config import DetectorConfig
 from model.detector import Detector
 from model.groups.configs import HybridConfig
@@ -25,7 +28,7 @@ from tests.support.tiny import NUM_CLASSES, tiny_batch
 
 ABLATIONS = Path(__file__).parents[1] / "ablations"
 MODELS = sorted((ABLATIONS / "presets" / "models").glob("*.yaml"))
-SCALES = {"digits": "digits", "digits_fast": "digits_fast", "coco_r50_12e": "paper", "coco_r50_36e": "paper"}
+SCALES = {"digits": "digits", "digits_v1": "digits", "digits_fast": "digits_fast", "coco_r50_12e": "paper", "coco_r50_36e": "paper"}
 EVERY_MODEL = pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
 EVERY_SCALE = pytest.mark.parametrize("scale", SCALES)
 
@@ -112,7 +115,7 @@ def test_the_hybrid_group_keeps_its_proportions(opened: Open) -> None:
         assert isinstance(group, HybridConfig) and group.repeats == 6 and group.weight == 1.0
         assert model.loss_normaliser == "objects"
         assert (group.number, model.num_queries) == {
-            **{"digits": (200, 40), "digits_fast": (25, 12)},
+            **{"digits": (200, 40), "digits_v1": (200, 40), "digits_fast": (25, 12)},
             **dict.fromkeys(("coco_r50_12e", "coco_r50_36e"), (1500, 300)),
         }[scale]
 
@@ -324,6 +327,32 @@ def test_mistakes_of_a_detectors_file(
 ) -> None:
     own(text)
     assert mistakes(None, "model.preset=mine") == [f"presets/models/{told}"]
+
+
+# ---- files beside a preset
+
+
+def test_weights_lie_beside_the_preset_that_names_them(own: Callable[..., None], opened: Open, tmp_path: Path) -> None:
+    weights = ABLATIONS / "presets" / "digits_backbone.safetensors"
+    own("model: {backbone.weights: ../near.safetensors}")
+    shutil.copy(weights, tmp_path / "presets" / "near.safetensors")
+    (shipped,), (near,) = opened().trials, opened(None, "model.preset=mine").trials
+    assert Path(asked(shipped.config.model.backbone, "weights")) == weights
+    assert near.trial_id == shipped.trial_id  # by content, wherever the file lies
+    (given,) = opened(None, "model.backbone.weights=near.safetensors").trials  # from where one stands, not found there
+    assert not given.has_id
+
+
+def test_the_shipped_weights_fit_every_detector(opened: Open) -> None:
+    trials = [opened(None, f"model.preset={path.stem}").trials[0] for path in MODELS]
+    assert all(asked(trial.config.model.backbone, "weights") for trial in trials)
+    check_backbones(trials)
+
+
+def test_trials_of_the_first_digits_preset_keep_their_ids(opened: Open) -> None:
+    runs = ABLATIONS.parent / "docs" / "mini-paper" / "first" / "store" / "runs"
+    grid = open_grid(ABLATIONS / "table08_head_kinds.yaml", "digits_v1", seeds=[0, 1, 2])
+    assert len(grid.trials) == 24 and all((runs / trial.trial_id).is_dir() for trial in grid.trials)
 
 
 # ---- no torch

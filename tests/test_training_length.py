@@ -106,11 +106,11 @@ def test_overruled_epochs_are_told_with_the_steps(tmp_path):
     path = tmp_path / "table.yaml"
     path.write_text("rows: [{label: a, set: {model.heads: []}}]")
     [note] = open_grid(path, "digits", ["train.epochs=2"]).notes
-    assert "asks for 5 epochs, 1,250 steps (at least 1,250 asked), of 1,000 images" in note
+    assert "asks for 5 epochs, 2,000 steps (at least 2,000 asked), of 1,600 images" in note
     folder = write_folder(tmp_path / "coco")
     images = num_training_images(DataConfig(path=str(folder)))
     [note] = open_grid(path, "digits", ["train.epochs=2"], data=str(folder)).notes
-    length = training_length(train(epochs=2, min_steps=1250, batch_size=4), images or 0)
+    length = training_length(train(epochs=2, min_steps=2000, batch_size=4), images or 0)
     assert str(length) in note and "train.min_steps=0 makes it 2" in note
 
 

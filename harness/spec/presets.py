@@ -22,6 +22,7 @@ from harness.spec.strict import Mistakes, read_yaml_file, show, suggest
 SIZE = "size"  # the key of a preset of scale
 SIZES = ("digits", "digits_fast", "paper")
 DETECTOR = ("model", "preset")  # the path of the setting that names a detector
+WEIGHTS = ("model", "backbone", "weights")  # the path of the setting that names a file which may lie beside a preset
 MODELS = "models"  # folder of the detectors, in that of the presets
 SECTIONS = ("model", "train", "evaluate")  # of which a detector may set something
 
@@ -113,7 +114,7 @@ def open_presets(preset: str, spec: AblationSpec, mistakes: Mistakes) -> Presets
     if says_size and size not in SIZES:
         mistakes.add(f"{file}:{SIZE}", f"must be a size, got {show(size)}{suggest(str(size), SIZES)}")
         size = SIZES[0]
-    return Presets(file.stem, tuple(leaves(tree, f"{file}:", mistakes)), size, str(file), models)
+    return Presets(file.stem, tuple(_of_file(file, leaves(tree, f"{file}:", mistakes))), size, str(file), models)
 
 
 def file_settings(spec: AblationSpec, presets: Presets, mistakes: Mistakes) -> list[Setting]:
@@ -148,6 +149,15 @@ def _read_model(file: Path, size: str, mistakes: Mistakes) -> list[Setting]:
     own = tree.pop(size, {})
     for other in SIZES:
         tree.pop(other, None)
-    return checked(tree, f"{file}:", (*SECTIONS, *SIZES)) + checked(
-        {} if own is None else own, f"{file}:{size}.", SECTIONS
-    )
+    at_every_size = checked(tree, f"{file}:", (*SECTIONS, *SIZES))
+    return _of_file(file, at_every_size + checked({} if own is None else own, f"{file}:{size}.", SECTIONS))
+
+
+def _of_file(file: Path, settings: Iterable[Setting]) -> list[Setting]:
+    """A preset's settings, its file of weights found from the preset's folder: they come together."""
+    return [
+        (path, str(file.absolute().parent / value), origin)
+        if path == WEIGHTS and isinstance(value, str) and not value.startswith("~")
+        else (path, value, origin)
+        for path, value, origin in settings
+    ]

@@ -229,6 +229,7 @@ def _torchvision_weights(backbone: ResNet, path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"model.backbone.weights: {path} {trouble}; expected are the names and shapes of torchvision's ResNet "
             f"with {config.block} blocks, depths {list(config.depths)}, width {config.width}, stem {config.stem}, "
-            f"norm {config.norm}{group if config.norm == 'group' and 'bn1.running_mean' in weights else ''}"
+            f"norm {config.norm}{group if config.norm == 'group' and 'bn1.running_mean' in weights else ''}; "
+            "null for none"
         )
     return weights
