@@ -37,6 +37,7 @@ MEAN, STD = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12
 
 
 def main() -> None:
+    """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="file to write, .safetensors")
     parser.add_argument("--scenes", type=int, default=6000)
@@ -49,7 +50,7 @@ def main() -> None:
     backbone = ResNet(BACKBONE)
     classifier = nn.Linear(BACKBONE.width * 8, 10)
     fit(backbone, classifier, train, args.steps)
-    print(f"{accuracy(backbone, classifier, val):.1%} of the other digits are told, {time.process_time() - began:.0f} s")
+    print(f"{accuracy(backbone, classifier, val):.1%} of the other digits told, {time.process_time() - began:.0f} s")
     # Half precision: the file is part of the repository, and training goes on in float32.
     save_file({name: value.half().contiguous() for name, value in backbone.state_dict().items()}, args.out)
 

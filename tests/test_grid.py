@@ -192,7 +192,7 @@ def test_epochs_that_the_preset_s_least_number_of_steps_overrules_are_told(grid_
     assert note.startswith("train.epochs=2: train.min_steps=2000 asks for 5 epochs")
     away = {"data": str(tmp_path), "require_data": False}
     notes = grid_of(text, "train.epochs=2", **away).notes
-    assert any("more than 2 epochs of fewer than 2,500 images" in note for note in notes)
+    assert any("more than 2 epochs of fewer than 4,000 images" in note for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from harness.__main__ import main
 from harness.choose import choose
 from harness.errors import UserError
 from harness.spec.grid import Grid, open_grid
-from harness.spec.pretrained import check_backbones
 from harness.spec.presets import SIZES
+from harness.spec.pretrained import check_backbones
 from harness.spec.strict import Mistakes, read_yaml_file
 from model.backbones.configs import asked
 from model.config import DetectorConfig
@@ -28,7 +28,13 @@ from tests.support.tiny import NUM_CLASSES, tiny_batch
 
 ABLATIONS = Path(__file__).parents[1] / "ablations"
 MODELS = sorted((ABLATIONS / "presets" / "models").glob("*.yaml"))
-SCALES = {"digits": "digits", "digits_v1": "digits", "digits_fast": "digits_fast", "coco_r50_12e": "paper", "coco_r50_36e": "paper"}
+SCALES = {
+    "digits": "digits",
+    "digits_v1": "digits",
+    "digits_fast": "digits_fast",
+    "coco_r50_12e": "paper",
+    "coco_r50_36e": "paper",
+}
 EVERY_MODEL = pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
 EVERY_SCALE = pytest.mark.parametrize("scale", SCALES)
 
