@@ -2,7 +2,8 @@
 
     python -m benchmarks.pretrain --out ablations/presets/digits_backbone.safetensors
 
-Crops around one digit each, from scenes of a seed that no data set has, are classified; the classifier is thrown away.
+Crops around one digit each, from scenes of a seed that no data set has, are classified from the mean feature of each
+stage that a detector may read alone; the classifiers are thrown away.
 The digits of validation scenes take no part: they are disjoint from those of training scenes, and tell how good it is.
 The file's content is part of the ids of the trials that start from it, so it is made once and stays.
 """
@@ -27,7 +28,7 @@ from model.backbones.configs import ResNetConfig
 from model.backbones.resnet import ResNet
 
 BACKBONE = ResNetConfig(
-    block="basic", depths=(1, 1, 1, 1), width=24, stem="conv3", norm="group", stages=(4,), frozen_stages=-1
+    block="basic", depths=(1, 1, 1, 1), width=24, stem="conv3", norm="group", stages=(2, 3, 4), frozen_stages=-1
 )
 SCENE_SIDE, DIFFICULTY = 160, 0.2  # as in the digits preset
 SIDE, CROPS_PER_DIGIT, LARGEST_CROP = 64, 2, 3.0  # pixels; a crop's side is 1 to 3 times the digit's
@@ -48,9 +49,10 @@ def main() -> None:
     train, val = crops("train", args.scenes), crops("val", max(args.scenes // 10, 1))
     print(f"{len(train[1]):,} crops, {len(val[1]):,} of other digits, {time.process_time() - began:.0f} s", flush=True)
     backbone = ResNet(BACKBONE)
-    classifier = nn.Linear(BACKBONE.width * 8, 10)
-    fit(backbone, classifier, train, args.steps)
-    print(f"{accuracy(backbone, classifier, val):.1%} of the other digits told, {time.process_time() - began:.0f} s")
+    classifiers = nn.ModuleList(nn.Linear(channels, 10) for channels in backbone.channels)
+    fit(backbone, classifiers, train, args.steps)
+    told = ", ".join(f"{share:.1%}" for share in accuracy(backbone, classifiers, val))
+    print(f"of the other digits stages {BACKBONE.stages} tell {told}; {time.process_time() - began:.0f} s")
     # Half precision: the file is part of the repository, and training goes on in float32.
     save_file({name: value.half().contiguous() for name, value in backbone.state_dict().items()}, args.out)
 
@@ -84,39 +86,43 @@ def _crops_of(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[np.ndarr
             yield np.asarray(crop), item.label
 
 
-def fit(backbone: ResNet, classifier: nn.Linear, crops: tuple[Tensor, Tensor], steps: int) -> None:
-    """Trains both, with a progress line now and then."""
-    parameters = [*backbone.parameters(), *classifier.parameters()]
+def fit(backbone: ResNet, classifiers: nn.ModuleList, crops: tuple[Tensor, Tensor], steps: int) -> None:
+    """Trains all of it, with a progress line now and then."""
+    parameters = [*backbone.parameters(), *classifiers.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     images, labels = crops
     for step in range(1, steps + 1):
         chosen = torch.randint(len(labels), (BATCH,))
-        scores = classifier(_features(backbone, images[chosen]))
-        loss = F.cross_entropy(scores, labels[chosen], label_smoothing=SMOOTHING)
+        losses = [
+            F.cross_entropy(scores, labels[chosen], label_smoothing=SMOOTHING)
+            for scores in _scores(backbone, classifiers, images[chosen])
+        ]
         optimiser.zero_grad()
-        loss.backward()
+        torch.stack(losses).sum().backward()
         optimiser.step()
         schedule.step()
         if step % 500 == 0:
-            print(f"step {step:,} of {steps:,}, loss {loss.item():.3f}", flush=True)
+            told = ", ".join(f"{loss.item():.3f}" for loss in losses)
+            print(f"step {step:,} of {steps:,}, losses of the stages {told}", flush=True)
 
 
 @torch.no_grad()
-def accuracy(backbone: ResNet, classifier: nn.Linear, crops: tuple[Tensor, Tensor]) -> float:
-    """Share of the classes that are right."""
-    right = [
-        (classifier(_features(backbone, images)).argmax(1) == labels).float().sum()
-        for images, labels in zip(crops[0].split(256), crops[1].split(256), strict=True)
-    ]
-    return float(torch.stack(right).sum() / len(crops[1]))
+def accuracy(backbone: ResNet, classifiers: nn.ModuleList, crops: tuple[Tensor, Tensor]) -> list[float]:
+    """By stage the share of the classes that are right."""
+    right = torch.zeros(len(classifiers))
+    for images, labels in zip(crops[0].split(256), crops[1].split(256), strict=True):
+        scores = torch.stack(_scores(backbone, classifiers, images))
+        right += (scores.argmax(2) == labels).sum(1)
+    shares: list[float] = (right / len(crops[1])).tolist()
+    return shares
 
 
-def _features(backbone: ResNet, images: Tensor) -> Tensor:
-    """[N, SIDE, SIDE, 3] uint8 → [N, D]."""
+def _scores(backbone: ResNet, classifiers: nn.ModuleList, images: Tensor) -> list[Tensor]:
+    """By stage [N, 10], of [N, SIDE, SIDE, 3] uint8."""
     pixels = ((images - MEAN) / STD).permute(0, 3, 1, 2)
-    features: Tensor = backbone(pixels, lambda stride: None)[-1].mean((2, 3))
-    return features
+    features = backbone(pixels, lambda stride: None)
+    return [classifier(own.mean((2, 3))) for classifier, own in zip(classifiers, features, strict=True)]
 
 
 if __name__ == "__main__":
