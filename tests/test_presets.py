@@ -349,6 +349,13 @@ def test_weights_lie_beside_the_preset_that_names_them(own: Callable[..., None],
     assert not given.has_id
 
 
+@pytest.mark.parametrize("text", ["''", "' '"])
+def test_no_name_beside_a_preset_is_a_mistake(mistakes: Callable[..., list[str]], tmp_path: Path, text: str) -> None:
+    (tmp_path / "scale.yaml").write_text(f"size: digits\nmodel: {{backbone.weights: {text}}}")
+    (line,) = mistakes(preset=str(tmp_path / "scale.yaml"))
+    assert line.startswith("scale.yaml:model.backbone.weights: weights must name a file")
+
+
 def test_the_shipped_weights_fit_every_detector(opened: Open) -> None:
     trials = [opened(None, f"model.preset={path.stem}").trials[0] for path in MODELS]
     assert all(asked(trial.config.model.backbone, "weights") for trial in trials)

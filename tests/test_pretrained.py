@@ -32,6 +32,7 @@ from harness.store.parcel import Refused
 from harness.store.results import RunStore
 from harness.store.transfer import checked, import_records
 from harness.tracking import tracking
+from harness.trial import build
 from harness.trial.record import identity_fields
 from harness.trial.trial import run_trial
 from model.backbones.configs import ResNetConfig
@@ -39,6 +40,7 @@ from model.backbones.resnet import ResNet
 from tests.support.fakes import record as write_record
 
 ROOT = Path(__file__).parents[1]
+SHIPPED_WEIGHTS = ROOT / "ablations" / "presets" / "digits_backbone.safetensors"
 ONE_ROW = "rows: [{label: a, set: {model.heads: []}}]"
 SMALL = ("data.digits.num_train=4", "data.digits.num_val=2", "train.epochs=1", "train.batch_size=2")
 FAST = ResNetConfig(
@@ -553,6 +555,45 @@ def test_a_trial_refuses_another_file_than_its_id_names(grid_of, weights, store,
     record = store.read(one(grid).trial_id) or {}
     assert record["status"] == "failed" and told in record["error"] and str(weights) in record["error"]
     assert recorded_id({**record, "config": config_to_dict(one(grid).config)}) == one(grid).trial_id
+
+
+def test_a_file_that_is_replaced_while_the_trial_begins_is_not_trained_from(grid_of, weights, store, monkeypatch):
+    """Between the look at the file and the detector lies the reading of the data, which may take minutes."""
+    trial = one(grid_of(ONE_ROW, *SMALL, with_weights(weights)))
+    opened = build.open_splits
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        torch.save(state_of(seed=1), weights)
+        return opened(*arguments, **options)
+
+    monkeypatch.setattr(build, "open_splits", slowly)
+    with pytest.raises(UserError, match="has changed since trial"):
+        run_trial(trial, store, report=silent)
+    assert store.status(trial.trial_id) == "failed"
+
+
+def elsewhere(trial: Trial, name: str) -> Trial:
+    """The trial as a driver plans it whose checkout is not on this machine."""
+    backbone = replace(trial.config.model.backbone, weights=f"/a/checkout/ablations/presets/{name}")
+    return replace(trial, config=replace(trial.config, model=replace(trial.config.model, backbone=backbone)))
+
+
+def test_a_worker_has_the_shipped_file_where_its_own_code_lies(file, store):
+    """A node without the driver's folder runs the packages that are installed there."""
+    trial = one(open_grid(file, "digits", ["train.min_steps=1", *SMALL]))
+    record = run_trial(elsewhere(trial, SHIPPED_WEIGHTS.name), store, report=silent)
+    assert record["status"] == "finished" and recorded_id(record) == trial.trial_id
+    assert record["weights_hash"] == sha256(SHIPPED_WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("other.safetensors", {}), (None, {"weights_hash": "0" * 64})], ids=["name", "content"]
+)
+def test_no_other_file_is_taken_for_it(file, store, name, changes):
+    trial = one(open_grid(file, "digits", ["train.min_steps=1", *SMALL]))
+    away = replace(elsewhere(trial, name or SHIPPED_WEIGHTS.name), **changes)
+    with pytest.raises(UserError, match=f"/a/checkout/ablations/presets/{name or SHIPPED_WEIGHTS.name} does not exist"):
+        run_trial(away, store, report=silent)
 
 
 # ---- random and frozen

@@ -157,7 +157,7 @@ def _of_file(file: Path, settings: Iterable[Setting]) -> list[Setting]:
     """A preset's settings, its file of weights found from the preset's folder: they come together."""
     return [
         (path, str(file.absolute().parent / value), origin)
-        if path == WEIGHTS and isinstance(value, str) and not value.startswith("~")
+        if path == WEIGHTS and isinstance(value, str) and value.strip() and not value.startswith("~")
         else (path, value, origin)
         for path, value, origin in settings
     ]

@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.data.disk import shown
 from harness.errors import UserError, one_line
+from harness.spec.spec import SHIPPED
 from model.backbones import BACKBONES
 from model.backbones.configs import asked
 from model.weights import file_trouble
@@ -88,6 +90,22 @@ def _misfit(backbone: Any) -> str:
 
 
 # ---- where a trial starts -----------------------------------------------------------------------------------------
+
+
+def with_file_here(trial: Trial) -> Trial:
+    """The trial with the file that this installation has, where it comes with the program and the driver's is away.
+
+    A worker on another machine may run another installation than the driver, with the same file at another place.
+    """
+    backbone = trial.config.model.backbone
+    path = asked(backbone, "weights")
+    if path is None or not file_trouble(Path(path)):
+        return trial
+    own = SHIPPED / "presets" / Path(path).name
+    if file_trouble(own) or content_hash(str(own)) != trial.weights_hash:
+        return trial  # `check_start` tells
+    model = replace(trial.config.model, backbone=replace(backbone, weights=str(own)))
+    return replace(trial, config=replace(trial.config, model=model))
 
 
 def check_start(trial: Trial) -> None:

@@ -18,6 +18,7 @@ from harness.data import open_splits
 from harness.data.coco import CocoDataset
 from harness.data.loader import Loader
 from harness.errors import UserError
+from harness.spec.pretrained import check_start
 from harness.spec.training_length import epochs_of
 from harness.store.results import RunStore
 from harness.system.memory import await_free_memory
@@ -105,7 +106,7 @@ def build_trial(
     """Data, detector and optimiser of a trial, at the point where it was left.
 
     Raises:
-        UserError: the data cannot be used.
+        UserError: the data cannot be used, or the file of pretrained weights is another one by now.
         OutOfMemory: less GPU memory is free than the trial demands.
     """
     from harness.spec.identity import config_to_dict
@@ -127,6 +128,7 @@ def build_trial(
     )
     torch.manual_seed(config.seed)
     detector = Detector(config.model, train_data.num_classes).to(device)
+    check_start(trial)  # again: reading the data may have taken minutes
     optimizer = build_optimizer(detector, config.train)
     average = MovingAverage(detector) if config.train.ema_decay else None
     if ranks.is_first:

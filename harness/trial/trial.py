@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.errors import Interrupted, OutOfMemory, RankLost
-from harness.spec.pretrained import check_start
+from harness.spec.pretrained import check_start, with_file_here
 from harness.store.lease import LeaseLost
 from harness.store.results import RunStore
 from harness.system.launch import run_ranks
@@ -61,6 +61,7 @@ def run_trial(
     """
     should_stop = should_stop or (lambda: False)
     try:
+        trial = with_file_here(trial)
         check_start(trial)
         if trial.runtime.ranks == 1:
             return _work(trial, store, report, should_stop)
