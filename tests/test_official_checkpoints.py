@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from harness.__main__ import main
+from harness.revisit.key_report import trouble
 from harness.spec.grid import expand
 from harness.spec.spec import AblationSpec, RowSpec
 from model.config import DetectorConfig
@@ -224,6 +225,28 @@ def test_nothing_is_guessed(
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith("error: official.pth: ") and told in error
     assert not Path("analysis").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "shape", "told"),
+    [
+        ("Co-Deformable-DETR", "bbox_head.0.scales.1.scale", (2,), "have besides bbox_head.0.scales.1.scale"),
+        ("Co-Deformable-DETR", "query_head.transformer.head_pos_embed.weight", (2, 3), "have besides query_head."),
+        ("Co-Deformable-DETR", "query_head.transformer.head_pos_embed.weight", (), "have besides query_head."),
+        ("DINO", "module.class_embed.0.weight", (), "decoder.class_branches.0.weight: a single number instead of"),
+        ("DINO", "module.label_enc.weight", (), "groups.denoising.label_embedding: a single number instead of"),
+        ("DINO", "module.label_enc.weight", (4, 32), "groups.denoising.label_embedding: 4x32 instead of 5x32"),
+        ("DAB-DETR", "class_embed.bias", (), "decoder.class_branch.bias: a single number instead of 5"),
+        ("DAB-DETR", "class_embed.bias", (4,), "decoder.class_branch.bias: 4 instead of 5"),
+    ],
+)
+def test_a_tensor_of_any_shape_is_told_by_name(family: str, name: str, shape: tuple[int, ...], told: str) -> None:
+    settings, as_official = FAMILIES[family]
+    config = config_of(*settings)
+    (official,) = (state for state in as_official(trained(config)).values() if name in state)
+    official[name] = torch.zeros(shape)
+    found = translate(official, config, category_ids=(1, 3, 5, 7, 9))
+    assert told in trouble(found)
 
 
 def test_what_nobody_knows_can_be_left_out_by_name() -> None:

@@ -110,13 +110,15 @@ def merge(tensors: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
         tensors: under the names of `rename`.
         channels: of a head's embedding. The official one is a number, added to all channels, which as many equal
             numbers compute as well.
+
+    What has another shape than the official one stays under its name, which no detector has.
     """
     merged: dict[str, Tensor] = {}
     scales: dict[str, dict[int, Tensor]] = {}
     for name, tensor in tensors.items():
-        if match := re.fullmatch(r"(heads\.[^.]+\.level_scales)\.(\d+)", name):
+        if (match := re.fullmatch(r"(heads\.[^.]+\.level_scales)\.(\d+)", name)) and tensor.dim() == 0:
             scales.setdefault(match[1], {})[int(match[2])] = tensor
-        elif match := re.fullmatch(r"positive_queries\.([^.]+)\.head_embedding", name):
+        elif (match := re.fullmatch(r"positive_queries\.([^.]+)\.head_embedding", name)) and tensor.shape[1:] == (1,):
             for head, scalar in zip(match[1].split(","), tensor, strict=False):
                 merged[f"positive_queries.{head}.head_embedding"] = scalar.expand(channels)
         else:
@@ -129,7 +131,7 @@ def _rename(state: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, st
     regions, dense = ([n for n in names if n.partition(".")[0] in kinds] for kinds in (REGION_HEADS, DENSE_HEADS))
     num_roi_heads, num_dense = (_count(state, kind) for kind in ("roi_head", "bbox_head"))
     embedding = state.get("query_head.transformer.head_pos_embed.weight")
-    num_queried = max(0 if embedding is None else len(embedding), _count(state, QUERIED))
+    num_queried = max(0 if embedding is None else len(torch.atleast_1d(embedding)), _count(state, QUERIED))
     heads = [*_padded(regions, num_roi_heads, "roi_head"), *_padded(dense, num_dense, "bbox_head")]
     heads += _padded((), num_queried - len(heads), "head")  # files for inference may be without the heads themselves
     return rename(state, heads, num_roi_heads)

@@ -84,9 +84,9 @@ def _neck(names: dict[str, str], state: Mapping[str, Tensor]) -> dict[str, str]:
 def _without_unused_label(tensors: dict[str, Tensor], config: DetectorConfig) -> dict[str, Tensor]:
     """DINO keeps one label more than there are classes, which no query has."""
     del config
-    branch = tensors.get("decoder.class_branches.0.weight")
-    if branch is not None and LABELS in tensors and len(tensors[LABELS]) == len(branch) + 1:
-        tensors[LABELS] = tensors[LABELS][:-1]
+    branch, labels = (tensors.get(name) for name in ("decoder.class_branches.0.weight", LABELS))
+    if branch is not None and branch.dim() and labels is not None and labels.shape[:1] == (len(branch) + 1,):
+        tensors[LABELS] = labels[:-1]
     return tensors
 
 

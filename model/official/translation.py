@@ -197,13 +197,13 @@ def _is_without(ours: str, pattern: re.Pattern[str], expected: Collection[str]) 
 
 
 def _rows(tensors: dict[str, Tensor], category_ids: Sequence[int], config: DetectorConfig) -> dict[str, Tensor]:
-    """What has a row for each class, with those of the category ids alone."""
+    """What has a row for each class, with those of the category ids alone; what has too few rows stays as it is."""
     ids = torch.tensor(category_ids, device="cpu")
     objectness = torch.cat([ids.new_zeros(1), ids[1:]])  # all classes of the encoder are one, the first row (official)
     binary = isinstance(config.proposals_or_default, BinaryConfig)
     return {
         name: tensor[objectness if binary and name.startswith("queries.") else ids]
-        if OF_CLASSES.fullmatch(name)
+        if OF_CLASSES.fullmatch(name) and len(torch.atleast_1d(tensor)) > max(category_ids)
         else tensor
         for name, tensor in tensors.items()
     }
