@@ -20,8 +20,9 @@ demo: $(INSTALLED)
 	@echo "  codetr ui                                  the trials in MLflow"
 	@echo "  codetr --help                              everything else"
 
+# Python keeps what it has compiled, whatever the environment says: the tests start it some two hundred times.
 test: $(INSTALLED)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_PROCESSES) --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 # The suites are listed in benchmarks/__main__.py; BENCH_ARGS="ops --threads 2 --json" runs one of them, for machines.
 bench: $(INSTALLED)

@@ -8,6 +8,8 @@ import secrets
 import shutil
 import sys
 import tempfile
+from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,10 @@ pytest.register_assert_rewrite("tests.support", "tests.golden_topics")  # their 
 
 OWN_PLACES = pytest.StashKey[Path]()
 LOADED = [0]  # modules, when they were last counted
+LONGEST = (  # files, begun first when several processes share the tests: whoever begins one last works on alone
+    *("test_two_drivers", "test_resume", "test_detectors", "test_official_checkpoints", "test_trial_ranks"),
+    *("test_analyse_trial", "test_parts", "test_presets"),
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,11 +55,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadFileScheduling
 
     class Files(LoadFileScheduling):
+        @cache  # it is asked again for every test that has ended
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
             return "ray" if "pytest.mark.ray" in (config.rootpath / file).read_text() else file
 
+    config.option.loadscopereorder = False  # by `longest_first` instead
     return Files(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(trylast=True)  # when it is known what is left out
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        longest_first(items)
+
+
+def longest_first(items: list[pytest.Item]) -> None:
+    """The longest files in their order, then those with many tests."""
+    known = {name: place for place, name in enumerate(LONGEST)}
+    count = Counter(item.path for item in items)
+    items.sort(key=lambda item: (known.get(item.path.stem, len(known)), -count[item.path], item.path))
 
 
 @pytest.hookimpl(trylast=True)

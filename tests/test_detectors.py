@@ -1,7 +1,7 @@
 """Every detector preset with every auxiliary head, and with all heads and all query groups at once.
 
-A new preset, head or group joins by itself (tests/support/detectors.py). All pairs through checkpoints and ranks, and
-whole trials: `-m slow`.
+A new preset, head or group joins by itself (tests/support/detectors.py). Every pair goes forward and backward, each
+preset and each head once through the rest. All pairs through all of it, and whole trials: `-m slow`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ from tests.support.rooms import losses_by_share
 EVERY_PRESET = pytest.mark.parametrize("preset", PRESETS)
 EVERY_PAIR = pytest.mark.parametrize(("preset", "head"), PAIRS)
 EACH_ONCE = pytest.mark.parametrize(("preset", "head"), ONCE)
+EACH_ONCE_OR_SLOWLY = pytest.mark.parametrize(
+    ("preset", "head"), [pytest.param(*pair, marks=[] if pair in ONCE else pytest.mark.slow) for pair in PAIRS]
+)
 
 
 def crowded(preset: str) -> Detector:
@@ -84,7 +87,7 @@ def test_all_of_a_pair_learns_from_a_batch(preset: str, head: str) -> None:
     assert_all_learns(scattered(tiny_preset(preset, head)), batch_of())
 
 
-@EVERY_PAIR
+@EACH_ONCE_OR_SLOWLY
 def test_a_pair_takes_a_batch_without_objects(preset: str, head: str) -> None:
     detector = scattered(tiny_preset(preset, head))
     total, losses = learn(detector, batch_of(WITHOUT))
@@ -97,7 +100,7 @@ def test_a_pair_takes_a_batch_without_objects(preset: str, head: str) -> None:
     assert parts_of(losses) == {"decoder", head, f"queries.{head}", *encoder, *groups}
 
 
-@EVERY_PAIR
+@EACH_ONCE_OR_SLOWLY
 def test_a_pair_detects_and_is_the_same_after_a_reload(preset: str, head: str) -> None:
     detector, other = (scattered(tiny_preset(preset, head), seed).eval() for seed in (0, 1))
     batch = batch_of()
@@ -178,19 +181,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def assert_goes_on(preset: str, head: str, folder: Path) -> None:
-    """A training that goes on from a checkpoint after its first step is the very same."""
+@EACH_ONCE_OR_SLOWLY
+def test_a_training_goes_on_from_its_checkpoint(preset: str, head: str, tmp_path: Path) -> None:
+    """After its first step; it ends as one that went through."""
     whole = train_pair(preset, head, dropout=0.1)
-    first = train_pair(preset, head, dropout=0.1, folder=str(folder), stop=1)
+    first = train_pair(preset, head, dropout=0.1, folder=str(tmp_path), stop=1)
     torch.manual_seed(99)  # a new process has any random state
-    rest = train_pair(preset, head, dropout=0.1, folder=str(folder), start=1)
+    rest = train_pair(preset, head, dropout=0.1, folder=str(tmp_path), start=1)
     assert first["losses"] + rest["losses"] == whole["losses"]
     assert all(np.array_equal(value, rest["weights"][name]) for name, value in whole["weights"].items())
-
-
-@EACH_ONCE
-def test_a_training_goes_on_from_its_checkpoint(preset: str, head: str, tmp_path: Path) -> None:
-    assert_goes_on(preset, head, tmp_path)
 
 
 @EACH_ONCE
@@ -220,12 +219,6 @@ def test_two_ranks_train_every_pair_as_one_process_does() -> None:
             assert own == pytest.approx(other, rel=1e-4, abs=1e-5), pair
         for name, weights in alone["weights"].items():
             np.testing.assert_allclose(found["weights"][name], weights, atol=2e-4, err_msg=f"{pair}: {name}")
-
-
-@pytest.mark.slow
-@EVERY_PAIR
-def test_every_pair_goes_on_from_its_checkpoint(preset: str, head: str, tmp_path: Path) -> None:
-    assert_goes_on(preset, head, tmp_path)
 
 
 def trial_of(preset: str, head: str) -> Trial:

@@ -35,13 +35,14 @@ def trials(first: int, last: int) -> list[Trial]:
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("second", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_drivers_at_the_same_trials_train_each_once(
-    tmp_path: Path, tracking_store: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tracking_store: str, monkeypatch: pytest.MonkeyPatch, second: str
 ) -> None:
     monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the workers
     store = RunStore()
-    plan = [("same", "ray", 1, 7), ("same", "ray", 1, 7), ("other", "local", 4, 10)]
+    plan = [("same", "ray", 1, 7), ("same", second, 1, 7), ("other", "local", 4, 10)]
     running = [
         subprocess.Popen(
             [sys.executable, "-c", DRIVE, *map(str, arguments)],

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from harness.schedule.execute import execute
 from harness.spec.grid import Trial, open_grid
+from harness.spec.identity import named_parts
 from harness.store.results import RunStore
 from harness.store.source import provenance
 from harness.system.forkserver import PRELOAD
@@ -75,7 +76,7 @@ def main(folder: Path) -> None:
         import_module(module)
     trial = small_trial()
     Detector(trial.config.model, num_classes=10)  # loads its parts
-    provenance(())  # asks git, once
+    provenance(named_parts(trial.config.model))  # asks git and reads the source, once
 
     def run(name: str, kill: int = 0) -> int:
         def work() -> None:

@@ -39,7 +39,7 @@ SMALL: dict[str, dict[str, Any]] = {
 Case = tuple[tuple[str, ...], tuple[tuple[int, ...], ...], int, int, dict[str, Any]]
 FULL = ((3, 1, 2, 4), (0, 2, 5, 1))
 CASES: dict[str, Case] = {
-    "no head": ((), FULL, 1, 20, {}),
+    "no head": ((), FULL, 1, 3, {}),
     "atss and faster_rcnn": (("atss", "faster_rcnn"), FULL, 1, 20, {}),
     **{name: ((name,), FULL, 1, 3, {}) for name in sorted(HEADS)},
     "official": (("atss", "faster_rcnn"), FULL, 1, 3, {"compatibility": "official"}),
