@@ -55,7 +55,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadFileScheduling
 
     class Files(LoadFileScheduling):
-        @cache  # it is asked again for every test that has ended
+        @cache  # noqa: B019 - one object a run; it is asked again for every test that has ended
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
             return "ray" if "pytest.mark.ray" in (config.rootpath / file).read_text() else file

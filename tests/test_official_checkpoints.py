@@ -76,7 +76,7 @@ def config_of(*settings: str) -> DetectorConfig:
 
 @cache
 def trained(config: DetectorConfig, num_classes: int = DIGITS) -> State:
-    """Not to be changed. Away from the initial values, where attention is uniform and every box the reference itself."""
+    """Not to be changed. Away from initial values, where attention is uniform and every box the reference itself."""
     torch.manual_seed(0)
     state = Detector(config, num_classes).state_dict()
     equal = {f"positive_queries.{name}.head_embedding" for name in OFFICIAL_ORDER}  # official: one number
