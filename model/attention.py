@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.activation import PReLU
 from model.config import TransformerConfig
 from model.constants import constant
 from model.linear import Linear, linear
@@ -101,12 +102,10 @@ class GroupedSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor, visibility: Visibility) -> Tensor:
         """[B, Q, D] → [B, Q, D]."""
-        batch, _, channels = x.shape
-        weight, bias = self.in_proj.weight, self.in_proj.bias
-        query_key = linear(x + position, weight[: 2 * channels], bias[: 2 * channels])
-        value = linear(x, weight[2 * channels :], bias[2 * channels :])
-        projected = torch.cat([query_key, value], -1).view(batch, -1, 3, self.num_heads, channels // self.num_heads)
-        query, key, value = projected.unbind(2)
+        parts = [2 * x.shape[2], x.shape[2]]
+        weights, biases = self.in_proj.weight.split(parts), self.in_proj.bias.split(parts)
+        query, key = linear(x + position, weights[0], biases[0]).unflatten(2, (2, self.num_heads, -1)).unbind(2)
+        value = linear(x, weights[1], biases[1]).unflatten(2, (self.num_heads, -1))
         return self.out_proj(visibility.attend(query, key, value, self.dropout if self.training else 0.0))
 
 
@@ -202,7 +201,7 @@ class FeedForward(nn.Sequential):
         dropout = nn.Dropout(config.dropout)
         super().__init__(
             Linear(config.channels, config.feedforward_channels, relu=activation == "relu"),
-            dropout if activation == "relu" else nn.Sequential(nn.PReLU(), dropout),
+            dropout if activation == "relu" else nn.Sequential(PReLU(), dropout),
             Linear(config.feedforward_channels, config.channels),
             nn.Dropout(config.dropout),
         )

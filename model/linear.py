@@ -1,7 +1,8 @@
 """Linear layers and 1x1 convolutions, by the fastest matrix product at hand.
 
 On a CPU torch computes both with MKL, which on processors that are not Intel's stays at half of what they can do. torch
-also brings oneDNN, the library behind its 3x3 convolutions, which does not; these layers call it where it pays. Names,
+also brings oneDNN, the library behind its 3x3 convolutions, which does not; these layers call it where it pays. On
+Intel's the two are equal forward, and MKL finds a weight's gradient without turning an operand over first. Names,
 shapes and initialisation are those of `nn.Linear` and `nn.Conv2d`, and so are the values, up to rounding.
 """
 
@@ -18,6 +19,8 @@ from model.ops_compiled import call, threads
 
 SMALLEST = 2_000_000  # multiplications below which the calls around the product cost more than it gains
 NARROWEST = 32  # columns of a weight's gradient, likewise
+INTEL = "intel" in str(torch.cpu.get_capabilities().get("cpu_name", "")).lower()
+WIDE = 256  # rows and columns of a weight from which MKL is asked on Intel's; below, numbers stay as they were recorded
 # On processors with AVX-512 oneDNN's 1x1 convolutions with a stride write past their memory in the backward pass, where
 # there are fewer channels than a register has lanes (torch 2.13; seen from 24 x 24 positions on, and not below).
 LANES, OVERRUN = 16, 256  # channels; positions of a map from which the stride is taken out of the convolution
@@ -66,7 +69,8 @@ class _Linear(torch.autograd.Function):
 def _weight_gradient(gradient: Tensor, rows: Tensor) -> Tensor:
     """gradientᵀ [E, N] · rows [N, D]; the wider operand is the one that oneDNN need not turn over first."""
     outputs, inputs = gradient.shape[1], rows.shape[1]
-    if min(outputs, inputs) < NARROWEST:
+    narrower = min(outputs, inputs)
+    if narrower < NARROWEST or (INTEL and narrower >= WIDE):
         return gradient.t() @ rows
     if outputs <= inputs:
         return _product(_transposed(gradient), rows.t())
