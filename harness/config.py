@@ -41,6 +41,18 @@ class DataConfig:
     eval_short_side: int = 160
     max_long_side: int = 240
     flip_probability: float = 0.5  # horizontal
+    # Of so many samples a window is shown: resized to one of `crop_short_sides`, cut, and resized again (DETR: half)
+    crop_probability: float = field(default=0.0, metadata={"since": 2})
+    crop_short_sides: tuple[int, ...] = field(default=(400, 500, 600), metadata={"since": 2})
+    crop_sides: tuple[int, int] = field(default=(384, 600), metadata={"since": 2})  # of the window, least and most
+    # official: bilinear of the four pixels around, without antialiasing, and each box is cut to its image
+    resize: Literal["antialiased", "official"] = field(default="antialiased", metadata={"since": 2})
+    # Above 0, so many images that follow each other in a batch are all wider than high, or none is (official: those of
+    # one GPU); an epoch shows some of them twice, so that every batch is full
+    aspect_group_size: int = field(default=0, metadata={"since": 2})
+    # Nothing is learnt from images with a shorter side, pixels, nor from boxes with one (official: 32 and 1)
+    min_image_side: int = field(default=0, metadata={"since": 2})
+    min_box_side: float = field(default=0.0, metadata={"since": 2})
 
     def __post_init__(self) -> None:
         require(
@@ -54,7 +66,19 @@ class DataConfig:
             self,
             *("eval_short_side", "max_long_side"),
         )
-        require(0 <= self.flip_probability <= 1, f"flip_probability must be in [0, 1], got {self.flip_probability}")
+        for name in ("flip_probability", "crop_probability"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
+        require(
+            len(self.crop_short_sides) > 0 and min(self.crop_short_sides) >= 1,
+            f"crop_short_sides must be positive numbers of pixels, got {self.crop_short_sides}",
+        )
+        require(
+            1 <= self.crop_sides[0] <= self.crop_sides[1],
+            f"crop_sides must be two rising numbers of pixels, got {self.crop_sides}",
+        )
+        for name in ("aspect_group_size", "min_image_side", "min_box_side"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

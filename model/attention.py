@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -23,21 +24,24 @@ class Visibility(NamedTuple):
 
     blocks: tuple[tuple[int, int, int], ...]  # start, stop, and how many of the first queries it sees besides itself
     hidden: Tensor | None  # [B, Q] bool, True for queries that nobody attends to; None: all are seen
+    parts: Mapping[int, Tensor] = MappingProxyType({})  # by its start, the `QueryGroup.part` of a block
 
     @classmethod
     def of(cls, groups: Sequence[QueryGroup]) -> Visibility:
         """What the groups say, one after the other; blocks without a query are left out."""
-        blocks, start, main = [], 0, groups[0].content.shape[1]
+        blocks, start, main, parts = [], 0, groups[0].content.shape[1], {}
         for group in groups:
+            if group.part is not None:
+                parts[start] = group.part
             for length in group.block_lengths:
                 if length:
                     blocks.append((start, start + length, main if group.sees == "main" else 0))
                 start += length
         if all(group.hidden is None for group in groups):
-            return cls(tuple(blocks), None)
+            return cls(tuple(blocks), None, parts)
         shown = [group.content.new_zeros(group.content.shape[:2], dtype=torch.bool) for group in groups]
         hidden = [own if group.hidden is None else group.hidden for own, group in zip(shown, groups, strict=True)]
-        return cls(tuple(blocks), torch.cat(hidden, 1))
+        return cls(tuple(blocks), torch.cat(hidden, 1), parts)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
         """Attention within each block, and to what else it sees: three times [B, Q, heads, D / heads] to [B, Q, D].
@@ -53,7 +57,8 @@ class Visibility(NamedTuple):
         """Start, stop, how many of the first queries are seen, and the length of each block between the two."""
         runs: list[tuple[int, int, int, int]] = []
         for start, stop, main in self.blocks:
-            if main and runs and runs[-1][2:] == (main, stop - start):
+            alone = start in self.parts or (runs and runs[-1][0] in self.parts)
+            if main and runs and runs[-1][2:] == (main, stop - start) and not alone:
                 runs[-1] = (runs[-1][0], stop, main, stop - start)
             else:
                 runs.append((start, stop, main, stop - start))
@@ -77,9 +82,10 @@ class Visibility(NamedTuple):
         """[B or 1, 1, Q' or 1, K] bool, which of its K keys a run of blocks sees; None: each sees all."""
         start, stop, main, length = run
         seen = None
-        if stop - start > length:
-            block = torch.arange(stop - start, device=device) // length
-            seen = F.pad(block[:, None] == block, (main, 0), value=True)[None]
+        if stop - start > length or start in self.parts:
+            block = torch.arange(stop - start, device=device)[None] // length
+            block = self.parts.get(start, block)
+            seen = F.pad(block[:, :, None] == block[:, None], (main, 0), value=True)
         if self.hidden is not None:
             shown = ~torch.cat([self.hidden[:, :main], self.hidden[:, start:stop]], 1)[:, None]
             seen = shown if seen is None else seen & shown

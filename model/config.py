@@ -104,6 +104,9 @@ class DetectorConfig:
     positive_queries: bool = True  # customised positive queries (L_dec_i, paper Eq. 3)
     min_positive_queries: int = 9  # per head: the batch's largest number of positives,
     max_positive_queries: int = 300  # clamped to these two
+    # 0: of the whole batch; else of so many images in a row each, which also decide how many denoising groups there are
+    # (official: the images of one GPU)
+    positive_query_images: int = field(default=0, metadata={"since": 2})
     loss_weights: LossWeights = field(default_factory=LossWeights)
     lambda1: float = 1.0  # weight of the customised queries' losses, paper Eq. 5
     lambda2: float = 2.0  # weight of the heads' losses, counted once per decoder layer, paper Eq. 5
@@ -191,6 +194,10 @@ class DetectorConfig:
         )
         require(
             self.max_positive_queries >= 1, f"max_positive_queries must be at least 1, got {self.max_positive_queries}"
+        )
+        require(
+            self.positive_query_images >= 0,
+            f"positive_query_images must not be negative, got {self.positive_query_images}",
         )
         require_together(
             self.min_positive_queries <= self.max_positive_queries,

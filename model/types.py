@@ -165,6 +165,8 @@ class QueryGroup:
     blocks: tuple[int, ...] = ()  # lengths, Q in all; queries of different blocks never see each other; (): one block
     sees: Literal["own", "main"] = "own"  # main: each block sees the queries of the first group too, which see no block
     hidden: Tensor | None = None  # [B, Q] bool, True for queries that nobody attends to; None: all are seen
+    # [B, Q] int64: within a block, queries of different parts never see each other either; None: a block is one part
+    part: Tensor | None = None
     gt_index: Tensor | None = None  # [B, Q] int64, the ground truth that each must predict; None: it is assigned later
     weight: Tensor | None = None  # [B, Q] of each query in the losses; None: 1
 
@@ -232,8 +234,9 @@ class PositiveSelection:
 
     boxes_cxcywh: Tensor  # [B, P, 4] normalised by the valid size, not clipped
     gt_index: Tensor  # [B, P] int64, 0-based ground truth or BACKGROUND
-    weight: Tensor  # [B, P] 1, or 0 where an image has too few candidates
+    weight: Tensor  # [B, P] 1, or 0 where an image has too few candidates, or its slice fewer queries
     features: Tensor  # [B, P, D]
+    hidden: Tensor | None = None  # [B, P] bool, True for queries beyond those of an image's slice; None: there are none
 
 
 @dataclass

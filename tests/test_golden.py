@@ -9,24 +9,31 @@ from pathlib import Path
 import pytest
 
 from tests.golden_topics import LARGE, NOT_YET_BUILT, TOPICS
-from tests.golden_topics.case import Case
+from tests.golden_topics.case import Case, NotYetBuilt
 
 DEFAULT = Path(__file__).parent / "golden"
-FILES = sorted(Path(os.environ.get("GOLDEN_DIR", DEFAULT)).glob("*.npz"))
+
+
+def files_of(folder: Path) -> list[Path]:
+    """`<topic>__case<NN>` with arrays or as JSON. Layouts of released checkpoints are no cases of a topic."""
+    return sorted(path for path in folder.iterdir() if path.suffix in (".npz", ".json") and "__case" in path.stem)
+
+
+FILES = files_of(Path(os.environ.get("GOLDEN_DIR", DEFAULT)))
 
 
 def topic_of(path: Path) -> str:
-    """`<topic>__case<NN>.npz`."""
+    """What stands before `__case<NN>`."""
     return path.stem.split("__")[0]
 
 
 def test_there_are_files() -> None:
-    assert FILES, f"no .npz file in {os.environ.get('GOLDEN_DIR', DEFAULT)}"
+    assert FILES, f"no .npz or .json file in {os.environ.get('GOLDEN_DIR', DEFAULT)}"
 
 
 def test_the_default_files_cover_every_topic_but_the_large_ones() -> None:
     assert TOPICS.keys() >= LARGE
-    assert {topic_of(path) for path in DEFAULT.glob("*.npz")} == TOPICS.keys() - LARGE
+    assert {topic_of(path) for path in files_of(DEFAULT)} == TOPICS.keys() - LARGE
 
 
 def test_a_topic_is_either_built_or_not() -> None:
@@ -44,7 +51,10 @@ def test_topic_has_an_adaptor(topic: str) -> None:
 def test_golden(path: Path) -> None:
     topic = TOPICS[topic_of(path)]
     case = Case(path)
-    comparisons = list(topic.compare(case))
+    try:
+        comparisons = list(topic.compare(case))
+    except NotYetBuilt as waits_for:
+        pytest.skip(f"not yet built: {waits_for}")
     assert comparisons
     for comparison in comparisons:
         comparison.check()

@@ -52,17 +52,17 @@ def test_a_record_tells_what_was_run():
 def test_images_are_counted_where_that_is_quick(tmp_path, monkeypatch):
     from harness.spec import training_length as room
 
-    assert num_training_images(DataConfig(digits=DigitsConfig(num_train=7))) == 7
+    assert num_training_images(DataConfig(digits=DigitsConfig(num_train=7)), 4) == 7
     folder = write_folder(tmp_path / "coco")
-    counted = num_training_images(DataConfig(path=str(folder)))
+    counted = num_training_images(DataConfig(path=str(folder)), 4)
     assert counted is not None and counted > 0
     monkeypatch.setattr(room, "LARGEST", 10)
-    assert num_training_images(DataConfig(path=str(folder))) is None
+    assert num_training_images(DataConfig(path=str(folder)), 4) is None
     monkeypatch.undo()
     for text in ("", "[]", '{"images": 3}', "{}", "[" * 100_000):
         (folder / "annotations" / "instances_train.json").write_text(text)
-        assert num_training_images(DataConfig(path=str(folder))) is None
-    assert num_training_images(DataConfig(path=str(tmp_path / "away"))) is None
+        assert num_training_images(DataConfig(path=str(folder)), 4) is None
+    assert num_training_images(DataConfig(path=str(tmp_path / "away")), 4) is None
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_plan_tells_it_and_says_nothing_where_no_least_number_was_asked(file, ca
 
 def test_run_tells_it_of_the_data_at_hand(file, tmp_path):
     folder = write_folder(tmp_path / "coco")
-    images = num_training_images(DataConfig(path=str(folder)))
+    images = num_training_images(DataConfig(path=str(folder)), 4)
     grid = open_grid(file, "digits_fast", MORE[1::2], data=str(folder))
     said: list[str] = []
     check_datasets(grid.trials, said.append)
@@ -108,7 +108,7 @@ def test_overruled_epochs_are_told_with_the_steps(tmp_path):
     [note] = open_grid(path, "digits", ["train.epochs=2"]).notes
     assert "asks for 5 epochs, 2,000 steps (at least 2,000 asked), of 1,600 images" in note
     folder = write_folder(tmp_path / "coco")
-    images = num_training_images(DataConfig(path=str(folder)))
+    images = num_training_images(DataConfig(path=str(folder)), 4)
     [note] = open_grid(path, "digits", ["train.epochs=2"], data=str(folder)).notes
     length = training_length(train(epochs=2, min_steps=2000, batch_size=4), images or 0)
     assert str(length) in note and "train.min_steps=0 makes it 2" in note

@@ -12,7 +12,7 @@ from array import array
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -35,6 +35,9 @@ from harness.data.plausibility import check_boxes, object_areas
 from harness.data.segmentations import check_segmentations
 from harness.data.ticker import Progress, print_line
 from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.data.augment import View
 
 COCO_AREA_BOUNDS = (32.0**2, 96.0**2)
 LARGE_FILE = 50_000_000  # bytes of an annotation file that take long enough to say so
@@ -179,14 +182,33 @@ class CocoDataset:
         single = ~self._crowd[rows]
         return self._xyxy[rows][single], self._labels[rows][single], self._xyxy[rows][~single]
 
-    def masks(self, index: int) -> np.ndarray:
-        """[G, MASK_CELLS, MASK_CELLS] uint8 of the image at `index`: the masks of `boxes`, as grids over them."""
-        from harness.data.masks import MASK_CELLS, grid_over_box, packed
+    def objects_with_sides(self, index: int, shortest: float) -> np.ndarray:
+        """[G] bool, which of `boxes` have an area, and no side below `shortest` pixels in the file."""
+        rows = self._objects(index)
+        return (self._xywh[rows, 2:].min(1) >= shortest) & (self._areas[rows] > 0)
 
+    def _objects(self, index: int) -> np.ndarray:
+        """[G] rows of the annotations of `boxes`."""
         rows = np.arange(self._starts[index], self._starts[index + 1])
-        rows = rows[~self._crowd[rows]]
-        hw = self.image_hw[index]
-        grids = [grid_over_box(packed(self._segmentations[row], *hw), self._xyxy[row]) for row in rows]
+        return rows[~self._crowd[rows]]
+
+    def masks(self, index: int, chosen: np.ndarray | None = None, view: View | None = None) -> np.ndarray:
+        """[G, MASK_CELLS, MASK_CELLS] uint8 of the image at `index`: the masks of `boxes`, as grids over them.
+
+        Args:
+            index: in order of image ids.
+            chosen: [G] bool, those that are wanted; None: all.
+            view: in which boxes and masks are seen; the chosen ones must show there. None: in the image.
+        """
+        from harness.data.masks import MASK_CELLS, decoded, grid_over_box
+
+        rows = self._objects(index)
+        rows = rows if chosen is None else rows[chosen]
+        boxes, sources = self._xyxy[rows], None
+        if view is not None:
+            boxes, sources = view.boxes(boxes)[0], view.sources()
+        masks = (decoded(self._segmentations[row], *self.image_hw[index]) for row in rows)
+        grids = [grid_over_box(mask, box, sources) for mask, box in zip(masks, boxes, strict=True)]
         return np.stack(grids) if grids else np.zeros((0, MASK_CELLS, MASK_CELLS), np.uint8)
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -18,8 +18,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from harness.config import DataConfig
+from harness.data.augment import View, draw_view
 from harness.data.coco import CocoDataset
-from harness.data.transforms import flip, normalise, resize, resized_hw, scale_boxes
+from harness.data.order import aspect_groups, epoch_order, samples_of_epoch
+from harness.data.transforms import RESIZE, normalise, resized_hw
 from harness.errors import UserError
 from model.share import Share
 from model.types import Batch, Targets
@@ -58,8 +60,10 @@ class _Samples(TorchDataset):
 
     def __init__(self, dataset: CocoDataset, config: DataConfig, training: bool, seed: int, num_copies: int) -> None:
         self.dataset, self.config, self.training, self.seed = dataset, config, training, seed
-        self.short_sides = config.train_short_sides if training else (config.eval_short_side,)
-        self.one_size = len(self.short_sides) == 1  # then images are kept resized, else as they were read
+        short_sides = config.train_short_sides if training else (config.eval_short_side,)
+        cuts = training and config.crop_probability > 0
+        # Images of one size are kept resized, others as they were read.
+        self.short_side = short_sides[0] if len(short_sides) == 1 and not cuts else None
         needed = sum(3 * height * width for height, width in map(self._kept_hw, range(len(dataset))))
         self.keep = needed * num_copies <= CACHE_BYTES
         self.kept: dict[int, np.ndarray] = {}
@@ -67,14 +71,14 @@ class _Samples(TorchDataset):
     def _kept_hw(self, index: int) -> tuple[int, int]:
         """Size of an image as the cache would hold it."""
         height, width = self.dataset.image_hw[index]
-        if not self.one_size:
+        if self.short_side is None:
             return height, width
-        return resized_hw(height, width, self.short_sides[0], self.config.max_long_side)
+        return resized_hw(height, width, self.short_side, self.config.max_long_side)
 
     def _image(self, index: int) -> np.ndarray:
         image = self.kept.get(index)
         if image is None:
-            image = resize(self.dataset.load_image(index), *self._kept_hw(index))
+            image = RESIZE[self.config.resize](self.dataset.load_image(index), *self._kept_hw(index))
             if self.keep:
                 self.kept[index] = image
         return image
@@ -89,32 +93,43 @@ class _Samples(TorchDataset):
         except UserError as error:  # an exception would come out of a worker process with a traceback in its text
             return error
 
-    def _augmentation(self, epoch: int, index: int) -> tuple[tuple[int, int], bool]:
-        """Size of an image and whether it is mirrored."""
-        short_side, mirror = self.short_sides[0], False
-        if self.training:
-            rng = np.random.default_rng([_AUGMENT, self.seed, epoch, self.dataset.image_ids[index] % 2**63])
-            short_side = self.short_sides[int(rng.integers(len(self.short_sides)))]
-            mirror = rng.random() < self.config.flip_probability
-        return resized_hw(*self.dataset.image_hw[index], short_side, self.config.max_long_side), mirror
+    def _view(self, epoch: int, index: int) -> View:
+        """What a sample shows of its image."""
+        hw = self.dataset.image_hw[index]
+        if not self.training:
+            return View(hw, self._kept_hw(index), False, None, self.config.resize)
+        rng = np.random.default_rng([_AUGMENT, self.seed, epoch, self.dataset.image_ids[index] % 2**63])
+        return draw_view(rng, hw, self.config)
+
+    def _objects(self, index: int, view: View) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes [G, 4] that a view shows, and which of the image's objects they are."""
+        boxes, shows = view.boxes(self.dataset.boxes(index)[0])
+        if not self.training or self.config.min_box_side == 0:
+            return boxes, shows
+        large = self.dataset.objects_with_sides(index, self.config.min_box_side)
+        return boxes[large[shows]], shows & large
 
     def frame(self, epoch: int, indices: list[int], share: Share) -> _Frame:
         """What a share of the batch of these images is padded to."""
-        heights, widths = zip(*(self._augmentation(epoch, index)[0] for index in indices), strict=True)
-        return _Frame(share, (max(heights), max(widths)), max(len(self.dataset.boxes(index)[1]) for index in indices))
+        views = [self._view(epoch, index) for index in indices]
+        heights, widths = zip(*(view.hw for view in views), strict=True)
+        boxes = (self._objects(index, view)[0] for index, view in zip(indices, views, strict=True))
+        return _Frame(share, (max(heights), max(widths)), max(map(len, boxes)))
 
     def _sample(self, epoch: int, index: int) -> _Sample:
-        image_id = self.dataset.image_ids[index]
-        height, width = self.dataset.image_hw[index]
-        boxes, labels, _ = self.dataset.boxes(index)
-        new_hw, mirror = self._augmentation(epoch, index)
-        image = resize(self._image(index), *new_hw)
-        boxes = scale_boxes(boxes, (height, width), new_hw)
-        masks = self.dataset.masks(index) if self.dataset.has_masks else None
-        if mirror:
-            image, boxes = flip(image, boxes)
-            masks = None if masks is None else masks[:, :, ::-1]
-        return _Sample(image, boxes, labels, masks, image_id, (height, width))
+        view = self._view(epoch, index)
+        boxes, shown = self._objects(index, view)
+        labels = self.dataset.boxes(index)[1][shown]
+        masks = self._masks(index, view, shown) if self.dataset.has_masks else None
+        image_id, hw = self.dataset.image_ids[index], self.dataset.image_hw[index]
+        return _Sample(view.image(self._image(index)), boxes, labels, masks, image_id, hw)
+
+    def _masks(self, index: int, view: View, shown: np.ndarray) -> np.ndarray:
+        """[G, MASK_CELLS, MASK_CELLS] of the objects that a view shows."""
+        if not view.mirrors_last:
+            return self.dataset.masks(index, shown, view)
+        masks = self.dataset.masks(index, shown)  # grids over boxes are the same at every size
+        return masks[:, :, ::-1] if view.mirrored else masks
 
 
 @dataclass(frozen=True)
@@ -179,7 +194,9 @@ class Loader:
         size_divisor: a batch's height and width are multiples of it (zeros to the right and below).
         num_workers: processes that prepare batches; 0 prepares them in this one.
         drop_last: leave out the last, smaller batch of an epoch.
-        limit: use only so many images, the first in order of id; None: all.
+        limit: evaluate only so many images, the first in order of id; None: all.
+        step_size: images of an optimiser step, where that takes several batches; None: of a batch.
+        slice_size: so many images in a row stay with one rank (`DetectorConfig.positive_query_images`).
         rank: of `num_ranks` that share the work. In training each has a share of every batch; with fewer images than
             ranks some borrow one (see `model.share`). In evaluation the first has the first batches, and so on.
         num_ranks: 1 has all.
@@ -199,14 +216,24 @@ class Loader:
         rank: int = 0,
         num_ranks: int = 1,
         limit: int | None = None,
+        step_size: int | None = None,
+        slice_size: int = 1,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.training = training
         self._seed = seed
         self._drop_last = drop_last
-        self._rank, self._num_ranks = rank, num_ranks
-        self.num_images = len(dataset) if limit is None else min(limit, len(dataset))
+        self._rank, self._num_ranks, self._slice_size = rank, num_ranks, max(slice_size, 1)
+        self._config, self._step_size = config, step_size or batch_size
+        if training:
+            self._groups = aspect_groups(dataset.image_hw, config)
+            self.num_images = samples_of_epoch(dataset.image_hw, config, self._step_size)
+            if not self.num_images:
+                wanted = f"data.min_image_side={config.min_image_side}"
+                raise UserError(f"{dataset.annotation_file}: no image has sides as long as {wanted} asks; lower it")
+        else:
+            self.num_images = len(dataset) if limit is None else min(limit, len(dataset))
         self._plan = _BatchPlan(self._keys)
         self._samples = _Samples(dataset, config, training, seed, max(1, num_workers) * num_ranks)
         self._batches = DataLoader(
@@ -235,7 +262,8 @@ class Loader:
         """Indices into the data set in the order of `epoch`."""
         if not self.training:
             return list(range(self.num_images))
-        return np.random.default_rng([_ORDER, self._seed, epoch]).permutation(self.num_images).tolist()
+        draws = np.random.default_rng([_ORDER, self._seed, epoch])
+        return epoch_order(self._groups, self._config, self._step_size, draws.permutation)
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from number `start_batch` on; the same ones however often and whenever asked.
@@ -266,7 +294,9 @@ class Loader:
         """What this rank has of the batch of these images."""
         if not self.training or self._num_ranks == 1:
             return [(epoch, index, None) for index in indices]
-        first, last = (len(indices) * number // self._num_ranks for number in (self._rank, self._rank + 1))
+        slices = -(-len(indices) // self._slice_size)
+        cuts = (slices * number // self._num_ranks for number in (self._rank, self._rank + 1))
+        first, last = (min(cut * self._slice_size, len(indices)) for cut in cuts)
         borrowed = first == last
         share = Share(0, len(indices), True) if borrowed else Share(first, len(indices))
         frame = self._samples.frame(epoch, indices, share)

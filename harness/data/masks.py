@@ -28,12 +28,23 @@ def packed(segmentation: Segmentation, height: int, width: int) -> dict[str, Any
     return {"size": [height, width], "counts": found["counts"].decode()}
 
 
-def grid_over_box(run_lengths: dict[str, Any], box_xyxy: np.ndarray) -> np.ndarray:
-    """[MASK_CELLS, MASK_CELLS] uint8: what share of each cell of the box [4] the mask covers, in 255ths."""
+def decoded(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
+    """[height, width] uint8, 1 on the object."""
+    mask: np.ndarray = coco_mask.decode(packed(segmentation, height, width))
+    return mask
+
+
+def grid_over_box(
+    mask: np.ndarray, box_xyxy: np.ndarray, sources: tuple[np.ndarray, np.ndarray] | None = None
+) -> np.ndarray:
+    """[MASK_CELLS, MASK_CELLS] uint8: what share of each cell of the box [4] the mask [H, W] covers, in 255ths.
+
+    With `sources` the box lies in a view of the image, and these are `View.sources` of it.
+    """
     x0, y0, x1, y1 = box_xyxy.astype(np.float64)
-    mask = coco_mask.decode(run_lengths)
     top, left = int(y0), int(x0)
-    inside = mask[top : int(np.ceil(y1)), left : int(np.ceil(x1))]
+    rows, columns = slice(top, int(np.ceil(y1))), slice(left, int(np.ceil(x1)))
+    inside = mask[rows, columns] if sources is None else mask[sources[0][rows, None], sources[1][columns]]
     rows = _shares(y0 - top, y1 - top, inside.shape[0])
     columns = _shares(x0 - left, x1 - left, inside.shape[1])
     return np.rint(255 * (rows @ inside @ columns.T)).astype(np.uint8)

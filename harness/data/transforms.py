@@ -6,7 +6,9 @@ Images are uint8 RGB arrays [H, W, 3]; boxes are `boxes_xyxy` [G, 4] float32 in 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from PIL import Image
+from torch.nn import functional as F
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet, RGB in [0, 1]
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -25,18 +27,35 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
+def resize_official(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """As `resize`, without antialiasing: each pixel is made of four (OpenCV's, to one grey level)."""
+    if image.shape[:2] == (height, width):
+        return image
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    resized = F.interpolate(pixels, (height, width), mode="bilinear", align_corners=False, antialias=False)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+RESIZE = {"antialiased": resize, "official": resize_official}  # `DataConfig.resize`
+
+
 def scale_boxes(boxes_xyxy: np.ndarray, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> np.ndarray:
     """Boxes of an image of size `from_hw` after it was resized to `to_hw`."""
     y, x = to_hw[0] / from_hw[0], to_hw[1] / from_hw[1]
     return boxes_xyxy * np.array([x, y, x, y], np.float32)
 
 
-def flip(image: np.ndarray, boxes_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mirror left and right."""
+def flip(image: np.ndarray) -> np.ndarray:
+    """[H, W, 3], left and right exchanged."""
+    return image[:, ::-1]
+
+
+def flip_boxes(boxes_xyxy: np.ndarray, width: int) -> np.ndarray:
+    """Boxes [G, 4] after `flip` of an image of that width."""
     flipped = boxes_xyxy.copy()
-    flipped[:, 0] = image.shape[1] - boxes_xyxy[:, 2]
-    flipped[:, 2] = image.shape[1] - boxes_xyxy[:, 0]
-    return image[:, ::-1], flipped
+    flipped[:, 0] = width - boxes_xyxy[:, 2]
+    flipped[:, 2] = width - boxes_xyxy[:, 0]
+    return flipped
 
 
 def normalise(image: np.ndarray) -> np.ndarray:

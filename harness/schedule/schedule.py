@@ -216,6 +216,7 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
         UserError: listing every problem of the first data set that has any.
     """
     from harness.data import open_splits
+    from harness.data.order import samples_of_epoch
 
     configs: dict[Any, DataConfig] = {}
     with_masks: dict[Any, bool] = {}
@@ -235,8 +236,13 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
         if crowded and crowded["most"] > limits[key]:
             say(f"note: {limit_words(crowded, limits[key])}")
         most = max(data.most_objects for data in splits)
-        asked = [trial.config.train for trial in trials if (trial.config.data.path, trial.config.data.digits) == key]
-        for length in dict.fromkeys(training_length(train, len(splits[0])) for train in asked if train.min_steps):
+        asked = [trial.config for trial in trials if (trial.config.data.path, trial.config.data.digits) == key]
+        lengths = (
+            training_length(trial.train, samples_of_epoch(splits[0].image_hw, trial.data, trial.train.batch_size))
+            for trial in asked
+            if trial.train.min_steps
+        )
+        for length in dict.fromkeys(lengths):
             say(f"training: {length}")
         if most > queries[key]:
             say(f"note: an image has {most} objects, and model.num_queries={queries[key]} can find no more than that")

@@ -140,14 +140,14 @@ def resolve(settings: Iterable[Setting], where: str, mistakes: Mistakes) -> Reso
 
 
 def overruled_epochs(
-    settings: Iterable[Setting], resolved: Resolved, num_images: Callable[[DataConfig], int | None]
+    settings: Iterable[Setting], resolved: Resolved, num_images: Callable[[DataConfig, int], int | None]
 ) -> str:
     """A remark on epochs that somebody sets while `train.min_steps` of another file asks for more; empty when it holds.
 
     Args:
         settings: the layers that `resolved` was made from.
         resolved: of these settings.
-        num_images: gives the number of images of a training split; None where it is not known.
+        num_images: gives the samples of an epoch in batches of a size; None where that is not known.
     """
     last = {path: (place, origin.partition(":")[0]) for place, (path, _, origin) in enumerate(settings)}
     epochs, least = last.get(("train", "epochs")), last.get(("train", "min_steps"))
@@ -156,7 +156,7 @@ def overruled_epochs(
         return ""
     told = f"train.epochs={train.epochs}: train.min_steps={train.min_steps} asks for"
     instead = f"train.min_steps=0 makes it {train.epochs}"
-    if (images := num_images(data)) is None:
+    if (images := num_images(data, train.batch_size)) is None:
         images = -(-train.min_steps // train.epochs) * train.batch_size
         return f"{told} more than {train.epochs} epochs of fewer than {images:,} images; {instead}"
     length = training_length(train, images)

@@ -63,15 +63,15 @@ def lengths(configs: Iterable[TrialConfig]) -> list[str]:
     known = Counter(
         training_length(config.train, number)
         for config in configs
-        if config.train.min_steps and (number := images(config.data))
+        if config.train.min_steps and (number := images(config.data, config.train.batch_size))
     )
     if len(known) == 1:
         return [str(length) for length in known]
     return [f"{length}: {_number(count, 'trial')}" for length, count in known.items()]
 
 
-def num_training_images(data: DataConfig) -> int | None:
-    """Images of the training split, without any check of them; None where that cannot be known quickly."""
+def num_training_images(data: DataConfig, batch_size: int) -> int | None:
+    """Samples of an epoch, without any check of the split; None where that cannot be known quickly."""
     if data.path is None:
         return data.digits.num_train
     from harness.data.layout import find_split
@@ -79,9 +79,15 @@ def num_training_images(data: DataConfig) -> int | None:
     try:
         file, _ = find_split(Path(data.path).expanduser(), "train")
         images = json.loads(file.read_bytes())["images"] if file.stat().st_size <= LARGEST else None
+        if not isinstance(images, list):
+            return None
+        if not (data.aspect_group_size or data.min_image_side):
+            return len(images)
+        from harness.data.order import samples_of_epoch
+
+        return samples_of_epoch([(row["height"], row["width"]) for row in images], data, batch_size)
     except (UserError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # what is wrong is told by the checks
-    return len(images) if isinstance(images, list) else None
 
 
 def _number(count: int, noun: str) -> str:

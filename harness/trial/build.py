@@ -157,6 +157,8 @@ def build_trial(
             train_data,
             config.data,
             batch_size=batch_size,
+            step_size=config.train.batch_size,
+            slice_size=config.model.positive_query_images,
             training=True,
             seed=config.seed,
             size_divisor=detector.size_divisor,

@@ -17,7 +17,8 @@ from model.groups.configs import DenoisingConfig
 from model.linear import Linear
 from model.position import box_position_encoding
 from model.share import largest, rand
-from model.types import BACKGROUND, DecoderOutput, QueryGroup, Step
+from model.slices import per_image, slice_largest
+from model.types import BACKGROUND, DecoderOutput, QueryGroup, Step, Targets
 
 REFERENCE_EPSILON = 1e-3  # official: noised boxes come no nearer to 0 or 1, and no side becomes shorter
 UNUSED = 0.5  # reference of a slot without an object (official: logit 0)
@@ -32,16 +33,28 @@ class Noise(NamedTuple):
     part: Tensor  # [B, Q, 4] in [0, 1), how far: in half sides, one more for negative queries
 
 
+class _Layout(NamedTuple):
+    """What each of Q queries of B images is."""
+
+    objects: Tensor  # [B, Q] int64, the object that it is made of
+    negative: Tensor  # [B, Q] bool
+    block: Tensor  # [B, Q] int64, number of its block
+    hidden: Tensor  # [B, Q] bool, True beyond the queries of an image's slice
+    blocks: tuple[int, ...]  # lengths, where they are the same in all images
+
+
 class DenoisingGroup(nn.Module):
     """`number // G` blocks of 2 G queries: the positives of all objects, then their negatives.
 
-    G is the largest number of objects of an image of the whole batch. An image with fewer leaves slots unused; they are
-    seen by their block and trained as background (official).
+    G is the largest number of objects of an image of the slice (`DetectorConfig.positive_query_images`), by default of
+    the whole batch. An image with fewer leaves slots unused; they are seen by their block and trained as background
+    (official). Where slices differ, those with fewer queries have hidden ones.
     """
 
     def __init__(self, config: DenoisingConfig, *, name: str, objective: Objective):
         super().__init__()
         self.config, self.name, self.objective = config, name, objective
+        self.slice_images = objective.config.positive_query_images
         channels, decoder = objective.config.transformer.channels, objective.config.decoder
         self.reference_epsilon = max(REFERENCE_EPSILON, getattr(decoder, "reference_epsilon", 0.0))
         self.label_embedding = nn.Parameter(torch.randn(objective.num_classes, channels))
@@ -61,16 +74,15 @@ class DenoisingGroup(nn.Module):
     def queries(self, step: Step) -> QueryGroup:
         """No query where the whole batch holds no object."""
         targets = step.batch.targets
-        count, device = largest(int(targets.num_boxes.max())), targets.labels.device
-        num_blocks = max(self.config.number // max(count, 1), 1)
-        negative = torch.arange(2, device=device).repeat_interleave(count).repeat(num_blocks)  # [Q]
-        objects = torch.arange(count, device=device).repeat(2 * num_blocks)  # [Q]
-        noise = self.draw(len(targets.labels), len(objects), device)
-        used = targets.valid[:, objects]  # [B, Q]
-        labels = noise.label.where(noise.flip < self.config.label_noise / 2, targets.labels[:, objects])
+        layout = self._layout(targets)
+        noise = self.draw(*layout.objects.shape, layout.objects.device)
+        used = targets.valid.gather(1, layout.objects) & ~layout.hidden  # [B, Q]
+        labels = targets.labels.gather(1, layout.objects)
+        labels = noise.label.where(noise.flip < self.config.label_noise / 2, labels)
         content = self.label_embedding[labels.clamp(min=0)] * used[..., None]
-        boxes = targets.boxes_cxcywh(step.batch.valid_hw)[:, objects]
-        distance = noise.sign * (noise.part + negative[:, None]) * self.config.box_noise
+        boxes = targets.boxes_cxcywh(step.batch.valid_hw)
+        boxes = boxes.gather(1, layout.objects[..., None].expand(-1, -1, 4))
+        distance = noise.sign * (noise.part + layout.negative[..., None]) * self.config.box_noise
         corners = cxcywh_to_xyxy(boxes) + distance * boxes[..., 2:].repeat(1, 1, 2) / 2
         moved = inverse_sigmoid(xyxy_to_cxcywh(corners.clamp(0, 1)), self.reference_epsilon).sigmoid()
         reference = moved.where(used[..., None], UNUSED)
@@ -79,9 +91,32 @@ class DenoisingGroup(nn.Module):
             self._position(reference),
             reference,
             has_size=True,
-            blocks=(2 * count,) * num_blocks,
+            blocks=layout.blocks,
             sees="main",
-            gt_index=objects.where(used & (negative == 0), BACKGROUND),
+            hidden=layout.hidden if self.slice_images else None,
+            part=layout.block if self.slice_images else None,
+            gt_index=layout.objects.where(used & ~layout.negative, BACKGROUND),
+            weight=(~layout.hidden).to(boxes.dtype) if self.slice_images else None,
+        )
+
+    def _layout(self, targets: Targets) -> _Layout:
+        """Which object each query is made of."""
+        images, batch, device = self.slice_images, len(targets.labels), targets.labels.device
+        most = slice_largest(targets.num_boxes, images)
+        counts = most.tolist() if images else [largest(int(most))]
+        blocks = [max(self.config.number // max(count, 1), 1) for count in counts]
+        lengths = [2 * count * number for count, number in zip(counts, blocks, strict=True)]
+        place = torch.arange(largest(max(lengths)) if images else lengths[0], device=device)  # [Q]
+        count, length = (
+            per_image(torch.tensor(numbers, device=device), images, batch)[:, None] for numbers in (counts, lengths)
+        )
+        block, within = place // (2 * count).clamp(min=1), place % (2 * count).clamp(min=1)
+        return _Layout(
+            objects=within % count.clamp(min=1),
+            negative=within >= count,
+            block=block,
+            hidden=place >= length,
+            blocks=() if images else (2 * counts[0],) * blocks[0],
         )
 
     def _position(self, reference: Tensor) -> Tensor | None:
@@ -101,6 +136,7 @@ class DenoisingGroup(nn.Module):
             step.batch.valid_hw,
             classification=self.objective.classification,
             giou_epsilon=self.objective.giou_epsilon,
+            weight=queries.weight,
         )
         return by_layer(self.name, losses)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,7 @@ from model.groups.configs import PositivesConfig
 from model.linear import Linear
 from model.position import box_position_encoding
 from model.share import largest, rand, smallest
+from model.slices import per_image, slice_largest
 from model.types import BACKGROUND, IGNORED, DecoderOutput, Positives, PositiveSelection, Pyramid, QueryGroup, Step
 
 
@@ -25,6 +28,7 @@ class PositivesGroup(nn.Module):
         self.name, self.objective = name, objective
         detector = objective.config
         self.limits, self.official = (detector.min_positive_queries, detector.max_positive_queries), detector.official
+        self.slice_images = detector.positive_query_images
         self.makes_position, self.has_features = detector.makes_position, detector.positive_features
         self.reference_epsilon: float | None = getattr(detector.decoder, "reference_epsilon", None)
         self.channels = channels = detector.transformer.channels
@@ -42,7 +46,8 @@ class PositivesGroup(nn.Module):
 
     def select(self, positives: Positives, pyramid: Pyramid) -> PositiveSelection:
         """The candidates that become queries of this step."""
-        return select_positives(positives, pyramid, *self.limits, official=self.official)
+        options = {"official": self.official, "images": self.slice_images}
+        return select_positives(positives, pyramid, *self.limits, **options)
 
     def queries(self, step: Step) -> QueryGroup:
         """P queries whose references are the positives' own boxes."""
@@ -64,6 +69,7 @@ class PositivesGroup(nn.Module):
             position,
             reference,
             has_size=True,
+            hidden=selection.hidden,
             gt_index=selection.gt_index,
             weight=selection.weight,
         )
@@ -89,11 +95,20 @@ class PositivesGroup(nn.Module):
         return layer_weights(f"queries.{self.name}", self.objective.config, self.objective.config.lambda1)
 
 
-def cut_to_shortest(positives: Positives) -> Positives:
-    """Only as many candidates as every image has, where each has features of its own (official, for R-CNN)."""
+def cut_to_shortest(positives: Positives, images: int = 0) -> Positives:
+    """Only as many candidates as every image has, where each has features of its own (official, for R-CNN).
+
+    With slices of so many `images`, as every image of the slice has; what is cut counts as ignored then.
+    """
     if positives.features is None:
         return positives
-    count = smallest(int((positives.gt_index != IGNORED).sum(1).min()))
+    regions = (positives.gt_index != IGNORED).sum(1)
+    number = positives.gt_index.shape[1]
+    if images:
+        fewest = number - per_image(slice_largest(number - regions, images), images, len(regions))
+        cut = torch.arange(number, device=regions.device) >= fewest[:, None]
+        return replace(positives, gt_index=positives.gt_index.masked_fill(cut, IGNORED))
+    count = smallest(int(regions.min()))
     return Positives(
         positives.boxes_xyxy[:, :count], positives.gt_index[:, :count], features=positives.features[:, :count]
     )
@@ -106,11 +121,12 @@ def select_positives(
     maximum: int,
     priority: Tensor | None = None,
     official: bool = False,
+    images: int = 0,
 ) -> PositiveSelection:
-    """Choose P candidates per image: the largest number of positives in the batch, clamped to [minimum, maximum].
+    """Choose P candidates per image: the largest number of positives in its slice, clamped to [minimum, maximum].
 
     Images with more positives keep a random P of them; images with fewer are filled with random negatives of the
-    same head, supervised as background (official rule).
+    same head, supervised as background (official rule). Where slices differ, those with fewer queries have hidden ones.
 
     Args:
         positives: N candidates per image.
@@ -121,14 +137,17 @@ def select_positives(
         official: cut candidates with features of their own to the fewest of an image, and give all of them weight 0
             where that leaves fewer than P (the official code loses their loss then); otherwise an image uses all it
             has, and only rows that it cannot fill have weight 0.
+        images: of a slice; 0: the whole batch, over all ranks.
     """
     if official:
-        positives = cut_to_shortest(positives)
+        positives = cut_to_shortest(positives, images)
     gt_index = positives.gt_index
     is_positive = gt_index >= 0
-    count = largest(int(is_positive.sum(1).max()) if gt_index.numel() else 0)
-    wanted = min(max(count, minimum), maximum)
-    count = min(wanted, gt_index.shape[1])
+    most = slice_largest(is_positive.sum(1), images)
+    if not images:
+        most = most.new_full((1,), largest(int(most)))
+    wanted = per_image(most.clamp(minimum, maximum), images, len(gt_index))  # [B]
+    count = min(int(wanted.max()), gt_index.shape[1])
     if priority is None:
         priority = rand(gt_index.shape, gt_index.device)
     rank = priority + is_positive  # positives in [1, 2), negatives in [0, 1)
@@ -143,7 +162,12 @@ def select_positives(
             raise AssertionError("Positives need token_index or features")
         source, chosen = pyramid.tokens(), positives.token_index[chosen]
     features = source.gather(1, chosen[..., None].expand(-1, -1, source.shape[-1]))
+    hidden = torch.arange(count, device=wanted.device) >= wanted[:, None] if images else None
+    if hidden is not None:
+        chosen_gt = chosen_gt.masked_fill(hidden, IGNORED)
     weight = (chosen_gt != IGNORED).to(boxes.dtype)
-    if official and count < wanted:
-        weight = torch.zeros_like(weight)
-    return PositiveSelection(normalised, chosen_gt.clamp(min=BACKGROUND), weight, features)
+    if official:
+        # Regions of which there are too few give nothing; a dense head's candidates are all of its anchors or points.
+        candidates = (gt_index != IGNORED).sum(1) if positives.features is not None else gt_index.shape[1]
+        weight = weight * (wanted <= candidates)[:, None]
+    return PositiveSelection(normalised, chosen_gt.clamp(min=BACKGROUND), weight, features, hidden)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class NotYetBuilt(Exception):
+    """A case of something that this package does not have yet, and what that is."""
 
 
 class Tolerance(NamedTuple):
@@ -51,12 +56,23 @@ class Comparison(NamedTuple):
 
 
 class Case(Mapping[str, Tensor]):
-    """The arrays of one file, remembering which were read."""
+    """The arrays of one file, .npz or .json, remembering which were read."""
 
     def __init__(self, path: Path):
-        with np.load(path, allow_pickle=False) as arrays:
-            self._arrays = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        self._tables: dict[str, Any] = {}  # what a .json file has that is no array of numbers
+        if path.suffix == ".json":
+            content = json.loads(path.read_text())
+            self._tables = {name: value for name, value in content.items() if not _is_array(value)}
+            self._arrays = {name: _tensor(value) for name, value in content.items() if name not in self._tables}
+        else:
+            with np.load(path, allow_pickle=False) as arrays:
+                self._arrays = {name: _tensor(arrays[name]) for name in arrays.files}
         self.read: set[str] = set()
+
+    def table(self, name: str) -> Any:
+        """What stands under a name of a .json file and is no array of numbers."""
+        self.read.add(name)
+        return self._tables[name]
 
     def __getitem__(self, name: str) -> Tensor:
         array = self._arrays[name]
@@ -64,13 +80,13 @@ class Case(Mapping[str, Tensor]):
         return array
 
     def __contains__(self, name: object) -> bool:
-        return name in self._arrays  # asking is not reading
+        return name in self._arrays or name in self._tables  # asking is not reading
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
+        return iter((*self._arrays, *self._tables))
 
     def __len__(self) -> int:
-        return len(self._arrays)
+        return len(self._arrays) + len(self._tables)
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """All arrays whose name begins with `prefix`, without it."""
@@ -82,6 +98,18 @@ class Case(Mapping[str, Tensor]):
         while f"{prefix}{len(names)}" in self._arrays:
             names.append(f"{prefix}{len(names)}")
         return tuple(self[name] for name in names)
+
+
+def _is_array(value: Any) -> bool:
+    try:
+        return np.asarray(value).dtype.kind in "iufb"
+    except ValueError:  # rows of different lengths
+        return False
+
+
+def _tensor(value: Any) -> Tensor:
+    array = np.asarray(value)
+    return torch.from_numpy(array.astype(np.int64) if array.dtype.kind == "u" and array.itemsize > 1 else array)
 
 
 def leaf(tensor: Tensor) -> Tensor:
