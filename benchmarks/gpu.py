@@ -27,6 +27,7 @@ from torch import Tensor
 
 from benchmarks.presets import preset_detector
 from benchmarks.step import DIGITS, R50, TRAIN, random_batch
+from harness.system.precision import set_precision
 from harness.trial.train import build_optimizer, train_step
 from model import ops, ops_cuda, ops_reference
 from model.config import DetectorConfig
@@ -161,7 +162,7 @@ def with_heads(config: DetectorConfig, heads: tuple[str, ...]) -> DetectorConfig
 
 def equality() -> Iterator[dict[str, Any]]:
     """Losses and gradients of one step on the GPU and on the CPU, same weights, fp32 without TF32."""
-    allow_tf32(False)
+    set_precision("fp32")
     for heads in ((), *((head,) for head in HEADS if head != "mask_rcnn")):
         yield {"name": f"one step, heads {list(heads)}", **_difference(with_heads(DIGITS, heads))}
     for name in DETECTORS:
@@ -197,12 +198,6 @@ def _drawn_by_the_host(*shape: Any, device: torch.device | str = "cpu", **others
     return RAND(*shape, **others).to(device)
 
 
-def allow_tf32(allowed: bool) -> None:
-    """Whether products and convolutions of fp32 may be rounded to TF32."""
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed
-
-
 def steps(number: int) -> Iterator[dict[str, Any]]:
     """Training steps of ResNet-50, two images of 800 x 1333."""
     for name, heads in SETS.items():
@@ -217,11 +212,11 @@ def steps(number: int) -> Iterator[dict[str, Any]]:
 
 def stepper(config: DetectorConfig, precision: str) -> Callable[[], object]:
     """A training step as a trial does it."""
-    allow_tf32(precision == "tf32")
+    set_precision(precision)
     torch.manual_seed(0)
     batch = random_batch(2, 800, 1333, 80, 8).to("cuda")
     detector = Detector(config, 80).cuda().train()
-    train = replace(TRAIN, precision="bf16" if precision == "bf16" else "fp32")
+    train = replace(TRAIN, precision=precision)
     optimizer = build_optimizer(detector, train)
     return lambda: train_step(detector, [batch], optimizer, train, step=0, total_steps=9, steps_per_epoch=9)
 

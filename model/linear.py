@@ -94,6 +94,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
     return rows.view(*x.shape[:-1], len(weight))
 
 
+def matrix_products(device: torch.device) -> str:
+    """Which library computes them on a device, for the record."""
+    if device.type != "cpu":
+        return device.type
+    if _LINEAR_POINTWISE is None or kernels.library() is None:
+        return "torch"
+    return "oneDNN, MKL for wide weights' gradients" if INTEL else "oneDNN"
+
+
 def _takes(x: Tensor, weight: Tensor) -> bool:
     return (
         _LINEAR_POINTWISE is not None

@@ -33,6 +33,7 @@ from harness.config import AnalyseConfig, DataConfig
 from harness.data.coco import CocoDataset
 from harness.data.loader import Loader
 from harness.data.transforms import resize, scale_boxes
+from harness.system.precision import computing_in
 from harness.files import to_json, write_atomic
 from model.detector import Detector
 from model.types import Batch
@@ -114,7 +115,8 @@ def analyse(
         collectors["conflict"] = Conflict(heads, tuple(dict.fromkeys(settings.variants)), floor[1] if floor else None)
     if "queries" in metrics:
         collectors["queries"] = Queries(heads)
-    examples = _gather(detector, dataset, loader, collectors, torch.device(device), on_batch)
+    with computing_in("fp32", torch.device(device)):
+        examples = _gather(detector, dataset, loader, collectors, torch.device(device), on_batch)
     common = {"schema": SCHEMA, "num_images": loader.num_images, "epoch": epoch}
     tables, scalars = _tables(collectors, common, floor[0] if floor else None)
     maps = {name: values for own in collectors.values() for name, values in getattr(own, "maps", {}).items()}

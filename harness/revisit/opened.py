@@ -106,6 +106,7 @@ def evaluate_found(found: Found, opened: Opened, say: Say) -> Evaluation:
         opened.dataset,
         found.config.evaluate,
         opened.device,
+        precision=found.config.evaluate.computes_in(found.config.train),
         on_batch=_ticker(found, "evaluated", say),
     )
 

@@ -96,7 +96,7 @@ def _advice(trial: Trial, gpu: bool, images: int) -> str:
     factor = next((n for n in range(2, images + 1) if images % n == 0), None)
     if factor:
         other.append(f"--set train.accumulate_steps={config.accumulate_steps * factor}")
-    if gpu and config.precision == "fp32":
+    if gpu and config.precision != "bf16":
         other.append("--set train.precision=bf16")
     last = f"; or, as another trial, {' or '.join(other)}" if other else ""
     return f"try {' or '.join(tried)}{last}"

@@ -22,6 +22,7 @@ from harness.spec.pretrained import check_start
 from harness.spec.training_length import epochs_of
 from harness.store.results import RunStore
 from harness.system.memory import await_free_memory
+from harness.system.precision import set_precision
 from harness.system.process import keep_freed_memory
 from harness.trial.checkpoint import Progress, drop_torn, load_checkpoint
 from harness.trial.ema import MovingAverage
@@ -119,6 +120,7 @@ def build_trial(
 
     keep_freed_memory()
     device = choose_device(trial.runtime.device, ranks.rank)
+    set_precision(config.train.precision)
     await_free_memory(device, trial.runtime, lambda message: tell("warning", message))
     reset_peak_memory(device)
     with _forwarded("codetr", tell):

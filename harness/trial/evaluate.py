@@ -66,6 +66,7 @@ def evaluate(
     config: EvaluateConfig,
     device: torch.device | str,
     *,
+    precision: str = "fp32",
     on_batch: Callable[[int, int], None] | None = None,
     ranks: Ranks | None = None,
 ) -> Evaluation:
@@ -77,12 +78,20 @@ def evaluate(
         dataset: gives the ground truth.
         config: branches and evaluator.
         device: where the detector is.
+        precision: to detect in (see `harness.system.precision`).
         on_batch: called with (batches done, batches in all).
         ranks: that share the images; `loader` gives this one its part. The first scores what all have found, the
             others return nothing.
     """
     results, matching = detect_all(
-        detector, loader, dataset, config.branches, device, max_detections=config.max_detections, on_batch=on_batch
+        detector,
+        loader,
+        dataset,
+        config.branches,
+        device,
+        max_detections=config.max_detections,
+        precision=precision,
+        on_batch=on_batch,
     )
     if ranks is not None and ranks.size > 1:
         import torch
@@ -126,6 +135,7 @@ def detect_all(
     device: torch.device | str,
     *,
     max_detections: int = STANDARD_LIMIT,
+    precision: str = "fp32",
     on_batch: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, list[dict[str, Any]]], torch.Tensor]:
     """Each branch's detections on every image of `loader`, in COCO's results format; one forward per batch.
@@ -134,13 +144,15 @@ def detect_all(
     """
     import torch
 
+    from harness.system.precision import computing_in
+
     names = tuple(dict.fromkeys(branches))
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     matchings = []
     was_training = detector.training
     detector.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), computing_in(precision, torch.device(device)):
             for done, batch in enumerate(loader.epoch(0), 1):
                 found, matching = detector.detect_and_match(batch.to(device), names, max_detections)
                 matchings.append(matching.cpu())

@@ -20,9 +20,11 @@ from harness.files import read_bytes
 from harness.spec.detection_metrics import beyond_limit
 from harness.spec.identity import config_to_dict, named_parts
 from harness.store.source import provenance
+from harness.system.precision import ran_in
 from harness.trial.build import TrialState, peak_memory_mb
 from harness.trial.checkpoint import Progress, drop_checkpoints, save_checkpoint, save_weights
 from harness.trial.evaluate import evaluator_version
+from model.linear import matrix_products
 from model.ops import implementation
 
 if TYPE_CHECKING:
@@ -175,10 +177,14 @@ def _cost(state: TrialState) -> dict[str, Any]:
 def _circumstances(state: TrialState) -> dict[str, Any]:
     """What the numbers may depend on besides the code."""
     crowded = beyond_limit(state.val_data.objects_of_images)
+    config = state.trial.config
     return {
         "device": torch.cuda.get_device_name() if state.device.type == "cuda" else "cpu",
         "ops": implementation(state.device),
-        "evaluator": evaluator_version(state.trial.config.evaluate.evaluator),
+        "precision": ran_in(config.train.precision, state.device),
+        "evaluation_precision": ran_in(config.evaluate.computes_in(config.train), state.device),
+        "matrix_products": matrix_products(state.device),
+        "evaluator": evaluator_version(config.evaluate.evaluator),
         "area_bounds": list(state.val_data.area_bounds),
         "threads": torch.get_num_threads(),
         "ranks": state.ranks.size,

@@ -232,14 +232,16 @@ def _evaluate(state: TrialState, loss: float | None) -> Evaluation:
         tell(done, count)
 
     devices = [state.device] if state.device.type == "cuda" else []
+    config = state.trial.config
     try:
         with state.as_evaluated(), torch.random.fork_rng(devices):
             return evaluate(
                 state.detector,
                 state.val_loader,
                 state.val_data,
-                state.trial.config.evaluate,
+                config.evaluate,
                 state.device,
+                precision=config.evaluate.computes_in(config.train),
                 on_batch=on_batch,
                 ranks=state.ranks,
             )
