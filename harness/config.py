@@ -98,8 +98,8 @@ class TrainConfig:
     schedule: Literal["one_cycle", "step"] = "step"
     warmup_fraction: float = 0.0  # linear rise over this share of all steps
     drop_epochs: tuple[int, ...] = (11,)  # step schedule: learning rate x 0.1 after these epochs
-    # fp32: without TF32 anywhere; tf32: with it in products and convolutions, on a GPU; bf16: autocast, in which matching,
-    # boxes and sampling places stay fp32
+    # fp32: without TF32 anywhere; tf32: with it in products and convolutions, on a GPU; bf16: autocast, in which
+    # matching, boxes and sampling places stay fp32
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     # Above 0 the exponential moving average of all weights is what is evaluated, analysed and kept; official: 0.9999
     ema_decay: float = field(default=0.0, metadata={"since": 2})
@@ -141,7 +141,8 @@ class EvaluateConfig:
     branches: tuple[str, ...] = ("decoder",)  # or a head's name: each is evaluated as in paper Table 11
     # per image; more than COCO's 100 add AP@300 and the like, where images hold more objects than that
     max_detections: int = field(default=100, metadata={"since": 2})
-    precision: Literal["fp32", "training"] = field(default="fp32", metadata={"since": 2})  # training: as `train.precision`
+    # of detection; training: as `train.precision`
+    precision: Literal["fp32", "training"] = field(default="fp32", metadata={"since": 2})
 
     def __post_init__(self) -> None:
         require(self.every_epochs >= 1, f"every_epochs must be at least 1, got {self.every_epochs}")

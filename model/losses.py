@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from model.boxes import giou_aligned, iou_aligned, xyxy_to_cxcywh
 from model.classification.configs import FocalConfig, QualityConfig
+from model.sparse_losses import FocalTerm, QualityTerm, one_class
 
 AVERAGE_EPSILON = 1.1920929e-07  # float32 eps, added to the divisor by the official implementation
 
@@ -22,19 +23,9 @@ def weighted_mean(loss: Tensor, weight: Tensor | None, avg_factor: Tensor | floa
     return total / (avg_factor + AVERAGE_EPSILON)
 
 
-def one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """[...] int64 to [..., C] bool; all False where the label is outside [0, C)."""
-    return labels.unsqueeze(-1) == torch.arange(num_classes, device=labels.device)
-
-
 def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
     """[..., C] focal loss (Lin et al. 2017) of `logits` [..., C] and `labels` [...]."""
-    target = one_hot(labels, logits.shape[-1]).to(logits)
-    probability = logits.sigmoid()
-    miss = probability + target - 2 * probability * target  # 1 - p for the target class, p for the others
-    balance = alpha * target + (1 - alpha) * (1 - target)
-    cross_entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return balance * miss.pow(gamma) * cross_entropy
+    return one_class(logits, labels, logits.new_ones(()).expand(labels.shape), FocalTerm(alpha, gamma))
 
 
 class Focal:
@@ -51,10 +42,11 @@ class Focal:
 
 
 def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
-    """[..., C] quality focal loss (Li et al. 2020, Eq. 4): the target class's target is `quality` [...], an IoU."""
-    target = one_hot(labels, logits.shape[-1]) * quality.unsqueeze(-1).to(logits)
-    cross_entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return (target - logits.sigmoid()).abs().pow(beta) * cross_entropy
+    """[..., C] quality focal loss (Li et al. 2020, Eq. 4): the target class's target is `quality` [...], an IoU.
+
+    The quality is a constant to whatever is differentiated.
+    """
+    return one_class(logits, labels, quality, QualityTerm(beta))
 
 
 class Quality:

@@ -33,8 +33,8 @@ from harness.config import AnalyseConfig, DataConfig
 from harness.data.coco import CocoDataset
 from harness.data.loader import Loader
 from harness.data.transforms import resize, scale_boxes
-from harness.system.precision import computing_in
 from harness.files import to_json, write_atomic
+from harness.system.precision import computing_in
 from model.detector import Detector
 from model.types import Batch
 

@@ -1,6 +1,6 @@
 """How exactly matrix products and convolutions are computed: a named choice, never left to torch's defaults.
 
-`fp32` has no TF32 anywhere, `tf32` has it in both, and `bf16` is autocast with what stays in fp32 computed as in `fp32`.
+`fp32` has no TF32 anywhere, `tf32` has it in both, and `bf16` is autocast, where what stays in fp32 is without TF32.
 """
 
 from __future__ import annotations
