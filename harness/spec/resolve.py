@@ -184,7 +184,22 @@ def conflicts(trial: Resolved) -> Iterator[Conflict]:
     if trial.runtime.ranks > 1 and asked(model.backbone, "norm") == "batch":
         rule = "norm: batch takes its statistics from one process, so that several ranks train another detector"
         yield Conflict(rule, {"model.backbone.norm": "batch", "runtime.ranks": trial.runtime.ranks})
+    yield from _slice_conflicts(trial)
     yield from shortages(model, trial.data)
+
+
+def _slice_conflicts(trial: Resolved) -> Iterator[Conflict]:
+    """Images that must come together and would not."""
+    batch, parts = trial.train.batch_size, trial.train.accumulate_steps
+    told = {"train.batch_size": batch, "train.accumulate_steps": parts}
+    together = trial.data.aspect_group_size
+    if together and batch % together:
+        rule = f"data.aspect_group_size ({together}) must divide train.batch_size ({batch})"
+        yield Conflict(rule, {"data.aspect_group_size": together, "train.batch_size": batch})
+    images, forward = trial.model.positive_query_images, batch // parts
+    if images and forward % images:
+        rule = f"model.positive_query_images ({images}) must divide the {forward} images of a forward pass"
+        yield Conflict(rule, {"model.positive_query_images": images, **told})
 
 
 def _value_above(tree: dict[str, Any], path: tuple[str, ...]) -> tuple[str, ...] | None:
