@@ -240,8 +240,8 @@ def analyse(args: argparse.Namespace) -> int:
         shown = opened.open_found(found, request, print)
         paths = kept.keep_keys(found, shown.built, request)
         if request.evaluate:
-            evaluation = opened.evaluate_found(found, shown, print)
-            paths += kept.keep_evaluation(found, evaluation, len(shown.dataset), request)
+            evaluation = opened.evaluate_found(found, shown, print, request.max_detections)
+            paths += kept.keep_evaluation(found, evaluation, len(shown.dataset), request, store)
             _numbers(f"{found.where}: evaluated on {len(shown.dataset)} images", evaluation.metrics, 2)
         if request.settings.metrics:
             analysed = opened.analyse_found(found, shown, request, store, print)

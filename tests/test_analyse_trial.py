@@ -242,6 +242,27 @@ def test_mistakes_are_told_in_one_line(
     assert told in error and "Traceback" not in error
 
 
+def test_another_limit_of_detections_is_added_to_a_finished_trial(
+    own: tuple[RunStore, Trial], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, trial = own
+    before = store.read(trial.trial_id) or {}
+    assert main(["analyse", trial.trial_id, "--max-detections", "150"]) == 0
+    record = store.read(trial.trial_id) or {}
+    added = {name for name in record["metrics"] if name not in before["metrics"]}
+    assert added == {f"{name}@150" for name in ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR")}
+    assert {name: value for name, value in record["metrics"].items() if name not in added} == before["metrics"]
+    assert record["metrics"]["AP@150"] >= before["metrics"]["AP"]
+    assert store.metrics(trial.trial_id)[-1]["AP@150"] == record["metrics"]["AP@150"]
+    assert {key: value for key, value in record.items() if key not in ("metrics", "history")} == {
+        key: value for key, value in before.items() if key not in ("metrics", "history")
+    }
+    for limit, told in (("150", "has AP@150 already"), ("100", "name more")):
+        capsys.readouterr()
+        assert main(["analyse", trial.trial_id, "--max-detections", limit]) == 2
+        assert told in capsys.readouterr().err
+
+
 def test_weights_of_another_version_are_told_apart(own: tuple[RunStore, Trial]) -> None:
     found = trained.read_trial(own[0], own[1].trial_id)
     weights = load_file(found.weights)

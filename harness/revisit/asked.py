@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +12,7 @@ from harness.errors import UserError
 from harness.files import is_file
 from harness.revisit.kept import is_own, lacks
 from harness.revisit.trained import WEIGHT_FILES, Found, Reading, find_trial, read_trial
+from harness.spec.detection_metrics import STANDARD_LIMIT
 from harness.spec.grid import expand, open_grid
 from harness.spec.spec import DEFAULT_PRESET, AblationSpec, RowSpec
 from harness.spec.strict import Mistakes, validate
@@ -31,6 +32,7 @@ class Request:
     out: Path | None = None  # instead of the trial's own folder
     device: str = "auto"
     verbose: bool = False
+    max_detections: int | None = None  # of an image, in the evaluation; None: as configured
 
 
 def jobs(args: argparse.Namespace, store: RunStore) -> list[tuple[Found, Request]]:
@@ -74,14 +76,17 @@ def _request(args: argparse.Namespace, settings: AnalyseConfig, *, is_file: bool
     made = validate(AnalyseConfig, tree, lambda where, what: mistakes.add(options.get(str(where[0]), "--"), what))
     mistakes.check()
     assert made is not None
+    if args.max_detections is not None and asked is None:  # nothing but the evaluation is asked for
+        made = replace(made, metrics=())
     return Request(
         made,
-        evaluate=is_file if args.metrics is None else EVALUATION in args.metrics,
+        evaluate=args.max_detections is not None or (is_file if args.metrics is None else EVALUATION in args.metrics),
         data=args.data,
         floor=args.floor,
         out=Path(args.out) if args.out else None,
         device=args.device,
         verbose=args.verbose,
+        max_detections=args.max_detections,
     )
 
 
@@ -97,7 +102,13 @@ def _file(path: Path, args: argparse.Namespace) -> Found:
 
 def _check_options(found: Found, request: Request, args: argparse.Namespace, store: RunStore) -> None:
     """Refuse what has no meaning for a trial."""
-    if request.evaluate and is_own(found, request, store):
+    limit = request.max_detections
+    if limit is not None and limit <= STANDARD_LIMIT:
+        raise UserError(f"--max-detections {limit}: AP counts {STANDARD_LIMIT} detections of an image; name more")
+    if limit is not None and is_own(found, request, store):
+        if f"AP@{limit}" in ((store.read(found.name) or {}).get("metrics") or {}):
+            raise UserError(f"--max-detections {limit}: {found.where} has AP@{limit} already")
+    elif request.evaluate and is_own(found, request, store):
         raise UserError(f"--metrics {EVALUATION}: {found.where} has evaluated itself; name another data set (--data)")
     of_files = {"--entry": args.entry, "--drop": args.drop, "--class-rows": args.class_rows == "ids"}
     if found.reading is None and (given := [option for option, value in of_files.items() if value]):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from harness.errors import UserError
 from harness.files import read_bytes, to_json, write_atomic
 from harness.revisit.key_report import as_json
 from harness.revisit.trained import Built, Found
+from harness.spec.detection_metrics import limit_of
 from harness.store.results import RunStore
 from harness.trial.evaluate import Evaluation, evaluator_version
 
@@ -43,8 +45,16 @@ def keep_keys(found: Found, built: Built, request: Request) -> list[Path]:
     return [path]
 
 
-def keep_evaluation(found: Found, evaluation: Evaluation, num_images: int, request: Request) -> list[Path]:
-    """Write the metrics and the detections; returns the files."""
+def keep_evaluation(
+    found: Found, evaluation: Evaluation, num_images: int, request: Request, store: RunStore
+) -> list[Path]:
+    """Write the metrics and the detections; of a trial on its own data what it has not into its record.
+
+    Returns:
+        The files.
+    """
+    if is_own(found, request, store):
+        return _add_protocol(found, evaluation, request, store)
     evaluator = evaluator_version(found.config.evaluate.evaluator)
     numbers = {"metrics": evaluation.metrics, "per_class": evaluation.per_class, "evaluator": evaluator}
     texts = {
@@ -67,21 +77,9 @@ def keep(found: Found, analysed: Analysed, request: Request, store: RunStore) ->
     if not is_own(found, request, store):
         folder = folder_of(found, request)
         return write_tables(analysed, folder) + _draw(folder, found.where, analysed)
-    held = store.claim(found.name)
-    if held is None:
-        raise UserError(f"trial {found.name} is being worked on; try again when it has ended")
-    with held:
-        store = store.fenced(held.token)
-        record, lines = store.read(found.name) or {}, store.metrics(found.name)
-        if record.get("status") != "finished":
-            raise UserError(f"trial {found.name} is finished no more: it was set back or damaged; nothing was written")
-        store.check_lease(found.name)
+    with _finished(found, store) as (store, record):
         paths = write_tables(analysed, store.dir(found.name) / "analysis")
-        if lines:
-            store.append_metrics(found.name, lines[-1] | analysed.scalars)
-        record["metrics"] = (record.get("metrics") or {}) | analysed.scalars
-        if record.get("history"):
-            record["history"][-1] |= analysed.scalars
+        _add_numbers(found, store, record, analysed.scalars)
         before = record.get("analysis") or {}
         done = [*before.get("metrics", ()), *request.settings.metrics]
         own = analysed.for_record(request.settings)
@@ -91,6 +89,40 @@ def keep(found: Found, analysed: Analysed, request: Request, store: RunStore) ->
         store.check_lease(found.name)
         paths += _draw(store.dir(found.name) / "analysis", record.get("label") or found.name, analysed, record, dataset)
     return paths
+
+
+def _add_protocol(found: Found, evaluation: Evaluation, request: Request, store: RunStore) -> list[Path]:
+    """Numbers of another limit of detections beside those that a trial has; nothing that it has is changed."""
+    added = {name: value for name, value in evaluation.metrics.items() if limit_of(name) == request.max_detections}
+    with _finished(found, store) as (fenced, record):
+        _add_numbers(found, fenced, record, added)
+        fenced.write_result(found.name, record)
+    return [store.dir(found.name) / "result.json"]
+
+
+@contextmanager
+def _finished(found: Found, store: RunStore) -> Iterator[tuple[RunStore, dict[str, Any]]]:
+    """The store under a lease on a finished trial, and its record."""
+    held = store.claim(found.name)
+    if held is None:
+        raise UserError(f"trial {found.name} is being worked on; try again when it has ended")
+    with held:
+        store = store.fenced(held.token)
+        record = store.read(found.name) or {}
+        if record.get("status") != "finished":
+            raise UserError(f"trial {found.name} is finished no more: it was set back or damaged; nothing was written")
+        store.check_lease(found.name)
+        yield store, record
+
+
+def _add_numbers(found: Found, store: RunStore, record: dict[str, Any], numbers: Mapping[str, Any]) -> None:
+    """Into the last line of the metrics, and into a record that is still to be written."""
+    lines = store.metrics(found.name)
+    if lines:
+        store.append_metrics(found.name, lines[-1] | numbers)
+    record["metrics"] = (record.get("metrics") or {}) | numbers
+    if record.get("history"):
+        record["history"][-1] |= numbers
 
 
 def _draw(

@@ -90,8 +90,13 @@ def analyse_found(found: Found, opened: Opened, request: Request, store: RunStor
     )
 
 
-def evaluate_found(found: Found, opened: Opened, say: Say) -> Evaluation:
-    """COCO's metrics on the whole split, as at the end of a training with this configuration."""
+def evaluate_found(found: Found, opened: Opened, say: Say, max_detections: int | None = None) -> Evaluation:
+    """COCO's metrics on the whole split, as at the end of a training with this configuration.
+
+    `max_detections` of an image in its place, if given.
+    """
+    config = found.config.evaluate
+    config = config if max_detections is None else replace(config, max_detections=max_detections)
     loader = Loader(
         opened.dataset,
         opened.data,
@@ -104,7 +109,7 @@ def evaluate_found(found: Found, opened: Opened, say: Say) -> Evaluation:
         opened.detector,
         loader,
         opened.dataset,
-        found.config.evaluate,
+        config,
         opened.device,
         precision=found.config.evaluate.computes_in(found.config.train),
         on_batch=_ticker(found, "evaluated", say),
