@@ -53,19 +53,19 @@ def test_every_form_is_the_same_mask() -> None:
 
 def test_a_grid_holds_the_covered_shares() -> None:
     full = np.ones((HEIGHT, WIDTH), bool)
-    grid = grid_over_box(packed({"size": [HEIGHT, WIDTH], "counts": run_lengths(full)}, HEIGHT, WIDTH), BOX)
+    grid = grid_over_box(full, BOX)
     assert grid.shape == (MASK_CELLS, MASK_CELLS) and grid.dtype == np.uint8 and (grid == 255).all()
     half = np.zeros((HEIGHT, WIDTH), bool)
     half[:, :20] = True
-    grid = grid_over_box(packed({"size": [HEIGHT, WIDTH], "counts": run_lengths(half)}, HEIGHT, WIDTH), BOX)
+    grid = grid_over_box(half, BOX)
     assert (grid[:, :28] == 255).all() and (grid[:, 28:] == 0).all()
     off = BOX + np.array([0.5, 0, 0.5, 0], np.float32)  # a box between pixels: 9.5 of its 20 columns
-    grid = grid_over_box(packed({"size": [HEIGHT, WIDTH], "counts": run_lengths(half)}, HEIGHT, WIDTH), off)
+    grid = grid_over_box(half, off)
     assert grid.mean() / 255 == pytest.approx(9.5 / 20, abs=0.002)
 
 
 def test_a_grid_comes_back_as_the_mask() -> None:
-    grid = grid_over_box(packed({"size": [HEIGHT, WIDTH], "counts": run_lengths(triangle())}, HEIGHT, WIDTH), BOX)
+    grid = grid_over_box(triangle(), BOX)
     found = from_grids(grid[None].astype(np.float32) / 255, BOX[None], HEIGHT, WIDTH)
     assert found[0]["size"] == [HEIGHT, WIDTH] and json.dumps(found)
     back = decoded(found[0])
