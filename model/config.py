@@ -107,6 +107,10 @@ class DetectorConfig:
     # 0: of the whole batch; else of so many images in a row each, which also decide how many denoising groups there are
     # (official: the images of one GPU)
     positive_query_images: int = field(default=0, metadata={"since": 2})
+    # official: every matrix of a transformer with deformable attention starts Xavier uniform; torch: feed-forward,
+    # outputs of self-attention and what makes queries start as torch draws them, 0.4 to 1.2 times as large. Those of
+    # Conditional- and DAB-DETR always start as official
+    first_weights: Literal["torch", "official"] = field(default="torch", metadata={"since": 2})
     loss_weights: LossWeights = field(default_factory=LossWeights)
     lambda1: float = 1.0  # weight of the customised queries' losses, paper Eq. 5
     lambda2: float = 2.0  # weight of the heads' losses, counted once per decoder layer, paper Eq. 5

@@ -25,6 +25,7 @@ from model.config import DetectorConfig
 from model.criterion import Objective, loss_weights, total_loss
 from model.decoders import DECODERS
 from model.encoders import ENCODERS
+from model.first_weights import draw_official_weights
 from model.groups import GROUPS
 from model.groups.configs import MainConfig, PositivesConfig
 from model.heads import HEADS
@@ -82,6 +83,8 @@ class Detector(nn.Module):
                 self.positive_queries[_module_name(name)] = group
         for name, own in zip(GROUPS.instance_names(config.groups), config.groups, strict=True):
             self.groups[_module_name(name)] = GROUPS.build(own, name=name, objective=objective)
+        if config.first_weights == "official" and not self.decoder.official_from_the_start:
+            draw_official_weights(self.encoder, self.decoder, self.queries, self.positive_queries)
         parts = [*self.query_groups(), self.queries]
         self.loss_weights = loss_weights(
             config, parts, {name: head.loss_weights() for name, head in self.named_heads()}

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from harness.config import DataConfig, TrialConfig
 from harness.data.augment import draw_view
 from harness.spec.grid import open_grid
 from model.detector import Detector
-from tests.support.tiny import tiny_config
+from tests.support.tiny import DINO, ON_ONE_LEVEL, tiny_config
 
 ABLATIONS = Path(__file__).parents[1] / "ablations"
 IDS = Path(__file__).parent / "expected" / "ids.json"
@@ -47,6 +48,7 @@ OFFICIAL: dict[str, Any] = {
     "model.min_positive_queries": 9,
     "model.max_positive_queries": 300,
     "model.positive_query_images": 2,  # samples_per_gpu
+    "model.first_weights": "official",
     "model.lambda1": 1.0,
     "model.lambda2": 2.0,
     "model.loss_weights.classification": 2.0,
@@ -154,3 +156,40 @@ def test_a_view_without_a_window_does_not_depend_on_the_share_of_windows():
         first, second = (draw_view(np.random.default_rng(seed), (50, 70), config) for config in (plain, half))
         assert first.mirrored == second.mirrored
         assert second.window is not None or first == second
+
+
+# ---- first weights --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, DINO], ids=["deformable", "dino"])
+def test_official_first_weights_are_xavier(changes):
+    """Uniform within the square root of 6 / (rows + columns): standard deviation is that of a matrix's shape."""
+    torch.manual_seed(0)
+    detector = Detector(tiny_config("atss", first_weights="official", **changes), num_classes=3)
+    torch.manual_seed(0)
+    plain = Detector(tiny_config("atss", **changes), num_classes=3)
+    moved = {
+        n for (n, a), b in zip(detector.named_parameters(), plain.parameters(), strict=True) if not torch.equal(a, b)
+    }
+    assert {name.split(".")[0] for name in moved} <= {"encoder", "decoder", "queries", "positive_queries"}
+    assert not any("branch" in name or name.endswith(".bias") for name in moved)
+    zero = ("sampling_offsets.weight", "attention_weights.weight")
+    for name, parameter in detector.named_parameters():
+        room, within = name.split(".")[0], name.split(".")
+        matrix = parameter.dim() == 2 and "branch" not in name and not name.endswith(("content.weight", "embedding"))
+        if room in ("encoder", "decoder", "queries", "positive_queries") and matrix:
+            bound = (6 / sum(parameter.shape)) ** 0.5
+            if name.endswith(zero):
+                assert not parameter.any(), name
+                continue
+            assert parameter.abs().max() <= bound and "weight" in within, name
+            assert parameter.std() == pytest.approx(bound / 3**0.5, rel=0.1), name
+
+
+@pytest.mark.parametrize("name", ["dab", "conditional"])
+def test_conditional_detectors_start_officially_anyway(name):
+    detectors = []
+    for first_weights in ("torch", "official"):
+        torch.manual_seed(0)
+        detectors.append(Detector(tiny_config(first_weights=first_weights, **ON_ONE_LEVEL[name]), num_classes=3))
+    assert all(map(torch.equal, *(detector.parameters() for detector in detectors)))

@@ -23,6 +23,8 @@ from model.types import DecoderOutput, Memory, QueryGroup
 class ConditionalStack(nn.Module):
     """N layers, and behind each of them the same norm, class branch and box branch."""
 
+    official_from_the_start = True  # its first weights
+
     def __init__(self, config: ConditionalDecoderConfig | DabDecoderConfig, *, model: DetectorConfig, num_classes: int):
         super().__init__()
         transformer, channels = model.transformer, model.transformer.channels

@@ -78,6 +78,8 @@ class ReferencePosition(nn.Sequential):
 class DeformableDecoder(nn.Module):
     """N layers; with box refinement each moves the references of the next, by branches of its own or shared ones."""
 
+    official_from_the_start = False  # its first weights: see `DetectorConfig.first_weights`
+
     def __init__(self, config: DeformableDecoderConfig, *, model: DetectorConfig, num_classes: int):
         super().__init__()
         transformer = model.transformer
