@@ -183,7 +183,7 @@ def test_official_first_weights_are_xavier(changes):
                 assert not parameter.any(), name
                 continue
             assert parameter.abs().max() <= bound and "weight" in within, name
-            assert parameter.std() == pytest.approx(bound / 3**0.5, rel=0.1), name
+            assert parameter.std().item() == pytest.approx(bound / 3**0.5, rel=0.1), name
 
 
 @pytest.mark.parametrize("name", ["dab", "conditional"])
