@@ -17,7 +17,7 @@ from harness.system.process import keep_freed_memory, wait_politely
 if TYPE_CHECKING:
     from benchmarks.table import Row
 
-SUITES = ("ops", "step", "detectors", "heads", "schedule")  # modules of this package that have `rows()`
+SUITES = ("ops", "assignment", "step", "detectors", "heads", "schedule")  # modules of this package that have `rows()`
 
 
 def main(argv: Sequence[str] | None = None) -> None:
