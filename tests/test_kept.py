@@ -14,7 +14,9 @@ from model.config import DetectorConfig
 from model.detector import Detector
 from model.gather import rows
 from model.groups.configs import DenoisingConfig, HybridConfig
-from model.heads import HEADS
+from model.heads import HEADS, masks
+from model.heads.configs import MaskConfig
+from model.heads.masks import MaskBranch
 from model.proposals.configs import ClassesConfig
 from model.types import Batch
 from tests.support.tiny import tiny_batch, tiny_config
@@ -38,7 +40,7 @@ def wide(config: DetectorConfig, batch: Batch) -> int:
         found = kept.tensors(detector)
     assert total.requires_grad
     # A convolution over all anchors of a place has the classes side by side in its map, and keeps no map of its own.
-    wide = (tensor for tensor in found if WIDTHS & set(tensor.shape))
+    wide = (tensor for tensor in found if WIDTHS & set(tensor.shape) and tensor.is_floating_point())
     return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in wide)
 
 
@@ -68,6 +70,18 @@ def test_a_head_keeps_its_logits_and_nothing_else_as_wide(name: str) -> None:
     number = {"retinanet": 9 * positions}.get(name, 512 if "rcnn" in name else positions)  # of each image, at most
     own = wide(config, batch) - wide(DECODERS["focal"], batch)
     assert 0 < own <= len(batch.images) * number * (CLASSES + 1)
+
+
+def test_with_many_classes_a_region_gets_the_mask_of_its_own_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    branch, pooled, labels = MaskBranch(MaskConfig(), 16, 5), torch.randn(3, 16, 14, 14), torch.tensor([4, 0, 4])
+    found = []
+    for least in (6, 5):
+        monkeypatch.setattr(masks, "MANY_CLASSES", least)
+        result = branch(pooled, labels)
+        found.append([result, *torch.autograd.grad(result.square().sum(), list(branch.parameters()))])
+        assert branch(pooled[:0], labels[:0]).shape == (0, 28, 28)
+    assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-4) for one, other in zip(*found, strict=True))
 
 
 def test_a_gather_keeps_its_index_and_gives_the_same_gradient() -> None:

@@ -47,7 +47,7 @@ class MaskBranch(nn.Module):
         else:
             assert self.logits.bias is not None
             rows = self.logits.weight.flatten(1)[labels, None] @ features.flatten(2)  # [R, 1, cells]
-            logits = rows.view(-1, *features.shape[2:]) + self.logits.bias[labels, None, None]
+            logits = rows.view(len(rows), *features.shape[2:]) + self.logits.bias[labels, None, None]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def loss(self, levels: list[Tensor], pooling: RoIPooling, rois: RoIs, targets: Targets) -> Tensor:
