@@ -1,7 +1,8 @@
 """Run the suites and print one table: `python -m benchmarks`, or some of them: `python -m benchmarks ops --json`.
 
 `python -m benchmarks losses COMMIT` and `python -m benchmarks speed COMMIT` compare losses, or the time of training
-steps, with another commit instead (see `benchmarks.losses` and `benchmarks.speed`).
+steps, with another commit instead, and `python -m benchmarks memory` counts what a step keeps (see `benchmarks.losses`,
+`benchmarks.speed` and `benchmarks.memory`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from harness.system.process import keep_freed_memory, wait_politely
 if TYPE_CHECKING:
     from benchmarks.table import Row
 
-SUITES = ("ops", "step", "detectors", "heads", "schedule")  # modules of this package that have `rows()`
+SUITES = ("ops", "assignment", "step", "detectors", "heads", "schedule")  # modules of this package that have `rows()`
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] in (["losses"], ["speed"]):
+    if argv[:1] in (["losses"], ["speed"], ["memory"]):
         sys.exit(import_module(f"benchmarks.{argv[0]}").main(argv[1:]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("suites", nargs="*", default=SUITES, help=f"which (default: {' '.join(SUITES)})")

@@ -28,6 +28,7 @@ examples:
   codetr run    ablations/quickstart.yaml --data my_coco_folder --set train.epochs=20 --seeds 0,1,2
   codetr submit --store /shared/codetr ablations/quickstart.yaml   the same on a Ray cluster
   codetr plan   ablations/quickstart.yaml --cost                what is left will take, from what was measured
+  codetr plan   ablations/quickstart.yaml --memory              what a training step takes of a GPU's memory
   codetr run    ablations/quickstart.yaml --only heads=atss     some of its trials
   codetr status                                                 each grid: done, running, failed and why
   codetr logs   a1b2                                            one trial, by the beginning of its id
@@ -110,6 +111,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
     plan.add_argument("--cost", action="store_true", help="what is left of each, from measured seconds per step")
+    plan.add_argument(
+        "--memory", action="store_true", help="what a training step of each takes, carried on from small images"
+    )
 
     run = commands.add_parser(
         "run", parents=[grid, only, store], help="run what is missing; resumes, never repeats; failed ones once more"

@@ -74,6 +74,12 @@ def plan(args: argparse.Namespace) -> int:
             for row, trial_id in zip(listing.rows, listing.trials, strict=True):
                 row.append(left.get(trial_id, ""))
             total += "".join(f"\n{line}" for line in told[len(trials) :])
+        if args.memory:
+            listing.columns["memory"] = False
+            needed, lines = _memory(trials)
+            for row, trial_id in zip(listing.rows, listing.trials, strict=True):
+                row.append(needed.get(trial_id, ""))
+            total += "".join(f"\n{line}" for line in lines)
         if grid.num_unknown:
             total += f", {grid.num_unknown} to be suggested"
         table(f"{grid.title} (preset {grid.preset})", listing.columns, listing.rows, WIDTH)
@@ -124,6 +130,32 @@ def _costs(store: RunStore, trials: Sequence[Trial], states: dict[str, str]) -> 
     if unknown:
         lines.append(f"unknown for {unknown}: nothing like it was measured yet")
     return cells + lines
+
+
+def _memory(trials: Sequence[Trial]) -> tuple[dict[str, str], list[str]]:
+    """A cell for each trial by its id, and lines for below the table: how that is known."""
+    from dataclasses import replace
+
+    from harness.data.classes import num_classes_of
+    from harness.trial.footprint import footprint_or_none
+
+    found = {}
+    cells, batches = {}, {}
+    for trial in trials:
+        key = replace(trial.config, seed=0), trial.runtime.ranks  # all seeds are alike
+        if key not in found:
+            found[key] = footprint_or_none(key[0], num_classes_of(trial.config.data), ranks=key[1])
+        needed = found[key]
+        cells[trial.trial_id] = "unknown" if needed is None else f"{needed.total / 2**30:.1f} GiB"
+        if needed is not None:
+            batches[f"{needed.images} images of {needed.height} x {needed.width}"] = None
+    if not batches:
+        return cells, []
+    lines = [
+        f"memory: of a training step with {', or '.join(batches)} at once, on each GPU: what is kept for the backward "
+        "pass, carried on by a line from small images (CPU), and parameters, gradients and optimiser state"
+    ]
+    return cells, lines
 
 
 def run(args: argparse.Namespace) -> int:

@@ -106,11 +106,16 @@ class TrainConfig:
     # exponential: the average follows closely at first and reaches its decay over some `ema_warmup_steps` (official)
     ema_warmup: Literal["none", "exponential"] = field(default="none", metadata={"since": 2})
     ema_warmup_steps: int = field(default=2000, metadata={"since": 2})
+    # So many of the first encoder layers, and the backbone's stages, are computed again in the backward pass, which
+    # takes time instead of memory and changes no number (official Co-DINO R50: 4 layers)
+    checkpoint_encoder_layers: int = field(default=0, metadata={"since": 2})
+    checkpoint_backbone: bool = field(default=False, metadata={"since": 2})
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate_steps"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        require(self.min_steps >= 0, f"min_steps must not be negative, got {self.min_steps}")
+        for name in ("min_steps", "checkpoint_encoder_layers"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         require_together(
             self.min_steps == 0 or not self.drop_epochs,
             "min_steps above 0 needs drop_epochs: [], since drop_epochs name fixed epochs",

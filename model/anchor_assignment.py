@@ -1,7 +1,8 @@
 """Label assignment of the auxiliary heads: which candidate belongs to which ground truth.
 
-Every assigner works on a whole padded batch at once and gives `gt_index` [B, A]: 0-based ground truth,
-BACKGROUND, or IGNORED for candidates that take no part. Nothing here is differentiated.
+Every assigner takes a whole padded batch and gives `gt_index` [B, A]: 0-based ground truth, BACKGROUND, or IGNORED for
+candidates that take no part. What is known of each pair of a ground truth and a candidate is kept for a few images at
+a time (`model.overlaps`). Nothing here is differentiated.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.boxes import encode_distances, iou_aligned, iou_pairwise, xyxy_to_cxcywh
+from model.boxes import encode_distances, iou_aligned, xyxy_to_cxcywh
 from model.constants import constant
 from model.mixture import low_loss_component
+from model.overlaps import best_overlaps, images_at_once
 from model.types import BACKGROUND, IGNORED, Targets
 
 INSIDE_MARGIN = 0.01  # pixels an anchor's centre must lie inside its ground truth
@@ -49,10 +51,20 @@ def assign_atss(
     num_anchors = len(anchors_xyxy)
     if valid is None:
         valid = torch.ones(num_images, num_anchors, dtype=torch.bool, device=anchors_xyxy.device)
-    gt_index = torch.where(valid, BACKGROUND, IGNORED)
-    if num_gts == 0 or num_anchors == 0:
-        return gt_index, anchors_xyxy.new_zeros(num_images, num_anchors)
+    if num_gts == 0 or num_anchors == 0 or num_images == 0:
+        return torch.where(valid, BACKGROUND, IGNORED), anchors_xyxy.new_zeros(num_images, num_anchors)
+    found = [
+        _atss(anchors_xyxy, level_sizes, targets.of_images(part), top_k, valid[part])
+        for part in images_at_once(num_images, num_gts * num_anchors)
+    ]
+    gt_index, iou = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return gt_index, iou
 
+
+def _atss(
+    anchors_xyxy: Tensor, level_sizes: tuple[int, ...], targets: Targets, top_k: int, valid: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`assign_atss` of a few images."""
     centres = xyxy_to_cxcywh(anchors_xyxy)[:, :2]
     candidates, usable = _nearest_per_level(centres, level_sizes, targets, top_k, valid)  # [B, G, N]
     usable = usable & targets.valid[..., None]
@@ -70,11 +82,11 @@ def assign_atss(
     inside = torch.cat([candidate_centres - boxes[..., :2], boxes[..., 2:] - candidate_centres], -1).amin(-1)
     positive = usable & (exact >= threshold[..., None]) & (inside > INSIDE_MARGIN)
 
-    claims = overlap.new_full((num_images, num_gts, num_anchors), -1.0)
+    claims = overlap.new_full((*targets.labels.shape, len(anchors_xyxy)), -1.0)
     claims.scatter_(2, candidates, overlap.where(positive, -1.0))
     best, owner = claims.max(1)  # the first of equals
     assigned = best >= 0
-    return torch.where(assigned, owner, gt_index), best.clamp(min=0)
+    return torch.where(assigned, owner, torch.where(valid, BACKGROUND, IGNORED)), best.clamp(min=0)
 
 
 def _nearest_per_level(
@@ -131,20 +143,13 @@ def assign_max_iou(
     num_candidates = candidates_xyxy.shape[-2]
     if valid is None:
         valid = torch.ones(num_images, num_candidates, dtype=torch.bool, device=candidates_xyxy.device)
-    if num_gts == 0 or num_candidates == 0:
+    if num_gts == 0 or num_candidates == 0 or num_images == 0:
         return torch.where(valid, BACKGROUND, IGNORED), candidates_xyxy.new_zeros(num_images, num_candidates)
-
-    overlap = iou_pairwise(targets.boxes_xyxy, candidates_xyxy)  # [B, G, A]
-    overlap = overlap.masked_fill(~(targets.valid[:, :, None] & valid[:, None]), -1.0)
-    iou, owner = overlap.max(1)  # the first of equals
+    iou, owner, claimant = best_overlaps(targets.boxes_xyxy, targets.valid, candidates_xyxy, valid, min_best_iou)
     gt_index = torch.where(iou < negative_iou, BACKGROUND, IGNORED)
     gt_index = torch.where(iou >= positive_iou, owner, gt_index)
-    if min_best_iou is not None:
-        best = overlap.amax(2, keepdim=True)
-        claims = (overlap == best) & (best >= min_best_iou) & (best > 0)
-        gts = torch.arange(num_gts, device=claims.device, dtype=torch.int16)[:, None]
-        claimant = torch.where(claims, gts, BACKGROUND).amax(1)
-        gt_index = torch.where(claimant >= 0, claimant.long(), gt_index)
+    if claimant is not None:
+        gt_index = torch.where(claimant >= 0, claimant, gt_index)
     return gt_index.masked_fill(~valid, IGNORED), iou.clamp(min=0)
 
 
@@ -179,7 +184,20 @@ def assign_points(
     """
     ends = [POINT_RANGE * range_scale * stride for stride in strides[:-1]]
     per_level = constant((strides, (0.0, *ends), (*ends, torch.inf)), points, points.dtype)  # [3, L]
-    stride, start, end = per_level.repeat_interleave(constant(level_sizes, points, torch.int64), 1)
+    levels = per_level.repeat_interleave(constant(level_sizes, points, torch.int64), 1)
+    num_images, num_gts = targets.labels.shape
+    gt_index = torch.cat(
+        [
+            _points(points, levels, targets.of_images(part), center_radius)
+            for part in images_at_once(num_images, 4 * num_gts * len(points))  # a distance to each side
+        ]
+    )
+    return gt_index if valid is None else gt_index.masked_fill(~valid, IGNORED)
+
+
+def _points(points: Tensor, levels: Tensor, targets: Targets, center_radius: float | None) -> Tensor:
+    """`assign_points` of a few images; `levels` [3, A] are stride, and start and end of the range, of each point."""
+    stride, start, end = levels
     boxes = targets.boxes_xyxy[:, :, None]  # [B, G, 1, 4]
     distances = encode_distances(points, boxes)  # [B, G, A, 4]
     inside = distances.amin(-1) > 0
@@ -190,8 +208,7 @@ def assign_points(
     claims = inside & (furthest >= start) & (furthest <= end) & targets.valid[..., None]
     area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])  # [B, G, 1]
     smallest, owner = torch.where(claims, area, torch.inf).min(1)  # the first of equals
-    gt_index = torch.where(smallest.isfinite(), owner, BACKGROUND)
-    return gt_index if valid is None else gt_index.masked_fill(~valid, IGNORED)
+    return torch.where(smallest.isfinite(), owner, BACKGROUND)
 
 
 @torch.no_grad()
@@ -218,6 +235,22 @@ def assign_by_loss(
     gt_index = candidate_gt.masked_fill(is_candidate, BACKGROUND)
     if num_gts == 0 or not is_candidate.any():
         return gt_index
+    found = [
+        _least_losses(candidate_gt[part], losses[part], level_sizes, num_gts, top_k)
+        for part in images_at_once(len(losses), num_gts * losses.shape[1])
+    ]
+    kept_losses, kept = (torch.cat(parts) for parts in zip(*found, strict=True))
+    ascending, order = kept_losses.sort(stable=True, dim=-1)  # [B, G, N], absent ones at the end
+    positive = low_loss_component(ascending)
+    image, gt, _ = positive.nonzero(as_tuple=True)
+    gt_index[image, kept.gather(-1, order)[positive]] = gt
+    return gt_index
+
+
+def _least_losses(
+    candidate_gt: Tensor, losses: Tensor, level_sizes: tuple[int, ...], num_gts: int, top_k: int
+) -> tuple[Tensor, Tensor]:
+    """[B, G, N] losses and numbers of each object's best candidates of each level, for a few images."""
     gts = torch.arange(num_gts, device=candidate_gt.device)[:, None]
     kept_losses, kept = [], []
     start = 0
@@ -228,8 +261,4 @@ def assign_by_loss(
         kept_losses.append(least.values)
         kept.append(least.indices + start)
         start += size
-    ascending, order = torch.cat(kept_losses, -1).sort(stable=True, dim=-1)  # [B, G, N], absent ones at the end
-    positive = low_loss_component(ascending)
-    image, gt, _ = positive.nonzero(as_tuple=True)
-    gt_index[image, torch.cat(kept, -1).gather(-1, order)[positive]] = gt
-    return gt_index
+    return torch.cat(kept_losses, -1), torch.cat(kept, -1)

@@ -121,6 +121,24 @@ class Detector(nn.Module):
         """All groups that train, in the decoder's order: the original queries, the heads' positives, extra ones."""
         return [self.main, *chain(self.positive_queries.values(), self.groups.values())]
 
+    def recompute(self, *, encoder_layers: int = 0, backbone: bool = False) -> None:
+        """Compute the first encoder layers and the backbone's stages again in the backward pass (`model.recompute`).
+
+        Raises:
+            ValueError: the encoder or the backbone cannot, or has fewer layers; one line.
+        """
+        for part, name, wanted in (
+            (self.encoder, "recomputed_layers", encoder_layers),
+            (self.backbone, "recomputes", backbone),
+        ):
+            if hasattr(part, name):
+                setattr(part, name, wanted)
+            elif wanted:
+                raise ValueError(f"{type(part).__name__} cannot compute its layers again in the backward pass")
+        there = len(getattr(self.encoder, "layers", ()))
+        if encoder_layers > there:
+            raise ValueError(f"the encoder has {there} layers, and {encoder_layers} are to be computed again")
+
     def parameter_roles(self) -> dict[str, Role]:
         """What the optimiser must know of each parameter, by its name."""
         backbone = "backbone."

@@ -30,7 +30,8 @@ FLAG_SETS = (  # tried in this order; the first that the compiler takes is used
     ("-fopenmp-simd",),
     (),
 )
-FLAGS_OF = {"nms.cpp": ("-ffp-contract=off",)}  # decisions at a threshold: rounded as torch rounds
+NO_CONTRACTION = ("-ffp-contract=off",)  # decisions at a threshold: rounded as torch rounds
+FLAGS_OF = {"nms.cpp": NO_CONTRACTION, "overlaps.cpp": NO_CONTRACTION}
 COMPILERS = ("c++", "g++", "clang++")
 COMPILE_SECONDS = 300.0  # then something hangs
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.constants import constant
+from model.gather import gather
 from model.linear import Conv2d
 from model.types import Batch, padding_mask
 
@@ -29,8 +30,8 @@ def repeat_edge(level: Tensor, valid_hw: Tensor, stride: int) -> Tensor:
     last = torch.div(valid_hw - 1, stride, rounding_mode="floor")  # [B, 2]
     rows = torch.minimum(torch.arange(height, device=level.device), last[:, :1])[:, None, :, None]
     columns = torch.minimum(torch.arange(width, device=level.device), last[:, 1:])[:, None, None]
-    filled = level.gather(2, rows.expand(-1, channels, -1, width))
-    return filled.gather(3, columns.expand(-1, channels, height, -1))
+    filled = gather(level, 2, rows.expand(-1, channels, -1, width))
+    return gather(filled, 3, columns.expand(-1, channels, height, -1))
 
 
 def num_norm_groups(channels: int) -> int:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from harness.__main__ import main
 from harness.config import RuntimeConfig
 from harness.errors import OutOfMemory
 from harness.store.results import RunStore
 from harness.system import memory
-from harness.system.memory import GIB, await_free_memory, explain_out_of_memory
+from harness.system.memory import GIB, await_free_memory, check_fits, explain_out_of_memory
 from harness.trial import trial
-from tests.support.quickstart import silent, trial_of
+from harness.trial.footprint import Footprint
+from tests.support.quickstart import QUICKSTART, silent, trial_of
 
 GPU = torch.device("cuda", 0)
 
@@ -69,13 +73,36 @@ def test_advice_names_what_keeps_the_trial_the_same_first(free):
     assert explain_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"), big, 2) == (
         "out of GPU memory at step 3 (batch 16, 8 at once, 2 ranks, 78.2 of 80.0 GiB in use): try fewer trials at a "
         "time on this GPU (--gpus-per-trial 1) or --ranks 4 --gpus-per-trial 4; or, as another trial, "
-        "--set train.accumulate_steps=4 or --set train.precision=bf16"
+        "--set train.accumulate_steps=4 or --set train.precision=bf16 or --set train.checkpoint_encoder_layers=1"
     )
-    smallest = trial_of(0, "train.batch_size=1", "train.precision=bf16")
+    smallest = trial_of(0, "train.batch_size=1", "train.precision=bf16", "train.checkpoint_encoder_layers=1")
     assert explain_out_of_memory(torch.OutOfMemoryError(""), smallest, None) == (
         "out of GPU memory before the first step (batch 1, 78.2 of 80.0 GiB in use): try fewer trials at a time on "
         "this GPU (--gpus-per-trial 1)"
     )
+
+
+def test_what_cannot_fit_fails_before_its_first_step_with_the_number(free):
+    free += [1.0]  # what others have of it decides nothing here
+    one = trial_of(0, "train.batch_size=16", "runtime.ranks=2")
+    needed = Footprint(8, 800, 1344, kept=79.0 * GIB, parameters=GIB, gradients=GIB, optimiser=2 * GIB)
+    with pytest.raises(OutOfMemory) as caught:
+        check_fits(needed, one, GPU)
+    assert str(caught.value) == (
+        "out of GPU memory before the first step: 8 images of 800 x 1344 take about 83.0 GiB, and cuda:0 has 80.0: try "
+        "a larger GPU or --ranks 4 --gpus-per-trial 4; or, as another trial, --set train.accumulate_steps=2 or "
+        "--set train.precision=bf16 or --set train.checkpoint_encoder_layers=1"
+    )
+    check_fits(replace(needed, kept=70.0 * GIB), one, GPU)
+    check_fits(None, one, GPU)
+
+
+def test_the_plan_tells_what_a_step_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CODETR_STORE", str(tmp_path))
+    options = ["--preset", "digits_fast", "--seeds", "0", "--memory"]
+    assert main(["plan", str(QUICKSTART), *options]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"K = 0.* 0\.\d GiB", told) and "memory: of a training step with 8 images of" in told
 
 
 def test_other_errors_are_not_about_memory():

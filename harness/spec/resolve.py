@@ -185,6 +185,11 @@ def conflicts(trial: Resolved) -> Iterator[Conflict]:
         rule = "norm: batch takes its statistics from one process, so that several ranks train another detector"
         yield Conflict(rule, {"model.backbone.norm": "batch", "runtime.ranks": trial.runtime.ranks})
     yield from _slice_conflicts(trial)
+    again, layers = trial.train.checkpoint_encoder_layers, model.transformer.num_encoder_layers
+    if again > layers:
+        rule = "train.checkpoint_encoder_layers must not be above model.transformer.num_encoder_layers"
+        told = {"train.checkpoint_encoder_layers": again, "model.transformer.num_encoder_layers": layers}
+        yield Conflict(rule, told)
     yield from shortages(model, trial.data)
 
 

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from harness.spec.grid import Trial
 
 NO_TIME = ("heads", "path", "weights", "random_frozen")  # the heads are counted by name
-IN_TRAIN = ("batch_size", "accumulate_steps", "precision")  # settings of the training that a step's time depends on
+IN_TRAIN = (  # settings of the training that a step's time depends on
+    *("batch_size", "accumulate_steps", "precision"),
+    *("checkpoint_encoder_layers", "checkpoint_backbone"),
+)
 
 
 @dataclass(frozen=True)

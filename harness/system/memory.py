@@ -17,6 +17,7 @@ from harness.errors import OutOfMemory
 if TYPE_CHECKING:
     from harness.config import RuntimeConfig
     from harness.spec.grid import Trial
+    from harness.trial.footprint import Footprint
 
 WAIT_SECONDS = 30.0  # for memory to become free
 POLL_SECONDS = 0.5
@@ -56,6 +57,27 @@ def await_free_memory(device: torch.device, runtime: RuntimeConfig, warn: Callab
         )
 
 
+def check_fits(footprint: Footprint | None, trial: Trial, device: torch.device) -> None:
+    """Fail where a training step of the largest batch takes more than the whole GPU has.
+
+    Args:
+        footprint: of the trial (`harness.trial.footprint`); None: nobody can tell.
+        trial: what is about to run.
+        device: the GPU.
+
+    Raises:
+        OutOfMemory: it cannot fit; one line with the number.
+    """
+    whole = torch.cuda.mem_get_info(device)[1]
+    if footprint is None or footprint.total <= whole:
+        return
+    raise OutOfMemory(
+        f"out of GPU memory before the first step: {footprint.images} images of {footprint.height} x "
+        f"{footprint.width} take about {footprint.total / GIB:.1f} GiB, and {device} has {whole / GIB:.1f}: "
+        f"{_advice(trial, True, footprint.images * trial.runtime.ranks, alone=True)}"
+    )
+
+
 def explain_out_of_memory(error: BaseException, trial: Trial, step: int | None) -> str | None:
     """One line for a person if `error` tells of too little memory, else None.
 
@@ -86,10 +108,12 @@ def _is_cpu_allocation(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text and "memory" in text
 
 
-def _advice(trial: Trial, gpu: bool, images: int) -> str:
-    """What keeps the trial the same first, then what makes it another."""
+def _advice(trial: Trial, gpu: bool, images: int, alone: bool = False) -> str:
+    """What keeps the trial the same first, then what makes it another; `alone`: nobody else has to do with it."""
     config, ranks = trial.config.train, trial.runtime.ranks
     tried = [f"fewer trials at a time on this {'GPU (--gpus-per-trial 1)' if gpu else 'machine (--concurrent)'}"]
+    if alone:
+        tried = ["a larger GPU"]
     if gpu and images > ranks:
         tried.append(f"--ranks {2 * ranks} --gpus-per-trial {2 * ranks}")
     other = []
@@ -98,5 +122,8 @@ def _advice(trial: Trial, gpu: bool, images: int) -> str:
         other.append(f"--set train.accumulate_steps={config.accumulate_steps * factor}")
     if gpu and config.precision != "bf16":
         other.append("--set train.precision=bf16")
+    layers = trial.config.model.transformer.num_encoder_layers
+    if gpu and config.checkpoint_encoder_layers < layers:
+        other.append(f"--set train.checkpoint_encoder_layers={layers}")
     last = f"; or, as another trial, {' or '.join(other)}" if other else ""
     return f"try {' or '.join(tried)}{last}"

@@ -21,13 +21,14 @@ from harness.errors import UserError
 from harness.spec.pretrained import check_start
 from harness.spec.training_length import epochs_of
 from harness.store.results import RunStore
-from harness.system.memory import await_free_memory
+from harness.system.memory import await_free_memory, check_fits
 from harness.system.precision import set_precision
 from harness.system.process import keep_freed_memory
 from harness.trial.checkpoint import Progress, drop_torn, load_checkpoint
 from harness.trial.ema import MovingAverage
+from harness.trial.footprint import footprint_or_none
 from harness.trial.ranks import ALONE, Ranks
-from harness.trial.train import build_optimizer
+from harness.trial.train import build_optimizer, recompute
 from model.backbones.configs import asked
 from model.detector import Detector
 from model.heads import needs_masks
@@ -108,7 +109,7 @@ def build_trial(
 
     Raises:
         UserError: the data cannot be used, or the file of pretrained weights is another one by now.
-        OutOfMemory: less GPU memory is free than the trial demands.
+        OutOfMemory: less GPU memory is free than the trial demands, or the GPU has less than a step takes.
     """
     from harness.spec.identity import config_to_dict
 
@@ -128,8 +129,11 @@ def build_trial(
     train_data, val_data = open_splits(
         config.data, progress=lambda message: tell("data", message), with_masks=needs_masks(config.model.heads)
     )
+    if device.type == "cuda":
+        check_fits(footprint_or_none(config, train_data.num_classes, ranks=ranks.size), trial, device)
     torch.manual_seed(config.seed)
     detector = Detector(config.model, train_data.num_classes).to(device)
+    recompute(detector, config.train)
     check_start(trial)  # again: reading the data may have taken minutes
     optimizer = build_optimizer(detector, config.train)
     average = MovingAverage(detector) if config.train.ema_decay else None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.config import TrainConfig
-from harness.errors import NonFiniteLoss
+from harness.errors import NonFiniteLoss, UserError
 from harness.trial.ranks import ALONE, Ranks
 from model.detector import Detector
 from model.types import Batch
@@ -98,6 +98,18 @@ def _check_finite(total: Tensor, losses: dict[str, Tensor], step: int, image_ids
 
 def _short(numbers: dict[str, float]) -> str:
     return ", ".join(f"{name}={value:.3g}" for name, value in numbers.items())
+
+
+def recompute(detector: Detector, config: TrainConfig) -> None:
+    """What `train.checkpoint_…` asks of the detector.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        detector.recompute(encoder_layers=config.checkpoint_encoder_layers, backbone=config.checkpoint_backbone)
+    except ValueError as error:
+        raise UserError(f"train.checkpoint_encoder_layers, train.checkpoint_backbone: {error}") from error
 
 
 # ---- optimiser and schedule ---------------------------------------------------------------------------------------

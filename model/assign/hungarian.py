@@ -17,6 +17,7 @@ from torch import Tensor
 from model.assign.configs import HungarianConfig
 from model.boxes import added_area, cxcywh_to_xyxy, giou_pairwise, size_whwh
 from model.config import LossWeights
+from model.overlaps import images_at_once
 from model.types import BACKGROUND, Targets
 
 FOCAL_ALPHA, FOCAL_GAMMA, LOG_EPSILON = 0.25, 2.0, 1e-12
@@ -100,6 +101,23 @@ def matching_costs(
     log_epsilon: float = LOG_EPSILON,
 ) -> Tensor:
     """[N, B, Q, G] weighted sum of focal, L1 (normalised) and GIoU (pixels) costs, in at least float32."""
+    pairs = len(logits) * logits.shape[2] * targets.labels.shape[1]
+    parts = [
+        _costs(logits[:, part], boxes_cxcywh[:, part], targets.of_images(part), valid_hw[part], weights, log_epsilon)
+        for part in images_at_once(len(valid_hw), pairs)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _costs(
+    logits: Tensor,
+    boxes_cxcywh: Tensor,
+    targets: Targets,
+    valid_hw: Tensor,
+    weights: LossWeights,
+    log_epsilon: float,
+) -> Tensor:
+    """`matching_costs` of a few images."""
     with torch.autocast(logits.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(logits.dtype, boxes_cxcywh.dtype), torch.float32)
         logits, boxes = logits.to(dtype), boxes_cxcywh.to(dtype)

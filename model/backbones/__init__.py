@@ -7,7 +7,9 @@ A backbone is built from its `Config` alone and has
   `mask_at(stride)` gives the padding mask [B, h, w] bool (True = padding) of a stride, or None where nothing is masked.
   With masks, a stage is zero behind its own, and at a valid position it is what the image alone would give;
 - `lr_depth(name) → int`: how many layers lie between a parameter of this name and the output (0: the last one), for
-  learning rates that fall from layer to layer; it never rises from one of `named_parameters` to the next.
+  learning rates that fall from layer to layer; it never rises from one of `named_parameters` to the next;
+- perhaps `recomputes: bool`, whether its stages are computed again in the backward pass (`model.recompute`); a training
+  may set it.
 
 Its `Config` may have what stands in `configs.ASKED`, such as `weights`, the path of a file of pretrained weights, whose
 content is part of a trial's identity; a function `check_weights(config)` beside the class says beforehand whether it

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from model.backbones.configs import ResNetConfig
 from model.layers import MaskedGroupNorm, num_norm_groups, zero_padding
 from model.linear import Conv2d
+from model.recompute import run
 from model.weights import misfits, read_weights
 
 Norm = Callable[[int], nn.Module]
@@ -136,8 +137,21 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> D
     return Downsample(_conv(in_channels, out_channels, 1, stride), norm(out_channels))
 
 
+class Stage(nn.ModuleList):
+    """Blocks, of which the first perhaps has a stride."""
+
+    def forward(self, x: Tensor, mask: Tensor | None, input_mask: Tensor | None) -> Tensor:
+        """[B, D, h, w] → [B, D', h', w']; `mask` at the output's size, `input_mask` at the input's."""
+        for i, block in enumerate(self):
+            more = (input_mask if i == 0 else None,) if isinstance(block, Bottleneck) else ()
+            x = block(x, mask, *more)
+        return x
+
+
 class ResNet(nn.Module):
     """The backbone. `channels` and `strides` describe the stages it returns."""
+
+    recomputes = False
 
     def __init__(self, config: ResNetConfig):
         super().__init__()
@@ -150,7 +164,7 @@ class ResNet(nn.Module):
         stage_channels = []
         for stage, depth in enumerate(config.depths, 1):
             width = config.width * 2 ** (stage - 1)
-            blocks = nn.ModuleList()
+            blocks = Stage()
             for i in range(depth):
                 blocks.append(block(channels, width, 2 if stage > 1 and i == 0 else 1, norm))
                 channels = width * block.expansion
@@ -190,11 +204,8 @@ class ResNet(nn.Module):
         outputs = []
         for stage in range(1, max(self.config.stages) + 1):
             stride = 2 ** (stage + 1)
-            for i, block in enumerate(getattr(self, f"layer{stage}")):
-                if isinstance(block, Bottleneck):
-                    x = block(x, mask_at(stride), mask_at(stride // 2) if i == 0 else None)
-                else:
-                    x = block(x, mask_at(stride))
+            blocks = getattr(self, f"layer{stage}")
+            x = run(blocks, x, mask_at(stride), mask_at(stride // 2), again=self.recomputes)
             if stage in self.config.stages:
                 outputs.append(x)
         return outputs

@@ -6,7 +6,9 @@ An encoder turns the neck's levels into the decoder's memory. `ENCODERS.build(co
 - `has_level_embedding`: whether it wants a learned vector [D] for each level, which the detector keeps;
 - `forward(levels, padding, *, padded, level_embedding) → Memory`: levels [B, D, h, w], fine to coarse; for each of them
   a mask [B, h, w] bool, True = padding; whether anything is padded at all (`Memory.padding` is None otherwise); the
-  level embedding [L, D], or None where it wants none. Nothing that it gives at a valid token may depend on padding.
+  level embedding [L, D], or None where it wants none. Nothing that it gives at a valid token may depend on padding;
+- perhaps `recomputed_layers: int`, how many of its first layers are computed again in the backward pass
+  (`model.recompute`); a training may set it.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from model.attention import DeformableAttention, FeedForward
 from model.config import DetectorConfig, TransformerConfig
 from model.encoders.configs import DeformableEncoderConfig
 from model.position import encoder_reference_points, sine_position_encoding, valid_ratios
+from model.recompute import run
 from model.types import Memory
 
 
@@ -43,6 +44,7 @@ class DeformableEncoder(nn.Module):
     """A stack of `EncoderLayer` over the tokens of all levels."""
 
     has_level_embedding = True
+    recomputed_layers = 0
 
     def __init__(self, config: DeformableEncoderConfig, *, model: DetectorConfig):
         super().__init__()
@@ -67,6 +69,7 @@ class DeformableEncoder(nn.Module):
         position = torch.cat(placed, 1).to(tokens.dtype)
         hidden = torch.cat([mask.flatten(1) for mask in padding], 1) if padded else None
         reference = encoder_reference_points(list(sizes), ratios)
-        for layer in self.layers:
-            tokens = layer(tokens, position, reference, sizes, hidden)
+        for number, layer in enumerate(self.layers):
+            again = number < self.recomputed_layers
+            tokens = run(layer, tokens, position, reference, sizes, hidden, again=again)
         return Memory(tokens, sizes, hidden, ratios, position)

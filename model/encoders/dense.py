@@ -16,6 +16,7 @@ from model.branches import MLP, xavier_matrices
 from model.config import DetectorConfig, TransformerConfig
 from model.encoders.configs import DenseEncoderConfig
 from model.position import sine_position_encoding, valid_ratios
+from model.recompute import run
 from model.types import Memory
 
 
@@ -40,6 +41,7 @@ class DenseEncoder(nn.Module):
     """A stack of `DenseEncoderLayer`; padding is attended to by nobody."""
 
     has_level_embedding = False
+    recomputed_layers = 0
 
     def __init__(self, config: DenseEncoderConfig, *, model: DetectorConfig):
         super().__init__()
@@ -61,7 +63,7 @@ class DenseEncoder(nn.Module):
         position = torch.cat([own.flatten(2).transpose(1, 2) for own in encodings], 1).to(tokens.dtype)
         hidden = torch.cat([mask.flatten(1) for mask in padding], 1) if padded else None
         all_tokens = Visibility(((0, tokens.shape[1], 0),), hidden)
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             scale = 1.0 if self.query_scale is None else self.query_scale(tokens)  # official: in the first layer too
-            tokens = layer(tokens, position * scale, all_tokens)
+            tokens = run(layer, tokens, position * scale, all_tokens, again=number < self.recomputed_layers)
         return Memory(tokens, sizes, hidden, valid_ratios(padding), position)

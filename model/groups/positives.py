@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from model.boxes import inverse_sigmoid, xyxy_to_cxcywh
 from model.criterion import Objective, by_layer, layer_weights, set_losses
+from model.gather import rows
 from model.groups.configs import PositivesConfig
 from model.linear import Linear
 from model.position import box_position_encoding
@@ -161,7 +162,7 @@ def select_positives(
         if positives.token_index is None:
             raise AssertionError("Positives need token_index or features")
         source, chosen = pyramid.tokens(), positives.token_index[chosen]
-    features = source.gather(1, chosen[..., None].expand(-1, -1, source.shape[-1]))
+    features = rows(source, chosen)
     hidden = torch.arange(count, device=wanted.device) >= wanted[:, None] if images else None
     if hidden is not None:
         chosen_gt = chosen_gt.masked_fill(hidden, IGNORED)

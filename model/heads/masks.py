@@ -16,6 +16,8 @@ from model.losses import binary_cross_entropy, weighted_mean
 from model.share import total
 from model.types import Detections, Targets
 
+MANY_CLASSES = 128  # from here on a region gets the mask of its own class alone; the masks of all would fill a memory
+
 
 class MaskBranch(nn.Module):
     """Convolutions on the pooled features of a region, then one mask per class at twice the resolution."""
@@ -34,12 +36,18 @@ class MaskBranch(nn.Module):
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        """[R, D, size, size] → logits [R, C, 2 * size, 2 * size], at least float32."""
+    def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
+        """[R, D, size, size] and classes [R] → logits [R, 2 * size, 2 * size], at least float32."""
         features = pooled
         for conv in self.convs:
             features = conv(features).relu()
-        logits = self.logits(self.upsample(features).relu())
+        features = self.upsample(features).relu()
+        if self.logits.out_channels < MANY_CLASSES:
+            logits = self.logits(features)[torch.arange(len(labels), device=labels.device), labels]
+        else:
+            assert self.logits.bias is not None
+            rows = self.logits.weight.flatten(1)[labels, None] @ features.flatten(2)  # [R, 1, cells]
+            logits = rows.view(len(rows), *features.shape[2:]) + self.logits.bias[labels, None, None]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def loss(self, levels: list[Tensor], pooling: RoIPooling, rois: RoIs, targets: Targets) -> Tensor:
@@ -52,8 +60,7 @@ class MaskBranch(nn.Module):
             raise ValueError("the mask branch needs targets with masks: load the data set with masks")
         image, row = (rois.gt_index >= 0).nonzero(as_tuple=True)
         owner, boxes = rois.gt_index[image, row], rois.boxes_xyxy[image, row]
-        logits = self(pooling(levels, image, boxes, self.config.pooled_size))
-        logits = logits[torch.arange(len(owner), device=owner.device), targets.labels[image, owner]]
+        logits = self(pooling(levels, image, boxes, self.config.pooled_size), targets.labels[image, owner])
         goal = resample(targets.masks[image, owner], targets.boxes_xyxy[image, owner], boxes, logits.shape[-1])
         loss = binary_cross_entropy(logits, goal >= 0.5 * 255)
         return weighted_mean(loss, None, total(loss.numel(), minimum=1))
@@ -65,8 +72,7 @@ class MaskBranch(nn.Module):
         image = torch.arange(len(detections), device=device).repeat_interleave(counts)
         boxes = torch.cat([found.boxes_xyxy for found in detections])
         labels = torch.cat([found.labels for found in detections])
-        logits = self(pooling(levels, image, boxes, self.config.pooled_size))
-        masks = logits[torch.arange(len(labels), device=device), labels].sigmoid()
+        masks = self(pooling(levels, image, boxes, self.config.pooled_size), labels).sigmoid()
         parts = masks.split(counts.tolist())
         return [
             Detections(found.boxes_xyxy, found.scores, found.labels, part)

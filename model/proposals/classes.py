@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from model.criterion import Objective, set_losses, term_weights
+from model.gather import rows
 from model.proposals.configs import ClassesConfig
 from model.proposals.tokens import TokenProposals
 from model.types import Step
@@ -30,7 +31,7 @@ class ClassProposals(TokenProposals):
         chosen = proposals.chosen[:, : self.num_queries]
 
         def of_chosen(values: Tensor) -> Tensor:
-            return values.gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))[None]
+            return rows(values, chosen)[None]
 
         logits, boxes = of_chosen(proposals.logits), of_chosen(proposals.boxes_cxcywh)
         excluded = None if proposals.excluded is None else proposals.excluded.gather(1, chosen)

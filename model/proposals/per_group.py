@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from model.branches import BoxBranch, class_branch
 from model.constants import of_sizes
 from model.criterion import Objective, set_losses, term_weights
+from model.gather import rows
 from model.linear import Linear
 from model.position import box_position_encoding
 from model.proposals.configs import PerGroupConfig
@@ -40,8 +41,8 @@ class GroupHead(nn.Module):
         if never is not None:
             likeliest = likeliest.masked_fill(never, -torch.inf)
         best = likeliest.topk(number, dim=1).indices
-        boxes = self.box_branch(_rows(tokens, best)).float() + _rows(anchors, best)
-        return best, _rows(logits, best), boxes
+        boxes = self.box_branch(rows(tokens, best)).float() + rows(anchors, best)
+        return best, rows(logits, best), boxes
 
 
 class BoxPosition(nn.Module):
@@ -124,8 +125,3 @@ class PerGroupProposals(nn.Module):
         """The detector's `loss_weights`, times the number of heads where the groups' losses are added."""
         terms = term_weights(self.objective.config.loss_weights)
         return {f"encoder/{term}": self.weight * weight for term, weight in terms.items()}
-
-
-def _rows(values: Tensor, index: Tensor) -> Tensor:
-    """[B, S, D] and [B, n] → [B, n, D]."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
