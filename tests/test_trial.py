@@ -110,7 +110,7 @@ def test_eight_images_are_learnt_by_heart(row):
     detector = Detector(config.model, dataset.num_classes)
     optimizer = build_optimizer(detector, config.train)
     common = {"batch_size": 8, "seed": 0, "size_divisor": detector.size_divisor}
-    batch = next(Loader(dataset, config.data, training=True, **common).epoch(0))
+    batch = next(Loader(dataset, config.data, training=True, **common).epoch(0)).to("cpu")
     total = 200
     for step in range(total):
         train_step(detector, [batch], optimizer, config.train, step=step, total_steps=total, steps_per_epoch=1)

@@ -21,7 +21,7 @@ from harness.config import DataConfig
 from harness.data.augment import View, draw_view
 from harness.data.coco import CocoDataset
 from harness.data.order import aspect_groups, epoch_order, samples_of_epoch
-from harness.data.transforms import RESIZE, normalise, resized_hw
+from harness.data.transforms import RESIZE, resized_hw
 from harness.errors import UserError
 from model.share import Share
 from model.types import Batch, Targets
@@ -146,9 +146,9 @@ class _Collate:
         valid_hw = torch.tensor([sample.image.shape[:2] for sample in samples])
         largest = valid_hw.amax(0).tolist() if frame is None else frame.hw
         height, width = (-(-side // self.size_divisor) * self.size_divisor for side in largest)
-        images = torch.zeros(len(samples), 3, height, width)
-        for image, sample, (h, w) in zip(images, samples, valid_hw.tolist(), strict=True):
-            image[:, :h, :w] = torch.from_numpy(normalise(sample.image))
+        images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)  # `Batch.to` normalises them
+        for image, sample, (h, w) in zip(images.numpy(), samples, valid_hw.tolist(), strict=True):
+            image[:, :h, :w] = sample.image.transpose(2, 0, 1)
         masks = [sample.masks for sample in samples]
         targets = Targets.stack(
             [torch.from_numpy(np.ascontiguousarray(sample.boxes_xyxy)) for sample in samples],
@@ -267,6 +267,8 @@ class Loader:
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from number `start_batch` on; the same ones however often and whenever asked.
+
+        Their images are bytes: `Batch.to` takes them to the network's device and normalises them there.
 
         Raises:
             UserError: an image cannot be read any more.
