@@ -28,6 +28,7 @@ from harness.trial.checkpoint import Progress, drop_torn, load_checkpoint
 from harness.trial.ema import MovingAverage
 from harness.trial.ranks import ALONE, Ranks
 from harness.trial.train import build_optimizer
+from harness.trial.writer import CheckpointWriter
 from model.backbones.configs import asked
 from model.detector import Detector
 from model.heads import needs_masks
@@ -58,6 +59,7 @@ class TrialState:
     should_stop: Callable[[], bool]  # tells all ranks the same, so all must ask at the same points
     ranks: Ranks = ALONE
     average: MovingAverage | None = None  # None: `train.ema_decay` asks for none
+    writer: CheckpointWriter = field(default_factory=CheckpointWriter)
     analysis: dict[str, Any] = field(default_factory=dict)  # of the record: what was analysed when; empty: nothing
 
     @property
