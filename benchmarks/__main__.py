@@ -1,7 +1,8 @@
 """Run the suites and print one table: `python -m benchmarks`, or some of them: `python -m benchmarks ops --json`.
 
 `python -m benchmarks losses COMMIT` and `python -m benchmarks speed COMMIT` compare losses, or the time of training
-steps, with another commit instead (see `benchmarks.losses` and `benchmarks.speed`).
+steps, with another commit instead (see `benchmarks.losses` and `benchmarks.speed`). `python -m benchmarks loading` and
+`python -m benchmarks evaluation` measure time and memory at COCO's size.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SUITES = ("ops", "step", "detectors", "heads", "schedule")  # modules of this pa
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] in (["losses"], ["speed"]):
+    if argv[:1] in (["losses"], ["speed"], ["evaluation"], ["loading"]):
         sys.exit(import_module(f"benchmarks.{argv[0]}").main(argv[1:]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("suites", nargs="*", default=SUITES, help=f"which (default: {' '.join(SUITES)})")

@@ -12,7 +12,7 @@ from harness.data import CocoDataset
 from harness.data.loader import Loader
 from harness.data.transforms import flip, flip_boxes, resized_hw
 from harness.errors import UserError
-from harness.trial.evaluate import to_results
+from harness.trial.detections import to_results
 from model.pixels import MEAN, STD
 from model.share import Share
 from model.types import Batch, Detections, Targets

@@ -214,7 +214,7 @@ def finish_epoch(state: TrialState) -> None:
         if state.ranks.is_first:
             entry |= instabilities(progress.matching, found.matching)
             progress.matching = found.matching
-            state.store.write(state.trial.trial_id, "detections.json", json.dumps(found.detections))
+            state.store.write(state.trial.trial_id, "detections.json", found.detections.to_json())
             state.store.write(state.trial.trial_id, "per_class.json", json.dumps(found.per_class))
     progress.epoch, progress.loss_sums = epoch, {}
     every = state.trial.analyse.every_epochs
