@@ -35,7 +35,7 @@ def step_of(config: TrialConfig) -> Callable[[], object]:
     optimizer = build_optimizer(detector, config.train)
     size = config.train.batch_size
     loader = Loader(data, config.data, batch_size=size, training=True, seed=0, size_divisor=detector.size_divisor)
-    batches = list(islice(loader.epoch(0), 3))
+    batches = [batch.to("cpu") for batch in islice(loader.epoch(0), 3)]
 
     def steps() -> None:
         for batch in batches:

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from model.pixels import normalise
 from model.share import Share
 
 BACKGROUND = -1  # a candidate without an object; also the label of a padding row in `Targets`
@@ -93,7 +94,8 @@ class Targets:
 class Batch:
     """Images of mixed sizes in the top-left corners of one tensor."""
 
-    images: Tensor  # [B, 3, H, W] float32, normalised; zeros outside an image's valid area
+    # [B, 3, H, W] float32, normalised, zeros outside an image's valid area; from a loader uint8 RGB, until `to`
+    images: Tensor
     valid_hw: Tensor  # [B, 2] int64, (height, width) of each image inside the batch
     targets: Targets
     image_ids: tuple[int, ...] = ()  # COCO image ids
@@ -106,13 +108,11 @@ class Batch:
         return padding_mask(self.valid_hw, self.images.shape[-2], self.images.shape[-1])
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on another device; `original_hw` stays on the CPU, where detections are rescaled."""
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=True),
-            valid_hw=self.valid_hw.to(device, non_blocking=True),
-            targets=self.targets.to(device),
-        )
+        """The same on another device, where bytes are normalised; `original_hw` stays on the CPU, for detections."""
+        images, valid_hw = (values.to(device, non_blocking=True) for values in (self.images, self.valid_hw))
+        if images.dtype == torch.uint8:
+            images = normalise(images, padding_mask(valid_hw, *images.shape[-2:]))
+        return replace(self, images=images, valid_hw=valid_hw, targets=self.targets.to(device))
 
 
 @dataclass(frozen=True)

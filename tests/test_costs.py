@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from harness.store.cost import Costs
 from harness.store.results import RunStore
 from harness.trial import record as trial_record
 from harness.trial import trial as trial_room
+from harness.trial import writer
 from harness.trial.build import take_costs
 from harness.trial.checkpoint import Progress, load_checkpoint, save_checkpoint
 from harness.trial.train import build_optimizer
@@ -46,22 +48,25 @@ def pause() -> list[Callable[[float], None]]:
 
 @pytest.fixture
 def slow_checkpoints(monkeypatch: pytest.MonkeyPatch, pause: list[Callable[[float], None]]) -> list[str]:
-    """A checkpoint after each step, and each takes a while; a list of those that were written."""
+    """A checkpoint after each step, and its copy takes a while; a list of those that were made."""
     written: list[str] = []
 
     def slowly(name: str) -> Any:
         real = getattr(trial_record, name)
 
-        def work(*arguments: Any, **named: Any) -> None:
+        def work(*arguments: Any, **named: Any) -> Any:
             pause[0](SLOW)
-            real(*arguments, **named)
+            made = real(*arguments, **named)
             written.append(name)
+            return made
 
         return work
 
-    for name in ("save_checkpoint", "save_weights"):
+    for name in ("snapshot", "save_weights"):
         monkeypatch.setattr(trial_record, name, slowly(name))
-    monkeypatch.setattr(trial_room, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(writer, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(writer, "CHECKPOINT_SHARE", math.inf)
+    monkeypatch.setattr(writer.CheckpointWriter, "is_busy", False)
     return written
 
 
@@ -75,7 +80,7 @@ def test_checkpoints_are_no_training(tmp_path, trial, slow_checkpoints):
     """Four checkpoints (one inside each epoch, one after it) and the weights at the end."""
     events: list[dict[str, Any]] = []
     cost = run_trial(trial, RunStore(tmp_path), report=events.append)["cost"]
-    assert slow_checkpoints == ["save_checkpoint"] * 4 + ["save_weights"]
+    assert slow_checkpoints == ["snapshot"] * 4 + ["save_weights"]
     assert cost["checkpoint_seconds"] >= 5 * SLOW
     parts = [cost[f"{name}_seconds"] for name in ("train", "eval", "checkpoint")]
     assert sum(parts) <= cost["wall_seconds"]

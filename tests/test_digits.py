@@ -14,7 +14,7 @@ from filelock import FileLock
 from PIL import Image
 
 from harness.config import DataConfig, DigitsConfig
-from harness.data import digits, fingerprint, open_splits
+from harness.data import digits, fingerprint, open_splits, ticker
 from harness.data.digits import ensure_digits, run_lengths
 from harness.data.scenes import draw_scene, load_parts
 from harness.errors import UserError
@@ -175,7 +175,7 @@ def test_two_processes_generate_once(own_cache):
 
 
 def test_waiting_for_the_lock_is_not_silent(own_cache, monkeypatch):
-    monkeypatch.setattr(digits, "INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(ticker, "INTERVAL_SECONDS", 0.05)
     folder = own_cache / "digits" / digits.digits_fingerprint(TINY)
     folder.parent.mkdir()
     said: list[str] = []

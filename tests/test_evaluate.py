@@ -181,7 +181,7 @@ def test_every_branch_is_scored_from_one_pass(dataset, batches):
     assert per_class == pytest.approx({"ant": 100, "bee": 100, "cow": 100})
     assert len(results) == dataset.num_boxes
     assert matching.shape == (40, 2, 5) and matching[:, 1, 0].tolist() == list(dataset.image_ids)
-    json.dumps(results)
+    assert json.loads(results.to_json()) == list(results)
 
 
 def test_without_the_decoder_the_first_branch_gives_classes_and_results(dataset, batches):

@@ -10,11 +10,12 @@ from PIL import Image
 from harness.config import DataConfig
 from harness.data import CocoDataset
 from harness.data.loader import Loader
-from harness.data.transforms import MEAN, STD, flip, flip_boxes, normalise, resized_hw
+from harness.data.transforms import flip, flip_boxes, resized_hw
 from harness.errors import UserError
-from harness.trial.evaluate import to_results
+from harness.trial.detections import to_results
+from model.pixels import MEAN, STD
 from model.share import Share
-from model.types import Batch, Detections
+from model.types import Batch, Detections, Targets
 from tests.support.folders import tables, write_folder, write_split
 
 CONFIG = DataConfig(train_short_sides=(32, 48, 64), eval_short_side=48, max_long_side=100)
@@ -71,6 +72,8 @@ def test_mixed_sizes_are_padded_with_zeros_and_masked(dataset):
     (batch,) = loader(dataset, batch_size=4, training=False).epoch(0)
     assert batch.image_ids == dataset.image_ids
     assert batch.valid_hw.tolist() == [[48, 72], [72, 48], [48, 48], [42, 100]]
+    assert batch.images.shape == (4, 3, 96, 128) and batch.images.dtype == torch.uint8  # on its way to the device
+    batch = batch.to("cpu")
     assert batch.images.shape == (4, 3, 96, 128) and batch.images.dtype == torch.float32
     outside = batch.padding_mask
     for index, (height, width) in enumerate(batch.valid_hw.tolist()):
@@ -85,12 +88,31 @@ def test_mixed_sizes_are_padded_with_zeros_and_masked(dataset):
 
 def test_pixels_are_those_of_the_file_normalised(dataset):
     config = DataConfig(eval_short_side=64, max_long_side=96)
-    batch = next(loader(dataset, config, batch_size=1, training=False).epoch(0))
+    batch = next(loader(dataset, config, batch_size=1, training=False).epoch(0)).to("cpu")
     with Image.open(dataset.image_folder / "10.jpg") as image:
         pixels = np.asarray(image.convert("RGB"), np.float64)
     expected = ((pixels / 255 - MEAN) / STD).transpose(2, 0, 1)
     assert batch.images.shape == (1, 3, 64, 96)
     assert np.abs(batch.images[0].numpy() - expected).max() < 1e-5
+
+
+def test_numbers_are_those_of_numpy_to_the_last_bit():
+    """All bytes in all channels, with padding on both sides; a batch that is normalised stays as it is."""
+    pixels = np.stack([np.arange(256, dtype=np.uint8)] * 3, 1).reshape(16, 16, 3)
+    images = torch.full((2, 3, 32, 64), 9, dtype=torch.uint8)
+    images[0, :, :16, :16] = torch.from_numpy(pixels).permute(2, 0, 1)
+    targets = Targets.stack([torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.int64)] * 2)
+    batch = Batch(images, torch.tensor([[16, 16], [32, 64]]), targets).to("cpu")
+    expected = pixels.astype(np.float32) * (1 / (255 * STD)) - MEAN / STD
+    assert np.array_equal(batch.images[0, :, :16, :16].numpy().view(np.int32), _bits(expected.transpose(2, 0, 1)))
+    assert (
+        not batch.images[0, :, 16:].view(torch.int32).any() and not batch.images[0, :, :, 16:].view(torch.int32).any()
+    )
+    assert torch.equal(batch.to("cpu").images, batch.images) and batch.to("cpu").images.is_contiguous()
+
+
+def _bits(numbers: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(numbers, np.float32).view(np.int32)
 
 
 def test_a_batch_without_any_object(tmp_path):
@@ -126,7 +148,7 @@ def marked(tmp_path_factory):
 def test_the_box_still_encloses_the_object(marked, mirrored, short_side):
     config = DataConfig(train_short_sides=(short_side,), max_long_side=400, flip_probability=mirrored)
     (batch,) = loader(marked, config, batch_size=1).epoch(0)
-    white = batch.images[0, 0] > 1
+    white = batch.to("cpu").images[0, 0] > 1
     ys, xs = torch.nonzero(white, as_tuple=True)
     found = torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).float()
     scale = short_side / 64
@@ -140,7 +162,6 @@ def test_flip_twice_changes_nothing(dataset):
     once, width = flip(image), image.shape[1]
     assert not np.array_equal(once, image) and not np.array_equal(flip_boxes(boxes, width), boxes)
     assert np.array_equal(flip(once), image) and np.allclose(flip_boxes(flip_boxes(boxes, width), width), boxes)
-    assert normalise(once).shape == (3, 64, 96)
 
 
 def test_augmentation_uses_every_size_and_both_directions(larger):

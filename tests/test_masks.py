@@ -17,7 +17,8 @@ from harness.data.digits import run_lengths
 from harness.data.loader import Loader
 from harness.data.masks import from_grids, grid_over_box, packed
 from harness.errors import UserError
-from harness.trial.evaluate import EVALUATORS, evaluate_detections, to_results
+from harness.trial.detections import to_results
+from harness.trial.evaluate import EVALUATORS, evaluate_detections
 from model.heads.masks import resample
 from model.types import MASK_CELLS, Batch, Detections
 from tests.support.folders import write_folder

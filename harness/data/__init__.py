@@ -1,9 +1,10 @@
 """Images and their objects: where they come from, whether they are sound, how they reach the network.
 
-Read in this order: `scenes` and `digits` (the embedded data set), `layout`, `coco` and `checks` (any COCO-layout
-folder), `disk`, `files` and `pixels` (its images), `content` (its fingerprint), `plausibility`, `readings`,
-`duplicates` and `segmentations` (more checks of its annotations), `masks`, `transforms`, `loader` (batches). Only
-`masks` and `loader` need torch: import `harness.data.loader`.
+Read in this order: `scenes` and `digits` (the embedded data set), `layout`, `coco`, `tables` and `checks` (any
+COCO-layout folder), `columns` and `mapped` (its annotations as arrays that all processes share), `disk`, `files` and
+`pixels` (its images), `content` (its fingerprint), `plausibility`, `readings`, `duplicates` and `segmentations` (more
+checks of its annotations), `masks`, `transforms`, `loader` (batches). Only `masks` and `loader` need torch: import
+`harness.data.loader`.
 """
 
 from __future__ import annotations

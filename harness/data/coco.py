@@ -7,40 +7,25 @@ Images without objects are legal; crowd regions are kept apart, because nothing 
 
 from __future__ import annotations
 
-import json
-from array import array
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.data.checks import (
-    KNOWN_EMPTY_BOXES,
-    Problems,
-    brief,
-    check_annotations,
-    check_categories,
-    check_images,
-    check_tables,
-    is_number,
-)
-from harness.data.disk import no_access, open_file, shown
-from harness.data.duplicates import Mark, check_same_image, file_marks, note_same_objects, shared_images
-from harness.data.files import check_files
+from harness.data.checks import brief
+from harness.data.columns import Column, Segmentations, Texts
+from harness.data.disk import shown
+from harness.data.duplicates import shared_images
 from harness.data.layout import Split, find_split
 from harness.data.pixels import UNREADABLE, read_rgb
-from harness.data.plausibility import check_boxes, object_areas
-from harness.data.segmentations import check_segmentations
+from harness.data.tables import open_tables
 from harness.data.ticker import Progress, print_line
 from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.data.augment import View
-
-COCO_AREA_BOUNDS = (32.0**2, 96.0**2)
-LARGE_FILE = 50_000_000  # bytes of an annotation file that take long enough to say so
 
 
 class CocoDataset:
@@ -70,69 +55,47 @@ class CocoDataset:
         self.name = name or Path(root).absolute().name
         self.annotation_file, self.image_folder = find_split(Path(root), split)
         self.has_masks = with_masks
-        content = _read_json(self.annotation_file, progress or print_line, with_masks)
-        problems = Problems(self.annotation_file)
-        check_tables(content, problems)
-        if self.annotation_file.stat().st_size > LARGE_FILE:
-            (progress or print_line)(f"checking {len(content['annotations']):,} annotations")
-        check_categories(content["categories"], problems)
-        check_images(content["images"], problems)
-        sound = check_annotations(content, problems)
-        check_boxes(sound, content["images"], problems)
-        if with_masks:
-            check_segmentations(content, problems)
-        notes = check_files(self.image_folder, content["images"], problems, progress)
-        marks = file_marks(self.image_folder, (row.get("file_name") for row in content["images"]))
-        check_same_image(content["images"], sound, marks, problems)
-        self.area_bounds = _area_bounds(content, problems)
-        problems.raise_if_any()
-        self._read_tables(content, problems)
-        gone = Mark(0, -1, -1)  # since it was checked; told when it is loaded
-        self._marks = np.array([marks.get(name, gone) for name in self._files], np.int64)
-        for note in (*notes, *problems.notes):
-            (progress or print_line)(note)
+        progress = progress or print_line
+        self._tables, self._marks = open_tables(self.annotation_file, self.image_folder, with_masks, progress)
+        self._take(self._tables.header)
+        for note in self._tables.header["notes"]:
+            progress(note)
         if self.num_clipped:
-            (progress or print_line)(f"{self.annotation_file}: {self.num_clipped} boxes clipped by at most 1 pixel")
+            progress(f"{self.annotation_file}: {self.num_clipped} boxes clipped by at most 1 pixel")
         if self.num_left_out:
-            (progress or print_line)(f"{self.annotation_file}: {self.num_left_out} known boxes without area left out")
+            progress(f"{self.annotation_file}: {self.num_left_out} known boxes without area left out")
 
-    def _read_tables(self, content: dict[str, Any], problems: Problems) -> None:
-        """Turn the checked lists into arrays: annotations sorted by image. What is odd is noted in `problems`."""
-        categories = sorted(content["categories"], key=lambda row: row["id"])
-        self.category_ids: tuple[int, ...] = tuple(row["id"] for row in categories)
-        self.category_names: tuple[str, ...] = tuple(row["name"] for row in categories)
-        images = sorted(content["images"], key=lambda row: row["id"])
-        self.image_ids: tuple[int, ...] = tuple(row["id"] for row in images)
-        self.image_hw: tuple[tuple[int, int], ...] = tuple((row["height"], row["width"]) for row in images)
-        self._files = [row["file_name"] for row in images]
-        position = {image_id: index for index, image_id in enumerate(self.image_ids)}
-        label = {category: index for index, category in enumerate(self.category_ids)}
-        kept = [row for row in content["annotations"] if (row["image_id"], row["id"]) not in KNOWN_EMPTY_BOXES]
-        self.num_left_out = len(content["annotations"]) - len(kept)
-        kept.sort(key=lambda row: position[row["image_id"]])
-        count = len(kept)
-        self._ids = np.fromiter((row["id"] for row in kept), np.int64, count)
-        self._image = np.fromiter((position[row["image_id"]] for row in kept), np.int64, count)
-        self._labels = np.fromiter((label[row["category_id"]] for row in kept), np.int64, count)
-        self._crowd = np.fromiter((bool(row.get("iscrowd", 0)) for row in kept), bool, count)
-        self._xywh = np.array([row["bbox"] for row in kept], np.float64).reshape(count, 4)
-        self._areas = object_areas(kept, self._xywh, problems)
-        keys = np.stack([self._image, self._labels, self._crowd], 1)
-        note_same_objects(keys, self._xywh, self._ids, np.array(self.image_ids)[self._image], problems)
-        self._segmentations = [row["segmentation"] for row in kept] if self.has_masks else []
-        self._starts = np.searchsorted(self._image, np.arange(len(images) + 1))
-        corners = np.concatenate([self._xywh[:, :2], self._xywh[:, :2] + self._xywh[:, 2:]], 1)
-        limits = np.array(self.image_hw, np.float64)[self._image][:, [1, 0, 1, 0]]
-        clipped = np.clip(corners, 0, limits)
-        self.num_clipped = int((np.abs(clipped - corners).max(1, initial=0) > 0.01).sum())
-        self._xyxy = clipped.astype(np.float32)
+    def _take(self, header: dict[str, Any]) -> None:
+        arrays = self._tables.arrays
+        self.category_ids: tuple[int, ...] = tuple(header["category_ids"])
+        self.category_names: tuple[str, ...] = tuple(header["category_names"])
+        self.area_bounds: tuple[float, float] = tuple(header["area_bounds"])
+        self.num_clipped: int = header["num_clipped"]
+        self.num_left_out: int = header["num_left_out"]
+        self.image_ids: Sequence[int] = Column(arrays["image_ids"])
+        self.image_hw: Sequence[tuple[int, int]] = Column(arrays["image_hw"])
+        self._files = Texts(arrays["names"], arrays["name_ends"])
+        self._starts, self._image, self._ids = (arrays[name] for name in ("starts", "image", "ids"))
+        self._labels, self._crowd = arrays["labels"], arrays["crowd"]
+        self._xywh, self._areas, self._xyxy = (arrays[name] for name in ("xywh", "areas", "xyxy"))
+        if self.has_masks:
+            self._segmentations = Segmentations(*(arrays[name] for name in Segmentations.NAMES))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process that is not forked: it maps the tables too."""
+        kept = ("split", "name", "annotation_file", "image_folder", "has_masks", "_tables", "_marks")
+        return {name: self.__dict__[name] for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._take(self._tables.header)
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def files(self) -> tuple[Path, list[str], list[Mark]]:
-        """The folder of the images, and by index their names and marks when they were checked."""
-        return self.image_folder, self._files, [Mark(*row) for row in self._marks.tolist()]
+    def files(self) -> tuple[Path, Sequence[str], np.ndarray]:
+        """The folder of the images, and by index their names and their marks [I, 3] when they were checked."""
+        return self.image_folder, self._files, self._marks
 
     @property
     def num_classes(self) -> int:
@@ -140,9 +103,9 @@ class CocoDataset:
         return len(self.category_ids)
 
     @property
-    def file_names(self) -> tuple[str, ...]:
+    def file_names(self) -> Sequence[str]:
         """Of the images in order of their ids, as they stand in the annotation file."""
-        return tuple(self._files)
+        return self._files
 
     @property
     def num_boxes(self) -> int:
@@ -207,7 +170,8 @@ class CocoDataset:
         boxes, sources = self._xyxy[rows], None
         if view is not None:
             boxes, sources = view.boxes(boxes)[0], view.sources()
-        masks = (decoded(self._segmentations[row], *self.image_hw[index]) for row in rows)
+        hw = self.image_hw[index]
+        masks = (decoded(self._segmentations.at(row, hw), *hw) for row in rows.tolist())
         grids = [grid_over_box(mask, box, sources) for mask, box in zip(masks, boxes, strict=True)]
         return np.stack(grids) if grids else np.zeros((0, MASK_CELLS, MASK_CELLS), np.uint8)
 
@@ -221,7 +185,7 @@ class CocoDataset:
 
         Annotation ids are renumbered from 1: the evaluators take id 0 for "not matched".
         """
-        image_ids, category_ids = np.array(self.image_ids), np.array(self.category_ids)
+        image_ids, category_ids = self._tables.arrays["image_ids"], np.array(self.category_ids, np.int64)
         columns = zip(
             image_ids[self._image].tolist(),
             category_ids[self._labels].tolist(),
@@ -237,8 +201,9 @@ class CocoDataset:
         if self.has_masks:
             from harness.data.masks import packed
 
-            for row, image, segmentation in zip(annotations, self._image, self._segmentations, strict=True):
-                row["segmentation"] = packed(segmentation, *self.image_hw[image])
+            for index, (row, image) in enumerate(zip(annotations, self._image.tolist(), strict=True)):
+                hw = self.image_hw[image]
+                row["segmentation"] = packed(self._segmentations.at(index, hw), *hw)
         return {
             "info": {"area_bounds": list(self.area_bounds)},
             "images": [
@@ -290,53 +255,3 @@ def notes_across(train: CocoDataset, val: CocoDataset) -> list[str]:
         told = f"{len(unseen):,} of its classes have no object in {train.annotation_file.name} ({names})"
         notes.append(f"note: {val.annotation_file}: {told}: nothing teaches them, so their AP will be 0")
     return notes
-
-
-def _read_json(path: Path, progress: Progress, with_masks: bool) -> Any:
-    """The file's content; segmentations would fill the memory, so they are left out or made compact on the way."""
-    if path.stat().st_size > LARGE_FILE:
-        progress(f"reading {path} ({path.stat().st_size / 1e6:.0f} MB)")
-    try:
-        hook = _with_compact_segmentation if with_masks else _without_segmentation
-        with open_file(path) as stream:
-            content = stream.read()
-        return json.loads(content, object_hook=hook)
-    except OSError as error:
-        raise no_access(path, error) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: broken JSON: {error}; repair or replace the file") from error
-
-
-def _without_segmentation(row: dict[str, Any]) -> dict[str, Any]:
-    row.pop("segmentation", None)
-    return row
-
-
-def _with_compact_segmentation(row: dict[str, Any]) -> dict[str, Any]:
-    """Lists of numbers become arrays; what is none stays for the checks to tell."""
-    with suppress(TypeError, OverflowError):
-        if isinstance(row.get("segmentation"), list):
-            row["segmentation"] = [_compact("d", polygon) for polygon in row["segmentation"]]
-        if isinstance(row.get("counts"), list):  # of run lengths, a mapping of their own
-            row["counts"] = _compact("q", row["counts"])
-    return row
-
-
-def _compact(code: Literal["d", "q"], numbers: Any) -> array[Any]:
-    """An array of numbers; `TypeError` where one is none, as `true` is."""
-    if bool in map(type, numbers):
-        raise TypeError
-    return array(code, numbers)
-
-
-def _area_bounds(content: dict[str, Any], problems: Problems) -> tuple[float, float]:
-    """Bounds of small, medium and large in square pixels: COCO's unless `info.area_bounds` declares others."""
-    info = content.get("info")
-    bounds = info.get("area_bounds") if isinstance(info, dict) else None
-    if bounds is None:
-        return COCO_AREA_BOUNDS
-    numbers = isinstance(bounds, list) and len(bounds) == 2 and all(map(is_number, bounds))
-    if not numbers or not 0 < bounds[0] < bounds[1]:
-        problems.add("area bounds", f"info.area_bounds {brief(bounds)} must be two rising areas in square pixels")
-        return COCO_AREA_BOUNDS
-    return float(bounds[0]), float(bounds[1])

@@ -13,22 +13,18 @@ import io
 import json
 import os
 import shutil
-import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from harness.config import DigitsConfig
 from harness.data.layout import SPLITS, Split
 from harness.data.scenes import Parts, draw_scene, load_parts
-from harness.data.ticker import INTERVAL_SECONDS, Progress, Ticker, print_line
+from harness.data.ticker import Progress, Ticker, locked, print_line
 from harness.errors import UserError
 from harness.files import cache_dir, write_atomic
 
@@ -77,7 +73,11 @@ def ensure_digits(config: DigitsConfig, progress: Progress | None = None) -> Pat
 
 def _generate_once(config: DigitsConfig, folder: Path, progress: Progress) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f"{folder.name}.lock"), progress):
+
+    def waiting(seconds: float) -> None:
+        progress(f"digit scenes: another process is writing them, waited {seconds:.0f} s")
+
+    with locked(folder.with_name(f"{folder.name}.lock"), waiting):
         if folder.is_dir():  # another process has just written it
             return folder
         for leftover in folder.parent.glob(f"{folder.name}.*.tmp"):  # of a process that was killed
@@ -86,20 +86,6 @@ def _generate_once(config: DigitsConfig, folder: Path, progress: Progress) -> Pa
         _generate(config, temporary, progress)
         os.rename(temporary, folder)
     return folder
-
-
-@contextmanager
-def _locked(path: Path, progress: Progress) -> Iterator[None]:
-    """Hold the lock file; says every few seconds that another process holds it. The system frees it at a kill."""
-    lock = FileLock(path)
-    start = time.monotonic()
-    while True:
-        try:
-            with lock.acquire(timeout=INTERVAL_SECONDS):
-                yield
-            return
-        except Timeout:
-            progress(f"digit scenes: another process is writing them, waited {time.monotonic() - start:.0f} s")
 
 
 def _generate(config: DigitsConfig, folder: Path, progress: Progress) -> None:

@@ -8,6 +8,7 @@ padded as the whole batch would be, and its part of an evaluation's batches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,7 @@ from harness.config import DataConfig
 from harness.data.augment import View, draw_view
 from harness.data.coco import CocoDataset
 from harness.data.order import aspect_groups, epoch_order, samples_of_epoch
-from harness.data.transforms import RESIZE, normalise, resized_hw
+from harness.data.transforms import RESIZE, resized_hw
 from harness.errors import UserError
 from model.share import Share
 from model.types import Batch, Targets
@@ -64,9 +65,16 @@ class _Samples(TorchDataset):
         cuts = training and config.crop_probability > 0
         # Images of one size are kept resized, others as they were read.
         self.short_side = short_sides[0] if len(short_sides) == 1 and not cuts else None
-        needed = sum(3 * height * width for height, width in map(self._kept_hw, range(len(dataset))))
-        self.keep = needed * num_copies <= CACHE_BYTES
+        self.keep = self._fits(CACHE_BYTES // num_copies)
         self.kept: dict[int, np.ndarray] = {}
+
+    def _fits(self, free: int) -> bool:
+        """Whether so many bytes hold all images; of a large data set only the first are looked at."""
+        for index in range(len(self.dataset)):
+            free -= 3 * math.prod(self._kept_hw(index))
+            if free < 0:
+                return False
+        return True
 
     def _kept_hw(self, index: int) -> tuple[int, int]:
         """Size of an image as the cache would hold it."""
@@ -146,9 +154,9 @@ class _Collate:
         valid_hw = torch.tensor([sample.image.shape[:2] for sample in samples])
         largest = valid_hw.amax(0).tolist() if frame is None else frame.hw
         height, width = (-(-side // self.size_divisor) * self.size_divisor for side in largest)
-        images = torch.zeros(len(samples), 3, height, width)
-        for image, sample, (h, w) in zip(images, samples, valid_hw.tolist(), strict=True):
-            image[:, :h, :w] = torch.from_numpy(normalise(sample.image))
+        images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)  # `Batch.to` normalises them
+        for image, sample, (h, w) in zip(images.numpy(), samples, valid_hw.tolist(), strict=True):
+            image[:, :h, :w] = sample.image.transpose(2, 0, 1)
         masks = [sample.masks for sample in samples]
         targets = Targets.stack(
             [torch.from_numpy(np.ascontiguousarray(sample.boxes_xyxy)) for sample in samples],
@@ -173,13 +181,16 @@ class _BatchPlan:
 
     def __init__(self, keys: Callable[[int, list[int]], list[_Key]]) -> None:
         self.keys = keys  # of the samples of a batch
-        self.batches: list[tuple[int, list[int]]] = []  # epoch and indices
+        self.epoch, self.batch_size = 0, 1
+        self.order = np.zeros(0, np.int64)  # indices into the data set
+        self.numbers = range(0)  # of the batches
 
     def __iter__(self) -> Iterator[list[_Key]]:
-        return (self.keys(epoch, indices) for epoch, indices in self.batches)
+        size = self.batch_size
+        return (self.keys(self.epoch, self.order[n * size : (n + 1) * size].tolist()) for n in self.numbers)
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.numbers)
 
 
 class Loader:
@@ -268,15 +279,15 @@ class Loader:
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from number `start_batch` on; the same ones however often and whenever asked.
 
+        Their images are bytes: `Batch.to` takes them to the network's device and normalises them there.
+
         Raises:
             UserError: an image cannot be read any more.
         """
-        order = self.order(epoch)
-        self._plan.batches = [
-            (epoch, order[number * self.batch_size : (number + 1) * self.batch_size])
-            for number in self._numbers()[start_batch:]
-        ]
-        if not self._plan.batches:
+        self._plan.epoch, self._plan.batch_size = epoch, self.batch_size
+        self._plan.order = np.array(self.order(epoch), np.int64)
+        self._plan.numbers = self._numbers()[start_batch:]
+        if not self._plan.numbers:
             return
         for tensors in self._batches:
             if "error" in tensors:

@@ -24,7 +24,9 @@ def packed(segmentation: Segmentation, height: int, width: int) -> dict[str, Any
             return segmentation
         found = coco_mask.frPyObjects({**segmentation, "counts": list(segmentation["counts"])}, height, width)
     else:
-        found = coco_mask.merge(coco_mask.frPyObjects([list(polygon) for polygon in segmentation], height, width))
+        found = coco_mask.merge(
+            coco_mask.frPyObjects([[*map(float, polygon)] for polygon in segmentation], height, width)
+        )
     return {"size": [height, width], "counts": found["counts"].decode()}
 
 

@@ -7,7 +7,11 @@ one line of text; `print_line` is the one used when the caller gives none.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 Progress = Callable[[str], None]
 INTERVAL_SECONDS = 5.0
@@ -35,3 +39,25 @@ class Ticker:
         self._last = now
         left = (now - self._start) / max(done, 1) * (self._total - done)
         self._progress(f"{self._what}: {done:,}/{self._total:,}, about {left:.0f} s left")
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[float], None]) -> Iterator[None]:
+    """Hold a lock file; the system frees it at a kill.
+
+    Args:
+        path: of the file.
+        waiting: told every few seconds for how long another process has held it.
+    """
+    lock = FileLock(path)
+    start = time.monotonic()
+    while True:
+        try:
+            lock.acquire(timeout=INTERVAL_SECONDS)
+            break
+        except Timeout:
+            waiting(time.monotonic() - start)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,4 +1,4 @@
-"""Geometry and colour of images on their way to the network: resize, horizontal flip, normalise.
+"""Geometry of images on their way to the network: resize, horizontal flip (`model.pixels` normalises).
 
 Images are uint8 RGB arrays [H, W, 3]; boxes are `boxes_xyxy` [G, 4] float32 in pixels.
 """
@@ -9,9 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
-
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet, RGB in [0, 1]
-STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def resized_hw(height: int, width: int, short_side: int, max_long_side: int) -> tuple[int, int]:
@@ -56,9 +53,3 @@ def flip_boxes(boxes_xyxy: np.ndarray, width: int) -> np.ndarray:
     flipped[:, 0] = width - boxes_xyxy[:, 2]
     flipped[:, 2] = width - boxes_xyxy[:, 0]
     return flipped
-
-
-def normalise(image: np.ndarray) -> np.ndarray:
-    """[3, H, W] float32, ImageNet mean and standard deviation."""
-    pixels = image.astype(np.float32) * (1 / (255 * STD)) - MEAN / STD
-    return pixels.transpose(2, 0, 1)

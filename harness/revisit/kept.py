@@ -59,7 +59,7 @@ def keep_evaluation(
     numbers = {"metrics": evaluation.metrics, "per_class": evaluation.per_class, "evaluator": evaluator}
     texts = {
         "evaluation.json": to_json({"schema": 1, "num_images": num_images, **numbers}) + "\n",
-        "detections.json": json.dumps(evaluation.detections),
+        "detections.json": evaluation.detections.to_json(),
     }
     paths = [folder_of(found, request) / name for name in texts]
     for path, text in zip(paths, texts.values(), strict=True):

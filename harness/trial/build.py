@@ -29,6 +29,7 @@ from harness.trial.ema import MovingAverage
 from harness.trial.footprint import footprint_or_none
 from harness.trial.ranks import ALONE, Ranks
 from harness.trial.train import build_optimizer, recompute
+from harness.trial.writer import CheckpointWriter
 from model.backbones.configs import asked
 from model.detector import Detector
 from model.heads import needs_masks
@@ -59,6 +60,7 @@ class TrialState:
     should_stop: Callable[[], bool]  # tells all ranks the same, so all must ask at the same points
     ranks: Ranks = ALONE
     average: MovingAverage | None = None  # None: `train.ema_decay` asks for none
+    writer: CheckpointWriter = field(default_factory=CheckpointWriter)
     analysis: dict[str, Any] = field(default_factory=dict)  # of the record: what was analysed when; empty: nothing
 
     @property

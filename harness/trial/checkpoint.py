@@ -38,22 +38,18 @@ class Progress:
     matching: Tensor | None = field(default=None, compare=False)
 
 
-def save_checkpoint(
-    folder: Path,
-    detector: Detector,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    confirm: Callable[[], object] = lambda: None,
-    *,
-    average: MovingAverage | None = None,
-) -> None:
-    """Write weights, moving average, optimiser, random state and progress as one file; the one before stays until then.
+@dataclass(frozen=True)
+class Snapshot:
+    """A training at one moment, apart from it: the training may go on while this is written."""
 
-    `confirm` is called when all is written and before anything is replaced; what it raises keeps things as they are.
+    tensors: dict[str, Tensor]  # on the CPU, shared with nothing
+    progress: str  # JSON
 
-    Raises:
-        StorageError: it could not be written; the one before is untouched.
-    """
+
+def snapshot(
+    detector: Detector, optimizer: torch.optim.Optimizer, progress: Progress, average: MovingAverage | None = None
+) -> Snapshot:
+    """Copy weights, moving average, optimiser, random state and progress."""
     tensors = {f"model.{name}": value for name, value in detector.state_dict().items()}
     if average is not None:
         tensors |= {f"average.{name}": value for name, value in average.tensors.items()}
@@ -64,13 +60,41 @@ def save_checkpoint(
         tensors["matching"] = progress.matching
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    tensors = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
     text = json.dumps({name: value for name, value in progress.__dict__.items() if name != "matching"})
+    return Snapshot({name: _copy(value) for name, value in tensors.items()}, text)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
+
+
+def write_checkpoint(folder: Path, taken: Snapshot, confirm: Callable[[], object] = lambda: None) -> None:
+    """Write a snapshot as one file; the checkpoint before stays until it is whole.
+
+    `confirm` is called when all is written and before anything is replaced; what it raises keeps things as they are.
+
+    Raises:
+        StorageError: it could not be written; the one before is untouched.
+    """
     temporary = folder / f".{CHECKPOINT}.{os.getpid()}.tmp"
-    _save(tensors, temporary, {"progress": text, "checksum": _checksum(tensors, text)}, confirm)
+    metadata = {"progress": taken.progress, "checksum": _checksum(taken.tensors, taken.progress)}
+    _save(taken.tensors, temporary, metadata, confirm)
     if (folder / CHECKPOINT).exists():
         os.replace(folder / CHECKPOINT, folder / PREVIOUS)
     os.replace(temporary, folder / CHECKPOINT)
+
+
+def save_checkpoint(
+    folder: Path,
+    detector: Detector,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    confirm: Callable[[], object] = lambda: None,
+    *,
+    average: MovingAverage | None = None,
+) -> None:
+    """`write_checkpoint` of a `snapshot`."""
+    write_checkpoint(folder, snapshot(detector, optimizer, progress, average), confirm)
 
 
 def _save(

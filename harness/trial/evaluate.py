@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from harness.errors import UserError
-from harness.spec.detection_metrics import AT_LIMIT, STANDARD_LIMIT, best_of_images
+from harness.spec.detection_metrics import AT_LIMIT, STANDARD_LIMIT
+from harness.trial.detections import DetectionTable, joined, to_results
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from harness.data.loader import Loader
     from harness.trial.ranks import Ranks
     from model.detector import Detector
-    from model.types import Batch, Detections
 
 DECODER = "decoder"  # the branch whose metrics have no prefix
 MAX_DETECTIONS = (1, 10, STANDARD_LIMIT)  # per image and class
@@ -37,12 +37,15 @@ EVALUATORS = ("faster_coco_eval", "pycocotools")
 _DISTRIBUTIONS = {"faster_coco_eval": "faster-coco-eval", "pycocotools": "pycocotools"}
 
 
+Results = DetectionTable | Iterable[Mapping[str, Any]]
+
+
 class Evaluation(NamedTuple):
     """What one pass over the validation images gives."""
 
     metrics: dict[str, float | None]  # the decoder's under plain names; others as `atss/AP`, `mask_rcnn/segm_AP`
     per_class: dict[str, float | None]  # AP of the decoder, or of the first branch where it is not evaluated
-    detections: list[dict[str, Any]]  # of that branch, in COCO's results format
+    detections: DetectionTable  # of that branch
     matching: torch.Tensor  # [N, 2, Q] int32, ground truth and source of each query (see `Detector.detect_and_match`)
 
 
@@ -98,8 +101,8 @@ def evaluate(
 
         parts = ranks.gather((results, matching))
         if not ranks.is_first:
-            return Evaluation({}, {}, [], matching)
-        results = {name: [row for found, _ in parts for row in found[name]] for name in results}
+            return Evaluation({}, {}, joined([]), matching)
+        results = {name: joined([found[name] for found, _ in parts]) for name in results}
         matching = torch.cat([own for _, own in parts])
     main = DECODER if DECODER in results else config.branches[0]
     metrics: dict[str, float | None] = {}
@@ -110,20 +113,18 @@ def evaluate(
             per_class = scores.pop("per_class")
         else:
             del scores["per_class"]
-        if dataset.has_masks and any("segmentation" in row for row in detections):
+        if dataset.has_masks and detections.masks is not None:
             masks = _scores(dataset, detections, config, "segm")
             scores |= {f"segm_{name}": score for name, score in masks.items() if name != "per_class"}
         metrics.update(scores if branch == DECODER else {f"{branch}/{name}": score for name, score in scores.items()})
     return Evaluation(metrics, per_class, results[main], matching)
 
 
-def _scores(
-    dataset: CocoDataset, detections: list[dict[str, Any]], config: EvaluateConfig, kind: Kind
-) -> dict[str, Any]:
+def _scores(dataset: CocoDataset, detections: DetectionTable, config: EvaluateConfig, kind: Kind) -> dict[str, Any]:
     """COCO's metrics of at most 100 detections of each image, and beside them those of all where more are wanted."""
     if config.max_detections == STANDARD_LIMIT:
         return evaluate_detections(dataset, detections, config.evaluator, kind)
-    scores = evaluate_detections(dataset, best_of_images(detections, STANDARD_LIMIT), config.evaluator, kind)
+    scores = evaluate_detections(dataset, detections.best_of_images(STANDARD_LIMIT), config.evaluator, kind)
     return scores | evaluate_at_limit(dataset, detections, config.evaluator, config.max_detections, kind)
 
 
@@ -137,8 +138,8 @@ def detect_all(
     max_detections: int = STANDARD_LIMIT,
     precision: str = "fp32",
     on_batch: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, list[dict[str, Any]]], torch.Tensor]:
-    """Each branch's detections on every image of `loader`, in COCO's results format; one forward per batch.
+) -> tuple[dict[str, DetectionTable], torch.Tensor]:
+    """Each branch's detections on every image of `loader`; one forward per batch.
 
     Also what the decoder's queries were matched with, [N, 2, Q].
     """
@@ -147,7 +148,7 @@ def detect_all(
     from harness.system.precision import computing_in
 
     names = tuple(dict.fromkeys(branches))
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    tables: dict[str, list[DetectionTable]] = {name: [] for name in names}
     matchings = []
     was_training = detector.training
     detector.eval()
@@ -157,58 +158,22 @@ def detect_all(
                 found, matching = detector.detect_and_match(batch.to(device), names, max_detections)
                 matchings.append(matching.cpu())
                 for name in names:
-                    results[name] += to_results(batch, found[name], dataset.category_ids)
+                    tables[name].append(to_results(batch, found[name], dataset.category_ids))
                 if on_batch:
                     on_batch(done, len(loader))
     finally:
         detector.train(was_training)
     if not matchings:  # a rank may have no image
         matchings.append(torch.empty(0, 2, detector.config.num_queries, dtype=torch.int32))
-    return results, torch.cat(matchings)
+    return {name: joined(own) for name, own in tables.items()}, torch.cat(matchings)
 
 
-def to_results(batch: Batch, detections: list[Detections], category_ids: tuple[int, ...]) -> list[dict[str, Any]]:
-    """COCO results (image_id, category_id, bbox x y width height, score) in pixels of the data set's images.
-
-    Detections with masks also have a `segmentation` of packed run lengths.
-
-    Args:
-        batch: with `original_hw`; boxes are scaled from its `valid_hw`, and clipped to the image.
-        detections: one per image, boxes in pixels of the batch.
-        category_ids: COCO id of each label.
-    """
-    assert batch.original_hw is not None, "the batch does not know the sizes of its images in the data set"
-    results = []
-    scales = (batch.original_hw.double() / batch.valid_hw.cpu()).flip(1).repeat(1, 2).numpy()  # [B, 4]
-    limits = batch.original_hw.flip(1).repeat(1, 2).double().numpy()
-    for image_id, found, scale, limit in zip(batch.image_ids, detections, scales, limits, strict=True):
-        boxes = np.clip(found.boxes_xyxy.detach().cpu().double().numpy() * scale, 0, limit)
-        scores = found.scores.detach().cpu().double().numpy()
-        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-            raise FloatingPointError(f"boxes or scores of image {image_id} are not finite: the weights have diverged")
-        xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
-        rows = [
-            {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-            for label, box, score in zip(found.labels.tolist(), xywh.tolist(), scores.tolist(), strict=True)
-        ]
-        if found.masks is not None:
-            from harness.data.masks import from_grids
-
-            width, height = map(int, limit[:2])
-            masks = from_grids(found.masks.detach().cpu().float().numpy(), boxes, height, width)
-            rows = [{**row, "segmentation": mask} for row, mask in zip(rows, masks, strict=True)]
-        results += rows
-    return results
-
-
-def evaluate_detections(
-    dataset: CocoDataset, results: list[dict[str, Any]], evaluator: str, kind: Kind = "bbox"
-) -> dict[str, Any]:
+def evaluate_detections(dataset: CocoDataset, results: Results, evaluator: str, kind: Kind = "bbox") -> dict[str, Any]:
     """COCO's metrics of boxes, or of masks, in percent.
 
     Args:
         dataset: `ground_truth`, `area_bounds`, categories.
-        results: COCO results format; may be empty (then every defined metric is 0).
+        results: a table, or rows of COCO's results format; may be empty (then every defined metric is 0).
         evaluator: "faster_coco_eval" or "pycocotools".
         kind: "segm" compares masks, which both sides must have then.
 
@@ -224,19 +189,23 @@ def evaluate_detections(
 
 
 def evaluate_at_limit(
-    dataset: CocoDataset, results: list[dict[str, Any]], evaluator: str, limit: int, kind: Kind = "bbox"
+    dataset: CocoDataset, results: Results, evaluator: str, limit: int, kind: Kind = "bbox"
 ) -> dict[str, float | None]:
     """COCO's metrics in percent where the `limit` best detections of each image count: `AP@300` and so on.
 
     See `evaluate_detections`; the names are those of `AT_LIMIT`.
     """
-    precision, recall = _arrays(dataset, best_of_images(results, limit), evaluator, kind, (limit,))
+    precision, recall = _arrays(dataset, _table(results).best_of_images(limit), evaluator, kind, (limit,))
     scores = {**_precisions(precision), "AR": _mean(recall[..., 0, -1])}
     return {f"{name}@{limit}": scores[name] for name in AT_LIMIT}
 
 
+def _table(results: Results) -> DetectionTable:
+    return results if isinstance(results, DetectionTable) else DetectionTable.of(results)
+
+
 def _arrays(
-    dataset: CocoDataset, results: list[dict[str, Any]], evaluator: str, kind: Kind, limits: tuple[int, ...]
+    dataset: CocoDataset, results: Results, evaluator: str, kind: Kind, limits: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Precision and recall of an evaluator (see `_summary`) with these numbers of detections per image and class."""
     small, large = dataset.area_bounds
@@ -244,8 +213,9 @@ def _arrays(
     runs = {"faster_coco_eval": _run_faster_coco_eval, "pycocotools": _run_pycocotools}
     if evaluator not in runs:
         raise UserError(f"evaluate.evaluator {evaluator!r} is unknown; choose one of {', '.join(runs)}")
+    annotations = _table(results).annotations(with_masks=kind == "segm")
     try:
-        arrays = runs[evaluator](dataset.ground_truth, _as_annotations(results, kind), Protocol(ranges, limits, kind))
+        arrays = runs[evaluator](dataset.ground_truth, annotations, Protocol(ranges, limits, kind))
     except ImportError as error:
         other = next(name for name in EVALUATORS if name != evaluator)
         raise UserError(
@@ -253,20 +223,6 @@ def _arrays(
         ) from error
     precision, recall = (np.ascontiguousarray(arrays[name], np.float64) for name in ("precision", "recall"))
     return precision, recall
-
-
-def _as_annotations(results: list[dict[str, Any]], kind: Kind) -> list[dict[str, Any]]:
-    """Detections as the evaluators' own loaders would number and measure them; those fail on an empty list."""
-    if kind == "bbox":
-        areas = [result["bbox"][2] * result["bbox"][3] for result in results]
-    else:
-        from harness.data.masks import area
-
-        areas = [area(result["segmentation"]) for result in results]
-    return [
-        {**result, "id": number, "area": own, "iscrowd": 0}
-        for number, (result, own) in enumerate(zip(results, areas, strict=True), 1)
-    ]
 
 
 def _run_faster_coco_eval(

@@ -22,7 +22,7 @@ from harness.spec.identity import config_to_dict, named_parts
 from harness.store.source import provenance
 from harness.system.precision import ran_in
 from harness.trial.build import TrialState, peak_memory_mb
-from harness.trial.checkpoint import Progress, drop_checkpoints, save_checkpoint, save_weights
+from harness.trial.checkpoint import Progress, drop_checkpoints, save_weights, snapshot, write_checkpoint
 from harness.trial.evaluate import evaluator_version
 from model.linear import matrix_products
 from model.ops import implementation
@@ -81,11 +81,17 @@ def warn(state: TrialState, message: str) -> None:
 # ---- leave --------------------------------------------------------------------------------------------------------
 
 
-def save(state: TrialState) -> None:
+def save(state: TrialState, *, wait: bool = True) -> None:
     """Leave a checkpoint of the trial as it is.
+
+    Args:
+        state: the trial.
+        wait: until it is whole, for what is told then must not be undone; else the training goes on meanwhile, and
+            what goes wrong is raised by `state.writer`.
 
     Raises:
         LeaseLost: another process has taken the trial over; its checkpoint is untouched.
+        StorageError: this checkpoint, or the one before, could not be written.
     """
     check_lease(state)
     update_clock(state)
@@ -93,9 +99,19 @@ def save(state: TrialState) -> None:
         return
     with counted(state.progress):
         state.ranks.return_random_state()
-        confirm = partial(check_lease, state)
-        folder, average = state.folder / "checkpoint", state.average
-        save_checkpoint(folder, state.detector, state.optimizer, state.progress, confirm, average=average)
+        began = time.monotonic()
+        taken = snapshot(state.detector, state.optimizer, state.progress, state.average)
+        state.writer.start(
+            partial(write_checkpoint, state.folder / "checkpoint", taken, partial(check_lease, state)), began
+        )
+        if wait:
+            state.writer.wait()
+
+
+def settle(state: TrialState) -> None:
+    """Wait for the checkpoint that is being written; raises as `save` does."""
+    with counted(state.progress):
+        state.writer.wait()
 
 
 def check_lease(state: TrialState) -> None:

@@ -29,14 +29,21 @@ from harness.trial.ema import ema_momentum
 from harness.trial.evaluate import Evaluation, evaluate
 from harness.trial.instability import instabilities
 from harness.trial.ranks import ALONE, Ranks, join
-from harness.trial.record import REPORT_SECONDS, finish, identity_fields, save, share_reporter, step_event, write_record
+from harness.trial.record import (
+    REPORT_SECONDS,
+    finish,
+    identity_fields,
+    save,
+    settle,
+    share_reporter,
+    step_event,
+    write_record,
+)
 from harness.trial.train import train_step
 from model.types import Batch
 
 if TYPE_CHECKING:
     from harness.spec.grid import Trial
-
-CHECKPOINT_SECONDS = 60.0  # between checkpoints inside an epoch
 
 
 def run_trial(
@@ -106,6 +113,9 @@ def _work(
         if explanation is None:
             raise
         raise OutOfMemory(explanation) from error
+    finally:
+        if state is not None:
+            state.writer.close()  # whoever runs the trial next finds nobody writing
 
 
 def _work_as_rank(
@@ -165,9 +175,10 @@ def train_epoch(state: TrialState) -> None:
             reported = now
         last = progress.step == first_step + state.steps_per_epoch
         stopping = state.should_stop()
-        if stopping or (now - saved >= CHECKPOINT_SECONDS and not last):
+        state.writer.check()
+        if stopping or (now - saved >= state.writer.interval and not last and not state.writer.is_busy):
             progress.train_seconds += now - mark
-            save(state)
+            save(state, wait=stopping)
             saved = mark = time.monotonic()  # a checkpoint is no training
             mark_step = progress.step
             if stopping:
@@ -190,6 +201,7 @@ def finish_epoch(state: TrialState) -> None:
 
     The checkpoint comes first: what a killed process had told of an epoch is never undone by its continuation.
     """
+    settle(state)  # also because no process is forked beside a thread that writes
     progress, config = state.progress, state.trial.config
     epoch, steps = progress.epoch + 1, progress.step - progress.epoch * state.steps_per_epoch
     means = {name: value / max(steps, 1) for name, value in progress.loss_sums.items()}
@@ -202,7 +214,7 @@ def finish_epoch(state: TrialState) -> None:
         if state.ranks.is_first:
             entry |= instabilities(progress.matching, found.matching)
             progress.matching = found.matching
-            state.store.write(state.trial.trial_id, "detections.json", json.dumps(found.detections))
+            state.store.write(state.trial.trial_id, "detections.json", found.detections.to_json())
             state.store.write(state.trial.trial_id, "per_class.json", json.dumps(found.per_class))
     progress.epoch, progress.loss_sums = epoch, {}
     every = state.trial.analyse.every_epochs

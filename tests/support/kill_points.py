@@ -8,6 +8,7 @@ This process only forks: everything is loaded once, and no child inherits a thre
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from harness.spec.identity import named_parts
 from harness.store.results import RunStore
 from harness.store.source import provenance
 from harness.system.forkserver import PRELOAD
+from harness.trial import writer
 from model.detector import Detector
 
 QUICKSTART = Path(__file__).parents[2] / "ablations" / "quickstart.yaml"
@@ -74,6 +76,7 @@ def main(folder: Path) -> None:
     """Kill at every point, until a run is through before its turn to be killed comes."""
     for module in PRELOAD:
         import_module(module)
+    writer.CHECKPOINT_SECONDS, writer.CHECKPOINT_SHARE = 0.0, math.inf  # one inside each epoch, by the thread
     trial = small_trial()
     Detector(trial.config.model, num_classes=10)  # loads its parts
     provenance(named_parts(trial.config.model))  # asks git and reads the source, once
