@@ -1,0 +1,91 @@
+"""Training steps on the simulated device beside the same ones on the CPU: `python -m tests.support.simulated_steps`.
+
+Prints JSON by case: the largest relative difference of a loss and of a weight after two steps, and what the second step
+counted. The first one makes what is kept from then on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from harness.trial.train import build_optimizer, train_step
+from model import ops
+from model.detector import Detector
+from model.heads import HEADS
+from tests.support import simulated_device
+from tests.support.ranked import TRAIN
+from tests.support.tiny import NUM_CLASSES, PLAIN, tiny_batch, tiny_config
+from tests.support.tiny_heads import TINY
+
+STEPS = 2
+OBJECTS = ((3, 2), (1, 4))  # of the images of each step
+SIZES = ((96, 96), (64, 80))  # the second image is padded
+PAPER = {"K = 1": ("atss",), "K = 2": ("atss", "faster_rcnn")}
+CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "K = 0": ((), {}),
+    "K = 0, one stage": ((), PLAIN),
+    **{f"K = 1, {name}": ((name,), {}) for name in sorted(HEADS)},
+    **{f"K = 6, {name}": ((name,) * 6, {}) for name in sorted(HEADS)},
+    "K = 2, atss + faster_rcnn": (("atss", "faster_rcnn"), {}),
+    "K = 2, atss + faster_rcnn, official": (("atss", "faster_rcnn"), {"compatibility": "official"}),
+    "K = 6, all kinds": (("atss", "faster_rcnn", "retinanet", "fcos", "paa", "gfl"), {}),
+}
+
+
+def measured(case: str) -> dict[str, Any]:
+    """See the top of this file."""
+    names, changes = CASES[case]
+    torch.manual_seed(0)
+    heads = tuple(HEADS[name].Config(**TINY[name]) for name in names)
+    here = Detector(replace(tiny_config(**changes), heads=heads), NUM_CLASSES)
+    there = simulated_device.move_module(deepcopy(here))
+    expected = [trained(here, build_optimizer(here, TRAIN), step) for step in range(STEPS)]
+    with simulated_device.counted():
+        optimizer = build_optimizer(there, TRAIN)
+    found = []
+    for step in range(STEPS):
+        with simulated_device.counted() as (waits, copies):
+            found.append(trained(there, optimizer, step, simulated=True))
+    weights = [(one, simulated_device.raw_of(two)) for one, two in zip(here.parameters(), there.parameters(), strict=True)]
+    return {
+        "losses": max(difference(one[name], two[name]) for one, two in zip(expected, found, strict=True) for name in one),
+        "weights": max(float((one - two).abs().max()) for one, two in weights),
+        "waits": dict(waits),
+        "copies": dict(copies),
+    }
+
+
+def trained(detector: Detector, optimizer: torch.optim.Optimizer, step: int, simulated: bool = False) -> dict[str, float]:
+    """The losses of one step, with all that belongs to it."""
+    batch = tiny_batch(OBJECTS[step], SIZES, seed=step)
+    torch.manual_seed(step)
+    if simulated:
+        batch = simulated_device.moved(batch)
+    return train_step(detector, [batch], optimizer, TRAIN, step=step, total_steps=50, steps_per_epoch=50)
+
+
+def difference(one: float, two: float) -> float:
+    """Relative."""
+    return abs(one - two) / max(abs(one), 1e-6)
+
+
+def main(cases: Sequence[str]) -> None:
+    """Print these cases, or all."""
+    torch.set_num_threads(1)
+    simulated_device.install()
+    compiled = ops._compiled
+    ops._compiled = lambda tensor: tensor.device.type == simulated_device.NAME or compiled(tensor)
+    print(json.dumps({case: measured(case) for case in cases or CASES}))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main(sys.argv[1:])
