@@ -85,7 +85,9 @@ def computed(function: Any, arguments: Any, options: Any) -> Any:
         _check_devices(name, given)
         if _waits(name, arguments, options):
             WAITS[f"{name} {place()}"] += 1
-    result = function(*tree_map(raw_of, arguments), **{**tree_map(raw_of, options), **({"device": "cpu"} if device else {})})
+    result = function(
+        *tree_map(raw_of, arguments), **{**tree_map(raw_of, options), **({"device": "cpu"} if device else {})}
+    )
     if to_host:
         return arguments[0] if name == "copy_" else result
     if function._schema.is_mutable:

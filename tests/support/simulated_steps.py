@@ -54,16 +54,22 @@ def measured(case: str) -> dict[str, Any]:
     for step in range(STEPS):
         with simulated_device.counted() as (waits, copies):
             found.append(trained(there, optimizer, step, simulated=True))
-    weights = [(one, simulated_device.raw_of(two)) for one, two in zip(here.parameters(), there.parameters(), strict=True)]
+    weights = [
+        (one, simulated_device.raw_of(two)) for one, two in zip(here.parameters(), there.parameters(), strict=True)
+    ]
     return {
-        "losses": max(difference(one[name], two[name]) for one, two in zip(expected, found, strict=True) for name in one),
+        "losses": max(
+            difference(one[name], two[name]) for one, two in zip(expected, found, strict=True) for name in one
+        ),
         "weights": max(float((one - two).abs().max()) for one, two in weights),
         "waits": dict(waits),
         "copies": dict(copies),
     }
 
 
-def trained(detector: Detector, optimizer: torch.optim.Optimizer, step: int, simulated: bool = False) -> dict[str, float]:
+def trained(
+    detector: Detector, optimizer: torch.optim.Optimizer, step: int, simulated: bool = False
+) -> dict[str, float]:
     """The losses of one step, with all that belongs to it."""
     batch = tiny_batch(OBJECTS[step], SIZES, seed=step)
     torch.manual_seed(step)
