@@ -67,9 +67,9 @@ def candidates(proposals: Proposals, targets: Targets, positive_iou: float) -> R
 
 def sample_rois(proposals: Proposals, targets: Targets, config: RoIConfig) -> RoIs:
     """What the second stage is trained on: ground truths are added to the proposals (official)."""
-    boxes, gt_index = candidates(proposals, targets, config.positive_iou)
-    chosen = sample(gt_index, config.num_samples, config.positive_fraction)
-    return RoIs(boxes.gather(1, chosen.candidate[..., None].expand(-1, -1, 4)), chosen.gt_index)
+    all_rois = candidates(proposals, targets, config.positive_iou)
+    chosen = sample(all_rois.gt_index, config.num_samples, config.positive_fraction)
+    return RoIs(all_rois.boxes_xyxy.gather(1, chosen.candidate[..., None].expand(-1, -1, 4)), chosen.gt_index)
 
 
 class RoIPooling:

@@ -1,9 +1,9 @@
 """A device that is none, for tests without a GPU: its tensors are the CPU's, and it counts when the host waits for it.
 
 `install()` registers the device type `simulated` for the whole process and cannot be taken back, so this runs in a
-process of its own. Every operator of its tensors is computed on the CPU, hence equal numbers. What the host would have
-to wait for on a GPU is counted in `WAITS`, copies from the host in `COPIES`, each with the line of this project that
-asked; tensors of two devices in one operator are an error, as on a GPU. The operators of `model/ops` are one kernel each.
+process of its own. Every operator of its tensors is computed on the CPU, hence equal numbers. What the host would wait
+for on a GPU is counted as waits, copies from the host as copies, each with the line of this project that asked. Tensors
+of two devices in one operator are an error, as on a GPU. The operators of `model/ops` are one kernel each.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -204,5 +204,3 @@ def move_module(module: nn.Module) -> nn.Module:
                 part._buffers[name] = moved(buffer)
     return module
 
-
-Work = Callable[[], Any]
