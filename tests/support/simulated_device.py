@@ -203,4 +203,3 @@ def move_module(module: nn.Module) -> nn.Module:
             if buffer is not None:
                 part._buffers[name] = moved(buffer)
     return module
-

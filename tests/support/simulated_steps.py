@@ -7,9 +7,8 @@ counted. The first one makes what is kept from then on.
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -59,9 +58,13 @@ def measured(case: str) -> dict[str, Any]:
             found.append(trained(there, optimizer, step, simulated=True))
     pairs = zip(here.parameters(), there.parameters(), strict=True)
     gradients = [(one.grad, simulated_device.raw_of(two.grad)) for one, two in pairs if one.grad is not None]
-    apart, size = (sum(float(g.square().sum()) for g in own) for own in ((a - b for a, b in gradients), (a for a, _ in gradients)))
+    apart, size = (
+        sum(float(g.square().sum()) for g in own) for own in ((a - b for a, b in gradients), (a for a, _ in gradients))
+    )
     return {
-        "losses": max(difference(one[name], two[name]) for one, two in zip(expected, found, strict=True) for name in one),
+        "losses": max(
+            difference(one[name], two[name]) for one, two in zip(expected, found, strict=True) for name in one
+        ),
         "gradients": (apart / size) ** 0.5,
         "waits": dict(waits),
         "copies": dict(copies),
@@ -94,15 +97,14 @@ def difference(one: float, two: float) -> float:
     return abs(one - two) / max(abs(one), 1e-6)
 
 
-def main(cases: Sequence[str]) -> None:
-    """Print these cases, or all."""
+def start() -> None:
+    """Make the device known to this process."""
     torch.set_num_threads(1)
     simulated_device.install()
     compiled = ops._compiled
     ops._compiled = lambda tensor: tensor.device.type == simulated_device.NAME or compiled(tensor)
-    print(json.dumps({case: measured(case) for case in cases or CASES}))
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main(sys.argv[1:])
+    start()
+    print(json.dumps({case: measured(case) for case in sys.argv[1:] or CASES}))
