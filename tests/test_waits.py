@@ -15,24 +15,25 @@ from typing import Any
 
 import pytest
 
-from tests.support.simulated_steps import CASES, SLOW
+from tests.support.detectors import PRESETS
+from tests.support.simulated_steps import CASES, QUICK
 
 EXPECTED = json.loads((Path(__file__).parent / "expected" / "waits.json").read_text())
 MOST = 4  # waits of a step
 
 
-def steps(*cases: str) -> dict[str, Any]:
-    """What these cases count, in a process of their own: a device cannot be taken back."""
+def rows_of(module: str, *cases: str) -> dict[str, Any]:
+    """What a module of `tests/support` prints of these cases, by itself: a device cannot be taken back."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.support.simulated_steps", *cases]
+    command = [sys.executable, "-m", f"tests.support.{module}", *cases]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, env=environment, cwd=root, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout))
+    return {row["case"]: row for row in map(json.loads, done.stdout.splitlines())}
 
 
 def check(cases: list[str]) -> None:
-    found = steps(*cases)
+    found = rows_of("simulated_steps", *cases)
     for case in cases:
         result = found[case]
         assert result["losses"] < 1e-4 and result["gradients"] < 1e-3, f"{case}: {result}"
@@ -41,12 +42,12 @@ def check(cases: list[str]) -> None:
 
 
 def test_a_step_waits_as_often_as_it_is_known_to() -> None:
-    check([case for case in CASES if case not in SLOW])
+    check(list(QUICK))
 
 
 @pytest.mark.slow
-def test_a_step_of_many_heads_waits_as_often_as_it_is_known_to() -> None:
-    check([case for case in CASES if case in SLOW])
+def test_every_step_waits_as_often_as_it_is_known_to() -> None:
+    check([case for case in CASES if case not in QUICK])
 
 
 def test_no_step_waits_too_often() -> None:
@@ -58,3 +59,14 @@ def test_the_same_head_again_adds_no_wait() -> None:
     for case in CASES:
         if case.startswith("K = 6, ") and (once := case.replace("K = 6", "K = 1")) in CASES:
             assert EXPECTED[case]["waits"] == EXPECTED[once]["waits"], case
+
+
+# ---- all that is done with a detector -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", [PRESETS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in PRESETS[1:])])
+def test_a_preset_trains_resumes_detects_and_is_analysed_as_on_the_cpu(preset: str) -> None:
+    found = rows_of("simulated_uses", preset)[preset]
+    assert found["losses"] < 1e-4 and found["detections"] < 1e-3 and found["analyses"] < 1e-3, found
+    assert found["resumed"] == 0, found
+    assert sum(found["waits"].values()) <= MOST, found

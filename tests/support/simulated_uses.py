@@ -1,7 +1,8 @@
 """Every detector's preset on the simulated device beside the CPU, and all that is done with a detector.
 
-`python -m tests.support.simulated_uses` prints JSON by preset: the largest difference of a loss in a step, of a detection
-of any branch, of what the analyses read, of the losses after a checkpoint; and how often a step and an evaluation wait.
+`python -m tests.support.simulated_uses` prints a line of JSON for each preset: the largest difference of a loss in a
+step, of a detection of any branch, of what the analyses read, of the losses after a checkpoint; and how often a step
+and an evaluation wait.
 """
 
 from __future__ import annotations
@@ -121,4 +122,5 @@ def most_apart(expected: Iterator[Tensor], found: Sequence[Tensor]) -> float:
 
 if __name__ == "__main__":
     start()
-    print(json.dumps({preset: measured(preset) for preset in sys.argv[1:] or PRESETS}))
+    for preset in sys.argv[1:] or PRESETS:
+        print(json.dumps({"case": preset, **measured(preset)}), flush=True)
