@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.boxes import encode_distances, iou_aligned, xyxy_to_cxcywh
 from model.constants import constant
+from model.inquiry import Inquiry, asking, places
 from model.mixture import low_loss_component
 from model.overlaps import best_overlaps, images_at_once
 from model.types import BACKGROUND, IGNORED, Targets
@@ -184,7 +185,9 @@ def assign_points(
     """
     ends = [POINT_RANGE * range_scale * stride for stride in strides[:-1]]
     per_level = constant((strides, (0.0, *ends), (*ends, torch.inf)), points, points.dtype)  # [3, L]
-    levels = per_level.repeat_interleave(constant(level_sizes, points, torch.int64), 1)
+    levels = per_level.repeat_interleave(
+        constant(level_sizes, points, torch.int64), 1, output_size=sum(level_sizes)
+    )
     num_images, num_gts = targets.labels.shape
     gt_index = torch.cat(
         [
@@ -211,10 +214,18 @@ def _points(points: Tensor, levels: Tensor, targets: Targets, center_radius: flo
     return torch.where(smallest.isfinite(), owner, BACKGROUND)
 
 
-@torch.no_grad()
 def assign_by_loss(
     candidate_gt: Tensor, losses: Tensor, level_sizes: tuple[int, ...], num_gts: int, *, top_k: int = 9
 ) -> Tensor:
+    """[B, A] of `assign_by_loss_and_count`."""
+    return assign_by_loss_and_count(candidate_gt, losses, level_sizes, num_gts, top_k=top_k)[0]
+
+
+@asking
+@torch.no_grad()
+def assign_by_loss_and_count(
+    candidate_gt: Tensor, losses: Tensor, level_sizes: tuple[int, ...], num_gts: int, *, top_k: int = 9
+) -> Inquiry[tuple[Tensor, tuple[int, ...]]]:
     """Probabilistic anchor assignment (PAA, Kim and Lee 2020): of each object's candidates, those of low loss.
 
     Of every level the `top_k` candidates of least loss are kept; two Gaussians fitted to their losses tell which are
@@ -229,22 +240,22 @@ def assign_by_loss(
         top_k: candidates per level and ground truth.
 
     Returns:
-        gt_index [B, A] int64.
+        gt_index [B, A] int64, and on the host how many positives each image has.
     """
-    is_candidate = candidate_gt >= 0
-    gt_index = candidate_gt.masked_fill(is_candidate, BACKGROUND)
-    if num_gts == 0 or not is_candidate.any():
-        return gt_index
+    gt_index = candidate_gt.masked_fill(candidate_gt >= 0, BACKGROUND)
+    if num_gts == 0:
+        return gt_index, (0,) * len(gt_index)
     found = [
         _least_losses(candidate_gt[part], losses[part], level_sizes, num_gts, top_k)
         for part in images_at_once(len(losses), num_gts * losses.shape[1])
     ]
     kept_losses, kept = (torch.cat(parts) for parts in zip(*found, strict=True))
     ascending, order = kept_losses.sort(stable=True, dim=-1)  # [B, G, N], absent ones at the end
-    positive = low_loss_component(ascending)
-    image, gt, _ = positive.nonzero(as_tuple=True)
-    gt_index[image, kept.gather(-1, order)[positive]] = gt
-    return gt_index
+    positive = low_loss_component(*(yield (ascending,)))
+    counts = tuple(positive.sum((1, 2)).tolist())
+    image, gt, rank = places(positive.to(gt_index.device), sum(counts))
+    gt_index[image, kept.gather(-1, order)[image, gt, rank]] = gt
+    return gt_index, counts
 
 
 def _least_losses(

@@ -21,6 +21,7 @@ from torch import Tensor
 from model.boxes import added_area, cxcywh_to_xyxy, iou_aligned, size_whwh
 from model.config import DetectorConfig, LossWeights
 from model.constants import constant
+from model.inquiry import Inquiry, asking, inquiry
 from model.losses import AVERAGE_EPSILON, giou_loss, l1_loss
 from model.share import total
 from model.types import Targets
@@ -66,6 +67,13 @@ class Objective:
         """What the losses of queries that are matched one-to-one in each block are divided by; see `set_losses`."""
         return blocks * targets.valid.sum() if self.config.loss_normaliser == "objects" else None
 
+    def inquire(
+        self, logits: Tensor, boxes_cxcywh: Tensor, targets: Targets, valid_hw: Tensor, excluded: Tensor | None = None
+    ) -> Inquiry[Tensor]:
+        """What `assign` asks the host."""
+        return inquiry(self.assign.__call__, logits, boxes_cxcywh, targets, valid_hw, excluded)
+
+    @asking
     def assign_blocks(
         self,
         logits: Tensor,
@@ -75,14 +83,16 @@ class Objective:
         excluded: Tensor | None = None,
         *,
         blocks: int,
-    ) -> Tensor:
+    ) -> Inquiry[Tensor]:
         """As `assign`, of queries in so many equally long blocks: each is assigned as if it were alone, all at once."""
         layers, images, number, _ = logits.shape
         apart = (images * blocks, number // blocks)  # each block is an image of its own
-        gt_index = self.assign(
+        boxes, labels = (values.repeat_interleave(blocks, 0) for values in (targets.boxes_xyxy, targets.labels))
+        counts = tuple(count for count in targets.host_counts() for _ in range(blocks))
+        gt_index = yield from self.inquire(
             logits.reshape(layers, *apart, logits.shape[-1]),
             boxes_cxcywh.reshape(layers, *apart, 4),
-            Targets(*(values.repeat_interleave(blocks, 0) for values in (targets.boxes_xyxy, targets.labels))),
+            Targets(boxes, labels, counts=counts),
             valid_hw.repeat_interleave(blocks, 0),
             None if excluded is None else excluded.reshape(apart),
         )

@@ -29,12 +29,13 @@ from model.first_weights import draw_official_weights
 from model.groups import GROUPS
 from model.groups.configs import MainConfig, PositivesConfig
 from model.heads import HEADS
+from model.inquiry import Inquiry, answer, inquiry, together
 from model.layers import Padding
 from model.necks import NECKS
 from model.postprocess import POSTPROCESSORS
 from model.proposals import PROPOSALS
 from model.roles import Role, declared_roles
-from model.types import Batch, Detections, Memory, Pyramid, QueryGroup, Step
+from model.types import Batch, Detections, Memory, PositiveSelection, Pyramid, QueryGroup, Step
 
 if TYPE_CHECKING:
     from model.groups.positives import PositivesGroup
@@ -157,9 +158,10 @@ class Detector(nn.Module):
         groups = self.query_groups()
         queries = [group.queries(step) for group in groups]
         outputs = self.decoder(queries, memory).split([own.content.shape[1] for own in queries])
-        for group, own, output in zip(groups, queries, outputs, strict=True):
-            losses |= group.losses(output, own, step)
-        losses |= self.queries.losses(step)
+        by_group = zip(groups, queries, outputs, strict=True)
+        asked = [inquiry(group.losses, output, own, step) for group, own, output in by_group]
+        for own_losses in answer(together([*asked, inquiry(self.queries.losses, step)])):
+            losses |= own_losses
         return total_loss(losses, self.loss_weights), losses
 
     def encode(self, batch: Batch) -> tuple[Memory, Callable[[int], Tensor | None]]:
@@ -185,17 +187,27 @@ class Detector(nn.Module):
     def _train_heads(self, step: Step) -> dict[str, Tensor]:
         """The heads' losses; leaves their pyramid and their positives in `step`."""
         losses: dict[str, Tensor] = {}
-        with_losses, targets = self.config.auxiliary_loss, step.batch.targets
-        if not len(self.heads) or not (with_losses or len(self.positive_queries)):
+        if not len(self.heads) or not (self.config.auxiliary_loss or len(self.positive_queries)):
             return losses
         step.pyramid = self.pyramid(step.memory, step.batch, step.mask_at)
-        for name, head in self.named_heads():
-            own, positives = head.train_step(step.pyramid, targets, with_losses=with_losses)
+        asked = [self._train_head(name, step) for name, _ in self.named_heads()]
+        for (name, _), (own, selection) in zip(self.named_heads(), answer(together(asked)), strict=True):
             losses |= {f"{name}/{term}": value for term, value in own.items()}
-            if len(self.positive_queries):
-                group = cast("PositivesGroup", self.positive_queries[_module_name(name)])
-                step.positives[name] = group.select(positives, step.pyramid)
+            if selection is not None:
+                step.positives[name] = selection
         return losses
+
+    def _train_head(self, name: str, step: Step) -> Inquiry[tuple[dict[str, Tensor], PositiveSelection | None]]:
+        """A head's losses, and its customised queries if it has any."""
+        assert step.pyramid is not None
+        head, with_losses = cast("AuxiliaryHead", self.heads[_module_name(name)]), self.config.auxiliary_loss
+        given = step.pyramid, step.batch.targets
+        losses, positives = yield from inquiry(head.train_step, *given, with_losses=with_losses)
+        if not len(self.positive_queries):
+            return losses, None
+        group = cast("PositivesGroup", self.positive_queries[_module_name(name)])
+        selection = yield from inquiry(group.select, positives, step.pyramid)
+        return losses, selection
 
     # ---- inference ------------------------------------------------------------------------------------------------
 

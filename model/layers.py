@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.constants import constant
 from model.gather import gather
 from model.linear import Conv2d
 from model.types import Batch, padding_mask
@@ -116,9 +115,7 @@ class Padding:
     def __init__(self, batch: Batch, official: bool = False):
         self.batch = batch
         self.height, self.width = batch.images.shape[-2:]
-        self.any = bool(
-            (batch.valid_hw != constant((self.height, self.width), batch.valid_hw, batch.valid_hw.dtype)).any()
-        )
+        self.any = batch.is_padded()
         self.exact = self.any and not official
         self._masks: dict[int, Tensor] = {}
 

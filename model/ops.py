@@ -105,10 +105,15 @@ def nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float
     """
     boxes, labels = _boxes_and_labels(boxes_xyxy, scores, labels)
     order = scores.argsort(descending=True, stable=True)
-    boxes, labels = boxes[order], labels[order]
-    if _compiled(boxes):
-        return order[torch.ops.codetr.nms.default(boxes, labels, iou_threshold)]
-    return order[ops_reference.nms(boxes, labels, iou_threshold)]
+    return order[survivors(boxes[order], labels[order], iou_threshold)]
+
+
+def survivors(boxes_xyxy: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
+    """[N] bool, which boxes `nms` keeps of [N, 4] that come by descending score; at least float32."""
+    if _compiled(boxes_xyxy):
+        keep: Tensor = torch.ops.codetr.nms.default(boxes_xyxy, labels, iou_threshold)
+        return keep
+    return ops_reference.nms(boxes_xyxy, labels, iou_threshold)
 
 
 def soft_nms(

@@ -36,6 +36,7 @@ class Targets:
     # [B, G, MASK_CELLS, MASK_CELLS] uint8, the covered share of each cell of the box's own grid in 255ths. Independent
     # of the image's size, so that resizing leaves it alone and a batch stays small. None: nobody asked for masks.
     masks: Tensor | None = None
+    counts: tuple[int, ...] | None = None  # ground truths of each image; None: the host does not know them yet
 
     @property
     def valid(self) -> Tensor:
@@ -46,6 +47,10 @@ class Targets:
     def num_boxes(self) -> Tensor:
         """[B] int64, ground truths of each image."""
         return self.valid.sum(1)
+
+    def host_counts(self) -> tuple[int, ...]:
+        """Ground truths of each image, on the host; it waits for the device where they did not come with the batch."""
+        return tuple(self.num_boxes.tolist()) if self.counts is None else self.counts
 
     def boxes_cxcywh(self, valid_hw: Tensor) -> Tensor:
         """[B, G, 4] normalised by each image's valid size `valid_hw` [B, 2]."""
@@ -58,11 +63,14 @@ class Targets:
         """The same on another device."""
         masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
         boxes, labels = (values.to(device, non_blocking=True) for values in (self.boxes_xyxy, self.labels))
-        return Targets(boxes, labels, masks)
+        return Targets(boxes, labels, masks, self.host_counts())
 
     def of_images(self, index: slice | list[int]) -> Targets:
         """The same for some of the images."""
-        return Targets(self.boxes_xyxy[index], self.labels[index], None if self.masks is None else self.masks[index])
+        masks, counts = None if self.masks is None else self.masks[index], self.counts
+        if counts is not None:
+            counts = counts[index] if isinstance(index, slice) else tuple(counts[image] for image in index)
+        return Targets(self.boxes_xyxy[index], self.labels[index], masks, counts)
 
     @classmethod
     def stack(
@@ -101,18 +109,28 @@ class Batch:
     image_ids: tuple[int, ...] = ()  # COCO image ids
     original_hw: Tensor | None = None  # [B, 2] int64, sizes in the data set, for rescaling detections
     share: Share | None = None  # of a larger batch whose other images other ranks have; None: this is all of it
+    padded: bool | None = None  # is an image smaller than the batch? None: the host does not know yet
 
     @property
     def padding_mask(self) -> Tensor:
         """[B, H, W] bool, True = padding."""
         return padding_mask(self.valid_hw, self.images.shape[-2], self.images.shape[-1])
 
+    def is_padded(self) -> bool:
+        """Is an image smaller than the batch? The host waits for the device where the batch does not say it."""
+        if self.padded is not None:
+            return self.padded
+        height, width = self.images.shape[-2:]
+        return self.valid_hw.tolist() != [[height, width]] * len(self.valid_hw)
+
     def to(self, device: torch.device | str) -> Batch:
         """The same on another device, where bytes are normalised; `original_hw` stays on the CPU, for detections."""
         images, valid_hw = (values.to(device, non_blocking=True) for values in (self.images, self.valid_hw))
         if images.dtype == torch.uint8:
             images = normalise(images, padding_mask(valid_hw, *images.shape[-2:]))
-        return replace(self, images=images, valid_hw=valid_hw, targets=self.targets.to(device))
+        return replace(
+            self, images=images, valid_hw=valid_hw, targets=self.targets.to(device), padded=self.is_padded()
+        )
 
 
 @dataclass(frozen=True)
@@ -226,6 +244,9 @@ class Positives:
     gt_index: Tensor  # [B, N] int64, 0-based ground truth, BACKGROUND or IGNORED
     token_index: Tensor | None = None  # [N] int64 into `Pyramid.tokens()`
     features: Tensor | None = None  # [B, N, D]
+    # Of each image, where the host knows it: its positives, and its candidates that are not IGNORED. With features,
+    # positives must come first then, and IGNORED ones last.
+    counts: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)

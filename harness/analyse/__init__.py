@@ -143,7 +143,7 @@ def _gather(
             torch.manual_seed(0)
             for done, cpu_batch in enumerate(loader.epoch(0), 1):
                 batch = cpu_batch.to(device)
-                with_objects = [row for row, count in enumerate(batch.targets.num_boxes.tolist()) if count]
+                with_objects = [row for row, count in enumerate(batch.targets.host_counts()) if count]
                 rows = with_objects[: NUM_EXAMPLES - len(examples)]
                 examples |= {batch.image_ids[row]: _example(dataset, place, cpu_batch, row) for row in rows}
                 root = feed.encode(detector, batch)

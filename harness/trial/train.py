@@ -53,20 +53,27 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * learning_rate_factor(step, total_steps, steps_per_epoch, config)
     optimizer.zero_grad(set_to_none=True)
-    sums: dict[str, float] = {}
+    names, values = [], []
     for batch in batches:
         mixed = torch.autocast(batch.images.device.type, torch.bfloat16, enabled=config.precision == "bf16")
         with mixed, ranks.sharing(batch.share):
             total, losses = _forward(detector, batch, step)
-        values = _check_finite(total, losses, step, batch.image_ids)
+        names.append(["total", *losses])
+        values.append(torch.stack([total.detach().float(), *(loss.detach().float() for loss in losses.values())]))
         borrowed = batch.share is not None and batch.share.borrowed
         (0 * total if borrowed else total / len(batches)).backward()
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + (0.0 if borrowed else value / len(batches))
-    sums = ranks.add(sums)
     ranks.add_gradients(detector.parameters())
     norm = torch.nn.utils.clip_grad_norm_(detector.parameters(), config.clip_grad_norm or math.inf)
-    if not torch.isfinite(norm):
+    # All that the host must know of the step, with one copy: nothing waits for the device before.
+    numbers = iter(torch.cat([*values, norm.detach().float()[None]]).tolist())
+    sums: dict[str, float] = {}
+    for batch, terms in zip(batches, names, strict=True):
+        found = _check_finite({term: next(numbers) for term in terms}, step, batch.image_ids)
+        borrowed = batch.share is not None and batch.share.borrowed
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + (0.0 if borrowed else value / len(batches))
+    sums = ranks.add(sums)
+    if not math.isfinite(next(numbers)):
         own = [image for batch in batches for image in batch.image_ids]
         images = [image for images in ranks.gather(own) for image in images] or own
         raise NonFiniteLoss(f"the gradient is not finite at step {step}, images {images}; losses were {_short(sums)}")
@@ -81,11 +88,8 @@ def _forward(detector: Detector, batch: Batch, step: int) -> tuple[Tensor, dict[
         raise NonFiniteLoss(f"{error} (step {step}, images {list(batch.image_ids)})") from error
 
 
-def _check_finite(total: Tensor, losses: dict[str, Tensor], step: int, image_ids: tuple[int, ...]) -> dict[str, float]:
-    """The losses as numbers, with one transfer for all."""
-    names = ["total", *losses]
-    values = torch.stack([total.detach().float(), *(loss.detach().float() for loss in losses.values())]).tolist()
-    numbers = dict(zip(names, values, strict=True))
+def _check_finite(numbers: dict[str, float], step: int, image_ids: tuple[int, ...]) -> dict[str, float]:
+    """The same losses, if they are finite."""
     bad = [name for name, value in numbers.items() if not math.isfinite(value) and name != "total"]
     if bad or not math.isfinite(numbers["total"]):
         finite = {name: value for name, value in numbers.items() if math.isfinite(value)}

@@ -17,6 +17,7 @@ from torch import Tensor
 from model.assign.configs import HungarianConfig
 from model.boxes import added_area, cxcywh_to_xyxy, giou_pairwise, size_whwh
 from model.config import LossWeights
+from model.inquiry import Inquiry, asking, inquiry
 from model.overlaps import images_at_once
 from model.types import BACKGROUND, Targets
 
@@ -32,15 +33,17 @@ class Hungarian:
         self.log_epsilon = config.log_epsilon
         self.weights = replace(weights, **{term: weight for term, weight in own.items() if weight is not None})
 
+    @asking
     def __call__(
         self, logits: Tensor, boxes_cxcywh: Tensor, targets: Targets, valid_hw: Tensor, excluded: Tensor | None = None
-    ) -> Tensor:
+    ) -> Inquiry[Tensor]:
         """See the contract, and `match`."""
-        return match(
-            logits, boxes_cxcywh, targets, valid_hw, self.weights, excluded=excluded, log_epsilon=self.log_epsilon
-        )
+        given, options = (logits, boxes_cxcywh, targets, valid_hw, self.weights), {"log_epsilon": self.log_epsilon}
+        gt_index = yield from inquiry(match, *given, excluded=excluded, **options)
+        return gt_index
 
 
+@asking
 @torch.no_grad()
 def match(
     logits: Tensor,
@@ -51,7 +54,7 @@ def match(
     *,
     excluded: Tensor | None = None,
     log_epsilon: float = LOG_EPSILON,
-) -> Tensor:
+) -> Inquiry[Tensor]:
     """Match every layer's queries with the ground truths of their image.
 
     Args:
@@ -71,13 +74,14 @@ def match(
         FloatingPointError: a cost is not finite; names the layers and images.
     """
     num_layers, num_images, num_queries, _ = logits.shape
-    counts = targets.num_boxes.tolist()
-    gt_index = torch.full((num_layers, num_images, num_queries), BACKGROUND)
+    counts = targets.host_counts()
     if num_queries == 0 or max(counts, default=0) == 0:
-        return gt_index.to(logits.device)
-    costs = matching_costs(logits, boxes_cxcywh, targets, valid_hw, weights, log_epsilon).cpu().numpy()
-    queries = np.arange(num_queries)
-    allowed = [queries] * num_images if excluded is None else [queries[~row] for row in excluded.cpu().numpy()]
+        yield (logits.new_empty(0),)  # every share of a batch asks
+        return torch.full((num_layers, num_images, num_queries), BACKGROUND, device=logits.device)
+    question = [matching_costs(logits, boxes_cxcywh, targets, valid_hw, weights, log_epsilon)]
+    costs, *rest = (tensor.numpy() for tensor in (yield (*question, *([] if excluded is None else [excluded]))))
+    queries, gt_index = np.arange(num_queries), torch.full((num_layers, num_images, num_queries), BACKGROUND)
+    allowed = [queries[~row] for row in rest[0]] if rest else [queries] * num_images
     indices = [(layer, image) for layer in range(num_layers) for image in range(num_images)]
     problems = [costs[layer, image, allowed[image], : counts[image]] for layer, image in indices]
     _check_finite(indices, problems)

@@ -14,7 +14,7 @@ one. It is a module and has
   queries see which, the groups say (`model.attention.Visibility`; what becomes of a query that sees nobody is nobody's
   concern, but stays finite). A decoder that makes no positions raises `ValueError` for a group without. With `look`,
   `DecoderOutput.looked_at` tells where the queries of the last layer looked.
-- `official_from_the_start`: its first weights and those of what comes with it are the official ones anyway, and not only
+- `official_from_the_start`: its first weights and those of what comes with it are official anyway, and not only
   with `DetectorConfig.first_weights`.
 
 Boxes and references are normalised by the valid size and stay in fp32 under autocast.

@@ -12,6 +12,8 @@ decoder, in one pass. `GROUPS.build(config, name=…, objective=…)`: the name 
   and so that those of the shares of a batch add up (`model.share.total`);
 - `loss_weights() → dict`: the weight of each of these losses, by the same names.
 
+Where `losses` must know numbers of the device, as matching does, it asks (`model.inquiry`): one copy answers all.
+
 Its `Config` may have
 
 - `num_proposals`, how many it takes by `step.proposals.take`, or `num_replicas`, how many times as many as the original

@@ -17,7 +17,7 @@ from model.groups.configs import DenoisingConfig
 from model.linear import Linear
 from model.position import box_position_encoding
 from model.share import largest, rand
-from model.slices import per_image, slice_largest
+from model.slices import largest_of_slices, per_image, slice_largest
 from model.types import BACKGROUND, DecoderOutput, QueryGroup, Step, Targets
 
 REFERENCE_EPSILON = 1e-3  # official: noised boxes come no nearer to 0 or 1, and no side becomes shorter
@@ -102,14 +102,14 @@ class DenoisingGroup(nn.Module):
     def _layout(self, targets: Targets) -> _Layout:
         """Which object each query is made of."""
         images, batch, device = self.slice_images, len(targets.labels), targets.labels.device
-        most = slice_largest(targets.num_boxes, images)
-        counts = most.tolist() if images else [largest(int(most))]
+        counts = largest_of_slices(targets.host_counts(), images)
+        counts = counts if images else [largest(counts[0])]
         blocks = [max(self.config.number // max(count, 1), 1) for count in counts]
         lengths = [2 * count * number for count, number in zip(counts, blocks, strict=True)]
         place = torch.arange(largest(max(lengths)) if images else lengths[0], device=device)  # [Q]
-        count, length = (
-            per_image(torch.tensor(numbers, device=device), images, batch)[:, None] for numbers in (counts, lengths)
-        )
+        most = slice_largest(targets.num_boxes, images) if images else torch.full((1,), counts[0], device=device)
+        count = per_image(most, images, batch)[:, None]  # the same numbers where the device has them
+        length = 2 * count * (self.config.number // count.clamp(min=1)).clamp(min=1)
         block, within = place // (2 * count).clamp(min=1), place % (2 * count).clamp(min=1)
         return _Layout(
             objects=within % count.clamp(min=1),

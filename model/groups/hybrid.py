@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from model.criterion import Objective, by_layer, layer_weights, set_losses
 from model.groups.configs import HybridConfig
+from model.inquiry import Inquiry, asking, inquiry
 from model.types import BACKGROUND, DecoderOutput, QueryGroup, Step, Targets
 
 
@@ -20,22 +21,24 @@ class HybridGroup(nn.Module):
         """The next ranks."""
         return step.proposals.take(self.config.number)
 
-    def assign(self, output: DecoderOutput, step: Step) -> Tensor:
+    @asking
+    def assign(self, output: DecoderOutput, step: Step) -> Inquiry[Tensor]:
         """[N, B, Q] ground truth of each query or BACKGROUND: as if every object were there `repeats` times."""
         targets, repeats = step.batch.targets, self.config.repeats
         # The copies of an object stand side by side, so that padding rows stay behind all of them.
         boxes, labels = (values.repeat_interleave(repeats, 1) for values in (targets.boxes_xyxy, targets.labels))
-        copies = Targets(boxes, labels)
-        chosen = self.objective.assign(output.logits, output.boxes_cxcywh, copies, step.batch.valid_hw)
+        copies = Targets(boxes, labels, counts=tuple(repeats * count for count in targets.host_counts()))
+        chosen = yield from self.objective.inquire(output.logits, output.boxes_cxcywh, copies, step.batch.valid_hw)
         return (chosen // repeats).where(chosen >= 0, BACKGROUND)
 
-    def losses(self, output: DecoderOutput, queries: QueryGroup, step: Step) -> dict[str, Tensor]:
+    @asking
+    def losses(self, output: DecoderOutput, queries: QueryGroup, step: Step) -> Inquiry[dict[str, Tensor]]:
         """`<name>.<layer>/<term>`; the sums are divided by all copies of the objects, also those that no query has."""
         targets = step.batch.targets
         losses = set_losses(
             output.logits,
             output.boxes_cxcywh,
-            self.assign(output, step),
+            (yield from inquiry(self.assign, output, step)),
             targets,
             step.batch.valid_hw,
             classification=self.objective.classification,

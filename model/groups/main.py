@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from model.criterion import Objective, by_layer, layer_weights, set_losses
 from model.groups.configs import MainConfig
+from model.inquiry import Inquiry, asking
 from model.types import DecoderOutput, QueryGroup, Step
 
 
@@ -20,10 +21,11 @@ class MainGroup(nn.Module):
         """The best ranks."""
         return step.proposals.take(self.num_queries)
 
-    def losses(self, output: DecoderOutput, queries: QueryGroup, step: Step) -> dict[str, Tensor]:
+    @asking
+    def losses(self, output: DecoderOutput, queries: QueryGroup, step: Step) -> Inquiry[dict[str, Tensor]]:
         """`<name>.<layer>/<term>`."""
         targets, valid_hw = step.batch.targets, step.batch.valid_hw
-        gt_index = self.objective.assign(output.logits, output.boxes_cxcywh, targets, valid_hw)
+        gt_index = yield from self.objective.inquire(output.logits, output.boxes_cxcywh, targets, valid_hw)
         losses = set_losses(
             output.logits,
             output.boxes_cxcywh,

@@ -11,10 +11,11 @@ from model.boxes import inverse_sigmoid, xyxy_to_cxcywh
 from model.criterion import Objective, by_layer, layer_weights, set_losses
 from model.gather import rows
 from model.groups.configs import PositivesConfig
+from model.inquiry import Inquiry, asking, counted, inquiry
 from model.linear import Linear
 from model.position import box_position_encoding
 from model.share import largest, rand, smallest
-from model.slices import per_image, slice_largest
+from model.slices import largest_of_slices, per_image, slice_largest
 from model.types import BACKGROUND, IGNORED, DecoderOutput, Positives, PositiveSelection, Pyramid, QueryGroup, Step
 
 
@@ -45,10 +46,11 @@ class PositivesGroup(nn.Module):
         embedding = nn.Parameter(torch.zeros(1 if self.official else channels)) if embedded else None
         self.register_parameter("head_embedding", embedding)
 
-    def select(self, positives: Positives, pyramid: Pyramid) -> PositiveSelection:
+    @asking
+    def select(self, positives: Positives, pyramid: Pyramid) -> Inquiry[PositiveSelection]:
         """The candidates that become queries of this step."""
-        options = {"official": self.official, "images": self.slice_images}
-        return select_positives(positives, pyramid, *self.limits, **options)
+        given = positives, pyramid, *self.limits
+        return inquiry(select_positives, *given, official=self.official, images=self.slice_images)
 
     def queries(self, step: Step) -> QueryGroup:
         """P queries whose references are the positives' own boxes."""
@@ -96,25 +98,37 @@ class PositivesGroup(nn.Module):
         return layer_weights(f"queries.{self.name}", self.objective.config, self.objective.config.lambda1)
 
 
-def cut_to_shortest(positives: Positives, images: int = 0) -> Positives:
+@asking
+def cut_to_shortest(positives: Positives, images: int = 0) -> Inquiry[Positives]:
     """Only as many candidates as every image has, where each has features of its own (official, for R-CNN).
 
     With slices of so many `images`, as every image of the slice has; what is cut counts as ignored then.
     """
     if positives.features is None:
         return positives
-    regions = (positives.gt_index != IGNORED).sum(1)
+    counts = positives.counts or (yield from counted(positives.gt_index))
     number = positives.gt_index.shape[1]
+    missing = largest_of_slices([number - regions for _, regions in counts], images)
     if images:
+        regions = (positives.gt_index != IGNORED).sum(1)
         fewest = number - per_image(slice_largest(number - regions, images), images, len(regions))
         cut = torch.arange(number, device=regions.device) >= fewest[:, None]
-        return replace(positives, gt_index=positives.gt_index.masked_fill(cut, IGNORED))
-    count = smallest(int(regions.min()))
-    return Positives(
-        positives.boxes_xyxy[:, :count], positives.gt_index[:, :count], features=positives.features[:, :count]
-    )
+        lengths = [number - missing[image // images] for image in range(len(counts))]
+        short = replace(positives, gt_index=positives.gt_index.masked_fill(cut, IGNORED))
+    else:
+        count = smallest(number - missing[0])
+        lengths = [count] * len(counts)
+        boxes, gt_index, features = (
+            values[:, :count] for values in (positives.boxes_xyxy, positives.gt_index, positives.features)
+        )
+        short = replace(positives, boxes_xyxy=boxes, gt_index=gt_index, features=features)
+    if positives.counts is None:
+        return short
+    pairs = zip(counts, lengths, strict=True)
+    return replace(short, counts=tuple((min(own, most), min(regions, most)) for (own, regions), most in pairs))
 
 
+@asking
 def select_positives(
     positives: Positives,
     pyramid: Pyramid,
@@ -123,7 +137,7 @@ def select_positives(
     priority: Tensor | None = None,
     official: bool = False,
     images: int = 0,
-) -> PositiveSelection:
+) -> Inquiry[PositiveSelection]:
     """Choose P candidates per image: the largest number of positives in its slice, clamped to [minimum, maximum].
 
     Images with more positives keep a random P of them; images with fewer are filled with random negatives of the
@@ -141,14 +155,15 @@ def select_positives(
         images: of a slice; 0: the whole batch, over all ranks.
     """
     if official:
-        positives = cut_to_shortest(positives, images)
+        positives = yield from inquiry(cut_to_shortest, positives, images)
+    counts = positives.counts or (yield from counted(positives.gt_index))
     gt_index = positives.gt_index
     is_positive = gt_index >= 0
-    most = slice_largest(is_positive.sum(1), images)
-    if not images:
-        most = most.new_full((1,), largest(int(most)))
+    numbers = largest_of_slices([own for own, _ in counts], images)
+    numbers = numbers if images else [largest(numbers[0])]
+    most = slice_largest(is_positive.sum(1), images) if images else gt_index.new_full((1,), numbers[0])
     wanted = per_image(most.clamp(minimum, maximum), images, len(gt_index))  # [B]
-    count = min(int(wanted.max()), gt_index.shape[1])
+    count = min(max(minimum, min(max(numbers), maximum)), gt_index.shape[1])
     if priority is None:
         priority = rand(gt_index.shape, gt_index.device)
     rank = priority + is_positive  # positives in [1, 2), negatives in [0, 1)

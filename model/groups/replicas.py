@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from model.criterion import Objective, by_layer, layer_weights, set_losses
 from model.groups.configs import ReplicasConfig
+from model.inquiry import Inquiry, asking, inquiry
 from model.types import DecoderOutput, QueryGroup, Step
 
 
@@ -25,20 +26,21 @@ class ReplicasGroup(nn.Module):
         number, num_queries = self.config.number, self.objective.config.num_queries
         return replace(step.proposals.take(number * num_queries), blocks=(num_queries,) * number)
 
-    def assign(self, output: DecoderOutput, step: Step) -> Tensor:
+    @asking
+    def assign(self, output: DecoderOutput, step: Step) -> Inquiry[Tensor]:
         """[N, B, Q] ground truth of each query or BACKGROUND: each block is matched as if it were alone."""
         targets, valid_hw = step.batch.targets, step.batch.valid_hw
-        return self.objective.assign_blocks(
-            output.logits, output.boxes_cxcywh, targets, valid_hw, blocks=self.config.number
-        )
+        queries = output.logits, output.boxes_cxcywh
+        return inquiry(self.objective.assign_blocks, *queries, targets, valid_hw, blocks=self.config.number)
 
-    def losses(self, output: DecoderOutput, queries: QueryGroup, step: Step) -> dict[str, Tensor]:
+    @asking
+    def losses(self, output: DecoderOutput, queries: QueryGroup, step: Step) -> Inquiry[dict[str, Tensor]]:
         """`<name>.<layer>/<term>`, the mean over the groups."""
         targets = step.batch.targets
         losses = set_losses(
             output.logits,
             output.boxes_cxcywh,
-            self.assign(output, step),
+            (yield from inquiry(self.assign, output, step)),
             targets,
             step.batch.valid_hw,
             classification=self.objective.classification,

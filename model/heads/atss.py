@@ -17,6 +17,7 @@ from model.boxes import decode_deltas
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
 from model.heads.configs import ATSSConfig
+from model.inquiry import Inquiry, asking, counted
 from model.layers import zero_padding
 from model.losses import binary_cross_entropy, centerness_of_anchors, giou_loss, sigmoid_focal_loss, weighted_mean
 from model.share import total
@@ -89,23 +90,31 @@ class ATSSHead(AuxiliaryHead):
         anchors, areas = self.anchors(pyramid), dense.level_areas(pyramid)
         return assign_atss(anchors, areas, targets, top_k=self.config.top_k, valid=dense.flags_of(pyramid))[0]
 
+    @asking
     def train_step(
         self, pyramid: Pyramid, targets: Targets, *, with_losses: bool
-    ) -> tuple[dict[str, Tensor], Positives]:
+    ) -> Inquiry[tuple[dict[str, Tensor], Positives]]:
         """Losses "classification", "boxes", "centerness"; positives are anchors."""
         anchors = self.anchors(pyramid)
         gt_index = self.assign(pyramid, targets)
-        losses = self._losses(self(pyramid), anchors, gt_index, targets) if with_losses else {}
+        predictions = self(pyramid) if with_losses else None
+        counts = yield from counted(gt_index)
+        losses = (
+            {}
+            if predictions is None
+            else self._losses(predictions, anchors, dense.matches_of(gt_index, targets, counts), gt_index)
+        )
         boxes = anchors.expand(len(gt_index), -1, -1)
         if pyramid.masks[0] is None:  # official: boxes without area serve as background among the queries
             ignored = gt_index == IGNORED
             boxes, gt_index = boxes.masked_fill(ignored[..., None], 0.0), gt_index.masked_fill(ignored, BACKGROUND)
-        return losses, Positives(boxes, gt_index, token_index=torch.arange(len(anchors), device=anchors.device))
+            counts = tuple((positives, len(anchors)) for positives, _ in counts)
+        token_index = torch.arange(len(anchors), device=anchors.device)
+        return losses, Positives(boxes, gt_index, token_index=token_index, counts=counts)
 
     def _losses(
-        self, predictions: Predictions, anchors: Tensor, gt_index: Tensor, targets: Targets
+        self, predictions: Predictions, anchors: Tensor, matches: dense.Matches, gt_index: Tensor
     ) -> dict[str, Tensor]:
-        matches = dense.matches_of(gt_index, targets)
         where = (matches.image, matches.candidate)
         count = dense.num_positives(gt_index)
         focal = sigmoid_focal_loss(predictions.logits, matches.labels)

@@ -6,6 +6,9 @@ metric. A new head is one file here and one line in `HEADS`; heads share by call
 
 Padding: where `pyramid.masks` holds masks, nothing a head gives may depend on what lies behind them, and candidates
 outside an image's valid area are IGNORED. Where it holds None, a head behaves as the official implementation.
+
+A GPU is not waited for: where a head must know how many positives there are, its `train_step` asks (`model.inquiry`),
+and one copy answers all heads. A head that reads numbers by itself, as `nonzero` does, is right and makes a GPU wait.
 """
 
 from __future__ import annotations

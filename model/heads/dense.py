@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from model.anchors import valid_flags
 from model.boxes import clip_boxes
 from model.checks import require
+from model.inquiry import Counts, places
 from model.layers import ConvNorm, zero_padding
-from model.ops import nms
+from model.ops import nms, survivors
 from model.share import total
 from model.types import BACKGROUND, Detections, Pyramid, Targets
 
@@ -92,9 +94,10 @@ def flags_of(pyramid: Pyramid, per_location: int = 1) -> Tensor:
     return valid_flags(pyramid.sizes, pyramid.strides, pyramid.valid_hw, per_location)
 
 
-def matches_of(gt_index: Tensor, targets: Targets) -> Matches:
-    """The positives of `gt_index` [B, A] with what they must predict."""
-    image, candidate = (gt_index >= 0).nonzero(as_tuple=True)
+def matches_of(gt_index: Tensor, targets: Targets, counts: Counts | None = None) -> Matches:
+    """The positives of `gt_index` [B, A] with what they must predict; `counts` of it, or the host waits for them."""
+    number = None if counts is None else sum(positives for positives, _ in counts)
+    image, candidate = places(gt_index >= 0, number)
     gt = gt_index[image, candidate]
     class_labels = targets.labels[image, gt]
     labels = torch.full_like(gt_index, BACKGROUND)
@@ -176,6 +179,24 @@ def best_after_nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, threshold
         if len(keep) >= limit or count >= len(order):
             return keep[:limit]
         count *= 2
+
+
+def places_after_nms(
+    boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, usable: Tensor, threshold: float, limit: int
+) -> Tensor:
+    """[limit] indices of `best_after_nms` among those that are `usable` [N] bool, BACKGROUND in rows beyond them.
+
+    How many there are is not asked: away from the CPU all are compared.
+    """
+    if scores.device.type == "cpu":
+        own = usable.nonzero().squeeze(1)
+        kept = own[best_after_nms(boxes_xyxy[own], scores[own], labels[own], threshold, limit)]
+        return functional.pad(kept, (0, limit - len(kept)), value=BACKGROUND)
+    order = scores.masked_fill(~usable, -torch.inf).argsort(descending=True, stable=True)
+    among = usable[order]
+    keep = survivors(boxes_xyxy[order], labels[order].where(among, -1), threshold) & among
+    first = torch.nonzero_static(keep, size=limit, fill_value=BACKGROUND).squeeze(1)
+    return order[first.clamp(min=0)].where(first >= 0, BACKGROUND)
 
 
 def _best_pairs(probabilities: Tensor, level_sizes: tuple[int, ...]) -> Tensor:

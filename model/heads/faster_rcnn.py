@@ -12,6 +12,7 @@ from torch import Tensor
 from model.heads.base import AuxiliaryHead
 from model.heads.configs import FasterRCNNConfig
 from model.heads.two_stage import TwoStage
+from model.inquiry import Inquiry, asking, inquiry
 from model.types import Detections, Positives, Pyramid, Targets
 
 
@@ -50,11 +51,12 @@ class FasterRCNNHead(AuxiliaryHead):
             "boxes": config.box_weight,
         }
 
+    @asking
     def train_step(
         self, pyramid: Pyramid, targets: Targets, *, with_losses: bool
-    ) -> tuple[dict[str, Tensor], Positives]:
+    ) -> Inquiry[tuple[dict[str, Tensor], Positives]]:
         """Losses of both stages; positives are the sampled proposals with their pooled features."""
-        step = self.stages.step(pyramid, targets, with_losses=with_losses)
+        step = yield from inquiry(self.stages.step, pyramid, targets, with_losses=with_losses)
         return step.losses, step.positives
 
     def detect(self, pyramid: Pyramid, max_detections: int = 100) -> list[Detections]:

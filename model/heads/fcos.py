@@ -18,6 +18,7 @@ from model.boxes import decode_distances, encode_distances
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
 from model.heads.configs import FCOSConfig
+from model.inquiry import Inquiry, asking, counted
 from model.layers import zero_padding
 from model.losses import (
     binary_cross_entropy,
@@ -107,13 +108,20 @@ class FCOSHead(AuxiliaryHead):
             valid=None if pyramid.masks[0] is None else dense.flags_of(pyramid),
         )
 
+    @asking
     def train_step(
         self, pyramid: Pyramid, targets: Targets, *, with_losses: bool
-    ) -> tuple[dict[str, Tensor], Positives]:
+    ) -> Inquiry[tuple[dict[str, Tensor], Positives]]:
         """Losses "classification", "boxes", "centerness"; positives are squares of 8 strides around points."""
         points = self.points(pyramid)
         gt_index = self.assign(pyramid, targets)
-        losses = self._losses(self(pyramid), points, gt_index, targets) if with_losses else {}
+        predictions = self(pyramid) if with_losses else None
+        counts = yield from counted(gt_index)
+        losses = (
+            {}
+            if predictions is None
+            else self._losses(predictions, points, dense.matches_of(gt_index, targets, counts), gt_index)
+        )
         halves = torch.cat(
             [
                 points.new_full((size, 4), QUERY_SIDE / 2 * self.anchor_scale * stride)
@@ -121,12 +129,12 @@ class FCOSHead(AuxiliaryHead):
             ]
         )
         boxes = decode_distances(points, halves).expand(len(gt_index), -1, -1)
-        return losses, Positives(boxes, gt_index, token_index=torch.arange(len(points), device=points.device))
+        token_index = torch.arange(len(points), device=points.device)
+        return losses, Positives(boxes, gt_index, token_index=token_index, counts=counts)
 
     def _losses(
-        self, predictions: Predictions, points: Tensor, gt_index: Tensor, targets: Targets
+        self, predictions: Predictions, points: Tensor, matches: dense.Matches, gt_index: Tensor
     ) -> dict[str, Tensor]:
-        matches = dense.matches_of(gt_index, targets)
         where = (matches.image, matches.candidate)
         count = total(len(matches.image), minimum=1)
         focal = sigmoid_focal_loss(predictions.logits, matches.labels)

@@ -18,6 +18,7 @@ from model.boxes import decode_distances, encode_distances, iou_aligned, xyxy_to
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
 from model.heads.configs import GFLConfig
+from model.inquiry import Inquiry, asking, counted
 from model.layers import zero_padding
 from model.losses import distribution_focal_loss, giou_loss, quality_focal_loss, weighted_mean
 from model.share import total
@@ -91,20 +92,27 @@ class GFLHead(AuxiliaryHead):
         """[..., 1] pixels per bin: the stride, times the scale of the anchors."""
         return anchors_cxcywh[..., 2:3] / ANCHOR_SIDE
 
+    @asking
     def train_step(
         self, pyramid: Pyramid, targets: Targets, *, with_losses: bool
-    ) -> tuple[dict[str, Tensor], Positives]:
+    ) -> Inquiry[tuple[dict[str, Tensor], Positives]]:
         """Losses "classification", "boxes", "distribution"; positives are anchors."""
         anchors = self.anchors(pyramid)
         gt_index = self.assign(pyramid, targets)
-        losses = self._losses(self(pyramid), anchors, gt_index, targets) if with_losses else {}
+        predictions = self(pyramid) if with_losses else None
+        counts = yield from counted(gt_index)
+        losses = (
+            {}
+            if predictions is None
+            else self._losses(predictions, anchors, dense.matches_of(gt_index, targets, counts), gt_index)
+        )
         boxes = anchors.expand(len(gt_index), -1, -1)
-        return losses, Positives(boxes, gt_index, token_index=torch.arange(len(anchors), device=anchors.device))
+        token_index = torch.arange(len(anchors), device=anchors.device)
+        return losses, Positives(boxes, gt_index, token_index=token_index, counts=counts)
 
     def _losses(
-        self, predictions: Predictions, anchors: Tensor, gt_index: Tensor, targets: Targets
+        self, predictions: Predictions, anchors: Tensor, matches: dense.Matches, gt_index: Tensor
     ) -> dict[str, Tensor]:
-        matches = dense.matches_of(gt_index, targets)
         where = (matches.image, matches.candidate)
         anchors, bins = anchors[matches.candidate], predictions.bins[where]  # [P, 4], [P, 4, bins]
         boxes = self.decode(bins, anchors)

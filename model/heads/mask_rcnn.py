@@ -13,6 +13,7 @@ from model.heads.base import AuxiliaryHead
 from model.heads.configs import MaskRCNNConfig
 from model.heads.masks import MaskBranch
 from model.heads.two_stage import TwoStage
+from model.inquiry import Inquiry, asking, inquiry
 from model.types import Detections, Positives, Pyramid, Targets
 
 
@@ -55,11 +56,12 @@ class MaskRCNNHead(AuxiliaryHead):
             "masks": config.mask_weight,
         }
 
+    @asking
     def train_step(
         self, pyramid: Pyramid, targets: Targets, *, with_losses: bool
-    ) -> tuple[dict[str, Tensor], Positives]:
+    ) -> Inquiry[tuple[dict[str, Tensor], Positives]]:
         """Losses of both stages and of the masks; positives as Faster R-CNN's."""
-        step = self.stages.step(pyramid, targets, with_losses=with_losses)
+        step = yield from inquiry(self.stages.step, pyramid, targets, with_losses=with_losses)
         if with_losses:
             step.losses["masks"] = self.masks.loss(step.levels, self.stages.pooling, step.rois, targets)
         return step.losses, step.positives

@@ -58,9 +58,12 @@ class MaskBranch(nn.Module):
         """
         if targets.masks is None:
             raise ValueError("the mask branch needs targets with masks: load the data set with masks")
-        image, row = (rois.gt_index >= 0).nonzero(as_tuple=True)
+        image, row = rois.positives()
         owner, boxes = rois.gt_index[image, row], rois.boxes_xyxy[image, row]
-        logits = self(pooling(levels, image, boxes, self.config.pooled_size), targets.labels[image, owner])
+        level = None if rois.level is None else rois.level[image, row]
+        of_levels = None if rois.counts is None else [positives for positives, _ in rois.counts.levels]
+        pooled = pooling(levels, image, boxes, self.config.pooled_size, level, of_levels)
+        logits = self(pooled, targets.labels[image, owner])
         goal = resample(targets.masks[image, owner], targets.boxes_xyxy[image, owner], boxes, logits.shape[-1])
         loss = binary_cross_entropy(logits, goal >= 0.5 * 255)
         return weighted_mean(loss, None, total(loss.numel(), minimum=1))

@@ -12,12 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.anchor_assignment import assign_by_loss, assign_max_iou
+from model.anchor_assignment import assign_by_loss_and_count, assign_max_iou
 from model.anchors import anchor_grid
 from model.boxes import decode_deltas, iou_aligned
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
 from model.heads.configs import PAAConfig
+from model.inquiry import Inquiry, asking, counted, inquiry
 from model.layers import zero_padding
 from model.losses import binary_cross_entropy, giou_loss, sigmoid_focal_loss, weighted_mean
 from model.share import num_images, total
@@ -79,9 +80,15 @@ class PAAHead(AuxiliaryHead):
         """[A, 4] xyxy pixels."""
         return anchor_grid(pyramid.sizes, self.strides, (self.anchor_side,), device=pyramid.levels[0].device)
 
+    @asking
     @torch.no_grad()
-    def assign(self, predictions: Predictions, pyramid: Pyramid, targets: Targets) -> Tensor:
-        """[B, A] gt_index by what the head predicts; anchors outside the valid area are IGNORED."""
+    def assign_and_count(
+        self, predictions: Predictions, pyramid: Pyramid, targets: Targets
+    ) -> Inquiry[tuple[Tensor, tuple[int, ...]]]:
+        """[B, A] gt_index by what the head predicts, and the positives of each image on the host.
+
+        Anchors outside the valid area are IGNORED.
+        """
         config = self.config
         anchors = self.anchors(pyramid)
         candidate_gt, _ = assign_max_iou(
@@ -92,31 +99,35 @@ class PAAHead(AuxiliaryHead):
             min_best_iou=0.0,
             valid=dense.flags_of(pyramid),
         )
-        matches = dense.matches_of(candidate_gt, targets)
+        counts = yield from counted(candidate_gt)
+        matches = dense.matches_of(candidate_gt, targets, counts)
         where = (matches.image, matches.candidate)
         boxes = decode_deltas(anchors[matches.candidate], predictions.deltas[where], DELTA_STDS)
         focal = sigmoid_focal_loss(predictions.logits[where], matches.class_labels).sum(-1)
         loss = config.classification_weight * focal + config.box_weight * giou_loss(boxes, matches.boxes_xyxy)
         losses = torch.zeros_like(predictions.iou).index_put(where, loss)
-        areas, num_gts = dense.level_areas(pyramid), targets.labels.shape[1]
-        return assign_by_loss(candidate_gt, losses, areas, num_gts, top_k=config.top_k)
+        given = candidate_gt, losses, dense.level_areas(pyramid), targets.labels.shape[1]
+        found = yield from inquiry(assign_by_loss_and_count, *given, top_k=config.top_k)
+        return found
 
+    @asking
     def train_step(
         self, pyramid: Pyramid, targets: Targets, *, with_losses: bool
-    ) -> tuple[dict[str, Tensor], Positives]:
+    ) -> Inquiry[tuple[dict[str, Tensor], Positives]]:
         """Losses "classification", "boxes", "iou"; positives are anchors, and need the predictions either way."""
         anchors = self.anchors(pyramid)
         with torch.set_grad_enabled(with_losses and torch.is_grad_enabled()):
             predictions = self(pyramid)
-        gt_index = self.assign(predictions, pyramid, targets)
-        losses = self._losses(predictions, anchors, gt_index, targets) if with_losses else {}
-        boxes = anchors.expand(len(gt_index), -1, -1)
-        return losses, Positives(boxes, gt_index, token_index=torch.arange(len(anchors), device=anchors.device))
+        gt_index, positives = yield from inquiry(self.assign_and_count, predictions, pyramid, targets)
+        counts = tuple((number, len(anchors)) for number in positives)
+        matches = dense.matches_of(gt_index, targets, counts)
+        losses = self._losses(predictions, anchors, matches, gt_index) if with_losses else {}
+        boxes, token_index = anchors.expand(len(gt_index), -1, -1), torch.arange(len(anchors), device=anchors.device)
+        return losses, Positives(boxes, gt_index, token_index=token_index, counts=counts)
 
     def _losses(
-        self, predictions: Predictions, anchors: Tensor, gt_index: Tensor, targets: Targets
+        self, predictions: Predictions, anchors: Tensor, matches: dense.Matches, gt_index: Tensor
     ) -> dict[str, Tensor]:
-        matches = dense.matches_of(gt_index, targets)
         where = (matches.image, matches.candidate)
         count = total(len(matches.image), minimum=1)
         per_image = total(len(matches.image), minimum=num_images(len(gt_index)))
@@ -149,4 +160,6 @@ class PAAHead(AuxiliaryHead):
     def score_positives(self, pyramid: Pyramid, targets: Targets) -> Tensor:
         """[B, G]; see the contract."""
         predictions = self(pyramid)
-        return dense.mean_positive_logit(predictions.logits, self.assign(predictions, pyramid, targets), targets)
+        return dense.mean_positive_logit(
+            predictions.logits, self.assign_and_count(predictions, pyramid, targets)[0], targets
+        )

@@ -18,6 +18,7 @@ from model.boxes import decode_deltas, encode_deltas
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
 from model.heads.configs import RetinaNetConfig
+from model.inquiry import Inquiry, asking, counted
 from model.layers import zero_padding
 from model.losses import giou_loss, l1_loss, sigmoid_focal_loss, weighted_mean
 from model.types import IGNORED, Detections, Positives, Pyramid, Targets
@@ -89,20 +90,27 @@ class RetinaNetHead(AuxiliaryHead):
             valid=dense.flags_of(pyramid, PER_LOCATION),
         )[0]
 
+    @asking
     def train_step(
         self, pyramid: Pyramid, targets: Targets, *, with_losses: bool
-    ) -> tuple[dict[str, Tensor], Positives]:
+    ) -> Inquiry[tuple[dict[str, Tensor], Positives]]:
         """Losses "classification" and "boxes"; positives are anchors."""
         anchors = self.anchors(pyramid)
         gt_index = self.assign(pyramid, targets)
-        losses = self._losses(self(pyramid), anchors, gt_index, targets) if with_losses else {}
+        predictions = self(pyramid) if with_losses else None
+        counts = yield from counted(gt_index)
+        losses = (
+            {}
+            if predictions is None
+            else self._losses(predictions, anchors, dense.matches_of(gt_index, targets, counts), gt_index)
+        )
         token_index = torch.arange(len(anchors), device=anchors.device) // PER_LOCATION
-        return losses, Positives(anchors.expand(len(gt_index), -1, -1), gt_index, token_index=token_index)
+        boxes = anchors.expand(len(gt_index), -1, -1)
+        return losses, Positives(boxes, gt_index, token_index=token_index, counts=counts)
 
     def _losses(
-        self, predictions: Predictions, anchors: Tensor, gt_index: Tensor, targets: Targets
+        self, predictions: Predictions, anchors: Tensor, matches: dense.Matches, gt_index: Tensor
     ) -> dict[str, Tensor]:
-        matches = dense.matches_of(gt_index, targets)
         count = dense.num_positives(gt_index)
         focal = sigmoid_focal_loss(predictions.logits, matches.labels)
         anchors = anchors[matches.candidate]

@@ -6,6 +6,7 @@ of features (`RoIPooling`), and the fully connected layers (`BoxBranch`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from model.anchor_assignment import assign_max_iou
 from model.boxes import decode_deltas
 from model.heads.configs import RoIConfig
 from model.heads.rpn import Proposals
+from model.inquiry import Inquiry, places
 from model.layers import repeat_edge
 from model.linear import Linear
 from model.losses import giou_loss, softmax_cross_entropy, weighted_mean
@@ -26,15 +28,31 @@ from model.types import BACKGROUND, IGNORED, Pyramid, Targets
 DELTA_STDS = (0.1, 0.1, 0.2, 0.2)
 
 
+class RoICounts(NamedTuple):
+    """How many regions of a kind there are."""
+
+    images: tuple[tuple[int, int], ...]  # of each image: positives, boxes
+    levels: tuple[tuple[int, int], ...]  # of each level of the pooling
+
+
 class RoIs(NamedTuple):
     """Boxes of a batch with their ground truth: positives first, then background, then rows without a box."""
 
     boxes_xyxy: Tensor  # [B, N, 4] pixels
     gt_index: Tensor  # [B, N] int64, 0-based ground truth, BACKGROUND, or IGNORED where there is no box
+    level: Tensor | None = None  # [B, N] the pooling's level of each box, see `RoIPooling`
+    counts: RoICounts | None = None  # what the host knows; None: it waits where it must know
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """(image, row) [R] of every box."""
-        image, row = (self.gt_index != IGNORED).nonzero(as_tuple=True)
+        number = None if self.counts is None else sum(boxes for _, boxes in self.counts.images)
+        image, row = places(self.gt_index != IGNORED, number)
+        return image, row
+
+    def positives(self) -> tuple[Tensor, Tensor]:
+        """(image, row) [R] of every positive one."""
+        number = None if self.counts is None else sum(positives for positives, _ in self.counts.images)
+        image, row = places(self.gt_index >= 0, number)
         return image, row
 
 
@@ -49,9 +67,9 @@ def candidates(proposals: Proposals, targets: Targets, positive_iou: float) -> R
 
 def sample_rois(proposals: Proposals, targets: Targets, config: RoIConfig) -> RoIs:
     """What the second stage is trained on: ground truths are added to the proposals (official)."""
-    boxes, gt_index = candidates(proposals, targets, config.positive_iou)
-    chosen = sample(gt_index, config.num_samples, config.positive_fraction)
-    return RoIs(boxes.gather(1, chosen.candidate[..., None].expand(-1, -1, 4)), chosen.gt_index)
+    all_rois = candidates(proposals, targets, config.positive_iou)
+    chosen = sample(all_rois.gt_index, config.num_samples, config.positive_fraction)
+    return RoIs(all_rois.boxes_xyxy.gather(1, chosen.candidate[..., None].expand(-1, -1, 4)), chosen.gt_index)
 
 
 class RoIPooling:
@@ -70,15 +88,38 @@ class RoIPooling:
             return list(maps)
         return [repeat_edge(level, pyramid.valid_hw, stride) for level, stride in zip(maps, self.strides, strict=True)]
 
-    def __call__(self, levels: list[Tensor], image: Tensor, boxes_xyxy: Tensor, size: int) -> Tensor:
-        """[R, D, size, size] features of boxes [R, 4] in images [R], at least float32."""
-        side = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clamp(min=0).prod(-1).sqrt()
-        target = torch.log2(side / self.finest_scale + 1e-6).floor().clamp(0, len(levels) - 1)
+    def level_of(self, boxes_xyxy: Tensor) -> Tensor:
+        """[...] of boxes [..., 4]."""
+        side = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp(min=0).prod(-1).sqrt()
+        return torch.log2(side / self.finest_scale + 1e-6).floor().clamp(0, len(self.strides) - 1)
+
+    def counted(self, rois: RoIs) -> Inquiry[RoIs]:
+        """Ask what the host must know of regions that are read."""
+        level = self.level_of(rois.boxes_xyxy)
+        kinds = torch.stack([rois.gt_index >= 0, rois.gt_index != IGNORED])  # [2, B, N]
+        numbers = torch.stack([(kinds & (level == number)).sum((1, 2)) for number in range(len(self.strides))])
+        images, levels = (found.tolist() for found in (yield (kinds.sum(2).t(), numbers)))
+        return rois._replace(level=level, counts=RoICounts(*(tuple(map(tuple, found)) for found in (images, levels))))
+
+    def __call__(
+        self,
+        levels: list[Tensor],
+        image: Tensor,
+        boxes_xyxy: Tensor,
+        size: int,
+        level: Tensor | None = None,
+        counts: Sequence[int] | None = None,
+    ) -> Tensor:
+        """[R, D, size, size] features of boxes [R, 4] in images [R], at least float32.
+
+        `level` [R] is `level_of` them, and `counts` how many have each; without these the host waits for them.
+        """
+        target = self.level_of(boxes_xyxy) if level is None else level
         rois = torch.cat([image[:, None].to(boxes_xyxy), boxes_xyxy], 1)
         pooled, order = [], []
-        for number, (level, stride) in enumerate(zip(levels, self.strides, strict=True)):
-            rows = (target == number).nonzero().squeeze(1)
-            pooled.append(roi_align(level, rois[rows], size, 1 / stride))
+        for number, (features, stride) in enumerate(zip(levels, self.strides, strict=True)):
+            (rows,) = places(target == number, None if counts is None else counts[number])
+            pooled.append(roi_align(features, rois[rows], size, 1 / stride))
             order.append(rows)
         return torch.cat(pooled)[torch.cat(order).argsort()]
 
@@ -115,7 +156,7 @@ class BoxBranch(nn.Module):
         image, row = rois.rows()
         logits, deltas = self(pooled)
         owner = rois.gt_index[image, row]
-        positive = (owner >= 0).nonzero().squeeze(1)
+        (positive,) = places(owner >= 0, None if rois.counts is None else sum(own for own, _ in rois.counts.images))
         labels = torch.full_like(owner, BACKGROUND)
         labels[positive] = targets.labels[image[positive], owner[positive]]
         boxes = decode_deltas(

@@ -14,7 +14,8 @@ from model.anchor_assignment import assign_max_iou
 from model.anchors import anchor_grid
 from model.boxes import clip_boxes, decode_deltas, encode_deltas
 from model.heads.configs import RPNConfig
-from model.heads.dense import best_after_nms, flags_of, flatten_output, level_areas
+from model.heads.dense import flags_of, flatten_output, level_areas, places_after_nms
+from model.inquiry import Inquiry, asking, places
 from model.layers import zero_padding
 from model.linear import Conv2d
 from model.losses import binary_cross_entropy, l1_loss, weighted_mean
@@ -69,7 +70,8 @@ class RegionProposals(nn.Module):
         device = pyramid.levels[0].device
         return anchor_grid(pyramid.sizes, self.strides, self.scales, self.config.ratios, device)
 
-    def losses(self, outputs: Outputs, pyramid: Pyramid, targets: Targets) -> dict[str, Tensor]:
+    @asking
+    def losses(self, outputs: Outputs, pyramid: Pyramid, targets: Targets) -> Inquiry[dict[str, Tensor]]:
         """Cross entropy of a sample of anchors and L1 of its positives, over the size of the sample."""
         config, anchors = self.config, self.anchors(pyramid)
         valid = flags_of(pyramid, self.per_location)
@@ -82,22 +84,25 @@ class RegionProposals(nn.Module):
             valid=valid,
         )
         chosen = choose(gt_index, config.num_samples, config.positive_fraction)
-        image, anchor = chosen.nonzero(as_tuple=True)
-        owner = gt_index[image, anchor]
-        is_positive = owner >= 0
         # Official normaliser: an image without any positive, or negative, counts as one of it.
         positives = (chosen & (gt_index >= 0)).sum(1)
+        num_chosen, num_positive = (int(count) for count in (yield (chosen.sum(), positives.sum())))
+        image, anchor = places(chosen, num_chosen)
+        owner = gt_index[image, anchor]
+        is_positive = owner >= 0
         number = total((positives.clamp(min=1) + (chosen.sum(1) - positives).clamp(min=1)).sum())
         cross_entropy = binary_cross_entropy(outputs.objectness[image, anchor], is_positive)
-        image, anchor, owner = image[is_positive], anchor[is_positive], owner[is_positive]
+        (own,) = places(is_positive, num_positive)
+        image, anchor, owner = image[own], anchor[own], owner[own]
         goal = encode_deltas(anchors[anchor], targets.boxes_xyxy[image, owner])
         return {
             "rpn_classification": weighted_mean(cross_entropy, None, number),
             "rpn_boxes": weighted_mean(l1_loss(outputs.deltas[image, anchor], goal), None, number),
         }
 
+    @asking
     @torch.no_grad()
-    def propose(self, outputs: Outputs, pyramid: Pyramid, candidates_per_level: int) -> Proposals:
+    def propose(self, outputs: Outputs, pyramid: Pyramid, candidates_per_level: int) -> Inquiry[Proposals]:
         """The best boxes of each image: the best candidates of each level, NMS within levels, then the best of all."""
         scores = outputs.objectness.sigmoid()
         if pyramid.masks[0] is not None:  # official: anchors in the padding propose too
@@ -114,19 +119,12 @@ class RegionProposals(nn.Module):
         deltas = outputs.deltas.gather(1, index[..., None].expand(-1, -1, 4))
         boxes = clip_boxes(decode_deltas(self.anchors(pyramid)[index], deltas), pyramid.valid_hw[:, None])
         usable = (scores >= 0) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
-        return self._best_apart(boxes, scores, level, usable)
-
-    def _best_apart(self, boxes_xyxy: Tensor, scores: Tensor, level: Tensor, usable: Tensor) -> Proposals:
-        config = self.config
-        boxes = boxes_xyxy.new_zeros(len(scores), config.num_proposals, 4)
-        kept_scores = scores.new_zeros(len(scores), config.num_proposals)
-        counts = []
-        for image, rows in enumerate(usable):
-            own = rows.nonzero().squeeze(1)
-            candidates = boxes_xyxy[image, own], scores[image, own], level[own]
-            keep = own[best_after_nms(*candidates, config.nms_threshold, config.num_proposals)]
-            boxes[image, : len(keep)], kept_scores[image, : len(keep)] = boxes_xyxy[image, keep], scores[image, keep]
-            counts.append(len(keep))
-        most = largest(max(counts))
-        valid = torch.arange(most, device=scores.device) < torch.tensor(counts, device=scores.device)[:, None]
-        return Proposals(boxes[:, :most], kept_scores[:, :most], valid)
+        limits = self.config.nms_threshold, self.config.num_proposals
+        by_image = zip(boxes, scores, usable, strict=True)
+        kept = torch.stack([places_after_nms(own, score, level, there, *limits) for own, score, there in by_image])
+        valid = kept >= 0
+        (counts,) = yield (valid.sum(1),)
+        most = largest(int(counts.max()))
+        kept, valid = kept[:, :most].clamp(min=0), valid[:, :most]
+        boxes = boxes.gather(1, kept[..., None].expand(-1, -1, 4)).masked_fill(~valid[..., None], 0)
+        return Proposals(boxes, scores.gather(1, kept).masked_fill(~valid, 0), valid)

@@ -5,7 +5,7 @@ A part of `faster_rcnn.py` and `mask_rcnn.py`, not a head: a mask branch reads t
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from model.boxes import clip_boxes, decode_deltas
 from model.heads.dense import best_after_nms
 from model.heads.roi import DELTA_STDS, BoxBranch, RoIConfig, RoIPooling, RoIs, candidates, sample_rois
 from model.heads.rpn import Proposals, RegionProposals, RPNConfig
+from model.inquiry import Inquiry, asking, inquiry, together
 from model.types import Detections, Positives, Pyramid, Targets
 
 FINEST_SCALE = 14.0  # strides of the finest level
@@ -49,27 +50,33 @@ class TwoStage(nn.Module):
         self.pooling = RoIPooling(strides, roi.finest_scale or FINEST_SCALE * strides[0] * anchor_scale)
         self.boxes = BoxBranch(roi, channels, num_classes)
 
-    def step(self, pyramid: Pyramid, targets: Targets, *, with_losses: bool) -> Step:
+    @asking
+    def step(self, pyramid: Pyramid, targets: Targets, *, with_losses: bool) -> Inquiry[Step]:
         """Losses "rpn_classification", "rpn_boxes", "classification", "boxes"; positives are sampled proposals."""
         outputs = self.proposals(pyramid)
-        losses = self.proposals.losses(outputs, pyramid, targets) if with_losses else {}
-        proposals = self.proposals.propose(outputs, pyramid, self.proposals.config.train_candidates)
-        step = self.step_on(proposals, pyramid, targets, with_losses=with_losses)
+        asked: list[Inquiry[Any]] = [inquiry(self.proposals.losses, outputs, pyramid, targets)] if with_losses else []
+        asked.append(inquiry(self.proposals.propose, outputs, pyramid, self.proposals.config.train_candidates))
+        *found, proposals = yield from together(asked)
+        losses = found[0] if with_losses else {}
+        step = yield from inquiry(self.step_on, proposals, pyramid, targets, with_losses=with_losses)
         return step._replace(losses=losses | step.losses)
 
-    def step_on(self, proposals: Proposals, pyramid: Pyramid, targets: Targets, *, with_losses: bool) -> Step:
+    @asking
+    def step_on(self, proposals: Proposals, pyramid: Pyramid, targets: Targets, *, with_losses: bool) -> Inquiry[Step]:
         """The second stage's part of `step`."""
-        rois = sample_rois(proposals, targets, self.roi_config)
+        rois = yield from self.pooling.counted(sample_rois(proposals, targets, self.roi_config))
+        assert rois.level is not None and rois.counts is not None
         image, row = rois.rows()
-        levels = self.pooling.levels(pyramid)
-        pooled = self._pool(levels, image, rois.boxes_xyxy[image, row])
+        levels, of_levels = self.pooling.levels(pyramid), [boxes for _, boxes in rois.counts.levels]
+        pooled = self._pool(levels, image, rois.boxes_xyxy[image, row], rois.level[image, row], of_levels)
         losses = self.boxes.losses(pooled, rois, targets) if with_losses else {}
         mean = pooled.mean((2, 3))
         features = mean.new_zeros(*rois.gt_index.shape, mean.shape[1]).index_put((image, row), mean)
-        return Step(losses, rois, Positives(rois.boxes_xyxy, rois.gt_index, features=features), levels)
+        positives = Positives(rois.boxes_xyxy, rois.gt_index, features=features, counts=rois.counts.images)
+        return Step(losses, rois, positives, levels)
 
-    def _pool(self, levels: list[Tensor], image: Tensor, boxes_xyxy: Tensor) -> Tensor:
-        return self.pooling(levels, image, boxes_xyxy, self.roi_config.pooled_size)
+    def _pool(self, levels: list[Tensor], image: Tensor, boxes_xyxy: Tensor, *counted: Any) -> Tensor:
+        return self.pooling(levels, image, boxes_xyxy, self.roi_config.pooled_size, *counted)
 
     @torch.no_grad()
     def detect(self, pyramid: Pyramid, max_detections: int) -> tuple[list[Detections], list[Tensor]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from model.criterion import Objective, set_losses, term_weights
+from model.inquiry import Inquiry, asking
 from model.proposals.configs import BinaryConfig
 from model.proposals.tokens import TokenProposals
 from model.types import Step, Targets
@@ -20,14 +21,15 @@ class BinaryProposals(TokenProposals):
         """Objectness."""
         return logits[..., 0]
 
-    def losses(self, step: Step) -> dict[str, Tensor]:
+    @asking
+    def losses(self, step: Step) -> Inquiry[dict[str, Tensor]]:
         """`encoder/<term>`: every token competes; all classes count as one (official)."""
         proposals, targets = step.proposals, step.batch.targets
         assert proposals.logits is not None and proposals.boxes_cxcywh is not None
-        binary = Targets(targets.boxes_xyxy, targets.labels.clamp(max=0))
+        binary = Targets(targets.boxes_xyxy, targets.labels.clamp(max=0), counts=targets.host_counts())
         logits, boxes = proposals.logits[None], proposals.boxes_cxcywh[None]
         excluded, valid_hw = proposals.excluded, step.batch.valid_hw
-        gt_index = self.objective.assign(logits, boxes, binary, valid_hw, excluded)
+        gt_index = yield from self.objective.inquire(logits, boxes, binary, valid_hw, excluded)
         weight = None if excluded is None else (~excluded).to(logits.dtype)
         losses = set_losses(
             logits,

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from model.criterion import Objective, set_losses, term_weights
 from model.gather import rows
+from model.inquiry import Inquiry, asking
 from model.proposals.configs import ClassesConfig
 from model.proposals.tokens import TokenProposals
 from model.types import Step
@@ -21,7 +22,8 @@ class ClassProposals(TokenProposals):
         """The largest logit of a class."""
         return logits.amax(-1)
 
-    def losses(self, step: Step) -> dict[str, Tensor]:
+    @asking
+    def losses(self, step: Step) -> Inquiry[dict[str, Tensor]]:
         """`encoder/<term>`: the ranks of the original queries are matched with the objects and their classes.
 
         Ranks of other query groups learn nothing here, so that a group leaves the encoder's loss as it is.
@@ -35,7 +37,7 @@ class ClassProposals(TokenProposals):
 
         logits, boxes = of_chosen(proposals.logits), of_chosen(proposals.boxes_cxcywh)
         excluded = None if proposals.excluded is None else proposals.excluded.gather(1, chosen)
-        gt_index = self.objective.assign(logits, boxes, targets, valid_hw, excluded)
+        gt_index = yield from self.objective.inquire(logits, boxes, targets, valid_hw, excluded)
         losses = set_losses(
             logits,
             boxes,

@@ -9,6 +9,7 @@ from model.branches import BoxBranch, class_branch
 from model.constants import of_sizes
 from model.criterion import Objective, set_losses, term_weights
 from model.gather import rows
+from model.inquiry import Inquiry, asking, inquiry
 from model.linear import Linear
 from model.position import box_position_encoding
 from model.proposals.configs import PerGroupConfig
@@ -100,13 +101,15 @@ class PerGroupProposals(nn.Module):
         excluded = None if never is None else never.gather(1, best)
         return Proposals(queries, logits, boxes.sigmoid(), excluded=excluded, chosen=best)
 
-    def losses(self, step: Step) -> dict[str, Tensor]:
+    @asking
+    def losses(self, step: Step) -> Inquiry[dict[str, Tensor]]:
         """`encoder/<term>`: each head's chosen tokens are matched on their own, the mean over the heads."""
         proposals, targets, valid_hw = step.proposals, step.batch.targets, step.batch.valid_hw
         assert proposals.logits is not None and proposals.boxes_cxcywh is not None
         logits, boxes, excluded = proposals.logits[None], proposals.boxes_cxcywh[None], proposals.excluded
         number = logits.shape[2] // self.num_queries
-        gt_index = self.objective.assign_blocks(logits, boxes, targets, valid_hw, excluded, blocks=number)
+        given = logits, boxes, targets, valid_hw, excluded
+        gt_index = yield from inquiry(self.objective.assign_blocks, *given, blocks=number)
         losses = set_losses(
             logits,
             boxes,
