@@ -83,7 +83,8 @@ def roi_align(feature: Tensor, rois: Tensor, output_size: int, spatial_scale: fl
         [N, D, output_size, output_size] float32 (float64 for float64 features); zeros for an empty region.
 
     Raises:
-        ValueError: the shapes do not belong together, or an image index is out of range.
+        ValueError: the shapes do not belong together, or an image index is out of range. Compiled kernels on a GPU do
+            not let the host wait for the indices: there a region of no image gives NaN and passes nothing back.
     """
     dtype = torch.promote_types(feature.dtype, torch.float32)
     rois = rois.detach().to(dtype)

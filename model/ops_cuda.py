@@ -158,12 +158,12 @@ def _ms_deform_attn_backward(
 
 
 def roi_shape(dtype: torch.dtype, numbers: Sequence[int], bins: int, scale: float) -> ctypes.Structure:
-    """`Shape` of `roi_align.cu`; `numbers` are height, width, channels and regions."""
+    """`Shape` of `roi_align.cu`; `numbers` are images, height, width, channels and regions."""
     real = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
 
     class Shape(ctypes.Structure):
         _fields_ = (
-            *((name, ctypes.c_longlong) for name in ("height", "width", "channels", "regions")),
+            *((name, ctypes.c_longlong) for name in ("images", "height", "width", "channels", "regions")),
             ("bins", ctypes.c_int),
             ("scale", real),
         )
@@ -172,7 +172,7 @@ def roi_shape(dtype: torch.dtype, numbers: Sequence[int], bins: int, scale: floa
 
 
 def _pool(name: str, tensors: Sequence[Tensor], numbers: Sequence[int], bins: int, scale: float) -> None:
-    dtype, count = tensors[0].dtype, numbers[2] * numbers[3] * bins * bins
+    dtype, count = tensors[0].dtype, numbers[3] * numbers[4] * bins * bins
     shape = roi_shape(dtype, numbers, bins, scale)
     place = sums(dtype), tensors[0].device
     launch("roi_align.cu", name, *place, (-(-count // BLOCK), 1), BLOCK, [*tensors, shape])
@@ -180,18 +180,18 @@ def _pool(name: str, tensors: Sequence[Tensor], numbers: Sequence[int], bins: in
 
 def _roi_align(feature: Tensor, rois: Tensor, output_size: int, spatial_scale: float) -> Tensor:
     check_roi_align(feature, rois, output_size)
-    _, channels, height, width = feature.shape
+    batch, channels, height, width = feature.shape
     pooled = feature.new_empty(len(rois), output_size, output_size, channels)
     given = feature.contiguous(memory_format=torch.channels_last), rois.contiguous(), pooled
-    _pool("roi_align", given, (height, width, channels, len(rois)), output_size, spatial_scale)
+    _pool("roi_align", given, (batch, height, width, channels, len(rois)), output_size, spatial_scale)
     return pooled.permute(0, 3, 1, 2).contiguous()
 
 
 def _roi_align_backward(gradient: Tensor, rois: Tensor, feature_shape: Sequence[int], spatial_scale: float) -> Tensor:
-    _, channels, height, width = feature_shape
+    batch, channels, height, width = feature_shape
     result = channels_last(gradient, feature_shape).zero_()
     given = gradient.contiguous(memory_format=torch.channels_last), rois.contiguous(), result
-    _pool("roi_align_backward", given, (height, width, channels, len(rois)), gradient.shape[-1], spatial_scale)
+    _pool("roi_align_backward", given, (batch, height, width, channels, len(rois)), gradient.shape[-1], spatial_scale)
     return result
 
 
