@@ -8,10 +8,15 @@ using namespace codetr;
 namespace codetr {
 
 struct Shape {
-  Index height, width, channels, regions;
+  Index images, height, width, channels, regions;
   int bins;
   SUM scale;
 };
+
+// Whether a region is of an image of the batch. The host does not look, since it would have to wait for the GPU.
+__device__ __forceinline__ bool has_image(const SUM* region, const Shape& shape) {
+  return region[0] >= SUM(0) && region[0] < SUM(shape.images);
+}
 
 // Calls `visit(cell, weight)` for the cells around each sample of the thread's bin; a cell may come several times.
 template <typename Visit>
@@ -23,6 +28,7 @@ __device__ __forceinline__ void for_samples(const SUM* regions, const Shape& sha
   const Index n = cell_of_output / (Index(shape.bins) * shape.bins);
   if (n >= shape.regions) return;
   const SUM* region = regions + 5 * n;
+  if (!has_image(region, shape)) return;
   const RoiAxis<SUM> columns = roi_axis(region[1], region[3], shape.scale, shape.bins);
   const RoiAxis<SUM> rows = roi_axis(region[2], region[4], shape.scale, shape.bins);
   const Index image = Index(region[0]) * shape.height;
@@ -42,14 +48,17 @@ __device__ __forceinline__ void for_samples(const SUM* regions, const Shape& sha
 
 }  // namespace codetr
 
+// What is not a number where a region is of no image: that must not pass unnoticed.
 extern "C" __global__ void roi_align(const SUM* feature, const SUM* regions, SUM* output, const Shape shape) {
   const Index thread = Index(blockIdx.x) * blockDim.x + threadIdx.x;
-  SUM sum = SUM(0);
+  const Index numbers = shape.channels * shape.bins * shape.bins;  // of a region
+  if (thread >= shape.regions * numbers) return;
+  SUM sum = has_image(regions + 5 * (thread / numbers), shape) ? SUM(0) : SUM(__uint_as_float(0x7fc00000u));
   for_samples(regions, shape, [&](Index cell, SUM weight) { sum += weight * feature[cell]; });
-  if (thread < shape.regions * shape.bins * shape.bins * shape.channels) output[thread] = sum;
+  output[thread] = sum;
 }
 
-// `feature_gradient` holds zeros before; additions are atomic.
+// `feature_gradient` holds zeros before; additions are atomic. Nothing comes from a region of no image.
 extern "C" __global__ void roi_align_backward(const SUM* gradient, const SUM* regions, SUM* feature_gradient,
                                               const Shape shape) {
   const Index thread = Index(blockIdx.x) * blockDim.x + threadIdx.x;

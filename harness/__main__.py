@@ -293,11 +293,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from harness.store.lease import LeaseLost
     from harness.system.console import remark
     from harness.system.places import settle
-    from harness.system.process import wait_politely
+    from harness.system.process import let_segments_grow, wait_politely
 
     name = f"{args.command}_" if iskeyword(args.command) else args.command
     room = commands if hasattr(commands, name) else store_commands
     wait_politely()  # and so for every process that this one starts
+    let_segments_grow()
     try:
         if argv is None:
             for note in settle():

@@ -13,23 +13,23 @@ from model import kernels, ops_compiled, ops_cuda, ops_reference
 
 
 def implementation(device: torch.device | str = "cpu") -> str:
-    """What runs on such a device, for the record: "reference" or "compiled (…)". Builds the kernels if need be.
+    """What runs on such a device, for the record: "reference" or "compiled (…)". Builds and checks the kernels first.
 
     Raises:
-        kernels.BuildError: `CODETR_OPS=compiled`, and they cannot be had.
+        RuntimeError: `CODETR_OPS=compiled`, and they cannot be had (`kernels.BuildError`) or give wrong numbers.
     """
     if torch.device(device).type == "cuda":
-        return ops_cuda.implementation()
+        return ops_cuda.implementation(device)
     library = kernels.library()
-    return f"compiled ({library.compiler})" if library else "reference"
+    return f"compiled ({library.compiler})" if library and ops_compiled.available() else "reference"
 
 
 def _compiled(tensor: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return True  # the registered operator, which turns to the reference by itself
     if tensor.device.type == "cuda":
-        return ops_cuda.available()
-    return tensor.device.type == "cpu" and kernels.library() is not None
+        return ops_cuda.available(tensor.device)
+    return tensor.device.type == "cpu" and ops_compiled.available()
 
 
 def ms_deform_attn(
@@ -55,13 +55,15 @@ def ms_deform_attn(
     """
     dtype = torch.promote_types(value.dtype, torch.float32)
     locations, weights = sampling_locations.to(dtype), attention_weights.to(dtype)
+    sizes = [side for shape in spatial_shapes for side in shape]
     if _compiled(value):
         if value.device.type == "cpu":
             value = value.to(dtype)  # a GPU reads half precision as it is, and sums in float32
-        sizes = [side for shape in spatial_shapes for side in shape]
         return torch.ops.codetr.ms_deform_attn.default(value, sizes, locations, weights)
+    value = value.to(dtype)
+    ops_compiled.check_ms_deform_attn(value, sizes, locations, weights)
     with torch.autocast(value.device.type, enabled=False):
-        return ops_reference.ms_deform_attn(value.to(dtype), spatial_shapes, locations, weights)
+        return ops_reference.ms_deform_attn(value, spatial_shapes, locations, weights)
 
 
 def roi_align(feature: Tensor, rois: Tensor, output_size: int, spatial_scale: float) -> Tensor:
@@ -81,14 +83,17 @@ def roi_align(feature: Tensor, rois: Tensor, output_size: int, spatial_scale: fl
         [N, D, output_size, output_size] float32 (float64 for float64 features); zeros for an empty region.
 
     Raises:
-        ValueError: the shapes do not belong together, or an image index is out of range.
+        ValueError: the shapes do not belong together, or an image index is out of range. Compiled kernels on a GPU do
+            not let the host wait for the indices: there a region of no image gives NaN and passes nothing back.
     """
     dtype = torch.promote_types(feature.dtype, torch.float32)
     rois = rois.detach().to(dtype)
+    feature = feature.to(dtype)
     if _compiled(feature):
-        return torch.ops.codetr.roi_align.default(feature.to(dtype), rois, output_size, spatial_scale)
+        return torch.ops.codetr.roi_align.default(feature, rois, output_size, spatial_scale)
+    ops_compiled.check_roi_align(feature, rois, output_size)
     with torch.autocast(feature.device.type, enabled=False):
-        return ops_reference.roi_align(feature.to(dtype), rois, output_size, spatial_scale)
+        return ops_reference.roi_align(feature, rois, output_size, spatial_scale)
 
 
 def nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
@@ -136,7 +141,7 @@ def soft_nms(
     """
     boxes, labels = _boxes_and_labels(boxes_xyxy, scores, labels)
     given = boxes.cpu(), scores.detach().to("cpu", boxes.dtype), labels.cpu()
-    run = ops_compiled.soft_nms if kernels.library() else ops_reference.soft_nms
+    run = ops_compiled.soft_nms if ops_compiled.available() else ops_reference.soft_nms
     numbers, kept = run(*given, iou_threshold, min_score)
     return numbers.to(scores.device), kept.to(scores.device, scores.dtype)
 

@@ -2,19 +2,22 @@
 
 The functions here check what they are given (compiled code does not) and hand pointers to the C++ library; for tensors
 on a GPU `model.ops_cuda` registers its own. Callers use `model.ops`. In a graph that `torch.compile` made where no
-library can be had, the reference runs inside.
+library can be had, or none that gives right numbers, the reference runs inside.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from model import kernels, ops_reference
+from model import kernels, ops_check, ops_reference
+from model.ops_reference import pairs
 
 WORK_PER_THREAD = 1 << 18  # channels times samples; less than this costs more to hand out than to do
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
@@ -49,9 +52,23 @@ def threads(work: int) -> int:
     return max(1, min(torch.get_num_threads(), work // WORK_PER_THREAD))
 
 
-def pairs(sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """(height, width) of each level."""
-    return tuple(zip(sizes[::2], sizes[1::2], strict=True))
+def available() -> bool:
+    """Whether there is a library and it gives what the definitions give; if not, the reference runs, one line says why.
+
+    Raises:
+        RuntimeError: `CODETR_OPS=compiled`, and there is not, or it does not.
+    """
+    library = kernels.library()
+    return library is not None and _right(library.path)
+
+
+@functools.cache
+def _right(path: Path) -> bool:
+    return ops_check.trusted(KERNELS, torch.device("cpu"), ops_check.problems(torch.float32))
+
+
+def _chosen(operator: str) -> Callable[..., Any]:
+    return KERNELS[operator] if available() else ops_reference.REGISTERED[operator]
 
 
 # ---- deformable attention -----------------------------------------------------------------------------------------
@@ -85,9 +102,13 @@ def check_ms_deform_attn(value: Tensor, sizes: Sequence[int], locations: Tensor,
 @torch.library.custom_op("codetr::ms_deform_attn", mutates_args=(), device_types="cpu")
 def ms_deform_attn(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     """As `model.ops.ms_deform_attn`, of contiguous or other tensors of one type; `sizes` are h, w, h, w, ..."""
+    check_ms_deform_attn(value, sizes, locations, weights)
+    output: Tensor = _chosen("ms_deform_attn")(value, sizes, locations, weights)
+    return output
+
+
+def _attend(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     shape = check_ms_deform_attn(value, sizes, locations, weights)
-    if kernels.library() is None:
-        return ops_reference.ms_deform_attn(value, pairs(sizes), locations, weights).contiguous()
     batch, _, heads, width, queries, levels, points = shape
     value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
     output = weights.new_empty(batch, queries, heads * width)
@@ -108,9 +129,17 @@ def ms_deform_attn_backward(
     gradient: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of value, locations and weights."""
+    check_ms_deform_attn(value, sizes, locations, weights)
+    gradients: tuple[Tensor, Tensor, Tensor] = _chosen("ms_deform_attn_backward")(
+        gradient, value, sizes, locations, weights
+    )
+    return gradients
+
+
+def _attend_backward(
+    gradient: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     shape = check_ms_deform_attn(value, sizes, locations, weights)
-    if kernels.library() is None:
-        return _reference_gradients(gradient, value, sizes, locations, weights)
     gradient, value = gradient.contiguous(), value.contiguous()
     locations, weights = locations.contiguous(), weights.contiguous()
     results = torch.empty_like(value), torch.empty_like(locations), torch.empty_like(weights)
@@ -127,16 +156,6 @@ def _(
     gradient: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return value.new_empty(value.shape), locations.new_empty(locations.shape), weights.new_empty(weights.shape)
-
-
-def _reference_gradients(
-    gradient: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    leaves = [t.detach().requires_grad_() for t in (value, locations, weights)]
-    with torch.enable_grad():
-        output = ops_reference.ms_deform_attn(leaves[0], pairs(sizes), leaves[1], leaves[2])
-    found = torch.autograd.grad(output, leaves, gradient)
-    return found[0].contiguous(), found[1].contiguous(), found[2].contiguous()
 
 
 def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -163,7 +182,7 @@ ms_deform_attn.register_autograd(_attention_gradients, setup_context=_save_atten
 
 
 def check_roi_align(feature: Tensor, rois: Tensor, output_size: int) -> None:
-    """Everything but the batch indices.
+    """Everything but the image indices.
 
     Raises:
         ValueError: shapes or types do not belong together.
@@ -192,9 +211,12 @@ def channels_last(like: Tensor, shape: Sequence[int]) -> Tensor:
 def roi_align(feature: Tensor, rois: Tensor, output_size: int, spatial_scale: float) -> Tensor:
     """As `model.ops.roi_align`."""
     check_roi_align(feature, rois, output_size)
+    output: Tensor = _chosen("roi_align")(feature, rois, output_size, spatial_scale)
+    return output
+
+
+def _pool(feature: Tensor, rois: Tensor, output_size: int, spatial_scale: float) -> Tensor:
     _check_images(rois, len(feature))
-    if kernels.library() is None:
-        return ops_reference.roi_align(feature, rois, output_size, spatial_scale).contiguous()
     batch, channels, height, width = feature.shape
     feature, rois = feature.contiguous(memory_format=torch.channels_last), rois.contiguous()
     output = feature.new_empty(len(rois), channels, output_size, output_size)
@@ -214,15 +236,15 @@ def _(feature: Tensor, rois: Tensor, output_size: int, spatial_scale: float) -> 
 @torch.library.custom_op("codetr::roi_align_backward", mutates_args=(), device_types="cpu")
 def roi_align_backward(gradient: Tensor, rois: Tensor, feature_shape: Sequence[int], spatial_scale: float) -> Tensor:
     """Gradient of the feature, in the memory format of channels last."""
+    found: Tensor = _chosen("roi_align_backward")(gradient, rois, feature_shape, spatial_scale)
+    return found
+
+
+def _pool_backward(gradient: Tensor, rois: Tensor, feature_shape: Sequence[int], spatial_scale: float) -> Tensor:
     batch, channels, height, width = feature_shape
     output_size = gradient.shape[-1]
     _check_images(rois, batch)
     result = channels_last(gradient, feature_shape)
-    if kernels.library() is None:
-        feature = torch.zeros_like(result).requires_grad_()
-        with torch.enable_grad():
-            output = ops_reference.roi_align(feature, rois, output_size, spatial_scale)
-        return result.copy_(torch.autograd.grad(output, feature, gradient)[0])
     gradient, rois = gradient.contiguous(), rois.contiguous()
     shape = (batch, height, width, channels, len(rois))
     call(
@@ -258,8 +280,11 @@ roi_align.register_autograd(_feature_gradient, setup_context=_save_regions)
 @torch.library.custom_op("codetr::nms", mutates_args=(), device_types="cpu")
 def nms(boxes_xyxy: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
     """[N] bool, which boxes stay; they come by descending score."""
-    if kernels.library() is None:
-        return ops_reference.nms(boxes_xyxy, labels, iou_threshold)
+    keep: Tensor = _chosen("nms")(boxes_xyxy, labels, iou_threshold)
+    return keep
+
+
+def _suppress(boxes_xyxy: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
     keep = torch.empty(len(boxes_xyxy), dtype=torch.bool)
     boxes, labels = boxes_xyxy.contiguous(), labels.contiguous()
     count = torch.get_num_threads()
@@ -281,3 +306,12 @@ def soft_nms(
     given = boxes, scores, labels, ctypes.c_int64(len(boxes)), float(iou_threshold), float(min_score)
     count = call("soft_nms", boxes.dtype, *given, numbers, kept)
     return numbers[:count].clone(), kept[:count].clone()
+
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    "ms_deform_attn": _attend,
+    "ms_deform_attn_backward": _attend_backward,
+    "roi_align": _pool,
+    "roi_align_backward": _pool_backward,
+    "nms": _suppress,
+}

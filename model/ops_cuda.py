@@ -8,49 +8,77 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from model import kernels, ops_compiled
-from model.nvrtc import Defines, function, launch, nvrtc_version
-from model.ops_compiled import channels_last, check_ms_deform_attn, check_roi_align, pairs
+from model import kernels, ops_check, ops_compiled, ops_reference
+from model.nvrtc import Defines, launch, nvrtc_version
+from model.ops_compiled import channels_last, check_ms_deform_attn, check_roi_align
+from model.ops_reference import pairs
 
 TYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "Bfloat16", torch.float16: "Float16"}
+TRIED = (torch.float32, torch.bfloat16)  # types of values that the first check looks at
 BLOCK = 256  # threads
 
 
-@functools.cache
-def available() -> bool:
-    """Whether kernels can be compiled for the GPU at hand; if not, the reference runs and one line says why.
+def available(device: torch.device | str = "cuda") -> bool:
+    """Whether kernels can be compiled for that GPU and give there what their definitions give.
+
+    All are compiled and tried at the first question; if not all is well the reference runs and one line says why.
 
     Raises:
-        kernels.BuildError: `CODETR_OPS=compiled`, and they cannot.
+        RuntimeError: `CODETR_OPS=compiled`, and they cannot be compiled (`kernels.BuildError`) or give wrong numbers.
     """
-    chosen = kernels.mode()
-    if chosen == "reference" or not torch.cuda.is_available():
-        return False
-    try:
+    return torch.cuda.is_available() and kernels.mode() != "reference" and _right(_index(device))
+
+
+def _index(device: torch.device | str) -> int:
+    index = torch.device(device).index
+    return torch.cuda.current_device() if index is None else index
+
+
+@functools.cache
+def _right(index: int) -> bool:
+    return _trusted(index, ops_check.problems(*TRIED))
+
+
+def _trusted(index: int, problems: list[ops_check.Problem]) -> bool:
+    def usable() -> Iterator[ops_check.Problem]:
         if torch.version.hip:
             raise kernels.BuildError("there are no kernels for AMD GPUs")
-        with torch.cuda.device(torch.cuda.current_device()):
-            torch.cuda.current_stream()  # makes torch's context current for the driver
-            function("nms.cu", "nms_overlaps", sums(torch.float32), torch.cuda.current_device())
-    except (kernels.BuildError, RuntimeError) as error:
-        if chosen == "compiled":
-            raise
-        kernels.announce(error)
+        torch.cuda.current_stream()  # makes torch's context current for the driver
+        yield from problems
+
+    with torch.cuda.device(index):
+        return ops_check.trusted(KERNELS, torch.device("cuda", index), usable())
+
+
+@functools.cache
+def _right_attention(index: int, value: torch.dtype, heads: int, width: int, levels: int, points: int) -> bool:
+    """Whether the kernels of this very shape are right: each shape has kernels of its own."""
+    if not _right(index):
         return False
-    return True
+    if (heads, width, levels, points) == ops_check.SHAPE and value in TRIED:
+        return True
+    right = _trusted(index, ops_check.attention_problems(value, heads, width, levels, points))
+    if not right:
+        _refused.append(f"{heads}x{width}x{levels}x{points}")
+    return right
 
 
-def implementation() -> str:
+_refused: list[str] = []  # shapes whose attention the reference computes
+
+
+def implementation(device: torch.device | str = "cuda") -> str:
     """For the record; see `model.ops.implementation`."""
-    if not available():
+    if not available(device):
         return "reference"
-    capability = "".join(map(str, torch.cuda.get_device_capability()))
-    return f"compiled (nvrtc {nvrtc_version()}, sm_{capability})"
+    capability = "".join(map(str, torch.cuda.get_device_capability(_index(device))))
+    but = f"; reference for attention of {', '.join(_refused)}" if _refused else ""
+    return f"compiled (nvrtc {nvrtc_version()}, sm_{capability}{but})"
 
 
 # ---- the operators ------------------------------------------------------------------------------------------------
@@ -130,12 +158,12 @@ def _ms_deform_attn_backward(
 
 
 def roi_shape(dtype: torch.dtype, numbers: Sequence[int], bins: int, scale: float) -> ctypes.Structure:
-    """`Shape` of `roi_align.cu`; `numbers` are height, width, channels and regions."""
+    """`Shape` of `roi_align.cu`; `numbers` are images, height, width, channels and regions."""
     real = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
 
     class Shape(ctypes.Structure):
         _fields_ = (
-            *((name, ctypes.c_longlong) for name in ("height", "width", "channels", "regions")),
+            *((name, ctypes.c_longlong) for name in ("images", "height", "width", "channels", "regions")),
             ("bins", ctypes.c_int),
             ("scale", real),
         )
@@ -144,7 +172,7 @@ def roi_shape(dtype: torch.dtype, numbers: Sequence[int], bins: int, scale: floa
 
 
 def _pool(name: str, tensors: Sequence[Tensor], numbers: Sequence[int], bins: int, scale: float) -> None:
-    dtype, count = tensors[0].dtype, numbers[2] * numbers[3] * bins * bins
+    dtype, count = tensors[0].dtype, numbers[3] * numbers[4] * bins * bins
     shape = roi_shape(dtype, numbers, bins, scale)
     place = sums(dtype), tensors[0].device
     launch("roi_align.cu", name, *place, (-(-count // BLOCK), 1), BLOCK, [*tensors, shape])
@@ -152,18 +180,18 @@ def _pool(name: str, tensors: Sequence[Tensor], numbers: Sequence[int], bins: in
 
 def _roi_align(feature: Tensor, rois: Tensor, output_size: int, spatial_scale: float) -> Tensor:
     check_roi_align(feature, rois, output_size)
-    _, channels, height, width = feature.shape
+    batch, channels, height, width = feature.shape
     pooled = feature.new_empty(len(rois), output_size, output_size, channels)
     given = feature.contiguous(memory_format=torch.channels_last), rois.contiguous(), pooled
-    _pool("roi_align", given, (height, width, channels, len(rois)), output_size, spatial_scale)
+    _pool("roi_align", given, (batch, height, width, channels, len(rois)), output_size, spatial_scale)
     return pooled.permute(0, 3, 1, 2).contiguous()
 
 
 def _roi_align_backward(gradient: Tensor, rois: Tensor, feature_shape: Sequence[int], spatial_scale: float) -> Tensor:
-    _, channels, height, width = feature_shape
+    batch, channels, height, width = feature_shape
     result = channels_last(gradient, feature_shape).zero_()
     given = gradient.contiguous(memory_format=torch.channels_last), rois.contiguous(), result
-    _pool("roi_align_backward", given, (height, width, channels, len(rois)), gradient.shape[-1], spatial_scale)
+    _pool("roi_align_backward", given, (batch, height, width, channels, len(rois)), gradient.shape[-1], spatial_scale)
     return result
 
 
@@ -181,8 +209,33 @@ def _nms(boxes_xyxy: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
     return keep
 
 
-ops_compiled.ms_deform_attn.register_kernel("cuda", _ms_deform_attn)
-ops_compiled.ms_deform_attn_backward.register_kernel("cuda", _ms_deform_attn_backward)
-ops_compiled.roi_align.register_kernel("cuda", _roi_align)
-ops_compiled.roi_align_backward.register_kernel("cuda", _roi_align_backward)
-ops_compiled.nms.register_kernel("cuda", _nms)
+KERNELS: dict[str, Callable[..., Any]] = {
+    "ms_deform_attn": _ms_deform_attn,
+    "ms_deform_attn_backward": _ms_deform_attn_backward,
+    "roi_align": _roi_align,
+    "roi_align_backward": _roi_align_backward,
+    "nms": _nms,
+}
+
+
+def _attention_or_reference(operator: str) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        value, sizes, locations, weights = arguments[-4:]  # a gradient may come before
+        check_ms_deform_attn(value, sizes, locations, weights)
+        shape = value.shape[2], value.shape[3], len(sizes) // 2, locations.shape[4]
+        right = not value.numel() or not weights.numel() or _right_attention(_index(value.device), value.dtype, *shape)
+        return (KERNELS if right else ops_reference.REGISTERED)[operator](*arguments)
+
+    return run
+
+
+def _or_reference(operator: str) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        return (KERNELS if available(arguments[0].device) else ops_reference.REGISTERED)[operator](*arguments)
+
+    return run
+
+
+for _name in KERNELS:
+    _made = _attention_or_reference if "attn" in _name else _or_reference
+    getattr(ops_compiled, _name).register_kernel("cuda", _made(_name))

@@ -1,9 +1,14 @@
 """The operators in pure torch: their definition, and what runs where the compiled ones cannot.
 
-Signatures and meaning are those of `model.ops`. The compiled operators are tested against these.
+Signatures and meaning are those of `model.ops`. The compiled operators are tested against these. `REGISTERED` has them,
+and their gradients, with the signatures of the operators that `model.ops_compiled` registers.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,13 +44,16 @@ def ms_deform_attn(
 
 def roi_align(feature: Tensor, rois: Tensor, output_size: int, spatial_scale: float) -> Tensor:
     """One `grid_sample` for all regions of an image that need the same number of samples."""
-    _, channels, height, width = feature.shape
+    batch, channels, height, width = feature.shape
     corners = rois[:, 1:] * spatial_scale - 0.5
     bins = (corners[:, 2:] - corners[:, :2]) / output_size  # [N, 2] width and height of a bin, in cells
     counts = bins.ceil().clamp(min=0).nan_to_num(0).long()
     pooled = feature.new_zeros(len(rois), channels, output_size, output_size)
-    kinds, kind_of = torch.cat([rois[:, :1].long(), counts], 1).unique(dim=0, return_inverse=True)
+    images = rois[:, :1].floor().nan_to_num(-1).long()
+    kinds, kind_of = torch.cat([images, counts], 1).unique(dim=0, return_inverse=True)
     for kind, (image, across, down) in enumerate(kinds.tolist()):
+        if not 0 <= image < batch:
+            raise ValueError(f"roi_align: the first column of rois must be an image index below {batch}")
         if across == 0 or down == 0:
             continue  # an empty region has no samples
         chosen = (kind_of == kind).nonzero()[:, 0]
@@ -109,3 +117,56 @@ def soft_nms(
         torch.tensor(taken, dtype=torch.int64, device=scores.device),
         torch.tensor(taken_scores, dtype=scores.dtype, device=scores.device),
     )
+
+
+# ---- as they are registered ---------------------------------------------------------------------------------------
+
+
+def pairs(sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """(height, width) of each level; `sizes` are h, w, h, w, ..."""
+    return tuple(zip(sizes[::2], sizes[1::2], strict=True))
+
+
+@contextmanager
+def autograd() -> Iterator[None]:
+    """Record gradients even inside a registered operator, where torch has turned all of autograd off, not only grad."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor"):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, key))
+    included = torch._C._dispatch_tls_local_include_set()
+    with torch.inference_mode(False), torch.enable_grad(), torch._C._ForceDispatchKeyGuard(included, excluded):
+        yield
+
+
+def _attention(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    return ms_deform_attn(value.to(weights.dtype), pairs(sizes), locations, weights).contiguous()
+
+
+def _attention_gradients(
+    gradient: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    with autograd():
+        leaves = [tensor.detach().requires_grad_() for tensor in (value, locations, weights)]
+        found = torch.autograd.grad(_attention(leaves[0], sizes, leaves[1], leaves[2]), leaves, gradient)
+    return found[0].contiguous(), found[1].contiguous(), found[2].contiguous()
+
+
+def _pooled(feature: Tensor, rois: Tensor, output_size: int, spatial_scale: float) -> Tensor:
+    return roi_align(feature, rois, output_size, spatial_scale).contiguous()
+
+
+def _pooled_gradient(gradient: Tensor, rois: Tensor, feature_shape: Sequence[int], spatial_scale: float) -> Tensor:
+    with autograd():
+        feature = gradient.new_zeros(tuple(feature_shape)).requires_grad_()
+        output = roi_align(feature, rois, gradient.shape[-1], spatial_scale)
+        (found,) = torch.autograd.grad(output, feature, gradient) if len(rois) else (torch.zeros_like(feature),)
+    return found.detach().contiguous(memory_format=torch.channels_last)
+
+
+REGISTERED: dict[str, Callable[..., Any]] = {
+    "ms_deform_attn": _attention,
+    "ms_deform_attn_backward": _attention_gradients,
+    "roi_align": _pooled,
+    "roi_align_backward": _pooled_gradient,
+    "nms": nms,
+}

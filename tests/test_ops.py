@@ -138,14 +138,30 @@ def test_attention_is_float32_under_autocast():
     same([output], [expected])
 
 
-def test_misfit_shapes_are_named():
+@pytest.mark.parametrize("running", ["compiled", "reference"])
+def test_misfit_shapes_are_named(running, monkeypatch):
+    if running == "reference":
+        monkeypatch.setattr(kernels, "library", lambda: None)
     value, locations, weights = attention_inputs()
     with pytest.raises(ValueError, match="70 tokens of levels"):
         ops.ms_deform_attn(value, ((7, 10),), locations, weights)
     with pytest.raises(ValueError, match=r"weights \[B, Q, K, L, P\]; they are"):
         ops.ms_deform_attn(value, LEVELS, locations, weights[:, :, :2])
+    with pytest.raises(ValueError, match=r"rois \[N, 5\] and the output at least one bin; they are"):
+        ops.roi_align(MAP, torch.zeros(3, 4), 7, 0.25)
+
+
+@pytest.mark.parametrize("running", ["compiled", "reference"])
+@pytest.mark.parametrize("index", [2.0, -1.0, -0.5, 1e30, torch.inf, torch.nan])
+def test_a_region_of_no_image_is_an_error(running, index, monkeypatch):
+    if running == "reference":
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    rois = torch.tensor([[1.0, 0, 0, 9, 9], [index, 5, 5, 5, 9], [0, 0, 0, 9, 9]])
     with pytest.raises(ValueError, match="must be an image index below 2"):
-        ops.roi_align(MAP, torch.tensor([[2.0, 0, 0, 9, 9]]), 7, 0.25)
+        ops.roi_align(MAP, rois, 7, 0.25)
+    backward = torch.ops.codetr.roi_align_backward.default
+    with pytest.raises(ValueError, match="must be an image index below 2"):
+        backward(torch.zeros(3, 70, 7, 7), rois, list(MAP.shape), 0.25)
 
 
 @pytest.mark.slow

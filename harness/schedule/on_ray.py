@@ -32,6 +32,7 @@ from harness.store.results import RunStore
 from harness.store.source import code_version
 from harness.system.entrance import ROOT
 from harness.system.forkserver import PRELOAD, ForkServer, WorkerUnfit
+from harness.system.process import ALLOCATOR, GROWING, allocator, let_segments_grow
 
 if TYPE_CHECKING:
     from harness.schedule.progress import Progress
@@ -217,6 +218,8 @@ def _environment(store: RunStore) -> dict[str, str]:
     commit, dirty = code_version()
     found = {"CODETR_STORE": str(store.root), "CODETR_CACHE": str(cache_dir())}
     found |= {name: os.environ[name] for name in ("GOMP_SPINCOUNT", PLACE) if name in os.environ}
+    if allocator() != GROWING:  # the user's own setting; else each node may have its own
+        found |= {name: os.environ[name] for name in ALLOCATOR if os.environ.get(name)}
     if commit:
         found |= {"CODETR_COMMIT": commit, "CODETR_DIRTY": "" if dirty is None else str(int(dirty))}
     return found
@@ -233,6 +236,7 @@ def _work(
     """What a worker does. It raises only where it is killed or cannot write: then Tune starts the trial again."""
     global _forks
     os.environ.update(environment)
+    let_segments_grow()
     trial = trials.get(config["trial"]) or (search.make(config["values"])[0] if search else None)
     assert trial is not None, config
     if trial.runtime.gpus_per_trial == 0 and trial.runtime.device != "cuda":

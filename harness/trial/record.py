@@ -21,6 +21,7 @@ from harness.spec.detection_metrics import beyond_limit
 from harness.spec.identity import config_to_dict, named_parts
 from harness.store.source import provenance
 from harness.system.precision import ran_in
+from harness.system.process import allocator
 from harness.trial.build import TrialState, peak_memory_mb
 from harness.trial.checkpoint import Progress, drop_checkpoints, save_weights, snapshot, write_checkpoint
 from harness.trial.evaluate import evaluator_version
@@ -195,7 +196,7 @@ def _circumstances(state: TrialState) -> dict[str, Any]:
     crowded = beyond_limit(state.val_data.objects_of_images)
     config = state.trial.config
     return {
-        "device": torch.cuda.get_device_name() if state.device.type == "cuda" else "cpu",
+        **_device(state.device),
         "ops": implementation(state.device),
         "precision": ran_in(config.train.precision, state.device),
         "evaluation_precision": ran_in(config.evaluate.computes_in(config.train), state.device),
@@ -206,6 +207,12 @@ def _circumstances(state: TrialState) -> dict[str, Any]:
         "ranks": state.ranks.size,
         **({"beyond_limit": crowded} if crowded else {}),
     }
+
+
+def _device(device: torch.device) -> dict[str, Any]:
+    if device.type != "cuda":
+        return {"device": "cpu"}
+    return {"device": torch.cuda.get_device_name(), "allocator": allocator()}
 
 
 def finish(state: TrialState) -> dict[str, Any]:
