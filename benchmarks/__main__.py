@@ -2,7 +2,7 @@
 
 `python -m benchmarks losses COMMIT` and `python -m benchmarks speed COMMIT` compare losses, or the time of training
 steps, with another commit instead, and `python -m benchmarks memory` counts what a step keeps (see `benchmarks.losses`,
-`benchmarks.speed` and `benchmarks.memory`). `python -m benchmarks loading` and `python -m benchmarks evaluation` measure
+`benchmarks.speed` and `benchmarks.memory`). `python -m benchmarks loading` and `python -m benchmarks evaluation` take
 time and memory at COCO's size.
 """
 

@@ -185,9 +185,7 @@ def assign_points(
     """
     ends = [POINT_RANGE * range_scale * stride for stride in strides[:-1]]
     per_level = constant((strides, (0.0, *ends), (*ends, torch.inf)), points, points.dtype)  # [3, L]
-    levels = per_level.repeat_interleave(
-        constant(level_sizes, points, torch.int64), 1, output_size=sum(level_sizes)
-    )
+    levels = per_level.repeat_interleave(constant(level_sizes, points, torch.int64), 1, output_size=sum(level_sizes))
     num_images, num_gts = targets.labels.shape
     gt_index = torch.cat(
         [

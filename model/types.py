@@ -128,9 +128,7 @@ class Batch:
         images, valid_hw = (values.to(device, non_blocking=True) for values in (self.images, self.valid_hw))
         if images.dtype == torch.uint8:
             images = normalise(images, padding_mask(valid_hw, *images.shape[-2:]))
-        return replace(
-            self, images=images, valid_hw=valid_hw, targets=self.targets.to(device), padded=self.is_padded()
-        )
+        return replace(self, images=images, valid_hw=valid_hw, targets=self.targets.to(device), padded=self.is_padded())
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Training steps on the simulated device beside the same ones on the CPU: `python -m tests.support.simulated_steps`.
 
-Prints a line of JSON for each case: the largest relative difference of a loss and of the gradient in two steps, and what
-the second step counted. The first one makes what is kept from then on.
+Prints a line of JSON for each case: the largest relative difference of a loss and of the gradient in two steps, and
+what the second step counted. The first one makes what is kept from then on.
 """
 
 from __future__ import annotations
