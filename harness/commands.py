@@ -140,7 +140,8 @@ def _memory(trials: Sequence[Trial]) -> tuple[dict[str, str], list[str]]:
     from harness.trial.footprint import footprint_or_none
 
     found = {}
-    cells, batches = {}, {}
+    cells: dict[str, str] = {}
+    batches: dict[str, None] = {}
     for trial in trials:
         key = replace(trial.config, seed=0), trial.runtime.ranks  # all seeds are alike
         if key not in found:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 
@@ -60,7 +60,8 @@ class Column(_Rows[T]):
 
     def _at(self, row: int) -> T:
         value: Any = self.values[row].tolist()
-        return tuple(value) if isinstance(value, list) else value
+        item: Any = tuple(value) if isinstance(value, list) else value
+        return cast("T", item)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.values, dtype=dtype, copy=copy)

@@ -45,8 +45,8 @@ def grid_over_box(
     """
     x0, y0, x1, y1 = box_xyxy.astype(np.float64)
     top, left = int(y0), int(x0)
-    rows, columns = slice(top, int(np.ceil(y1))), slice(left, int(np.ceil(x1)))
-    inside = mask[rows, columns] if sources is None else mask[sources[0][rows, None], sources[1][columns]]
+    down, right = slice(top, int(np.ceil(y1))), slice(left, int(np.ceil(x1)))
+    inside = mask[down, right] if sources is None else mask[sources[0][down, None], sources[1][right]]
     rows = _shares(y0 - top, y1 - top, inside.shape[0])
     columns = _shares(x0 - left, x1 - left, inside.shape[1])
     return np.rint(255 * (rows @ inside @ columns.T)).astype(np.uint8)

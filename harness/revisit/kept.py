@@ -57,7 +57,7 @@ def keep_evaluation(
         return _add_protocol(found, evaluation, request, store)
     evaluator = evaluator_version(found.config.evaluate.evaluator)
     numbers = {"metrics": evaluation.metrics, "per_class": evaluation.per_class, "evaluator": evaluator}
-    texts = {
+    texts: dict[str, bytes | str] = {
         "evaluation.json": to_json({"schema": 1, "num_images": num_images, **numbers}) + "\n",
         "detections.json": evaluation.detections.to_json(),
     }
@@ -115,7 +115,7 @@ def _finished(found: Found, store: RunStore) -> Iterator[tuple[RunStore, dict[st
         yield store, record
 
 
-def _add_numbers(found: Found, store: RunStore, record: dict[str, Any], numbers: Mapping[str, Any]) -> None:
+def _add_numbers(found: Found, store: RunStore, record: dict[str, Any], numbers: dict[str, Any]) -> None:
     """Into the last line of the metrics, and into a record that is still to be written."""
     lines = store.metrics(found.name)
     if lines:

@@ -166,7 +166,7 @@ def overruled_epochs(
 def conflicts(trial: Resolved) -> Iterator[Conflict]:
     """What does not go together across sections."""
     model, heads = trial.model, HEADS.instance_names(trial.model.heads) if trial.model.heads else ()
-    told = {"evaluate.branches": list(trial.evaluate.branches), "model.heads": list(heads)}
+    told: dict[str, Any] = {"evaluate.branches": list(trial.evaluate.branches), "model.heads": list(heads)}
     for branch in trial.evaluate.branches:
         if branch not in ("decoder", *heads):
             known = ", ".join(("decoder", *heads))

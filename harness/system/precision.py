@@ -7,27 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+
+
+def _rooms() -> tuple[Any, Any]:
+    backends: Any = torch.backends
+    return backends.cuda.matmul, backends.cudnn.conv
 
 
 def set_precision(precision: str) -> None:
     """Compute in `fp32`, `tf32` or `bf16` from now on; autocast is up to each forward pass."""
     kind = "tf32" if precision == "tf32" else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = kind
+    for room in _rooms():
+        room.fp32_precision = kind
 
 
 @contextmanager
 def computing_in(precision: str, device: torch.device) -> Iterator[None]:
     """Compute in another precision inside, with autocast where it asks for that."""
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = matmul.fp32_precision, convolution.fp32_precision
+    before = [room.fp32_precision for room in _rooms()]
     set_precision(precision)
     try:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             yield
     finally:
-        matmul.fp32_precision, convolution.fp32_precision = before
+        for room, kind in zip(_rooms(), before, strict=True):
+            room.fp32_precision = kind
 
 
 def ran_in(precision: str, device: torch.device) -> str:

@@ -101,7 +101,8 @@ def sample_batch(images: int, height: int, width: int, num_classes: int) -> Batc
     boxes = torch.cat([corner, torch.minimum(corner + sides, end)], -1)
     labels = torch.randint(0, num_classes, (OBJECTS,), generator=generator)
     masks = torch.full((OBJECTS, MASK_CELLS, MASK_CELLS), 255, dtype=torch.uint8)
-    targets = Targets(*(values.expand(images, *values.shape) for values in (boxes, labels, masks)))
+    boxes, labels, masks = (values.expand(images, *values.shape) for values in (boxes, labels, masks))
+    targets = Targets(boxes, labels, masks)
     noise = torch.randn(images, 3, height, width, generator=generator)
     return Batch(noise, torch.tensor([[height, width]] * images), targets, tuple(range(images)))
 

@@ -38,8 +38,8 @@ class Hungarian:
         self, logits: Tensor, boxes_cxcywh: Tensor, targets: Targets, valid_hw: Tensor, excluded: Tensor | None = None
     ) -> Inquiry[Tensor]:
         """See the contract, and `match`."""
-        given, options = (logits, boxes_cxcywh, targets, valid_hw, self.weights), {"log_epsilon": self.log_epsilon}
-        gt_index = yield from inquiry(match, *given, excluded=excluded, **options)
+        given = logits, boxes_cxcywh, targets, valid_hw, self.weights
+        gt_index = yield from inquiry(match, *given, excluded=excluded, log_epsilon=self.log_epsilon)
         return gt_index
 
 

@@ -75,7 +75,8 @@ class DenoisingGroup(nn.Module):
         """No query where the whole batch holds no object."""
         targets = step.batch.targets
         layout = self._layout(targets)
-        noise = self.draw(*layout.objects.shape, layout.objects.device)
+        num_images, num_queries = layout.objects.shape
+        noise = self.draw(num_images, num_queries, layout.objects.device)
         used = targets.valid.gather(1, layout.objects) & ~layout.hidden  # [B, Q]
         labels = targets.labels.gather(1, layout.objects)
         labels = noise.label.where(noise.flip < self.config.label_noise / 2, labels)
