@@ -99,11 +99,12 @@ extern "C" __global__ void ms_deform_attn(const VALUE* value, const SUM* locatio
       if (kEven || place.channel(n) < WIDTH) output[place.number * WIDTH + place.channel(n) + i] = sum[n][i];
 }
 
-// `value_gradient` holds zeros before.
+// `value_gradient` holds zeros before. `levels` is read where it lies: its index is known only when the loop runs, and a
+// parameter would be copied to the thread's own memory for that.
 extern "C" __global__ void ms_deform_attn_backward(const SUM* gradient, const VALUE* value, const SUM* locations,
                                                    const SUM* weights, SUM* value_gradient, SUM* location_gradient,
-                                                   SUM* weight_gradient, const Levels levels, Index tokens,
-                                                   Index queries, Index count) {
+                                                   SUM* weight_gradient, const __grid_constant__ Levels levels,
+                                                   Index tokens, Index queries, Index count) {
   const Place place(queries);
   if (place.number >= count) return;
   SUM mine[kLoads][kVector] = {};

@@ -32,8 +32,7 @@ extern "C" __global__ void nms_select(const Bits* overlaps, Index count, bool* k
   __shared__ Bits dropped[kMostWords];
   __shared__ Bits kept;
   const int words = int((count + kTile - 1) / kTile);
-  for (int w = threadIdx.x; w < words; w += blockDim.x) dropped[w] = 0;
-  __syncthreads();
+  for (int w = threadIdx.x; w < words; w += blockDim.x) dropped[w] = 0;  // the first one is read by who clears it
   for (int w = 0; w < words; ++w) {
     const int here = count - Index(w) * kTile < kTile ? int(count - Index(w) * kTile) : kTile;
     if (threadIdx.x == 0) {

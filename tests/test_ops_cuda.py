@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from model import kernels, nvrtc, ops, ops_cuda, ops_reference
-from tests.support.compiler import COMPILER, needs_compiler
+from tests.support.compiler import needs_compiler
+from tests.support.emulated import SIZES, Emulated, emulated_attention, emulated_nms, emulated_roi_align
 from tests.support.operators import MAP, attention_inputs, boxes_of, reference_attention, regions, same, with_gradients
-
-HERE = Path(__file__).parent / "support" / "cuda_on_cpu"
-SIZES = ((5, 6), (1, 1), (3, 2))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +21,7 @@ def compiler() -> ctypes.CDLL:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("dtype", ops_cuda.TYPES, ids=str)
 def test_nvrtc_compiles_the_sources(compiler, dtype, architecture):
     for heads, width in ((8, 32), (3, 5))[: 1 + (dtype == torch.float32)]:
@@ -47,37 +42,6 @@ def test_nvrtc_names_the_first_error(compiler):
 # ---- as plain C++ -------------------------------------------------------------------------------------------------
 
 
-def emulated(source: str, defines: nvrtc.Defines, folder: Path) -> ctypes.CDLL:
-    """`csrc/<source>.cu` with every GPU thread a thread of its own."""
-    library = folder / f"{source}.so"
-    options = [
-        "-std=c++20",
-        "-O0",
-        "-shared",
-        "-fPIC",
-        "-pthread",
-        "-ffp-contract=off",
-        f"-I{HERE}",
-        f"-I{kernels.SOURCES}",
-    ]
-    options += [f"-D{name}={value}" for name, value in defines]
-    done = subprocess.run(
-        [str(COMPILER), *options, str(HERE / f"{source}.cpp"), "-o", str(library)], capture_output=True, text=True
-    )
-    if "std=c++20" in done.stderr or "barrier" in done.stderr:
-        pytest.skip("the compiler does not know C++20")
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(library))
-
-
-def pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def longs(*numbers: int) -> list[ctypes.c_longlong]:
-    return [ctypes.c_longlong(number) for number in numbers]
-
-
 @needs_compiler
 @pytest.mark.parametrize(
     ("dtype", "width"),
@@ -85,52 +49,50 @@ def longs(*numbers: int) -> list[ctypes.c_longlong]:
     ids=str,
 )
 def test_cuda_attention_run_as_plain_code_equals_the_reference(dtype, width, tmp_path):
-    heads, queries = 2, 16
-    sums = torch.float64 if dtype == torch.float64 else torch.float32
-    tensors = attention_inputs(SIZES, batch=2, heads=heads, width=width, queries=queries, points=2, dtype=sums)
-    value = tensors[0].to(dtype)
-    expected = with_gradients(reference_attention, (value.to(sums), *tensors[1:]), SIZES)
-    library = emulated("attention", ops_cuda.attention_defines(dtype, heads, width, len(SIZES), 2), tmp_path)
-    assert library.lanes() == ops_cuda.lanes(dtype, width)
-    assert 2 * queries * heads * library.lanes() % 32 == 0  # so that whole blocks meet where lanes are exchanged
-    direction = torch.randn(expected[0].shape, generator=torch.Generator().manual_seed(1), dtype=sums)
-    results = [torch.zeros(tensor.shape, dtype=sums) for tensor in expected]
-    sizes = (ctypes.c_longlong * 6)(*[side for shape in SIZES for side in shape])
-    numbers = longs(value.shape[1], queries, 2 * queries * heads)
-    given = pointer(value), pointer(tensors[1]), pointer(tensors[2]), sizes
-    library.forward(*given, pointer(results[0]), *numbers)
-    library.backward(pointer(direction), *given, *map(pointer, results[1:]), *numbers)
-    same(results, expected)
-
-
-@needs_compiler
-def test_cuda_roi_align_run_as_plain_code_equals_the_reference(tmp_path):
-    library = emulated("roi_align", ops_cuda.sums(torch.float32), tmp_path)
-    feature, rois = MAP[:, :3].contiguous(memory_format=torch.channels_last), regions(9)
-    expected = with_gradients(lambda t: ops_reference.roi_align(t[0], rois, 2, 0.25), (feature,))
-    pooled, gradient = torch.full((9, 2, 2, 3), torch.nan), torch.zeros_like(feature)
-    shape = ops_cuda.roi_shape(torch.float32, (12, 17, 3, 9), 2, 0.25)
-    library.forward(pointer(feature), pointer(rois), pointer(pooled), ctypes.byref(shape))
-    direction = torch.randn(expected[0].shape, generator=torch.Generator().manual_seed(1))
-    direction = direction.permute(0, 2, 3, 1).contiguous()
-    library.backward(pointer(direction), pointer(rois), pointer(gradient), ctypes.byref(shape))
-    same([pooled.permute(0, 3, 1, 2), gradient], expected)
+    defines = ops_cuda.attention_defines(dtype, 2, width, len(SIZES), 2)
+    attention = Emulated("attention", defines, tmp_path)
+    assert attention.call("lanes") == ops_cuda.lanes(dtype, width)
+    for order in (0, 1):
+        same(*emulated_attention(attention, dtype, width, order=order))
 
 
 @pytest.fixture(scope="module")
-def emulated_nms(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return emulated("nms", ops_cuda.sums(torch.float32), tmp_path_factory.mktemp("nms"))
+def roi_align(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    return Emulated("roi_align", ops_cuda.sums(torch.float32), tmp_path_factory.mktemp("roi_align"))
+
+
+@needs_compiler
+def test_cuda_roi_align_run_as_plain_code_equals_the_reference(roi_align):
+    for order in (0, 1):
+        same(*emulated_roi_align(roi_align, regions(9), order=order))
+
+
+@needs_compiler
+def test_a_region_of_no_image_reads_and_writes_nothing_on_a_gpu(roi_align):
+    """The host cannot look at the index without waiting for the GPU, so the kernel does."""
+    rois = regions(9)
+    rois[:, 0] = torch.tensor([0, 1, 2, -1, -0.5, torch.nan, torch.inf, 1e30, 1])
+    missing = torch.tensor([False, False, True, True, True, True, True, True, False])
+    (pooled, gradient), _ = emulated_roi_align(roi_align, rois, expected=False)
+    assert torch.equal(pooled.isnan().all(3).all(2).all(1), missing)
+    proper = regions(9)
+    proper[missing, 1:] = 0  # without area: no samples
+    proper[~missing, 0] = rois[~missing, 0]
+    _, (expected, expected_gradient) = emulated_roi_align(roi_align, proper)
+    same([pooled[~missing], gradient], [expected[~missing], expected_gradient])
+
+
+@pytest.fixture(scope="module")
+def nms(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    return Emulated("nms", ops_cuda.sums(torch.float32), tmp_path_factory.mktemp("nms"))
 
 
 @needs_compiler
 @pytest.mark.parametrize("count", [1, 64, 150])
-def test_cuda_nms_run_as_plain_code_equals_the_reference(count, emulated_nms):
-    boxes, _, labels = boxes_of(count, 2)
-    keep = torch.zeros(count, dtype=torch.bool)
-    overlaps = torch.zeros(count, -(-count // 64), dtype=torch.int64)
-    given = pointer(boxes), pointer(labels), *longs(count), ctypes.c_float(0.3), pointer(overlaps), pointer(keep)
-    emulated_nms.suppress(*given)
-    assert torch.equal(keep, ops_reference.nms(boxes, labels, 0.3))
+def test_cuda_nms_run_as_plain_code_equals_the_reference(count, nms):
+    for order in (0, 1):
+        keep, expected = emulated_nms(nms, count, order=order)
+        assert torch.equal(keep, expected)
 
 
 # ---- with a GPU ---------------------------------------------------------------------------------------------------

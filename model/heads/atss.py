@@ -99,11 +99,9 @@ class ATSSHead(AuxiliaryHead):
         gt_index = self.assign(pyramid, targets)
         predictions = self(pyramid) if with_losses else None
         counts = yield from counted(gt_index)
-        losses = (
-            {}
-            if predictions is None
-            else self._losses(predictions, anchors, dense.matches_of(gt_index, targets, counts), gt_index)
-        )
+        losses: dict[str, Tensor] = {}
+        if predictions is not None:
+            losses = self._losses(predictions, anchors, dense.matches_of(gt_index, targets, counts), gt_index)
         boxes = anchors.expand(len(gt_index), -1, -1)
         if pyramid.masks[0] is None:  # official: boxes without area serve as background among the queries
             ignored = gt_index == IGNORED

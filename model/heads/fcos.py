@@ -117,11 +117,9 @@ class FCOSHead(AuxiliaryHead):
         gt_index = self.assign(pyramid, targets)
         predictions = self(pyramid) if with_losses else None
         counts = yield from counted(gt_index)
-        losses = (
-            {}
-            if predictions is None
-            else self._losses(predictions, points, dense.matches_of(gt_index, targets, counts), gt_index)
-        )
+        losses: dict[str, Tensor] = {}
+        if predictions is not None:
+            losses = self._losses(predictions, points, dense.matches_of(gt_index, targets, counts), gt_index)
         halves = torch.cat(
             [
                 points.new_full((size, 4), QUERY_SIDE / 2 * self.anchor_scale * stride)

@@ -80,6 +80,10 @@ class PAAHead(AuxiliaryHead):
         """[A, 4] xyxy pixels."""
         return anchor_grid(pyramid.sizes, self.strides, (self.anchor_side,), device=pyramid.levels[0].device)
 
+    def assign(self, predictions: Predictions, pyramid: Pyramid, targets: Targets) -> Tensor:
+        """[B, A] of `assign_and_count`."""
+        return self.assign_and_count(predictions, pyramid, targets)[0]
+
     @asking
     @torch.no_grad()
     def assign_and_count(
@@ -160,6 +164,4 @@ class PAAHead(AuxiliaryHead):
     def score_positives(self, pyramid: Pyramid, targets: Targets) -> Tensor:
         """[B, G]; see the contract."""
         predictions = self(pyramid)
-        return dense.mean_positive_logit(
-            predictions.logits, self.assign_and_count(predictions, pyramid, targets)[0], targets
-        )
+        return dense.mean_positive_logit(predictions.logits, self.assign(predictions, pyramid, targets), targets)

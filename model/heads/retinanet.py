@@ -99,11 +99,9 @@ class RetinaNetHead(AuxiliaryHead):
         gt_index = self.assign(pyramid, targets)
         predictions = self(pyramid) if with_losses else None
         counts = yield from counted(gt_index)
-        losses = (
-            {}
-            if predictions is None
-            else self._losses(predictions, anchors, dense.matches_of(gt_index, targets, counts), gt_index)
-        )
+        losses: dict[str, Tensor] = {}
+        if predictions is not None:
+            losses = self._losses(predictions, anchors, dense.matches_of(gt_index, targets, counts), gt_index)
         token_index = torch.arange(len(anchors), device=anchors.device) // PER_LOCATION
         boxes = anchors.expand(len(gt_index), -1, -1)
         return losses, Positives(boxes, gt_index, token_index=token_index, counts=counts)
