@@ -136,11 +136,13 @@ def _memory(trials: Sequence[Trial]) -> tuple[dict[str, str], list[str]]:
     """A cell for each trial by its id, and lines for below the table: how that is known."""
     from dataclasses import replace
 
+    from harness.config import TrialConfig
     from harness.data.classes import num_classes_of
-    from harness.trial.footprint import footprint_or_none
+    from harness.trial.footprint import Footprint, footprint_or_none
 
-    found = {}
-    cells, batches = {}, {}
+    found: dict[tuple[TrialConfig, int], Footprint | None] = {}
+    cells: dict[str, str] = {}
+    batches: dict[str, None] = {}
     for trial in trials:
         key = replace(trial.config, seed=0), trial.runtime.ranks  # all seeds are alike
         if key not in found:
