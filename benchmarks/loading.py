@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, child in cases:
             command = [sys.executable, "-m", "benchmarks.loading", "--folder", str(folder), "--child", child]
             done = subprocess.run(
-                [*command, *(["--polygons"] if args.polygons else [])], stdout=subprocess.PIPE, text=True, check=True
+                [*command, *(["--polygons"] if args.polygons else [])], stdout=subprocess.PIPE, encoding="utf-8", check=True
             )
             print(f"{name:<12}{done.stdout.splitlines()[-1]}", flush=True)
     return 0

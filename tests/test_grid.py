@@ -250,6 +250,12 @@ def other(path, value):
         "train.warmup_fraction": 0.5,
         "train.ema_warmup": "exponential",
         "data.max_long_side": 999,
+        "data.crop_short_sides": (300,),
+        "data.crop_sides": (100, 200),
+        "data.resize": "official",
+        "data.aspect_group_size": 2,
+        "model.first_weights": "official",
+        "evaluate.precision": "training",
         "model.neck.norm": "none",
         "train.accumulate_steps": 2,
     }

@@ -8,7 +8,7 @@ import torch
 from harness.store.results import RunStore
 from harness.system.precision import computing_in, ran_in, set_precision
 from harness.trial.trial import run_trial
-from tests.test_trial import silent, timeless, trial_of
+from tests.support.quickstart import silent, timeless, trial_of
 
 CPU = torch.device("cpu")
 SMALL = ("data.digits.num_train=8", "data.digits.num_val=4", "train.epochs=1")

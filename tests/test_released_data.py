@@ -67,7 +67,7 @@ def mixed(tmp_path_factory):
 def test_box_and_mask_show_what_the_window_shows(marked, resize):
     config, shown = replace(WINDOWS, resize=resize), 0
     for epoch in range(40):
-        (batch,) = loader(marked, config, batch_size=1).epoch(epoch)
+        (batch,) = (own.to("cpu") for own in loader(marked, config, batch_size=1).epoch(epoch))
         height, width = batch.valid_hw[0].tolist()
         white = batch.images[0, 0, :height, :width] > 0.06  # half white
         if not batch.targets.num_boxes[0]:
