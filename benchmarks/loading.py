@@ -42,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, child in cases:
             command = [sys.executable, "-m", "benchmarks.loading", "--folder", str(folder), "--child", child]
             done = subprocess.run(
-                [*command, *(["--polygons"] if args.polygons else [])], stdout=subprocess.PIPE, encoding="utf-8", check=True
+                [*command, *(["--polygons"] if args.polygons else [])],
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+                check=True,
             )
             print(f"{name:<12}{done.stdout.splitlines()[-1]}", flush=True)
     return 0
@@ -76,7 +79,7 @@ def _workers(folder: Path, with_masks: bool) -> dict[str, Any]:
     for _ in range(BATCHES):
         next(batches)
     own = str(os.getpid())
-    children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+    children = Path(f"/proc/{own}/task/{own}/children").read_text(encoding="utf-8").split()
     return {"private MB of a worker": sorted(round(_private(pid)) for pid in children)}
 
 

@@ -70,6 +70,7 @@ def tiny_preset(preset: str, *heads: str, dropout: float = 0.0, **changes: Any) 
         "num_queries": NUM_QUERIES,
         "anchor_scale": 0.25,  # anchors as small as the objects
         "min_positive_queries": 1,  # so that their number is that of the positives
+        "positive_query_images": 0,  # shares of a batch are single images in the tests
         "groups": tuple(replace(group, **TINY["groups"][GROUPS.name_of(group)]) for group in config.groups),
         "heads": tuple(HEADS[name].Config(**tiny_heads.TINY[name]) for name in heads),
     }
