@@ -7,7 +7,7 @@ right at the label. Elementwise formulas, intermediate results of which would be
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,21 +16,41 @@ from torch.nn import functional as F
 Target = Tensor | float  # in [0, 1]
 
 
+class Logits(NamedTuple):
+    """Logits, their probabilities, and the logarithms of these."""
+
+    values: Tensor
+    probability: Tensor
+    log: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> Logits:
+        """Of all of them at once: alone, or in another layout, an exponential may be rounded otherwise."""
+        return cls(values, values.sigmoid(), F.logsigmoid(values))
+
+    def at(self, place: Tensor) -> Logits:
+        """[..., 1] those of one class each."""
+        return Logits(*(own.gather(-1, place) for own in self))
+
+    def cross_entropy(self, target: Target) -> Tensor:
+        """[...] with targets in [0, 1]."""
+        return (self.values if _is_zero(target) else (1 - target) * self.values) - self.log
+
+
 class Term(Protocol):
     """A loss of one logit and its target, and its derivative."""
 
-    def value(self, logits: Tensor, target: Target) -> Tensor:
+    def value(self, logits: Logits, target: Target) -> Tensor:
         """[...] of `logits` [...]."""
         ...
 
-    def gradients(self, logits: Tensor, target: Target, outer: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(self, logits: Logits, target: Target, outer: Tensor) -> tuple[Tensor, Tensor]:
         """Two parts [...] of that of the logits, from that of the loss, `outer` [...]."""
         ...
 
 
-def _cross_entropy(logits: Tensor, target: Target) -> Tensor:
-    linear = logits if isinstance(target, float) and target == 0 else (1 - target) * logits
-    return linear - F.logsigmoid(logits)
+def _is_zero(target: Target) -> bool:
+    return isinstance(target, float) and target == 0
 
 
 class FocalTerm:
@@ -39,18 +59,18 @@ class FocalTerm:
     def __init__(self, alpha: float, gamma: float):
         self.alpha, self.gamma = alpha, gamma
 
-    def value(self, logits: Tensor, target: Target) -> Tensor:
+    def value(self, logits: Logits, target: Target) -> Tensor:
         """See `Term`; the target is 0 or 1."""
-        missed = _miss(logits.sigmoid(), target).pow(self.gamma)
-        return (self._balance(target) * missed).mul_(_cross_entropy(logits, target))
+        missed = _miss(logits.probability, target).pow(self.gamma)
+        return (self._balance(target) * missed).mul_(logits.cross_entropy(target))
 
-    def gradients(self, logits: Tensor, target: Target, outer: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(self, logits: Logits, target: Target, outer: Tensor) -> tuple[Tensor, Tensor]:
         """See `Term`: by way of the cross entropy, and of its factor."""
-        probability, balance = logits.sigmoid(), self._balance(target)
+        probability, balance = logits.probability, self._balance(target)
         miss = _miss(probability, target)
-        by_miss = _cross_entropy(logits, target).mul_(outer).mul_(balance)
+        by_miss = logits.cross_entropy(target).mul_(outer).mul_(balance)
         by_miss = by_miss.mul_(miss.pow(self.gamma - 1).mul_(self.gamma))
-        if not isinstance(target, float):
+        if not _is_zero(target):
             by_miss = by_miss - 2 * target * by_miss  # what the target's class misses is 1 - p
         by_entropy = miss.pow(self.gamma).mul_(balance).mul_(outer).mul_(probability - target)
         return by_entropy, torch.ops.aten.sigmoid_backward(by_miss, probability)
@@ -60,9 +80,7 @@ class FocalTerm:
 
 
 def _miss(probability: Tensor, target: Target) -> Tensor:
-    if isinstance(target, float) and target == 0:
-        return probability
-    return probability + target - 2 * probability * target
+    return probability if _is_zero(target) else probability + target - 2 * probability * target
 
 
 class QualityTerm:
@@ -71,19 +89,18 @@ class QualityTerm:
     def __init__(self, beta: float):
         self.beta = beta
 
-    def value(self, logits: Tensor, target: Target) -> Tensor:
+    def value(self, logits: Logits, target: Target) -> Tensor:
         """See `Term`."""
-        return (target - logits.sigmoid()).abs().pow(self.beta) * _cross_entropy(logits, target)
+        return (target - logits.probability).abs().pow(self.beta) * logits.cross_entropy(target)
 
-    def gradients(self, logits: Tensor, target: Target, outer: Tensor) -> tuple[Tensor, Tensor]:
+    def gradients(self, logits: Logits, target: Target, outer: Tensor) -> tuple[Tensor, Tensor]:
         """See `Term`: by way of the cross entropy, and of its factor."""
-        probability = logits.sigmoid()
-        apart = target - probability
+        apart = target - logits.probability
         distance = apart.abs()
-        by_apart = _cross_entropy(logits, target).mul_(outer).mul_(distance.pow(self.beta - 1).mul_(self.beta))
+        by_apart = logits.cross_entropy(target).mul_(outer).mul_(distance.pow(self.beta - 1).mul_(self.beta))
         by_apart = by_apart.mul_(apart.sign()).neg_()
         by_entropy = distance.pow_(self.beta).mul_(outer).mul_(apart.neg_())
-        return by_entropy, torch.ops.aten.sigmoid_backward(by_apart, probability)
+        return by_entropy, torch.ops.aten.sigmoid_backward(by_apart, logits.probability)
 
 
 class _OneClass(torch.autograd.Function):
@@ -97,32 +114,34 @@ class _OneClass(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, _: Tensor, labels: Tensor, targets: Tensor, term: Term) -> Tensor:
         ctx.save_for_backward(logits, labels, targets)
         ctx.term = term
-        (value,) = _put_right((term.value(logits, 0.0),), labels, lambda *own: (term.value(*own),), logits, targets)
+        given = Logits.of(logits)
+        (value,) = _put_right((term.value(given, 0.0),), labels, lambda *own: (term.value(*own),), given, targets)
         return value
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        logits, labels, targets = ctx.saved_tensors
+        values, labels, targets = ctx.saved_tensors
         term: Term = ctx.term
-        parts = _put_right(term.gradients(logits, 0.0, gradient), labels, term.gradients, logits, targets, gradient)
-        return *parts, None, None, None
+        logits = Logits.of(values)
+        parts = term.gradients(logits, 0.0, gradient)
+        return *_put_right(parts, labels, term.gradients, logits, targets, gradient), None, None, None
 
 
 def _put_right(
     results: tuple[Tensor, ...],
     labels: Tensor,
     function: Callable[..., tuple[Tensor, ...]],
-    logits: Tensor,
+    logits: Logits,
     targets: Tensor,
     *more: Tensor,
 ) -> tuple[Tensor, ...]:
     """`results` [..., C] of `function` where all targets are 0, with those of labels in [0, C) in their places."""
-    number = logits.shape[-1]
+    number = logits.values.shape[-1]
     if number:
         known = ((labels >= 0) & (labels < number))[..., None]
         place = labels.clamp(0, number - 1)[..., None]
-        own = function(logits.gather(-1, place), targets[..., None], *(given.gather(-1, place) for given in more))
+        own = function(logits.at(place), targets[..., None], *(given.gather(-1, place) for given in more))
         for result, part in zip(results, own, strict=True):
             result.scatter_(-1, place, part.where(known, result.gather(-1, place)))
     return results
