@@ -84,7 +84,7 @@ def _workers(folder: Path, with_masks: bool) -> dict[str, Any]:
 
 
 def _private(pid: str) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Private_Clean"))) / 1024
 
 
