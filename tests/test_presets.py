@@ -107,6 +107,15 @@ def test_without_a_name_the_detector_is_deformable_pp(scale: str) -> None:
     assert ids(named) == ids(plain) and [row.label for row in named.rows] == [row.label for row in plain.rows]
 
 
+def test_another_detector_from_the_command_line_has_neither_the_rows_words_nor_their_published_numbers() -> None:
+    grid = open_grid(ABLATIONS / "quickstart.yaml", "digits", ["model.preset=dab_c5"], require_data=False)
+    assert all(row.label.endswith(" [model.preset=dab_c5]") and not row.published for row in grid.rows)
+    assert grid.baseline == grid.rows[0].label and grid.claims[0].reference == grid.rows[0].label
+    assert any("dab_c5 is another detector than that of the rows" in note for note in grid.notes)
+    several = open_grid(ABLATIONS / "detectors.yaml", "digits", ["model.preset=dab_c5"], require_data=False)
+    assert all(row.label.count("[model.preset=dab_c5]") <= 1 for row in several.rows)
+
+
 @pytest.mark.parametrize("scale", ["coco_r50_12e", "coco_r50_36e"])
 def test_the_plain_detector_is_that_of_table_9(opened: Open, scale: str) -> None:
     table = open_grid(ABLATIONS / "table09_components.yaml", scale, require_data=False)
@@ -180,8 +189,11 @@ def test_a_row_whose_detector_is_replaced_loses_its_published_numbers(opened: Op
     for row in spec["rows"]:
         row["published"] = {"AP": 40.0}
     replaced = opened(spec, "model.preset=deformable")
-    assert [row.label for row in replaced.rows] == ["0 [model.preset=deformable]", "1"]
-    assert [bool(row.published) for row in replaced.rows] == [False, True]
+    assert [row.label for row in replaced.rows] == ["0 [model.preset=deformable]", "1 [model.preset=deformable]"]
+    assert [bool(row.published) for row in replaced.rows] == [False, False]  # the second was "++", which none names
+    same = opened(spec, "model.preset=deformable_pp")
+    assert [row.label for row in same.rows] == ["0 [model.preset=deformable_pp]", "1"]
+    assert [bool(row.published) for row in same.rows] == [False, True]
     inside = opened(spec, "model.two_stage=true")  # the detector says so, and so it is the row's own
     assert [bool(row.published) for row in inside.rows] == [False, True]
 

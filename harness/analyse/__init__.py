@@ -32,7 +32,7 @@ from harness.analyse.compare import Conflict, conflict_scalars
 from harness.config import AnalyseConfig, DataConfig
 from harness.data.coco import CocoDataset
 from harness.data.loader import Loader
-from harness.data.transforms import resize, scale_boxes
+from harness.data.transforms import scale_boxes
 from harness.files import to_json, write_atomic
 from harness.system.precision import computing_in
 from model.detector import Detector
@@ -145,7 +145,7 @@ def _gather(
                 batch = cpu_batch.to(device)
                 with_objects = [row for row, count in enumerate(batch.targets.host_counts()) if count]
                 rows = with_objects[: NUM_EXAMPLES - len(examples)]
-                examples |= {batch.image_ids[row]: _example(dataset, place, cpu_batch, row) for row in rows}
+                examples |= {batch.image_ids[row]: _example(cpu_batch, row) for row in rows}
                 root = feed.encode(detector, batch)
                 decoded = feed.decode(detector, root, batch)
                 seen = Observed(batch, root, decoded, _crowd(dataset, place, batch), rows)
@@ -158,10 +158,10 @@ def _gather(
     return examples
 
 
-def _example(dataset: CocoDataset, place: dict[int, int], batch: Batch, row: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image as the network sees it, before normalisation, and its boxes."""
+def _example(batch: Batch, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image as the loader gives it to the network, before normalisation, and its boxes."""
     height, width = batch.valid_hw[row].tolist()
-    image = resize(dataset.load_image(place[batch.image_ids[row]]), height, width)
+    image = batch.images[row, :, :height, :width].permute(1, 2, 0).contiguous().numpy()
     return image, batch.targets.boxes_xyxy[row][batch.targets.valid[row]].numpy()
 
 

@@ -15,9 +15,9 @@ from harness.spec.claims import Claim, claims_of
 from harness.spec.detection_metrics import unmeasured
 from harness.spec.labels import Factor
 from harness.spec.parts import Setting
-from harness.spec.presets import Presets, file_settings, open_presets
+from harness.spec.presets import DETECTOR, Presets, file_settings, open_presets
 from harness.spec.resolve import Resolved, overruled_epochs, resolve
-from harness.spec.rows import OWN_BASELINES, Listed, baseline_of, published_preset, rows_of
+from harness.spec.rows import OWN_BASELINES, Listed, baseline_of, of_another_detector, published_preset, rows_of
 from harness.spec.search import Search, open_search
 from harness.spec.space import Values, drawn
 from harness.spec.spec import (
@@ -207,6 +207,7 @@ def expand(
     listed = rows_of(spec, presets, above, notes, mistakes)
     layered = [presets.layered([*below, *each.settings, *above], mistakes) for each in listed]
     resolved = [resolve(each.settings, spec.path, mistakes) for each in layered]
+    listed = _renamed(listed, resolved, presets, below, above, notes)
     labels = [each.row.label for each in listed]
     baseline = baseline_of(spec, listed, mistakes)
     claims = claims_of(spec.claims, labels, spec.metrics, spec.path, mistakes)
@@ -256,6 +257,27 @@ def expand(
             if each.row.needs
         ),
     )
+
+
+def _renamed(
+    listed: Sequence[Listed],
+    resolved: Sequence[Resolved | None],
+    presets: Presets,
+    below: list[Setting],
+    above: list[Setting],
+    notes: list[str],
+) -> list[Listed]:
+    """The rows; those whose detector the command line made another one say so, and lose their published numbers."""
+    others = [setting for setting in above if setting[0] != DETECTOR]
+    if len(others) == len(above):
+        return list(listed)
+    found = []
+    for each, now in zip(listed, resolved, strict=True):
+        settings = presets.layered([*below, *each.settings, *others], Mistakes()).settings
+        of_file = resolve(settings, "", Mistakes())
+        same = now is None or (of_file is not None and of_file.model == now.model)
+        found.append(each if same else of_another_detector(each, above, notes))
+    return found
 
 
 def _waiting_row(row: RowSpec) -> Row:

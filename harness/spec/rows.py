@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.spec.labels import short_names, show_value
 from harness.spec.parts import Setting, names_first, whole_path
-from harness.spec.presets import Presets
+from harness.spec.presets import DETECTOR, Presets
 from harness.spec.resolve import leaves
 from harness.spec.spec import AblationSpec, RowSpec
 from harness.spec.strict import Mistakes, suggest
@@ -169,9 +169,26 @@ def _overridden(row: RowSpec, settings: list[Setting], above: list[Setting], not
     hit = [(path, v) for path, v in over if any(o[: len(path)] == path or path[: len(o)] == o for o in own)]
     if not hit:
         return row
-    told = ", ".join(f"{'.'.join(path)}={show_value(value)}" for path, value in hit)
+    told = _told(hit)
     notes.append(f"{told} replaces what rows set themselves; their published numbers are left out")
-    return row.model_copy(update={"label": f"{row.label} [{told}]", "published": {}})
+    return _as_other(row, told)
+
+
+def of_another_detector(listed: Listed, above: list[Setting], notes: list[str]) -> Listed:
+    """A row of which the command line made another detector (`--set model.preset=…`): its words are of the file's."""
+    told = _told([(path, value) for path, value, _ in above if path == DETECTOR])
+    if listed.row.label.endswith("]") and told in listed.row.label:
+        return listed  # the row names a detector itself: see `_overridden`
+    notes.append(f"{told} is another detector than that of the rows; their published numbers are left out")
+    return replace(listed, row=_as_other(listed.row, told))
+
+
+def _told(settings: Iterable[tuple[tuple[str, ...], Any]]) -> str:
+    return ", ".join(f"{'.'.join(path)}={show_value(value)}" for path, value in settings)
+
+
+def _as_other(row: RowSpec, told: str) -> RowSpec:
+    return row.model_copy(update={"label": f"{row.label} [{told}]".strip(), "published": {}})
 
 
 def published_preset(spec: AblationSpec, preset: str) -> str:
