@@ -124,6 +124,33 @@ def test_one_replay_at_a_time(store: RunStore, tracking_store: str, monkeypatch:
     assert len(most) == 6 and max(most) == 1
 
 
+def test_drivers_that_tell_the_same_at_once_do_not_fail(store: RunStore, tracking_store: str) -> None:
+    """MLflow looks for a tag and inserts it in two statements: whoever comes second between them meets a conflict."""
+    trials = [make_trial(number) for number in range(1, 4)]
+    for trial in trials:
+        finish(store, trial)
+    drivers, failures = 4, []
+    start = threading.Barrier(drivers)
+
+    def mirror_all() -> None:
+        mirror = Mirror(store, make_grid(*trials), tracking_store)
+        start.wait()
+        try:
+            mirror.open()
+            mirror.replay_all()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=mirror_all) for _ in range(drivers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(trial_runs(tracking_store)) == 3
+    assert {run.data.tags["codetr.status"] for run in trial_runs(tracking_store)} == {"finished"}
+
+
 def test_a_trial_shared_by_two_grids_is_one_run(store: RunStore, tracking_store: str) -> None:
     shared, other = make_trial(1), make_trial(2)
     finish(store, shared)

@@ -25,7 +25,16 @@ from harness.store.lease import file_lock, identity, is_alive, read_holder
 from harness.store.results import RunStore
 from harness.tracking import tracking, views
 from harness.tracking.failures import AWAY, DELETED, failure_of
-from harness.tracking.mlflow_runs import MAX_TAG, create_run, delete_runs, save_view, set_params, set_status, set_tags
+from harness.tracking.mlflow_runs import (
+    MAX_TAG,
+    create_run,
+    delete_runs,
+    delete_tag,
+    save_view,
+    set_params,
+    set_status,
+    set_tags,
+)
 from harness.tracking.replay import Replayer
 from model.backbones.configs import without_weights
 
@@ -198,7 +207,7 @@ class Mirror:
         shown_ids = [ids[trial_id] for trial_id in order if trial_id in ids]
         code = views.code_words(record for trial_id in order if (record := self.store.read(trial_id)))
         note = views.note(grid, self._experiment, shown_ids, code)
-        self._client.set_tag(self._parent, "mlflow.note.content", note[:MAX_TAG])
+        tracking.set_tag(self._client, self._parent, "mlflow.note.content", note[:MAX_TAG])
 
     def _part_from_others(self) -> None:
         """Take the grid's tag from trials of other settings or data, which its rows would average with its own.
@@ -217,7 +226,7 @@ class Mirror:
             with suppress(UserError, KeyError, TypeError, ValueError):  # a configuration of another version
                 contents = (record.get("fingerprint"), record.get("weights_hash"))
                 if (*contents, _unseeded(config_from_dict(record["config"]))) not in cells:
-                    self._client.delete_tag(run.info.run_id, views.grid_tag(self.grid))
+                    delete_tag(self._client, run.info.run_id, views.grid_tag(self.grid))
 
     def _names(self) -> tuple[str, ...]:
         trials = self.grid.trials

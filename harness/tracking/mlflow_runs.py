@@ -23,9 +23,11 @@ from harness.tracking.tracking import (
     connect,
     find_experiment,
     find_runs,
+    insert,
     parsed,
     reaching,
     remove_run,
+    set_tag,
 )
 
 if TYPE_CHECKING:
@@ -83,7 +85,16 @@ def set_tags(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> None:
     """Set the tags that are not yet so."""
     for key, value in tags.items():
         if run.data.tags.get(key) != value[:MAX_TAG]:
-            client.set_tag(run.info.run_id, key, value[:MAX_TAG])
+            set_tag(client, run.info.run_id, key, value[:MAX_TAG])
+
+
+def delete_tag(client: MlflowClient, run_id: str, key: str) -> None:
+    """Delete a tag of a run; none is there any more where another driver was faster."""
+    try:
+        client.delete_tag(run_id, key)
+    except Exception:
+        if key in client.get_run(run_id).data.tags:
+            raise
 
 
 def set_params(client: MlflowClient, run: Run, params: Mapping[str, Any]) -> dict[str, str]:
@@ -117,7 +128,7 @@ def save_view(client: MlflowClient, experiment_id: str, key: str, name: str, sta
     if not changed and known.get("state") != packed:
         now = int(1000 * time.time())
         view = {"name": name, "createdAt": now, "updatedAt": now, "state": packed}
-        client.set_experiment_tag(experiment_id, VIEW_TAG + key, json.dumps(view))
+        insert(client.set_experiment_tag, experiment_id, VIEW_TAG + key, json.dumps(view))
 
 
 def log_metrics(

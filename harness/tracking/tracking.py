@@ -41,6 +41,7 @@ MLFLOW_STATUS["pruned"] = "KILLED"  # MLflow has no word for it: the tag `codetr
 NAMES_TAG = "codetr.names"  # MLflow's names of metrics that have another one here, or where that is told:
 IN_RECORD = "result.json"
 REMOVED_TAG = "codetr.removed"  # of runs that were deleted for good: restoring the experiment would bring them back
+COLLISIONS = ("IntegrityError", "UniqueViolation", "UNIQUE constraint", "Duplicate entry")  # sqlite, PostgreSQL, MySQL
 FEW = 60  # up to this many trials are looked up one by one, more by reading all runs
 
 
@@ -146,8 +147,27 @@ def _restore(client: MlflowClient, experiment_id: str) -> None:
 
 def remove_run(client: MlflowClient, run_id: str) -> None:
     """Delete a run so that it stays deleted when its experiment is deleted and restored."""
-    client.set_tag(run_id, REMOVED_TAG, "true")
+    set_tag(client, run_id, REMOVED_TAG, "true")
     client.delete_run(run_id)
+
+
+def set_tag(client: MlflowClient, run_id: str, key: str, value: str) -> None:
+    """Set a tag of a run that others may be writing to as well."""
+    insert(client.set_tag, run_id, key, value)
+
+
+def insert(write: Callable[..., object], *values: str) -> None:
+    """Write; once more where another process put the same row in between MLflow's look and its insertion.
+
+    MLflow makes no upsert of tags: two drivers that tell the same for the first time collide, and one fails. The row
+    is there then, and the second attempt finds it.
+    """
+    try:
+        write(*values)
+    except Exception as error:
+        if not any(name in str(error) for name in COLLISIONS):
+            raise
+        write(*values)
 
 
 def find_experiment(client: MlflowClient) -> str | None:
