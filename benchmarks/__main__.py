@@ -3,7 +3,7 @@
 `python -m benchmarks losses COMMIT` and `python -m benchmarks speed COMMIT` compare losses, or the time of training
 steps, with another commit instead, and `python -m benchmarks memory` counts what a step keeps (see `benchmarks.losses`,
 `benchmarks.speed` and `benchmarks.memory`). `python -m benchmarks loading` and `python -m benchmarks evaluation` take
-time and memory at COCO's size.
+time and memory at COCO's size; `python -m benchmarks machine_code` reads what the CUDA kernels take of a GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SUITES = ("ops", "assignment", "step", "detectors", "heads", "schedule")  # modu
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] in (["losses"], ["speed"], ["memory"], ["evaluation"], ["loading"]):
+    if argv[:1] in (["losses"], ["speed"], ["memory"], ["evaluation"], ["loading"], ["machine_code"]):
         sys.exit(import_module(f"benchmarks.{argv[0]}").main(argv[1:]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("suites", nargs="*", default=SUITES, help=f"which (default: {' '.join(SUITES)})")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import re
+import shutil
 
 import pytest
 import torch
 
+from benchmarks import machine_code
 from model import kernels, nvrtc, ops, ops_cuda, ops_reference
 from tests.support.compiler import needs_compiler
 from tests.support.emulated import SIZES, Emulated, emulated_attention, emulated_nms, emulated_roi_align
@@ -21,17 +24,51 @@ def compiler() -> ctypes.CDLL:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("architecture", machine_code.ARCHITECTURES)
 @pytest.mark.parametrize("dtype", ops_cuda.TYPES, ids=str)
 def test_nvrtc_compiles_the_sources(compiler, dtype, architecture):
-    for heads, width in ((8, 32), (3, 5))[: 1 + (dtype == torch.float32)]:
-        defines = ops_cuda.attention_defines(dtype, heads, width, 4, 4)
-        code = nvrtc.compile_source("ms_deform_attn.cu", defines, architecture)
-        assert b"ms_deform_attn_backward" in code and code[:4] == b"\x7fELF"
-    if dtype.itemsize >= 4:
-        defines = ops_cuda.sums(dtype)
-        assert b"nms_select" in nvrtc.compile_source("nms.cu", defines, architecture)
-        assert b"roi_align_backward" in nvrtc.compile_source("roi_align.cu", defines, architecture)
+    found = machine_code.kernels_of(dtype, architecture)
+    attention = {"ms_deform_attn", "ms_deform_attn_backward"}
+    others = {"nms_overlaps", "nms_select", "roi_align", "roi_align_backward"}
+    assert set(found) == attention | (others if dtype.itemsize >= 4 else set())
+    for kernel, usage in found.items():
+        assert (usage.stack, usage.local, usage.spills) == (0, 0, 0), kernel
+        assert usage.shared <= 48 * 1024, kernel  # more needs the host's leave
+        assert usage.registers * ops_cuda.BLOCK <= 65536 // 2, kernel  # two blocks on a multiprocessor at least
+    for kernel in attention:  # each corner's channels at once: 4 levels x 4 points x 4 corners, or a loop over samples
+        assert found[kernel].wide_loads >= 4 and found["ms_deform_attn"].wide_loads >= 64
+    if architecture != "sm_80" and dtype != torch.float64:
+        assert found["ms_deform_attn_backward"].count("F32x4") >= 4
+
+
+@pytest.mark.parametrize("architecture", machine_code.ARCHITECTURES)
+def test_a_width_that_no_vector_divides_has_kernels(compiler, architecture):
+    found = machine_code.kernels_of(torch.float32, architecture, (3, 5, 4, 4))
+    assert found["ms_deform_attn"].wide_loads == 0 and found["ms_deform_attn"].spills == 0
+
+
+def test_the_page_on_kernels_has_what_their_machine_code_takes(compiler):
+    page = (kernels.SOURCES.parent / "docs" / "kernels.md").read_text(encoding="utf-8")
+    of = re.search(r"`python -m benchmarks machine_code`, NVRTC ([\d.]+)", page)
+    assert of
+    if of[1] != nvrtc.nvrtc_version():
+        pytest.skip(f"the page is of NVRTC {of[1]}, this is {nvrtc.nvrtc_version()}")
+    for line in machine_code.lines():
+        assert line in page
+
+
+def test_spills_are_seen(compiler, monkeypatch, tmp_path):
+    """Indexed by a number that is known only when it runs, an array lies in the thread's own memory."""
+    shutil.copytree(kernels.SOURCES, tmp_path / "csrc")
+    monkeypatch.setattr(kernels, "SOURCES", tmp_path / "csrc")
+    text = """extern "C" __global__ void spilling(float* to, const int* at) {
+      float held[64];
+      for (int i = 0; i < 64; ++i) held[at[i] % 64] = to[i];
+      for (int i = 0; i < 64; ++i) to[i] = held[at[64 + i] % 64];
+    }"""
+    (tmp_path / "csrc" / "spilling.cu").write_text(text, encoding="utf-8")
+    found = machine_code.read(nvrtc.compile_source("spilling.cu", ops_cuda.sums(torch.float32), "sm_90"))["spilling"]
+    assert found.spills > 0 and found.stack >= 256
 
 
 def test_nvrtc_names_the_first_error(compiler):
