@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.support.detectors import PRESETS
+from tests.support.simulated_ranks import SHOWN
 from tests.support.simulated_steps import CASES, QUICK
 
 EXPECTED = json.loads((Path(__file__).parent / "expected" / "waits.json").read_text())
@@ -70,3 +71,19 @@ def test_a_preset_trains_resumes_detects_and_is_analysed_as_on_the_cpu(preset: s
     assert found["losses"] < 1e-4 and found["detections"] < 1e-3 and found["analyses"] < 1e-3, found
     assert found["resumed"] == 0, found
     assert sum(found["waits"].values()) <= MOST, found
+
+
+# ---- ranks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case", ["official", *(pytest.param(case, marks=pytest.mark.slow) for case in SHOWN if case != "official")]
+)
+def test_two_ranks_train_there_as_one_process_on_the_cpu_and_wait_no_more(case: str) -> None:
+    """What they add up over the ranks comes on top: normalisers, and all gradients at once."""
+    found = rows_of("simulated_ranks", case)[case]
+    assert found["losses"] < 1e-4 and found["weights"] < 2e-4, found
+    alone = EXPECTED["K = 0" if case == "no head" else "K = 2, atss + faster_rcnn, official"]["waits"]
+    assert sum(found["waits"].values()) == alone * found["steps"], found
+    gradients = sum(count for where, count in found["reductions"].items() if "harness/trial/ranks.py" in where)
+    assert gradients == found["steps"], found

@@ -88,6 +88,7 @@ def train_detector(
     folder: str = "",
     start: int = 0,
     stop: int | None = None,
+    device: torch.device = CPU,
 ) -> dict[str, Any]:
     """Losses of each step and the final weights; from a checkpoint in `folder` if `start`, to one if `stop`."""
     optimizer = build_optimizer(detector, TRAIN)
@@ -99,14 +100,14 @@ def train_detector(
         ranks.seed_own(0, step)
         chosen = [batches[(step * parts + part) % len(batches)] for part in range(parts)]
         made = [tiny_batch(counts, SIZES[: len(counts)], seed=step) for counts in chosen]
-        own = [share_of(batch, ranks) for batch in made]
+        own = [share_of(batch, ranks).to(device) for batch in made]
         losses.append(
             train_step(detector, own, optimizer, TRAIN, step=step, total_steps=50, steps_per_epoch=50, ranks=ranks)
         )
     if stop and ranks.is_first:
         ranks.return_random_state()
         save_checkpoint(Path(folder), detector, optimizer, Progress(step=stop))
-    weights = {name: value.numpy() for name, value in detector.state_dict().items()}
+    weights = {name: value.cpu().numpy() for name, value in detector.state_dict().items()}
     return {"losses": losses, "weights": weights}
 
 

@@ -32,6 +32,7 @@ COPYING = {"_to_copy", "copy_", "_copy_from"}
 
 WAITS: Counter[str] = Counter()  # "<operator> <file>:<line>"
 COPIES: Counter[str] = Counter()
+REDUCTIONS: Counter[str] = Counter()  # over ranks
 
 
 class SimulatedTensor(torch.Tensor):
@@ -76,6 +77,9 @@ def computed(function: Any, arguments: Any, options: Any) -> Any:
     """What an operator gives, on the simulated device unless the host asked for it."""
     name = function._schema.name.removeprefix("aten::")
     given = [leaf for leaf in tree_leaves((arguments, options)) if isinstance(leaf, Tensor)]
+    if name.startswith("c10d::"):  # the ranks' own business: the result is in place
+        REDUCTIONS[f"{name} {place()}"] += 1
+        return function(*tree_map(raw_of, arguments), **options)
     device = None if options.get("device") is None else torch.device(options["device"]).type
     if name in COPYING:
         to_host = device == "cpu" or (name == "copy_" and not isinstance(arguments[0], SimulatedTensor))
