@@ -55,6 +55,11 @@ def told(tmp_path: Path, *overrides: str, **options: Any) -> str:
             "--set data.eval_short_side=32: the queries start from 12 of the encoder's tokens, and an image of 32 x 32 "
             "has 5; model.num_queries is 12",
         ),
+        (
+            ["data.path=somewhere", "model.num_queries=500", "data.max_long_side=128"],
+            "--set data.max_long_side=128: the queries start from 500 of the encoder's tokens, and an image of 128 x 128 "
+            "has 80; model.num_queries is 500",
+        ),
     ],
 )
 def test_too_few_tokens_are_told(tmp_path: Path, overrides: list[str], line: str) -> None:
@@ -70,7 +75,7 @@ def test_too_few_tokens_are_told(tmp_path: Path, overrides: list[str], line: str
         [HYBRID, "data.eval_short_side=64"],  # at which the original queries are alone
         ["model.preset=deformable", "model.num_queries=500"],  # learned queries need no tokens
         ["model.preset=dab_c5", "model.num_queries=500"],
-        ["model.num_queries=500", "data.path=somewhere"],  # images of any size: the first step tells
+        ["model.num_queries=60", "data.path=somewhere", "data.max_long_side=128"],  # the first step tells of small ones
     ],
 )
 def test_enough_tokens_are_taken(tmp_path: Path, overrides: list[str]) -> None:

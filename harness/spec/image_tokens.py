@@ -1,7 +1,8 @@
 """Whether the encoder has as many tokens as queries start from, as far as that is known before training.
 
 Two-stage detectors choose their queries among the encoder's tokens, and a small image has few. Digit scenes have the
-size that the configuration gives them. The images of a folder have any: the first step that meets too small ones tells.
+size that the configuration gives them. The images of a folder have any up to the longest side: what even the largest lacks is
+told, and the first step that meets too small ones tells the rest.
 """
 
 from __future__ import annotations
@@ -22,15 +23,21 @@ def tokens_of(strides: tuple[int, ...], side: int) -> int:
 
 
 def shortages(model: DetectorConfig, data: DataConfig) -> Iterator[Conflict]:
-    """What the smallest image of the training lacks, or that of the evaluation, where only original queries run."""
-    if data.path is not None or not model.strides:
+    """What the smallest image of the training lacks, or that of the evaluation, where only original queries run.
+
+    Of own images it is what the largest lacks, a batch of which is padded to a square at most.
+    """
+    if not model.strides:
         return
-    sides = data.train_short_sides
-    for number, side, setting in (
-        (model.num_proposals, min(sides), {"data.train_short_sides": list(sides)}),
-        (model.num_proposals, data.max_long_side, {"data.max_long_side": data.max_long_side}),
-        (model.num_queries, data.eval_short_side, {"data.eval_short_side": data.eval_short_side}),
-    ):
+    sides, largest = data.train_short_sides, {"data.max_long_side": data.max_long_side}
+    checks: list[tuple[int, int, dict[str, Any]]] = [(model.num_proposals, data.max_long_side, largest)]
+    if data.path is None:
+        checks = [
+            (model.num_proposals, min(sides), {"data.train_short_sides": list(sides)}),
+            *checks,
+            (model.num_queries, data.eval_short_side, {"data.eval_short_side": data.eval_short_side}),
+        ]
+    for number, side, setting in checks:
         needed, there = model.num_tokens_for(number), tokens_of(model.strides, side)
         if needed > there:
             beside = number > model.num_queries
