@@ -211,6 +211,10 @@ def test_interruption_exits_130_and_says_how_to_go_on(store, monkeypatch, capsys
     [
         (["plan", "nowhere.yaml"], "nowhere.yaml: no such ablation file"),
         (["plan", QUICKSTART, "--preset", "digit"], "preset 'digit': unknown preset; did you mean 'digits'?"),
+        (
+            ["plan", QUICKSTART, "--preset", "dab_c5"],
+            "preset 'dab_c5': unknown preset; 'dab_c5' is a detector: --set model.preset=dab_c5",
+        ),
         (["plan", QUICKSTART, "--set", "model.headz=[]"], "--set model.headz: unknown key; did you mean 'heads'?"),
         (["plan", QUICKSTART, "--set", "model.num_queries=x"], "--set model.num_queries: must be a whole number"),
         (

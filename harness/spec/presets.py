@@ -107,7 +107,8 @@ def open_presets(preset: str, spec: AblationSpec, mistakes: Mistakes) -> Presets
     file = Path(preset) if preset.endswith((".yaml", ".yml")) else known.get(preset)
     models = preset_files(spec.path, f"presets/{MODELS}")
     if file is None:
-        mistakes.add(f"preset '{preset}'", f"unknown preset{suggest(preset, known)}")
+        detector = f"; '{preset}' is a detector: --set model.preset={preset}" if preset in models else ""
+        mistakes.add(f"preset '{preset}'", f"unknown preset{detector or suggest(preset, known)}")
         return Presets(preset, (), SIZES[0], preset, models)  # one mistake is enough
     tree = read_yaml_file(file, mistakes)
     says_size, size = SIZE in tree, tree.pop(SIZE, "")

@@ -97,7 +97,8 @@ def assemble(
                 *(key, config, resolved.runtime, label, row.label, full, fingerprint),
                 *(resolved.analyse, weights_hash, draft.layered.detector),
             )
-            trials.setdefault(key, made)
+            if not trials.setdefault(key, made).detector:  # a row may name the preset of what another spells out
+                trials[key] = replace(trials[key], detector=made.detector)
         same = first.setdefault(tuple(ids), row.label)
         rows.append(Row(row.label, factors, tuple(ids), {}, row.note, same_as="" if same == row.label else same))
     return tuple(trials.values()), tuple(rows)
