@@ -3,7 +3,8 @@
 `python -m benchmarks losses COMMIT` and `python -m benchmarks speed COMMIT` compare losses, or the time of training
 steps, with another commit instead, and `python -m benchmarks memory` counts what a step keeps (see `benchmarks.losses`,
 `benchmarks.speed` and `benchmarks.memory`). `python -m benchmarks loading` and `python -m benchmarks evaluation` take
-time and memory at COCO's size; `python -m benchmarks machine_code` reads what the CUDA kernels take of a GPU.
+time and memory at COCO's size, `python -m benchmarks coco_run` trains there, and `python -m benchmarks machine_code`
+reads what the CUDA kernels take of a GPU.
 """
 
 from __future__ import annotations
@@ -20,12 +21,21 @@ if TYPE_CHECKING:
     from benchmarks.table import Row
 
 SUITES = ("ops", "assignment", "step", "detectors", "heads", "schedule")  # modules of this package that have `rows()`
+APART = (
+    "losses",
+    "speed",
+    "memory",
+    "evaluation",
+    "loading",
+    "coco_run",
+    "machine_code",
+)  # that print their own tables
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] in (["losses"], ["speed"], ["memory"], ["evaluation"], ["loading"], ["machine_code"]):
+    if argv[:1] and argv[0] in APART:
         sys.exit(import_module(f"benchmarks.{argv[0]}").main(argv[1:]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("suites", nargs="*", default=SUITES, help=f"which (default: {' '.join(SUITES)})")

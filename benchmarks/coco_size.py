@@ -16,23 +16,31 @@ NUM_CLASSES, HEIGHT, WIDTH, POINTS = 80, 480, 640, 22  # numbers of a polygon, a
 
 
 def write_annotations(
-    root: str | Path, split: str, num_images: int, num_boxes: int, *, polygons: bool = False, seed: int = 0
+    root: str | Path,
+    split: str,
+    num_images: int,
+    num_boxes: int,
+    *,
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+    polygons: bool = False,
+    seed: int = 0,
 ) -> None:
     """Write `annotations/instances_SPLIT.json` and the images of a split below `root`.
 
     Args:
         root: of the data set.
         split: "train" or "val".
-        num_images: of 640 x 480 pixels.
+        num_images: how many.
         num_boxes: spread over them at random; one in a hundred is a crowd region.
+        size: height and width of an image, pixels; the largest box has half its width.
         polygons: give each object a segmentation of one polygon.
         seed: of the draws.
     """
     root, rng = Path(root), np.random.default_rng(seed)
     (root / "annotations").mkdir(parents=True, exist_ok=True)
-    _write_pictures(root / split, num_images)
-    sides = np.exp(rng.uniform(np.log(8), np.log(300), (num_boxes, 2))).round(2)
-    corner = (rng.uniform(0, 1, (num_boxes, 2)) * (np.array([WIDTH, HEIGHT]) - sides)).round(2)
+    _write_pictures(root / split, num_images, size)
+    sides = np.exp(rng.uniform(np.log(8), np.log(300), (num_boxes, 2))).round(2) * size[1] / WIDTH
+    corner = (rng.uniform(0, 1, (num_boxes, 2)) * (np.array(size[::-1]) - sides)).round(2)
     columns = zip(
         np.sort(rng.integers(0, num_images, num_boxes)).tolist(),
         rng.integers(1, NUM_CLASSES + 1, num_boxes).tolist(),
@@ -46,8 +54,8 @@ def write_annotations(
             "license": 3,
             "file_name": f"{number:012}.png",
             "coco_url": f"http://images.example/{split}/{number:012}.png",
-            "height": HEIGHT,
-            "width": WIDTH,
+            "height": size[0],
+            "width": size[1],
             "date_captured": "2013-11-14 17:02:52",
             "id": number,
         }
@@ -71,9 +79,9 @@ def _polygon(box: list[float]) -> list[float]:
     return points.round(2).flatten().tolist()
 
 
-def _write_pictures(folder: Path, count: int) -> None:
+def _write_pictures(folder: Path, count: int, size: tuple[int, int]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stream = io.BytesIO()
-    Image.new("L", (WIDTH, HEIGHT), 128).save(stream, "PNG")
+    Image.new("L", size[::-1], 128).save(stream, "PNG")
     for number in range(count):
         (folder / f"{number:012}.png").write_bytes(stream.getvalue())

@@ -588,7 +588,7 @@ def test_a_thousand_trials_are_planned_and_told_quickly(store, tmp_path, said):
     """Processor seconds, which other work on the machine does not change much: 5 for `plan`, 3 for `status`."""
     path = tmp_path / "many.yaml"
     numbers = ", ".join(map(str, range(1, 51)))
-    path.write_text(f"axes:\n  model.num_queries: [{numbers}]\n  model.heads: [[], [atss], [fcos], [atss, fcos]]\n")
+    path.write_text(f"axes:\n  train.epochs: [{numbers}]\n  model.heads: [[], [atss], [fcos], [atss, fcos]]\n")
     options = [str(path), *FAST, "--seeds", "0,1,2,3,4"]
     grid = open_grid(path, "digits_fast", seeds=range(5))
     assert len(grid.trials) == 1000

