@@ -76,7 +76,7 @@ def read(code: bytes) -> dict[str, Usage]:
 def _run(tool: str, *arguments: str) -> str:
     for folder in map(Path, sys.path):
         for program in sorted(folder.glob(f"nvidia/*/bin/{tool}")):
-            done = subprocess.run([str(program), *arguments], capture_output=True, text=True, check=True)
+            done = subprocess.run([str(program), *arguments], capture_output=True, encoding="utf-8", check=True)
             return done.stdout
     raise FileNotFoundError(f"{tool} is not installed: pip install nvidia-cuda-{tool}")
 

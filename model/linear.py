@@ -21,9 +21,9 @@ SMALLEST = 2_000_000  # multiplications below which the calls around the product
 NARROWEST = 32  # columns of a weight's gradient, likewise
 INTEL = "intel" in str(torch.cpu.get_capabilities().get("cpu_name", "")).lower()
 WIDE = 256  # rows and columns of a weight from which MKL is asked on Intel's; below, numbers stay as they were recorded
-# On processors with AVX-512 oneDNN's 1x1 convolutions with a stride write past their memory in the backward pass, where
-# there are fewer channels than a register has lanes (torch 2.13; seen from 24 x 24 positions on, and not below).
-LANES, OVERRUN = 16, 256  # channels; positions of a map from which the stride is taken out of the convolution
+# oneDNN's 1x1 convolutions with a stride write past their memory in the backward pass, where there are fewer channels
+# than a register has lanes: 16 with AVX-512, 8 with AVX2 (torch 2.13; there seen with 2 to 7, from 4 x 4 positions on).
+LANES = 16  # channels below which the stride is taken out of the convolution
 # There, too, a part of a kernel's gradient stays as the memory was before, where a convolution in this type has a
 # stride and the map is one position wide (torch 2.13; right from two positions on).
 NARROW_BF16 = torch.bfloat16
@@ -142,10 +142,8 @@ class Conv2d(nn.Conv2d):
             if positions.numel() * self.out_channels >= SMALLEST and _takes(x, weight):
                 return linear(positions, weight.flatten(1), bias, relu=relu).permute(0, 3, 1, 2)
             if max(self.stride) > 1 and self.in_channels < LANES and x.device.type == "cpu":
-                height, width = positions.shape[1:3]
-                if height * width >= OVERRUN:
-                    result = F.conv2d(positions.permute(0, 3, 1, 2), weight, bias)
-                    return F.relu(result) if relu else result
+                result = F.conv2d(positions.permute(0, 3, 1, 2), weight, bias)
+                return F.relu(result) if relu else result
         result = self._conv_forward(self._wide_enough(x), weight, bias)
         return F.relu(result) if relu else result
 

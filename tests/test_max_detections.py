@@ -236,7 +236,8 @@ def test_the_setting_has_bounds(value: int) -> None:
 
 def notes_of(folder: Path, file: Path, *overrides: str) -> list[str]:
     said: list[str] = []
-    trials = open_grid(file, "digits_fast", ["model.num_queries=300", *overrides], data=str(folder)).trials
+    overrides = ("model.num_queries=300", "data.max_long_side=300", *overrides)
+    trials = open_grid(file, "digits_fast", list(overrides), data=str(folder)).trials
     check_datasets(trials, said.append)
     return [line for line in said if line.startswith("note: ")]
 
