@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -248,6 +252,18 @@ def test_workers_give_the_same_batches_also_after_a_stop_in_the_middle(larger):
     next(interrupted)
     assert all_same(list(workers.epoch(1, 1)), list(plain.epoch(1, 1)))
     assert all_same(list(workers.epoch(7)), list(plain.epoch(7)))
+
+
+@pytest.mark.parametrize("batches", [1, 4], ids=["in the middle", "at the end"])
+def test_workers_end_with_their_loader(larger, batches):
+    """Each that is not told to end is waited for, 5 seconds long."""
+    own = loader(larger, num_workers=2)
+    epoch = own.epoch(0)
+    assert len([next(epoch) for _ in range(batches)]) == batches
+    start = time.monotonic()
+    del epoch, own
+    gc.collect()
+    assert time.monotonic() - start < 4 and not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakMethod
 
 import numpy as np
 import torch
@@ -179,15 +180,17 @@ class _Collate:
 class _BatchPlan:
     """The batches of the epoch at hand; read by the DataLoader in this process, never sent to a worker."""
 
-    def __init__(self, keys: Callable[[int, list[int]], list[_Key]]) -> None:
-        self.keys = keys  # of the samples of a batch
+    def __init__(self, keys: WeakMethod[Callable[[int, list[int]], list[_Key]]]) -> None:
+        self.keys = keys  # gives what tells those of the samples of a batch, while its loader is there
         self.epoch, self.batch_size = 0, 1
         self.order = np.zeros(0, np.int64)  # indices into the data set
         self.numbers = range(0)  # of the batches
 
     def __iter__(self) -> Iterator[list[_Key]]:
-        size = self.batch_size
-        return (self.keys(self.epoch, self.order[n * size : (n + 1) * size].tolist()) for n in self.numbers)
+        for number in self.numbers:
+            keys, start = self.keys(), number * self.batch_size
+            if keys is not None:
+                yield keys(self.epoch, self.order[start : start + self.batch_size].tolist())
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -245,7 +248,9 @@ class Loader:
                 raise UserError(f"{dataset.annotation_file}: no image has sides as long as {wanted} asks; lower it")
         else:
             self.num_images = len(dataset) if limit is None else min(limit, len(dataset))
-        self._plan = _BatchPlan(self._keys)
+        # Weakly: a circle of references would end by the garbage collector, which takes the workers' queues first, so
+        # that each is waited for in vain, 5 seconds long.
+        self._plan = _BatchPlan(WeakMethod(self._keys))
         self._samples = _Samples(dataset, config, training, seed, max(1, num_workers) * num_ranks)
         self._batches = DataLoader(
             self._samples,
