@@ -73,7 +73,7 @@ def _workers(folder: Path, with_masks: bool) -> dict[str, Any]:
     from harness.data.loader import Loader
 
     data = CocoDataset(folder, "train", progress=lambda line: None, with_masks=with_masks)
-    config = DataConfig(train_short_sides=(64,), max_long_side=128)
+    config = DataConfig(train_short_sides=(64,), eval_short_side=64, max_long_side=128)
     loader = Loader(data, config, batch_size=4, training=True, seed=0, size_divisor=32, num_workers=NUM_WORKERS)
     batches = loader.epoch(0)
     for _ in range(BATCHES):
