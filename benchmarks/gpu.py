@@ -1,8 +1,9 @@
 """What a GPU does: `python -m benchmarks.gpu [--out FOLDER]`, a few minutes on one.
 
 Kernels against the reference operators on the same device, and against float64 on the CPU; a training step of small
-detectors with every head against the same step on the CPU; training steps of ResNet-50 at 800 x 1333 with their peak
-memory and how often the host waited for the device. Everything here runs without Ray, MLflow and pydantic.
+detectors with every head against the same step on the CPU; a training that is resumed, and two ranks on the device;
+training steps of ResNet-50 at 800 x 1333 with their peak memory and how often the host waited for the device.
+Everything here runs without Ray, MLflow and pydantic.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,7 +27,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks.presets import preset_detector
+from benchmarks.gpu_trials import trials, with_heads
 from benchmarks.step import DIGITS, R50, TRAIN, random_batch
 from harness.system.precision import set_precision
 from harness.trial.train import build_optimizer, train_step
@@ -57,7 +59,8 @@ def main() -> int:
     os.environ.setdefault("CODETR_OPS", "compiled")  # no silent reference
     results: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     print(f"{results['device']}, torch {torch.__version__}, operators: {ops_cuda.implementation()}", flush=True)
-    for name, part in (("kernels", kernels), ("equality", equality), ("steps", lambda: steps(args.steps))):
+    parts = {"kernels": kernels, "equality": equality, "trials": trials, "steps": partial(steps, args.steps)}
+    for name, part in parts.items():
         results[name] = []
         for row in part():
             results[name].append(row)
@@ -155,18 +158,12 @@ def _with_gradient(function: Callable[[], Tensor]) -> None:
 # ---- whole detectors ----------------------------------------------------------------------------------------------
 
 
-def with_heads(config: DetectorConfig, heads: tuple[str, ...]) -> DetectorConfig:
-    """The detector with these auxiliary heads."""
-    return replace(config, heads=tuple(HEADS[head].Config() for head in heads))
-
-
 def equality() -> Iterator[dict[str, Any]]:
     """Losses and gradients of one step on the GPU and on the CPU, same weights, fp32 without TF32."""
     set_precision("fp32")
     for heads in ((), *((head,) for head in HEADS if head != "mask_rcnn")):
         yield {"name": f"one step, heads {list(heads)}", **_difference(with_heads(DIGITS, heads))}
-    for name in DETECTORS:
-        config = preset_detector(name, "digits")
+    for name, config in detectors("digits"):
         yield {"name": f"one step, {name}, heads ['atss']", **_difference(with_heads(config, ("atss",)))}
 
 
@@ -204,10 +201,26 @@ def steps(number: int) -> Iterator[dict[str, Any]]:
         for precision in PRECISIONS:
             measured = _steps(with_heads(R50, heads), precision, number)
             yield {"name": f"R50, 2 x 800 x 1333, {name}, {precision}", **measured}
-    for name in DETECTORS:
-        yield {"name": f"{name}, 2 x 800 x 1333, K = 0, tf32", **_steps(preset_detector(name), "tf32", number)}
-    largest = with_heads(preset_detector("dino_5scale"), SETS["K = 2: ATSS + Faster R-CNN"])
-    yield {"name": "dino_5scale, 2 x 800 x 1333, K = 2, tf32", **_steps(largest, "tf32", number)}
+    for name, config in detectors():
+        yield {"name": f"{name}, 2 x 800 x 1333, K = 0, tf32", **_steps(config, "tf32", number)}
+    for head in HEADS:  # what each adds to the memory
+        if head != "mask_rcnn":  # which needs masks
+            measured = _steps(with_heads(R50, (head,)), "tf32", min(number, 5))
+            yield {"name": f"R50, 2 x 800 x 1333, K = 1: {head}, tf32", **measured}
+    for name, config in detectors(names=("dino_5scale",)):
+        largest = with_heads(config, SETS["K = 2: ATSS + Faster R-CNN"])
+        yield {"name": f"{name}, 2 x 800 x 1333, K = 2, tf32", **_steps(largest, "tf32", number)}
+
+
+def detectors(scale: str = "coco_r50_12e", names: Sequence[str] = DETECTORS) -> Iterator[tuple[str, DetectorConfig]]:
+    """By their presets; none where pydantic, which reads those, is not installed."""
+    if find_spec("pydantic") is None:
+        print(f"left out, for pydantic is not installed: {', '.join(names)}", flush=True)
+        return
+    from benchmarks.presets import preset_detector
+
+    for name in names:
+        yield name, preset_detector(name, scale)
 
 
 def stepper(config: DetectorConfig, precision: str) -> Callable[[], object]:
@@ -216,7 +229,7 @@ def stepper(config: DetectorConfig, precision: str) -> Callable[[], object]:
     torch.manual_seed(0)
     batch = random_batch(2, 800, 1333, 80, 8).to("cuda")
     detector = Detector(config, 80).cuda().train()
-    train = replace(TRAIN, precision=precision)
+    train = replace(TRAIN, precision=precision)  # type: ignore[arg-type]
     optimizer = build_optimizer(detector, train)
     return lambda: train_step(detector, [batch], optimizer, train, step=0, total_steps=9, steps_per_epoch=9)
 

@@ -80,9 +80,14 @@ def trusted(operators: Mapping[str, Operator], device: torch.device, problems: I
 
 @contextmanager
 def _no_settings(device: torch.device = CPU) -> Iterator[None]:
-    """Whatever the caller has set: nothing is recorded, and types and places are as they are written."""
+    """Whatever the caller has set: nothing is recorded, and types and places are as they are written.
+
+    Nor does what a gradient here needs go the caller's way: a part that is computed again in the backward pass may be
+    the first that uses an operator.
+    """
     exact = torch.autocast(device.type, enabled=False), torch.autocast("cpu", enabled=False)
-    with torch.inference_mode(False), torch.no_grad(), CPU, exact[0], exact[1]:
+    kept = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    with torch.inference_mode(False), torch.no_grad(), CPU, exact[0], exact[1], kept:
         yield
 
 

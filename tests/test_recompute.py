@@ -12,6 +12,7 @@ from harness.config import TrainConfig
 from harness.errors import UserError
 from harness.trial.footprint import Kept
 from harness.trial.train import recompute
+from model import ops_compiled
 from model.backbones.configs import ResNetConfig
 from model.config import DetectorConfig
 from model.detector import Detector
@@ -55,6 +56,14 @@ def test_losses_and_gradients_are_equal_to_the_last_bit(name: str) -> None:
     assert plain.keys() == again.keys() and any("encoder" in name for name in plain)
     assert [name for name in plain if not torch.equal(plain[name], again[name])] == []
     assert less < kept
+
+
+def test_an_operator_may_be_used_for_the_first_time_in_a_part_that_is_computed_again() -> None:
+    """It is compared with its definition then, and a gradient that this takes is none of the step's."""
+    expected, _ = two_steps(DETECTORS["deformable"], EVERYTHING, None)
+    ops_compiled._right.cache_clear()
+    first, _ = two_steps(DETECTORS["deformable"], EVERYTHING, None)
+    assert [name for name in expected if not torch.equal(expected[name], first[name])] == []
 
 
 def test_each_asks_for_its_own_part() -> None:
