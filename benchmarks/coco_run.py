@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.follow(kill_at)
         run.tell()
     record = run.record()
-    print(json.dumps({"status": record["status"], **{name: record["metrics"][name] for name in ("loss", "AP")}}))
+    last = record["history"][-1]
+    print(json.dumps({"status": record["status"], "steps": last["step"], "loss": last["loss"], "cost": record["cost"]}))
     return 0 if record["status"] == "finished" else 1
 
 
