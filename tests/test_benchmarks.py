@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks import losses, speed
+from benchmarks import gpu_trials, losses, speed
 
 ONE = {"losses": [{"total": (1.0).hex(), "l1": (0.5).hex()}], "weights": "a"}
 
@@ -55,3 +55,11 @@ def test_a_commit_that_is_not_there_is_one_line(compare, capsys):
 def test_this_commit_equals_itself(capsys):
     assert losses.main(["HEAD", "--assert-equal"]) == 0
     assert "equal to the last bit" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_is_asked_of_a_gpu_holds_on_the_cpu():
+    """A training that is resumed, and two ranks; on a GPU atomic additions are another difference."""
+    found = {row["name"]: row["loss_difference"] for row in gpu_trials.trials("cpu")}
+    resumed, ranks = found.values()
+    assert resumed == 0 and ranks < 1e-3

@@ -113,7 +113,7 @@ def test_transpose_is_exact_also_of_strided_matrices(calls, shape, dtype):
 
 
 @pytest.mark.parametrize("outputs", [8, 16])
-@pytest.mark.parametrize("inputs", [2, 7, 8, 15, 16])
+@pytest.mark.parametrize("inputs", [2, 7, 15])
 @pytest.mark.parametrize("size", [8, 24, 56])
 @pytest.mark.parametrize("stride", [2, (1, 2), 3])
 def test_narrow_convolutions_with_a_stride_survive(inputs, outputs, size, stride):
