@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -139,24 +140,42 @@ def _memory(trials: Sequence[Trial]) -> tuple[dict[str, str], list[str]]:
     from harness.data.classes import num_classes_of
     from harness.trial.footprint import footprint_or_none
 
+    keys = {}
+    for trial in trials:
+        runtime = trial.runtime
+        sharing = -(-runtime.ranks // max(1, int(runtime.gpus_per_trial)))  # ranks on a GPU
+        keys[trial.trial_id] = replace(trial.config, seed=0), runtime.ranks, sharing  # all seeds are alike
     found = {}
     cells: dict[str, str] = {}
     batches: dict[str, None] = {}
-    for trial in trials:
-        key = replace(trial.config, seed=0), trial.runtime.ranks  # all seeds are alike
-        if key not in found:
-            found[key] = footprint_or_none(key[0], num_classes_of(trial.config.data), ranks=key[1])
+    distinct = dict.fromkeys(keys.values())
+    said = time.monotonic()
+    for done, (config, ranks, sharing) in enumerate(distinct):
+        if time.monotonic() - said >= 5:
+            remark(f"memory: {done} of {len(distinct)} counted")
+            said = time.monotonic()
+        found[config, ranks, sharing] = footprint_or_none(
+            config, num_classes_of(config.data), ranks=ranks, sharing=sharing
+        )
+    for trial_id, key in keys.items():
         needed = found[key]
-        cells[trial.trial_id] = "unknown" if needed is None else f"{needed.total / 2**30:.1f} GiB"
+        cells[trial_id] = "unknown" if needed is None else _bytes(needed.on_gpu)
         if needed is not None:
-            batches[f"{needed.images} images of {needed.height} x {needed.width}"] = None
+            images = "1 image" if needed.images == 1 else f"{needed.images} images"
+            each = f" on each of {needed.sharing} ranks" if needed.sharing > 1 else ""
+            batches[f"{images} of {needed.height} x {needed.width}{each}"] = None
     if not batches:
         return cells, []
     lines = [
-        f"memory: of a training step with {', or '.join(batches)} at once, on each GPU: what is kept for the backward "
-        "pass, carried on by a line from small images (CPU), and parameters, gradients and optimiser state"
+        f"memory: of a training step with {', or '.join(batches)} at once (the largest that the settings allow), on "
+        "each GPU: what is kept for the backward pass, carried on by a line from small images (CPU), and parameters, "
+        "gradients and optimiser state"
     ]
     return cells, lines
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
 
 
 def run(args: argparse.Namespace) -> int:

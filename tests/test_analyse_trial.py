@@ -222,7 +222,9 @@ def test_a_floor_is_another_training_of_the_same_heads(
     [
         (["nothere"], "'nothere': no trial, MLflow run or file of weights"),
         (["gone.pth"], "gone.pth: there is no such file of weights"),
-        (["TRIAL", "--metrics", "conflicts"], "--metrics: must be 'conflict', 'discriminability' or 'queries'"),
+        (["TRIAL", "--metrics", "conflicts"], "--metrics: unknown 'conflicts'; did you mean 'conflict'?"),
+        (["TRIAL", "--metrics", "AP"], "known: conflict, discriminability, queries, evaluation"),
+        (["TRIAL", "--max-detections", "300", "--images", "4"], "--images: an evaluation is of the whole split"),
         (["TRIAL", "--variant", "cam-v2"], "--variant: must be 'cam-v1'"),
         (["TRIAL", "--data", "nowhere"], "nowhere"),
         (["torn.safetensors"], "torn.safetensors cannot be read as weights"),
@@ -261,6 +263,18 @@ def test_another_limit_of_detections_is_added_to_a_finished_trial(
         capsys.readouterr()
         assert main(["analyse", trial.trial_id, "--max-detections", limit]) == 2
         assert told in capsys.readouterr().err
+
+
+def test_another_limit_is_added_to_every_finished_trial_of_a_file(
+    own: tuple[RunStore, Trial], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, trial = own
+    settings = ["--set", f"model.heads=[atss, {REGIONS}]", "--set", "data.digits.num_train=16", "--seeds", "0"]
+    ask = ["analyse", str(QUICKSTART), "--preset", "digits_fast", *settings, "--max-detections", "160"]
+    assert main(ask) == 0
+    assert "AP@160" in (store.read(trial.trial_id) or {})["metrics"]
+    capsys.readouterr()
+    assert main(ask) == 0 and "nothing to do" in capsys.readouterr().out
 
 
 def test_weights_of_another_version_are_told_apart(own: tuple[RunStore, Trial]) -> None:

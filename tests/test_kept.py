@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from harness.config import DataConfig, TrainConfig, TrialConfig
-from harness.trial.footprint import Footprint, Kept, fixed_bytes, footprint, kept_bytes, line, sample_batch
+from harness.trial.footprint import (
+    Footprint,
+    Kept,
+    fixed_bytes,
+    footprint,
+    kept_bytes,
+    largest_of,
+    line,
+    sample_batch,
+)
 from model.classification.configs import QualityConfig
 from model.config import DetectorConfig
 from model.detector import Detector
@@ -135,6 +144,16 @@ def test_parts_and_ranks_share_a_batch_and_checkpoints_make_it_smaller() -> None
     assert footprint(trial_config(batch_size=8, side=224, accumulate_steps=2), 10, ranks=2).images == 2
     less = footprint(trial_config(batch_size=8, side=224, checkpoint_encoder_layers=1, checkpoint_backbone=True), 10)
     assert less.kept < 0.8 * whole.kept and less.parameters == whole.parameters
+
+
+def test_the_largest_batch_is_of_the_images_that_are_there() -> None:
+    data = DataConfig(path="own", train_short_sides=(480, 800), eval_short_side=800, max_long_side=1333)
+    assert largest_of([(480, 640), (300, 400)], data) == (800, 1067)
+    both = [(480, 640), (640, 480), (480, 640)]
+    assert largest_of(both, data) == (1067, 1067)  # padded to both
+    assert largest_of(both, replace(data, aspect_group_size=2)) in ((800, 1067), (1067, 800))
+    told = footprint(trial_config(batch_size=2, side=224), 10, sharing=2, size=(200, 161))
+    assert (told.height, told.width) == (224, 192) and told.on_gpu == 2 * told.total
 
 
 def test_a_line_tells_how_straight_it_is() -> None:

@@ -94,6 +94,8 @@ def test_what_cannot_fit_fails_before_its_first_step_with_the_number(free):
         "--set train.precision=bf16 or --set train.checkpoint_encoder_layers=1"
     )
     check_fits(replace(needed, kept=70.0 * GIB), one, GPU)
+    with pytest.raises(OutOfMemory, match=r"8 images of 800 x 1344 on each of 2 ranks take about 88.0 GiB, and"):
+        check_fits(replace(needed, kept=40.0 * GIB, sharing=2), one, GPU)
     check_fits(None, one, GPU)
 
 
@@ -102,7 +104,19 @@ def test_the_plan_tells_what_a_step_takes(tmp_path, monkeypatch, capsys):
     options = ["--preset", "digits_fast", "--seeds", "0", "--memory"]
     assert main(["plan", str(QUICKSTART), *options]) == 0
     told = capsys.readouterr().out
-    assert re.search(r"K = 0.* 0\.\d GiB", told) and "memory: of a training step with 8 images of" in told
+    assert re.search(r"K = 0.* \d+ MiB", told) and "memory: of a training step with 8 images of" in told
+
+
+def test_ranks_that_share_a_gpu_need_what_they_need_together(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CODETR_STORE", str(tmp_path))
+    needed = []
+    for gpus in (4, 2, 0.5):
+        options = ["--set", "runtime.ranks=4", "--set", f"runtime.gpus_per_trial={gpus}", "--only", "heads=none"]
+        assert main(["plan", str(QUICKSTART), "--preset", "digits_fast", "--memory", *options]) == 0
+        told = capsys.readouterr().out
+        needed.append(int(re.search(r" (\d+) MiB", told)[1]))
+        assert ("on each of" in " ".join(told.split())) == (gpus < 4)
+    assert needed == [pytest.approx(needed[0] * ranks, abs=2) for ranks in (1, 2, 4)]
 
 
 def test_other_errors_are_not_about_memory():

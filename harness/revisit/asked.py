@@ -15,7 +15,7 @@ from harness.revisit.trained import WEIGHT_FILES, Found, Reading, find_trial, re
 from harness.spec.detection_metrics import STANDARD_LIMIT
 from harness.spec.grid import expand, open_grid
 from harness.spec.spec import DEFAULT_PRESET, AblationSpec, RowSpec
-from harness.spec.strict import Mistakes, validate
+from harness.spec.strict import Mistakes, suggest, validate
 from harness.store.results import RunStore
 
 EVALUATION = "evaluation"  # of what `--metrics` can name: COCO's metrics of the detections, on the whole split
@@ -50,7 +50,8 @@ def jobs(args: argparse.Namespace, store: RunStore) -> list[tuple[Found, Request
             grid = open_grid(name, args.preset or DEFAULT_PRESET, args.overrides, seeds=args.seeds)
             for trial in grid.trials:
                 request = _request(args, trial.analyse)
-                if request.data or request.out or lacks(store, trial.trial_id, request.settings.metrics):
+                wanted = request.settings.metrics, request.max_detections
+                if request.data or request.out or lacks(store, trial.trial_id, *wanted):
                     found.append((read_trial(store, trial.trial_id), request))
         elif Path(name).suffix in WEIGHT_FILES:
             found.append((_file(Path(name), args), _request(args, AnalyseConfig(), is_file=True)))
@@ -68,6 +69,10 @@ def _request(args: argparse.Namespace, settings: AnalyseConfig, *, is_file: bool
     """
     mistakes = Mistakes()
     variants = list(get_args(ConflictVariant)) if args.variant == ["all"] else args.variant
+    known = (*get_args(Analysis), EVALUATION)
+    for name in [name for name in args.metrics or () if name not in known]:
+        mistakes.add("--metrics", f"unknown '{name}'{suggest(name, known)}")
+    mistakes.check()
     asked = None if args.metrics is None else [name for name in args.metrics if name != EVALUATION]
     given = {"num_images": args.images, "variants": variants}
     options = {"metrics": "--metrics", "num_images": "--images", "variants": "--variant"}
@@ -103,6 +108,8 @@ def _file(path: Path, args: argparse.Namespace) -> Found:
 def _check_options(found: Found, request: Request, args: argparse.Namespace, store: RunStore) -> None:
     """Refuse what has no meaning for a trial."""
     limit = request.max_detections
+    if limit is not None and args.images is not None and not request.settings.metrics:
+        raise UserError("--images: an evaluation is of the whole split, which --max-detections asks for; leave it out")
     if limit is not None and limit <= STANDARD_LIMIT:
         raise UserError(f"--max-detections {limit}: AP counts {STANDARD_LIMIT} detections of an image; name more")
     if limit is not None and is_own(found, request, store):

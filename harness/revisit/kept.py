@@ -151,11 +151,14 @@ def _draw(
     )
 
 
-def lacks(store: RunStore, trial_id: str, metrics: Iterable[str]) -> bool:
-    """Whether a trial is finished and some of these analyses are missing or failed."""
+def lacks(store: RunStore, trial_id: str, metrics: Iterable[str], max_detections: int | None = None) -> bool:
+    """Whether a trial is finished and some of these analyses, or AP at so many detections, are missing or failed."""
     record = store.read(trial_id) or {}
     made = record.get("analysis") or {}
-    missing = made.get("error") or not set(metrics) <= set(made.get("metrics") or ())
+    wanted = set(metrics)
+    missing = bool(wanted) and (made.get("error") or not wanted <= set(made.get("metrics") or ()))
+    if max_detections is not None:
+        missing = missing or f"AP@{max_detections}" not in (record.get("metrics") or {})
     return bool(missing) and store.status(trial_id) == "finished"
 
 

@@ -69,11 +69,12 @@ def check_fits(footprint: Footprint | None, trial: Trial, device: torch.device) 
         OutOfMemory: it cannot fit; one line with the number.
     """
     whole = torch.cuda.mem_get_info(device)[1]
-    if footprint is None or footprint.total <= whole:
+    if footprint is None or footprint.on_gpu <= whole:
         return
+    each = f" on each of {footprint.sharing} ranks" if footprint.sharing > 1 else ""
     raise OutOfMemory(
         f"out of GPU memory before the first step: {footprint.images} images of {footprint.height} x "
-        f"{footprint.width} take about {footprint.total / GIB:.1f} GiB, and {device} has {whole / GIB:.1f}: "
+        f"{footprint.width}{each} take about {footprint.on_gpu / GIB:.1f} GiB, and {device} has {whole / GIB:.1f}: "
         f"{_advice(trial, True, footprint.images * trial.runtime.ranks, alone=True)}"
     )
 

@@ -26,7 +26,7 @@ from harness.system.precision import set_precision
 from harness.system.process import keep_freed_memory
 from harness.trial.checkpoint import Progress, drop_torn, load_checkpoint
 from harness.trial.ema import MovingAverage
-from harness.trial.footprint import footprint_or_none
+from harness.trial.footprint import footprint_or_none, largest_of
 from harness.trial.ranks import ALONE, Ranks
 from harness.trial.train import build_optimizer, recompute
 from harness.trial.writer import CheckpointWriter
@@ -123,6 +123,9 @@ def build_trial(
 
     keep_freed_memory()
     device = choose_device(trial.runtime.device, ranks.rank)
+    if device.type == "cpu" and trial.runtime.gpus_per_trial and ranks.is_first:
+        asked = trial.runtime.gpus_per_trial
+        tell("warning", f"gpus_per_trial is {asked:g}, and torch sees no GPU here: this trains on the CPU")
     set_precision(config.train.precision)
     await_free_memory(device, trial.runtime, lambda message: tell("warning", message))
     reset_peak_memory(device)
@@ -132,7 +135,9 @@ def build_trial(
         config.data, progress=lambda message: tell("data", message), with_masks=needs_masks(config.model.heads)
     )
     if device.type == "cuda":
-        check_fits(footprint_or_none(config, train_data.num_classes, ranks=ranks.size), trial, device)
+        sharing = -(-ranks.size // torch.cuda.device_count())
+        options = {"ranks": ranks.size, "sharing": sharing, "size": largest_of(train_data.image_hw, config.data)}
+        check_fits(footprint_or_none(config, train_data.num_classes, **options), trial, device)
     torch.manual_seed(config.seed)
     detector = Detector(config.model, train_data.num_classes).to(device)
     recompute(detector, config.train)

@@ -13,12 +13,14 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from harness.config import TrialConfig
+from harness.config import DataConfig, TrialConfig
+from harness.data.transforms import resized_hw
 from harness.trial.train import recompute
 from model.attention import GroupedSelfAttention
 from model.backbones.configs import without_weights
@@ -34,7 +36,7 @@ OBJECT_SIDES = (24.0, 120.0)  # pixels, whatever the image's size: anchors are t
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of a training step of `images` images of `height` x `width`, on one rank."""
+    """Bytes of a training step of `images` images of `height` x `width` on one rank, of `sharing` on its GPU."""
 
     images: int
     height: int
@@ -43,11 +45,17 @@ class Footprint:
     parameters: int  # with buffers, and the moving average where there is one
     gradients: int
     optimiser: int
+    sharing: int = 1  # ranks on one GPU
 
     @property
     def total(self) -> float:
-        """All of it together."""
+        """All of it together, of one rank."""
         return self.kept + self.parameters + self.gradients + self.optimiser
+
+    @property
+    def on_gpu(self) -> float:
+        """What a GPU must have for all ranks that share it."""
+        return self.sharing * self.total
 
 
 class Kept:
@@ -146,6 +154,20 @@ def largest_batch(config: TrialConfig, ranks: int, divisor: int) -> tuple[int, i
     return images, -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
 
+def largest_of(image_hw: Sequence[tuple[int, int]], data: DataConfig) -> tuple[int, int]:
+    """Height and width of a batch that holds the largest of these images [N, 2], as a training resizes them.
+
+    Images of both directions can meet in a batch, except where `data.aspect_group_size` keeps them apart.
+    """
+    longest = max(data.train_short_sides)
+    different = np.unique(np.asarray(image_hw), axis=0).tolist()
+    sizes = np.array([resized_hw(height, width, longest, data.max_long_side) for height, width in different])
+    upright = sizes[:, 0] > sizes[:, 1]
+    together = [sizes] if not data.aspect_group_size else [sizes[upright], sizes[~upright]]
+    height, width = max((own.max(0) for own in together if len(own)), key=lambda hw: int(hw[0]) * int(hw[1]))
+    return int(height), int(width)
+
+
 def small_sizes(detector: Detector, height: int, width: int, shares: Sequence[float]) -> list[tuple[int, int]]:
     """Sizes with such shares of the sides, each padded as a batch is, and with more tokens than queries start from."""
     divisor, strides = detector.size_divisor, detector.strides
@@ -167,16 +189,24 @@ def small_sizes(detector: Detector, height: int, width: int, shares: Sequence[fl
 
 
 def footprint(
-    config: TrialConfig, num_classes: int, *, ranks: int = 1, size: tuple[int, int] | None = None
+    config: TrialConfig,
+    num_classes: int,
+    *,
+    ranks: int = 1,
+    sharing: int = 1,
+    size: tuple[int, int] | None = None,
 ) -> Footprint:
-    """Of the largest batch of a trial, or of its batches at `size` (height, width).
+    """Of the largest batch of a trial, or of its batches at `size` (height, width), padded.
+
+    `ranks` share a batch, and `sharing` of them a GPU.
 
     Raises:
         UserError, ValueError, RuntimeError: from a part that cannot be built, or not run at a small size.
     """
     detector = built(config, num_classes)
     images, height, width = largest_batch(config, ranks, detector.size_divisor)
-    height, width = size or (height, width)
+    if size is not None:
+        height, width = (-(-side // detector.size_divisor) * detector.size_divisor for side in size)
     exact = height * width <= 2 * SMALL**2
     small, larger = ((height, width),) * 2 if exact else small_sizes(detector, height, width, SHARES)
     precision = config.train.precision
@@ -191,13 +221,14 @@ def footprint(
         per_pixel = (count(few, larger) - first) / pixels if pixels else 0.0
         per_image = first - count(1, small) if images > few else 0
     kept = first + images * per_pixel * (height * width - small[0] * small[1]) + (images - few) * per_image
-    return Footprint(images, height, width, kept, *fixed_bytes(detector, config.train.ema_decay > 0))
+    fixed = fixed_bytes(detector, config.train.ema_decay > 0)
+    return Footprint(images, height, width, kept, *fixed, sharing=sharing)
 
 
-def footprint_or_none(config: TrialConfig, num_classes: int, *, ranks: int = 1) -> Footprint | None:
+def footprint_or_none(config: TrialConfig, num_classes: int, **options: Any) -> Footprint | None:
     """`footprint`, or None where it cannot be told: an estimate stops no trial."""
     with suppress(Exception):
-        return footprint(config, num_classes, ranks=ranks)
+        return footprint(config, num_classes, **options)
     return None
 
 
