@@ -106,8 +106,16 @@ def build_parser() -> argparse.ArgumentParser:
         help="trials with this factor, seed or row alone (heads=atss, seed=0, row='no head'); repeatable",
     )
 
+    means = argparse.ArgumentParser(add_help=False)
+    means.add_argument("--cpus-per-trial", metavar="N", help="CPU cores of a trial; fractions allowed")
+    means.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial; fractions allowed")
+    means.add_argument("--accelerator-type", metavar="NAME", help="kind of GPU on a mixed cluster, such as H100")
+    means.add_argument(
+        "--ranks", metavar="N", type=_at_least_one, help="processes that share a trial's batches, CPUs and GPUs"
+    )
+
     plan = commands.add_parser(
-        "plan", parents=[grid, only, store], help="show every trial: id, what differs, done or not"
+        "plan", parents=[grid, only, means, store], help="show every trial: id, what differs, done or not"
     )
     plan.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
     plan.add_argument("--cost", action="store_true", help="what is left of each, from measured seconds per step")
@@ -116,17 +124,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     run = commands.add_parser(
-        "run", parents=[grid, only, store], help="run what is missing; resumes, never repeats; failed ones once more"
+        "run",
+        parents=[grid, only, means, store],
+        help="run what is missing; resumes, never repeats; failed ones once more",
     )
     run.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
     run.add_argument("--executor", choices=("ray", "local"), default="ray", help="local: on this machine, one by one")
     run.add_argument("--concurrent", metavar="N", type=_at_least_one, help="trials at a time (default: what fits)")
-    run.add_argument("--cpus-per-trial", metavar="N", help="CPU cores of a trial; fractions allowed")
-    run.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial; fractions allowed")
-    run.add_argument("--accelerator-type", metavar="NAME", help="kind of GPU on a mixed cluster, such as H100")
-    run.add_argument(
-        "--ranks", metavar="N", type=_at_least_one, help="processes that share a trial's batches, CPUs and GPUs"
-    )
     run.add_argument("--limit", metavar="N", type=_at_least_one, help="run at most N trials now")
     run.add_argument("--fail-fast", action="store_true", help="stop at the first failure; the others leave checkpoints")
 
