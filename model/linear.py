@@ -37,9 +37,9 @@ def _one_dnn() -> Any:
 _LINEAR_POINTWISE = _one_dnn()
 
 
-def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
-    """rows [N, D] · weight [E, D]ᵀ + bias [E], and what is negative becomes 0 with `relu`."""
-    result: Tensor = _LINEAR_POINTWISE(rows, weight, bias, "relu" if relu else "none", [], "")
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """rows [N, D] · weight [E, D]ᵀ + bias [E]."""
+    result: Tensor = _LINEAR_POINTWISE(rows, weight, bias, "none", [], "")
     return result
 
 
@@ -48,7 +48,9 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-        result = _product(rows, weight, bias, relu)
+        result = _product(rows, weight, bias)
+        if relu:  # oneDNN's own makes 0 of what is not a number, so that nobody would see it
+            result.relu_()
         ctx.save_for_backward(rows, weight, result if relu else None)
         return result
 

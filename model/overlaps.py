@@ -67,7 +67,7 @@ def _kernel_takes(gt_boxes_xyxy: Tensor, candidates_xyxy: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and kernels.library() is not None
         and all(
-            boxes.numel() > 0 and float(low) > -MOST_PIXELS and float(high) < MOST_PIXELS
+            float(low) > -MOST_PIXELS and float(high) < MOST_PIXELS
             for boxes in (gt_boxes_xyxy, candidates_xyxy)
             for low, high in [boxes.aminmax()]
         )

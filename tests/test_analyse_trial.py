@@ -259,7 +259,7 @@ def test_another_limit_of_detections_is_added_to_a_finished_trial(
     assert {key: value for key, value in record.items() if key not in ("metrics", "history")} == {
         key: value for key, value in before.items() if key not in ("metrics", "history")
     }
-    for limit, told in (("150", "has AP@150 already"), ("100", "name more")):
+    for limit, told in (("150", "has AP@150 already"), ("100", "name more"), ("100001", "from 100, which")):
         capsys.readouterr()
         assert main(["analyse", trial.trial_id, "--max-detections", limit]) == 2
         assert told in capsys.readouterr().err

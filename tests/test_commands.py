@@ -410,6 +410,7 @@ def test_gc_lists_and_deletes_what_is_certainly_garbage(store, said, tmp_path, m
         store.root / "launches" / "old" / "state.json",
         store.dir(stopped.trial_id) / ".result.json.0123.tmp",
         store.dir(stopped.trial_id) / "checkpoint" / ".state.safetensors.77.tmp",
+        store.dir(stopped.trial_id) / "checkpoint" / ".tmpOKs7Z2",  # what safetensors writes to first
         tmp_path / "cache" / "digits" / "abc.def.tmp" / "train" / "1.jpg",
     ):
         housekeeping.write_atomic(path, "x" * 500)
@@ -424,10 +425,10 @@ def test_gc_lists_and_deletes_what_is_certainly_garbage(store, said, tmp_path, m
     before = (store.read(done.trial_id), store.status(stopped.trial_id))
 
     code, out, _ = said("gc")
-    assert code == 0 and "7 leftovers, 4.0 kB; `codetr gc --yes` deletes them" in out
+    assert code == 0 and "8 leftovers, 4.5 kB; `codetr gc --yes` deletes them" in out
     assert all(path.exists() for path in garbage)
     code, out, _ = said("gc", "--yes")
-    assert code == 0 and "deleted 7, freed 4.0 kB" in out
+    assert code == 0 and "deleted 8, freed 4.5 kB" in out
     assert not any(path.exists() for path in garbage) and all(path.exists() for path in kept)
     assert (store.read(done.trial_id), store.status(stopped.trial_id)) == before
     assert "nothing to clear away" in said("gc", "--yes")[1]

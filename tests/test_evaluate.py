@@ -88,6 +88,41 @@ def test_both_evaluators_give_the_same_numbers(dataset, seed):
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS)
+@pytest.mark.parametrize("first", [2**53, 2**62, -(2**62), -20])
+def test_ids_of_any_size_are_told_apart(dataset, tmp_path, evaluator, first):
+    """Evaluators keep some as floats, which merges those beyond 2^53, and take no negative ones beside masks."""
+    truth, found = dataset.ground_truth, noisy_results(dataset)
+    images = {row["id"]: first + number for number, row in enumerate(truth["images"])}
+    classes = {row["id"]: first + number for number, row in enumerate(truth["categories"])}
+
+    def renamed(row: dict) -> dict:
+        return {**row, "image_id": images[row["image_id"]], "category_id": classes[row["category_id"]]}
+
+    content = {
+        "info": {"area_bounds": [256, 1024]},
+        "images": [{**row, "id": images[row["id"]], "file_name": f"{row['id']}.png"} for row in truth["images"]],
+        "categories": [{**row, "id": classes[row["id"]]} for row in truth["categories"]],
+        "annotations": [renamed(row) for row in truth["annotations"]],
+    }
+    other = open_tables(tmp_path, content)
+    expected = evaluate_detections(dataset, found, evaluator)
+    assert evaluate_detections(other, [renamed(row) for row in found], evaluator) == expected
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+def test_masks_of_an_image_with_a_negative_id(tmp_path, evaluator):
+    content = tables(1, sizes=[(50, 60)])
+    content["images"][0]["id"] = -1
+    box = {"image_id": -1, "category_id": content["categories"][0]["id"], "bbox": [3.0, 4.0, 20.0, 20.0]}
+    outline = [[3.0, 4.0, 23.0, 4.0, 23.0, 24.0, 3.0, 24.0]]
+    content["annotations"] = [{**box, "id": 1, "area": 400.0, "iscrowd": 0, "segmentation": outline}]
+    truth = open_tables(tmp_path, content, with_masks=True)
+    mask = truth.ground_truth["annotations"][0]["segmentation"]
+    found = [{**box, "score": 0.9, "segmentation": mask}]
+    assert evaluate_detections(truth, found, evaluator, "segm")["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
 def test_perfect_detections_are_worth_100(dataset, evaluator, capfd):
     truth = [row for row in dataset.ground_truth["annotations"] if not row["iscrowd"]]
     results = [{key: row[key] for key in ("image_id", "category_id", "bbox")} | {"score": 1.0} for row in truth]

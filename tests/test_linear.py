@@ -104,6 +104,15 @@ def test_torch_computes_what_onednn_is_not_for(calls, monkeypatch):
     assert len(calls) == 1
 
 
+def test_a_relu_keeps_what_is_not_a_number(calls):
+    layer, x = Linear(256, 512, relu=True), torch.randn(1000, 256)
+    x[3, 5], x[4, 1] = torch.nan, torch.inf
+    expected = torch.relu(torch.nn.functional.linear(x, layer.weight, layer.bias))
+    result = layer(x)
+    assert calls and result[3].isnan().all()
+    torch.testing.assert_close(result, expected, equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 33), (33, 1), (16, 16), (17, 31), (6380, 256)])
 def test_transpose_is_exact_also_of_strided_matrices(calls, shape, dtype):

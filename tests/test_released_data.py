@@ -13,6 +13,7 @@ from PIL import Image
 from harness.config import DataConfig
 from harness.data.coco import CocoDataset
 from harness.data.loader import Loader
+from harness.data.transforms import flip, resize_official
 from harness.errors import UserError
 from tests.support.folders import tables, write_split
 
@@ -157,3 +158,10 @@ def test_narrow_images_and_thin_boxes_teach_nothing(mixed):
 def test_a_set_of_narrow_images_is_told(mixed):
     with pytest.raises(UserError, match=r"no image has sides as long as data.min_image_side=500 asks; lower it"):
         loader(mixed, DataConfig(min_image_side=500))
+    with pytest.raises(UserError, match=r"no object has sides as long as data.min_box_side=500 asks; lower it"):
+        loader(mixed, DataConfig(min_box_side=500))
+
+
+def test_a_mirrored_image_one_pixel_wide_is_resized():
+    image = np.arange(70 * 3, dtype=np.uint8).reshape(70, 1, 3)
+    assert np.array_equal(resize_official(flip(image), 140, 2), resize_official(image, 140, 2))

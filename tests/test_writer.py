@@ -17,7 +17,7 @@ from harness.trial import record as trial_record
 from harness.trial import trial as trial_room
 from harness.trial import writer as writer_room
 from harness.trial.build import build_trial
-from harness.trial.checkpoint import CHECKPOINT, Progress, load_checkpoint, snapshot, write_checkpoint
+from harness.trial.checkpoint import CHECKPOINT, Progress, drop_checkpoints, load_checkpoint, snapshot, write_checkpoint
 from harness.trial.record import save, settle
 from harness.trial.trial import run_trial
 from harness.trial.writer import CHECKPOINT_SECONDS, CheckpointWriter
@@ -29,6 +29,14 @@ def silent(event: dict[str, Any]) -> None: ...
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*")}
+
+
+def test_what_killed_writers_left_goes_with_the_checkpoints(tmp_path):
+    """Ours, and the file that safetensors itself writes to first."""
+    for name in (f".{CHECKPOINT}.17.tmp", ".tmpOKs7Z2", CHECKPOINT, "model.safetensors"):
+        (tmp_path / name).write_bytes(b"x")
+    drop_checkpoints(tmp_path)
+    assert contents(tmp_path).keys() == {"model.safetensors"}
 
 
 def test_the_interval_follows_from_what_the_last_one_took():

@@ -150,6 +150,10 @@ class CocoDataset:
         rows = self._objects(index)
         return (self._xywh[rows, 2:].min(1) >= shortest) & (self._areas[rows] > 0)
 
+    def has_objects_with_sides(self, shortest: float) -> bool:
+        """Whether `objects_with_sides` is true of any object."""
+        return bool(((self._xywh[:, 2:].min(1) >= shortest) & (self._areas > 0) & ~self._crowd).any())
+
     def _objects(self, index: int) -> np.ndarray:
         """[G] rows of the annotations of `boxes`."""
         rows = np.arange(self._starts[index], self._starts[index + 1])

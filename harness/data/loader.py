@@ -246,6 +246,9 @@ class Loader:
             if not self.num_images:
                 wanted = f"data.min_image_side={config.min_image_side}"
                 raise UserError(f"{dataset.annotation_file}: no image has sides as long as {wanted} asks; lower it")
+            if config.min_box_side and not dataset.has_objects_with_sides(config.min_box_side):
+                wanted = f"data.min_box_side={config.min_box_side:g}"
+                raise UserError(f"{dataset.annotation_file}: no object has sides as long as {wanted} asks; lower it")
         else:
             self.num_images = len(dataset) if limit is None else min(limit, len(dataset))
         # Weakly: a circle of references would end by the garbage collector, which takes the workers' queues first, so

@@ -28,7 +28,9 @@ def resize_official(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """As `resize`, without antialiasing: each pixel is made of four (OpenCV's, to one grey level)."""
     if image.shape[:2] == (height, width):
         return image
-    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
+    # A mirrored image one pixel wide counts as contiguous, and torch does not take it
+    own = image.copy() if min(image.strides) < 0 else np.require(image, requirements=["C", "W"])
+    pixels = torch.from_numpy(own).permute(2, 0, 1)[None]
     resized = F.interpolate(pixels, (height, width), mode="bilinear", align_corners=False, antialias=False)
     return resized[0].permute(1, 2, 0).numpy()
 

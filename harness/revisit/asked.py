@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from harness.config import AnalyseConfig, Analysis, ConflictVariant
+from harness.config import AnalyseConfig, Analysis, ConflictVariant, EvaluateConfig
 from harness.errors import UserError
 from harness.files import is_file
 from harness.revisit.kept import is_own, lacks
@@ -112,6 +112,11 @@ def _check_options(found: Found, request: Request, args: argparse.Namespace, sto
         raise UserError("--images: an evaluation is of the whole split, which --max-detections asks for; leave it out")
     if limit is not None and limit <= STANDARD_LIMIT:
         raise UserError(f"--max-detections {limit}: AP counts {STANDARD_LIMIT} detections of an image; name more")
+    if limit is not None:
+        try:
+            EvaluateConfig(max_detections=limit)
+        except ValueError as error:
+            raise UserError(f"--max-detections: {error}") from error
     if limit is not None and is_own(found, request, store):
         if f"AP@{limit}" in ((store.read(found.name) or {}).get("metrics") or {}):
             raise UserError(f"--max-detections {limit}: {found.where} has AP@{limit} already")

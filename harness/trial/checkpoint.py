@@ -19,6 +19,7 @@ from harness.trial.ema import MovingAverage
 from model.detector import Detector
 
 CHECKPOINT, PREVIOUS, WEIGHTS = "state.safetensors", "previous.safetensors", "model.safetensors"
+TEMPORARY = (".*.tmp", ".tmp*")  # ours, and what safetensors itself writes to first
 
 
 @dataclass
@@ -210,5 +211,6 @@ def save_weights(folder: Path, detector: Detector, confirm: Callable[[], object]
 
 def drop_checkpoints(folder: Path) -> None:
     """Remove what only a continuation would need; called once the record says finished."""
-    for path in (folder / CHECKPOINT, folder / PREVIOUS, *folder.glob(".*.tmp")):  # the latter of killed processes
+    killed = [path for pattern in TEMPORARY for path in folder.glob(pattern)]  # left by processes that were killed
+    for path in (folder / CHECKPOINT, folder / PREVIOUS, *killed):
         path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -213,9 +214,10 @@ def _arrays(
     runs = {"faster_coco_eval": _run_faster_coco_eval, "pycocotools": _run_pycocotools}
     if evaluator not in runs:
         raise UserError(f"evaluate.evaluator {evaluator!r} is unknown; choose one of {', '.join(runs)}")
-    annotations = _table(results).annotations(with_masks=kind == "segm")
+    truth, table = _numbered(dataset.ground_truth, _table(results))
+    annotations = table.annotations(with_masks=kind == "segm")
     try:
-        arrays = runs[evaluator](dataset.ground_truth, annotations, Protocol(ranges, limits, kind))
+        arrays = runs[evaluator](truth, annotations, Protocol(ranges, limits, kind))
     except ImportError as error:
         other = next(name for name in EVALUATORS if name != evaluator)
         raise UserError(
@@ -223,6 +225,38 @@ def _arrays(
         ) from error
     precision, recall = (np.ascontiguousarray(arrays[name], np.float64) for name in ("precision", "recall"))
     return precision, recall
+
+
+def _numbered(truth: dict[str, Any], table: DetectionTable) -> tuple[dict[str, Any], DetectionTable]:
+    """Both sides with images and categories numbered from 1 in the order of their ids.
+
+    Evaluators take only some ids for what they are: faster-coco-eval merges those beyond 2^53 and refuses negative ones
+    beside masks. Detections of what is not in the truth have number 0, which nothing has.
+    """
+    images, categories = (np.sort([int(row["id"]) for row in truth[name]]) for name in ("images", "categories"))
+
+    def numbers(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        if not len(known):
+            return np.zeros(len(ids), np.int64)
+        at = np.searchsorted(known, ids)
+        return np.where(known[np.minimum(at, len(known) - 1)] == ids, at + 1, 0)
+
+    image_of, category_of = (
+        {known: number for number, known in enumerate(own.tolist(), 1)} for own in (images, categories)
+    )
+    renamed = {
+        **truth,
+        "images": [{**row, "id": image_of[row["id"]]} for row in truth["images"]],
+        "categories": [{**row, "id": category_of[row["id"]]} for row in truth["categories"]],
+        "annotations": [
+            {**row, "image_id": image_of[row["image_id"]], "category_id": category_of[row["category_id"]]}
+            for row in truth["annotations"]
+        ],
+    }
+    table = replace(
+        table, image_ids=numbers(images, table.image_ids), category_ids=numbers(categories, table.category_ids)
+    )
+    return renamed, table
 
 
 def _run_faster_coco_eval(

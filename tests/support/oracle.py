@@ -14,7 +14,7 @@ from model.types import BACKGROUND, Detections
 METRICS = ["AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100"]
 
 
-def open_tables(root, content) -> CocoDataset:
+def open_tables(root, content, **options) -> CocoDataset:
     """A data set with black images."""
     (root / "annotations").mkdir(parents=True)
     (root / "val").mkdir()
@@ -22,7 +22,7 @@ def open_tables(root, content) -> CocoDataset:
     for row in content["images"]:
         path = root / "val" / row["file_name"]
         Image.new("L", (row["width"], row["height"])).save(path)
-    return CocoDataset(root, "val", progress=lambda line: None)
+    return CocoDataset(root, "val", progress=lambda line: None, **options)
 
 
 def no_matching(batch) -> torch.Tensor:
