@@ -206,6 +206,8 @@ def test_an_ablation_file_may_ask_for_them(tmp_path: Path) -> None:
     assert not [note for note in grid.notes if "measures" in note]
     fewer = open_grid(write(tmp_path, text), "digits_fast", ["evaluate.max_detections=100"], require_data=False)
     assert "no trial measures AP@300; evaluate.max_detections: 300 does" in fewer.notes
+    unseen = open_grid(write(tmp_path, "rows: [{label: a}]"), "digits_fast", ["evaluate.max_detections=300"])
+    assert [note for note in unseen.notes if note.startswith("AP@300 is measured; tables show it where")]
 
 
 @pytest.mark.parametrize(

@@ -44,15 +44,19 @@ def trouble(metric: str) -> str:
 
 
 def unmeasured(metrics: Iterable[str], limits: Iterable[int]) -> list[str]:
-    """A line for each limit of a metric that no trial has.
+    """A line for each limit of a metric that no trial has, and for each of a trial that no metric shows.
 
     Args:
         metrics: that are asked for.
         limits: `evaluate.max_detections` of the trials.
     """
-    known = set(limits)
-    wanted = {limit: metric for metric in reversed(list(metrics)) if (limit := limit_of(metric)) not in (None, *known)}
-    return [f"no trial measures {metric}; evaluate.max_detections: {limit} does" for limit, metric in wanted.items()]
+    metrics, known = list(metrics), set(limits)
+    wanted = {limit: metric for metric in reversed(metrics) if (limit := limit_of(metric)) not in (None, *known)}
+    lines = [f"no trial measures {metric}; evaluate.max_detections: {limit} does" for limit, metric in wanted.items()]
+    for limit in sorted(known - {STANDARD_LIMIT} - set(map(limit_of, metrics))):
+        name = f"AP@{limit}"
+        lines.append(f"{name} is measured; tables show it where the file's `metrics` name it, as in [AP, {name}]")
+    return lines
 
 
 def beyond_limit(objects: np.ndarray) -> dict[str, int]:
