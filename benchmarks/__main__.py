@@ -1,9 +1,8 @@
 """Run the suites and print one table: `python -m benchmarks`, or some of them: `python -m benchmarks ops --json`.
 
-`python -m benchmarks losses COMMIT` and `python -m benchmarks speed COMMIT` compare losses, or the time of training
-steps, with another commit instead, and `python -m benchmarks memory` counts what a step keeps (see `benchmarks.losses`,
-`benchmarks.speed` and `benchmarks.memory`). `python -m benchmarks loading` and `python -m benchmarks evaluation` take
-time and memory at COCO's size, `python -m benchmarks coco_run` trains there, and `python -m benchmarks machine_code`
+Others print tables of their own (their modules say more): `losses COMMIT`, `speed COMMIT` and `shares COMMIT` compare
+losses, the time of training steps, or what a training waits for beside them, with another commit; `memory` counts what
+a step keeps; `loading` and `evaluation` take time and memory at COCO's size, `coco_run` trains there; `machine_code`
 reads what the CUDA kernels take of a GPU.
 """
 
@@ -21,15 +20,8 @@ if TYPE_CHECKING:
     from benchmarks.table import Row
 
 SUITES = ("ops", "assignment", "step", "detectors", "heads", "schedule")  # modules of this package that have `rows()`
-APART = (
-    "losses",
-    "speed",
-    "memory",
-    "evaluation",
-    "loading",
-    "coco_run",
-    "machine_code",
-)  # that print their own tables
+# With tables of their own:
+APART = ("losses", "speed", "shares", "memory", "evaluation", "loading", "coco_run", "machine_code")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
