@@ -25,6 +25,7 @@ from harness.data.checks import (
     check_annotations,
     check_categories,
     check_images,
+    check_protocol,
     check_tables,
     is_number,
 )
@@ -153,6 +154,7 @@ def _read(annotation_file: Path, folder: Path, with_masks: bool, progress: Progr
         progress(f"checking {len(content['annotations']):,} annotations")
     check_categories(content["categories"], problems)
     check_images(content["images"], problems)
+    check_protocol(content["images"], problems)
     sound = check_annotations(content, problems)
     check_boxes(sound, content["images"], problems)
     if with_masks:
