@@ -49,8 +49,6 @@ def _chosen(args: argparse.Namespace, grids: Sequence[Grid]) -> list[frozenset[s
     """By grid: ids of the trials that --only chooses."""
     from harness.choose import choose
 
-    if not all(trial.has_id for grid in grids for trial in grid.trials) and args.only:
-        raise UserError("--only: trials have no ids while the data set or the weights are not there; see the note")
     return [choose(grid, args.only) for grid in grids]
 
 

@@ -610,6 +610,13 @@ def test_a_thousand_trials_are_planned_and_told_quickly(store, tmp_path, said):
         assert time.process_time() - start < limit, argv
 
 
+def test_trials_are_chosen_also_where_the_data_is_not(tmp_path, said):
+    """They have no ids then, but rows and factors."""
+    options = ["--preset", "digits_fast", "--data", str(tmp_path / "nowhere"), "--seeds", "0,1"]
+    code, out, _ = said("plan", "ablations/table07_heads.yaml", *options, "--only", "heads=atss", "--only", "seed=1")
+    assert code == 0 and "1 trial: 1 pending" in out and "K = 1: ATSS" in out and "K = 0" not in out
+
+
 def test_a_run_that_is_refused_leaves_no_grid_behind(tmp_path, said):
     folder = tmp_path / "data"
     (folder / "annotations").mkdir(parents=True)
