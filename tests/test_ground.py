@@ -99,3 +99,10 @@ def test_many_rows_are_not_all_named(tmp_path):
     records = [changed(f"{number}-0", code="a" if number else "b") for number in range(9)]
     with pytest.raises(UserError, match="8 trials: row 1 .seed 0., row 2 .seed 0., row 3 .seed 0., and 5 more rows"):
         write_report([grid], tmp_path, ("md",), records=records)
+
+
+def test_another_precision_than_fp32_is_told(tmp_path):
+    for made, told in (({}, False), ({"precision": "bf16"}, True)):
+        grid, records = two_rows(**made)
+        text = " ".join(write_report([grid], tmp_path / "out", ("md",), records=records).text.split())
+        assert ("trained in bf16 and fp32, evaluated in fp32" in text) == told and ("trained in" in text) == told

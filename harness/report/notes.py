@@ -74,7 +74,7 @@ def describe(grid: Grid, rows: Sequence[TableRow], records: Sequence[Record]) ->
     weights = sorted({_weights(config, record) for config, record in zip(configs, records, strict=True)} - {""})
     made = [f"preset {grid.preset}", " and ".join(data), " and ".join(weights), _schedule(configs, records), versions]
     made += [_distinct(provenance, "evaluator"), _area_bounds(provenance), _distinct(provenance, "ops", "operators ")]
-    made += [_distinct(provenance, "device", "on "), _threads(provenance)]
+    made += [_distinct(provenance, "device", "on "), _precision(provenance), _threads(provenance)]
     notes = [*(WARNING + text for text in warnings), *_reading(grid, rows), *_limits(configs, provenance)]
     return (*notes, "; ".join(part for part in made if part))
 
@@ -186,6 +186,16 @@ def _distinct(provenance: Sequence[Record], key: str, before: str = "") -> str:
     """The distinct values of a provenance entry."""
     values = sorted({str(entry[key]) for entry in provenance if entry.get(key)})
     return before + " and ".join(values) if values else ""
+
+
+def _precision(provenance: Sequence[Record]) -> str:
+    """In which precision trials were trained and evaluated, where it is not fp32 for all."""
+    trained, evaluated = (
+        sorted({entry.get(key, "fp32") for entry in provenance}) for key in ("precision", "evaluation_precision")
+    )
+    if trained == evaluated == ["fp32"]:
+        return ""
+    return f"trained in {' and '.join(trained)}, evaluated in {' and '.join(evaluated)}"
 
 
 def _threads(provenance: Sequence[Record]) -> str:
