@@ -228,7 +228,7 @@ def _arrays(
 
 
 def _numbered(truth: dict[str, Any], table: DetectionTable) -> tuple[dict[str, Any], DetectionTable]:
-    """Both sides with images and categories numbered from 1 in the order of their ids.
+    """Both sides in rows of their own, with images and categories numbered from 1 in the order of their ids.
 
     Evaluators take only some ids for what they are: faster-coco-eval merges those beyond 2^53 and refuses negative ones
     beside masks. Detections of what is not in the truth have number 0, which nothing has.
@@ -293,8 +293,8 @@ def _run_pycocotools(truth: dict[str, Any], detections: list[dict[str, Any]], pr
 
 
 def _tables(truth: dict[str, Any], detections: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both sides for an evaluator, with rows of its own because evaluators write into them."""
-    return {**truth, "annotations": [dict(row) for row in truth["annotations"]]}, {**truth, "annotations": detections}
+    """Both sides for an evaluator, which writes into their rows."""
+    return truth, {**truth, "annotations": detections}
 
 
 def _set_protocol(params: Any, protocol: Protocol) -> None:
