@@ -19,6 +19,8 @@ from typing import Any
 
 from harness.errors import ReadError, StorageError, UserError
 
+TEMPORARY = (".*.tmp", ".tmp*")  # what killed writers leave: files of `write_atomic` and the like, and of safetensors
+
 ABSENT = (FileNotFoundError, NotADirectoryError)
 CHUNK = 2**20  # bytes
 

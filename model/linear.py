@@ -24,8 +24,8 @@ WIDE = 256  # rows and columns of a weight from which MKL is asked on Intel's; b
 # oneDNN's 1x1 convolutions with a stride write past their memory in the backward pass, where there are fewer channels
 # than a register has lanes: 16 with AVX-512, 8 with AVX2 (torch 2.13; there seen with 2 to 7, from 4 x 4 positions on).
 LANES = 16  # channels below which the stride is taken out of the convolution
-# There, too, a part of a kernel's gradient stays as the memory was before, where a convolution in this type has a
-# stride and the map is one position wide (torch 2.13; right from two positions on).
+# On processors with AVX-512 a part of a kernel's gradient stays as the memory was before, where a convolution in this
+# type has a stride and the map is one position wide (torch 2.13; right from two positions on).
 NARROW_BF16 = torch.bfloat16
 
 

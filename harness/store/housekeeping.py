@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from harness import files
-from harness.files import cache_dir, write_atomic
+from harness.files import TEMPORARY, cache_dir, write_atomic
 from harness.store.lease import STALE_AFTER, file_lock, is_alive, read_holder
 from harness.store.results import RunStore, beat_flaw, record_flaw
 
+OF_LEASES = (".now-*", ".lease.*.json.*", ".lease.json.*")  # what a killed writer of one leaves
 LEASES = "lease*.json"  # of a trial, or of a grid under a preset
-TEMPORARY = (".*.tmp", ".tmp*", ".now-*", ".lease.*.json.*", ".lease.json.*")  # the second of safetensors
 RESUME_FILES = ("state.safetensors", "previous.safetensors")  # of a checkpoint: only a continuation needs them
 WEIGHTS = "model.safetensors"
 QUIET_SECONDS = 60 * STALE_AFTER  # what nobody touched for an hour is nobody's work in progress
@@ -232,7 +232,7 @@ def _of_killed_writers(store: RunStore) -> Iterator[tuple[Path, str]]:
     folders += [folder / "checkpoint" for folder in _trials(store)]
     for folder in folders:
         for path in files.listed(folder):
-            temporary = any(path.match(pattern) for pattern in TEMPORARY)
+            temporary = any(path.match(pattern) for pattern in (*TEMPORARY, *OF_LEASES))
             if temporary and files.is_file(path) and _quiet(path):
                 yield path, "temporary file of a killed process"
 

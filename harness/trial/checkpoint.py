@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from harness.errors import ReadError, StorageError
-from harness.files import exists
+from harness.files import TEMPORARY, exists
 from harness.trial.ema import MovingAverage
 from model.detector import Detector
 
 CHECKPOINT, PREVIOUS, WEIGHTS = "state.safetensors", "previous.safetensors", "model.safetensors"
-TEMPORARY = (".*.tmp", ".tmp*")  # ours, and what safetensors itself writes to first
 
 
 @dataclass
