@@ -21,4 +21,12 @@ from __future__ import annotations
 from model.backbones import configs
 from model.parts import Parts
 
-BACKBONES = Parts(__name__, "backbone", {"resnet": "model.backbones.resnet:ResNet"}, {"resnet": configs.ResNetConfig})
+BACKBONES = Parts(
+    __name__,
+    "backbone",
+    {
+        "resnet": "model.backbones.resnet:ResNet",
+        "efficientnet_lite0": "model.backbones.efficientnet_lite:EfficientNetLite0",
+    },
+    {"resnet": configs.ResNetConfig, "efficientnet_lite0": configs.EfficientNetLiteConfig},
+)

@@ -31,6 +31,24 @@ def without_weights(backbone: Any) -> Any:
     return backbone if asked(backbone, "weights") is None else replace(backbone, weights=None)
 
 
+def check_stages(stages: tuple[int, ...]) -> None:
+    """Raise `ValueError` unless these can be the stages that a backbone of four hands to the neck."""
+    require(
+        len(stages) > 0 and list(stages) == sorted(set(stages)) and set(stages) <= {1, 2, 3, 4},
+        f"stages must be ascending numbers from 1 to 4, got {stages}",
+    )
+
+
+def frozen_at_random(backbone: Any) -> str:
+    """Which parts stay as they were drawn where no file sets `weights`: by `frozen_stages` and `norm`, in words."""
+    if backbone.weights is not None:
+        return ""
+    number = backbone.frozen_stages
+    stages = "" if number < 1 else f" and {number} stage{'s'[: number != 1]}"
+    parts = [f"the stem{stages}"] if number >= 0 else []
+    return ", ".join([*parts, *(["every norm"] if backbone.norm == "frozen_batch" else [])])
+
+
 @dataclass(frozen=True)
 class ResNetConfig:
     """A ResNet. `bottleneck` with depths 3, 4, 6, 3 and width 64 is ResNet-50."""
@@ -50,10 +68,7 @@ class ResNetConfig:
     def __post_init__(self) -> None:
         require(min(self.depths) >= 1, f"depths must be at least 1, got {self.depths}")
         require(self.width >= 4, f"width must be at least 4, got {self.width}")
-        require(
-            len(self.stages) > 0 and list(self.stages) == sorted(set(self.stages)) and set(self.stages) <= {1, 2, 3, 4},
-            f"stages must be ascending numbers from 1 to 4, got {self.stages}",
-        )
+        check_stages(self.stages)
         require(-1 <= self.frozen_stages <= 4, f"frozen_stages must be from -1 to 4, got {self.frozen_stages}")
         require(self.weights is None or bool(self.weights.strip()), "weights must name a file, or be null for none")
 
@@ -68,8 +83,31 @@ class ResNetConfig:
 
         A frozen batch norm without a file is the identity: nothing is normalised, and nothing learns to be.
         """
-        if self.weights is not None:
-            return ""
-        stages = "" if self.frozen_stages < 1 else f" and {self.frozen_stages} stage{'s'[: self.frozen_stages != 1]}"
-        parts = [f"the stem{stages}"] if self.frozen_stages >= 0 else []
-        return ", ".join([*parts, *(["every norm"] if self.norm == "frozen_batch" else [])])
+        return frozen_at_random(self)
+
+
+@dataclass(frozen=True)
+class EfficientNetLiteConfig:
+    """EfficientNet-Lite0: small and quick, with ImageNet weights that pip can bring."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    norm: Literal["frozen_batch", "batch", "group"] = "frozen_batch"
+    stages: tuple[int, ...] = (2, 3, 4)  # handed to the neck, 1-based; stage i has stride 2 * 2**i
+    frozen_stages: int = -1  # the stem and this many stages are not trained; 0: the stem only; -1: all is trained
+    weights: str | None = None  # the package's file, or one with this program's names; None: random
+    random_frozen: bool = False  # train although parts that are never trained are random
+
+    def __post_init__(self) -> None:
+        check_stages(self.stages)
+        require(-1 <= self.frozen_stages <= 4, f"frozen_stages must be from -1 to 4, got {self.frozen_stages}")
+        require(self.weights is None or bool(self.weights.strip()), "weights must name a file, or be null for none")
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the stages handed to the neck, in pixels of the image."""
+        return tuple(2 ** (stage + 1) for stage in self.stages)
+
+    @property
+    def frozen_at_random(self) -> str:
+        """Which parts stay as they were drawn; empty when none do (see `ResNetConfig`)."""
+        return frozen_at_random(self)

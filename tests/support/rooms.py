@@ -50,6 +50,8 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "resnet": {**SMALL_RESNET, "block": "basic", "norm": "group", "frozen_stages": -1},
         "resnet, bottleneck": {**SMALL_RESNET, "stages": (1, 4)},
         "resnet, batch norm": {**SMALL_RESNET, "norm": "batch", "stem": "conv7", "frozen_stages": 0},
+        "efficientnet_lite0": {},
+        "efficientnet_lite0, group norm": {"norm": "group", "stages": (1, 3), "frozen_stages": 0},
     },
     "necks": {"projection": {}, "projection, with bias": {"bias": True}, "projection, no norm": {"norm": "none"}},
     "encoders": {
