@@ -328,10 +328,13 @@ def test_a_preset_of_scale_says_its_size(mistakes: Callable[..., list[str]], ope
         ("digits: {model.num_queries: 0}", "mine.yaml:digits.model.num_queries: num_queries must be at least 1, got 0"),
         ("papre: {model.num_queries: 3}", "mine.yaml:papre.model.num_queries: unknown key; did you mean 'paper'?"),
         (
-            "data.path: here",
-            "mine.yaml:data.path: unknown key; known: model, train, evaluate, digits, digits_fast, paper",
+            "runtime.ranks: 2",
+            "mine.yaml:runtime.ranks: unknown key; known: model, data, train, evaluate, digits, digits_fast, paper",
         ),
-        ("digits: {data.path: here}", "mine.yaml:digits.data.path: unknown key; known: model, train, evaluate"),
+        (
+            "digits: {runtime.ranks: 2}",
+            "mine.yaml:digits.runtime.ranks: unknown key; known: model, data, train, evaluate",
+        ),
         ("model.preset: deformable", "mine.yaml:model.preset: a detector cannot name another; write its settings"),
         (
             "digits.model.num_queries: 3",

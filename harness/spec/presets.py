@@ -1,14 +1,18 @@
-"""Presets by name: of scale (`--preset`), and of detectors (`model.preset`).
+"""Presets by name: of scale (`--preset`), of detectors and of released models (`model.preset`).
 
 A file in `presets/` says how large everything is, one in `presets/models/` which parts and which recipe make a
 detector. What of the latter depends on the scale stands there under one of `SIZES`, and a preset of scale says by its
 key `size` which of them it takes. A detector's settings take the place of its name before anything is checked, right
 above the preset of scale: what a file, a row or the command line sets itself wins, and whoever spells the settings out
 has the same trial.
+
+A file in `presets/released/` has the models of an official program by the names of their configurations. Each is a list
+of layers, of which the first names the detector; a layer is written like a detector's file, and the later one wins.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +27,9 @@ SIZE = "size"  # the key of a preset of scale
 SIZES = ("digits", "digits_fast", "paper")
 DETECTOR = ("model", "preset")  # the path of the setting that names a detector
 WEIGHTS = ("model", "backbone", "weights")  # the path of the setting that names a file which may lie beside a preset
-MODELS = "models"  # folder of the detectors, in that of the presets
-SECTIONS = ("model", "train", "evaluate")  # of which a detector may set something
+MODELS, RELEASED = "models", "released"  # folders of the detectors and of the released models, in that of the presets
+SECTIONS = ("model", "data", "train", "evaluate")  # of which a detector may set something
+PIECES = "pieces"  # in a file of released models: layers that several of them have in common, by YAML's anchors
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Presets:
     size: str  # "" where it says none
     where: str  # its file, for mistakes
     models: Mapping[str, Path]  # files of the detectors by name
+    released: Mapping[str, Path] = field(default_factory=dict)  # files of released models
     read: dict[str, list[Setting]] = field(default_factory=dict)  # those that were named
 
     def layered(self, own: Iterable[Setting], mistakes: Mistakes) -> Layered:
@@ -79,16 +85,26 @@ class Presets:
         if path != DETECTOR or not isinstance(name, str):
             told = "a mapping" if path != DETECTOR else show(name)
             mistakes.add(origin, f"must be the name of a detector (known: {', '.join(self.models)}), got {told}")
-        elif name not in self.models:
-            mistakes.add(origin, f"unknown detector '{name}'{suggest(name, self.models)}")
         elif not self.size:
             what = f"does not say its size, which `model.preset: {name}` needs"
             mistakes.add(self.where, f"{what}; add size: {', '.join(SIZES[:-1])} or {SIZES[-1]}")
         else:
             if name not in self.read:
-                self.read[name] = _read_model(self.models[name], self.size, mistakes)
+                self.read[name] = self._read(name, origin, mistakes)
             return name, self.read[name]
         return "", []
+
+    def _read(self, name: str, origin: str, mistakes: Mistakes) -> list[Setting]:
+        """The settings of a detector or of a released model."""
+        if name in self.models:
+            return _read_model(self.models[name], self.size, mistakes)
+        models = released_models(self.released, mistakes)
+        if name not in models:
+            near = difflib.get_close_matches(name, [*self.models, *models], 1)
+            mistakes.add(origin, f"unknown detector '{name}'{suggest(name, near or self.models)}")
+            return []
+        file, layers = models[name]
+        return _read_layers(file, name, layers, self, mistakes)
 
 
 def _without(settings: Iterable[Setting]) -> list[Setting]:
@@ -105,17 +121,18 @@ def open_presets(preset: str, spec: AblationSpec, mistakes: Mistakes) -> Presets
     """The preset of scale with this name or path, and the detectors that the rows of `spec` can name."""
     known = preset_files(spec.path)
     file = Path(preset) if preset.endswith((".yaml", ".yml")) else known.get(preset)
-    models = preset_files(spec.path, f"presets/{MODELS}")
+    models, released = (preset_files(spec.path, f"presets/{folder}") for folder in (MODELS, RELEASED))
     if file is None:
         detector = f"; '{preset}' is a detector: --set model.preset={preset}" if preset in models else ""
         mistakes.add(f"preset '{preset}'", f"unknown preset{detector or suggest(preset, known)}")
-        return Presets(preset, (), SIZES[0], preset, models)  # one mistake is enough
+        return Presets(preset, (), SIZES[0], preset, models, released)  # one mistake is enough
     tree = read_yaml_file(file, mistakes)
     says_size, size = SIZE in tree, tree.pop(SIZE, "")
     if says_size and size not in SIZES:
         mistakes.add(f"{file}:{SIZE}", f"must be a size, got {show(size)}{suggest(str(size), SIZES)}")
         size = SIZES[0]
-    return Presets(file.stem, tuple(_of_file(file, leaves(tree, f"{file}:", mistakes))), size, str(file), models)
+    scale = tuple(_of_file(file, leaves(tree, f"{file}:", mistakes)))
+    return Presets(file.stem, scale, size, str(file), models, released)
 
 
 def file_settings(spec: AblationSpec, presets: Presets, mistakes: Mistakes) -> list[Setting]:
@@ -129,8 +146,36 @@ def file_settings(spec: AblationSpec, presets: Presets, mistakes: Mistakes) -> l
     return settings + presets.chosen(spec.presets, f"{spec.path}:presets.", mistakes)
 
 
+def released_models(files: Mapping[str, Path], mistakes: Mistakes) -> dict[str, tuple[Path, Any]]:
+    """Released models by name: the file that has each, and its layers."""
+    trees = ((file, read_yaml_file(file, mistakes)) for file in files.values())
+    return {name: (file, layers) for file, tree in trees for name, layers in tree.items() if name != PIECES}
+
+
+def _read_layers(file: Path, name: str, layers: Any, presets: Presets, mistakes: Mistakes) -> list[Setting]:
+    """The settings of a released model: those of its detector, and its own layers on top."""
+    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
+        mistakes.add(f"{file}:{name}", f"must be a list of layers of settings, got {show(layers)}")
+        return []
+    detectors = [layer.get(".".join(DETECTOR)) for layer in layers]
+    if not layers or detectors[0] not in presets.models or any(detectors[1:]):
+        what = f"the first layer, and no other, names the detector: {'.'.join(DETECTOR)}"
+        mistakes.add(f"{file}:{name}", f"{what}{suggest(str(detectors[:1]), presets.models)}")
+        return []
+    settings = _read_model(presets.models[detectors[0]], presets.size, mistakes)
+    for number, layer in enumerate(layers):
+        own = {key: value for key, value in layer.items() if key != ".".join(DETECTOR)}
+        settings += _of_size(own, file, f"{file}:{name}.{number}.", presets.size, mistakes)
+    return settings
+
+
 def _read_model(file: Path, size: str, mistakes: Mistakes) -> list[Setting]:
     """A detector's settings at a size: those that hold at every size, and its own on top."""
+    return _of_size(read_yaml_file(file, mistakes), file, f"{file}:", size, mistakes)
+
+
+def _of_size(tree: Mapping[str, Any], file: Path, where: str, size: str, mistakes: Mistakes) -> list[Setting]:
+    """What a tree sets at a size."""
 
     def checked(tree: Any, where: str, known: tuple[str, ...]) -> list[Setting]:
         if not isinstance(tree, dict):
@@ -146,12 +191,9 @@ def _read_model(file: Path, size: str, mistakes: Mistakes) -> list[Setting]:
                 mistakes.add(origin, "a detector cannot name another; write its settings")
         return [setting for setting in _without(settings) if setting[0][0] in SECTIONS]
 
-    tree = read_yaml_file(file, mistakes)
-    own = tree.pop(size, {})
-    for other in SIZES:
-        tree.pop(other, None)
-    at_every_size = checked(tree, f"{file}:", (*SECTIONS, *SIZES))
-    return _of_file(file, at_every_size + checked({} if own is None else own, f"{file}:{size}.", SECTIONS))
+    own = tree.get(size, {})
+    at_every_size = checked({key: value for key, value in tree.items() if key not in SIZES}, where, (*SECTIONS, *SIZES))
+    return _of_file(file, at_every_size + checked({} if own is None else own, f"{where}{size}.", SECTIONS))
 
 
 def _of_file(file: Path, settings: Iterable[Setting]) -> list[Setting]:
