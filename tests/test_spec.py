@@ -225,7 +225,10 @@ def test_mistake_in_a_preset_is_told_once(mistakes_of, tmp_path):
 
 def test_unknown_preset_lists_the_known_ones(mistakes_of):
     [line] = mistakes_of(TWO_ROWS, preset="zzz")
-    assert line == "preset 'zzz': unknown preset; known: coco_r50_12e, coco_r50_36e, digits, digits_fast, digits_v1, photos"
+    assert (
+        line
+        == "preset 'zzz': unknown preset; known: coco_r50_12e, coco_r50_36e, digits, digits_fast, digits_v1, photos"
+    )
 
 
 def test_a_preset_beside_the_file_wins(grid_of, tmp_path):
