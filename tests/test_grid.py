@@ -248,6 +248,8 @@ def other(path, value):
         "evaluate.evaluator": "pycocotools",
         "evaluate.branches": ("decoder", "atss"),
         "train.warmup_fraction": 0.5,
+        "train.weight_decay_of": "matrices",
+        "train.layer_decay": 0.8,
         "train.ema_warmup": "exponential",
         "data.max_long_side": 999,
         "data.crop_short_sides": (300,),

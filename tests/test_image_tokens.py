@@ -96,4 +96,4 @@ def test_tokens_are_those_of_the_detector(config: DetectorConfig, side: int) -> 
     assert config.strides == detector.strides
     batch = tiny_batch((1,), ((side, side),))
     memory, _ = detector.encode(batch)
-    assert memory.tokens.shape[1] == tokens_of(config.strides, side)
+    assert memory.tokens.shape[1] == tokens_of(config.strides, side, config.strides[-1])

@@ -8,6 +8,8 @@ A backbone is built from its `Config` alone and has
   With masks, a stage is zero behind its own, and at a valid position it is what the image alone would give;
 - `lr_depth(name) → int`: how many layers lie between a parameter of this name and the output (0: the last one), for
   learning rates that fall from layer to layer; it never rises from one of `named_parameters` to the next;
+- perhaps `sees_padding: bool`: padding takes part, as in the official code. Then only the zeros behind the mask are
+  owed, and an image's numbers depend on how much padding there is;
 - perhaps `recomputes: bool`, whether its stages are computed again in the backward pass (`model.recompute`); a training
   may set it.
 
@@ -21,4 +23,9 @@ from __future__ import annotations
 from model.backbones import configs
 from model.parts import Parts
 
-BACKBONES = Parts(__name__, "backbone", {"resnet": "model.backbones.resnet:ResNet"}, {"resnet": configs.ResNetConfig})
+BACKBONES = Parts(
+    __name__,
+    "backbone",
+    {"resnet": "model.backbones.resnet:ResNet", "vit": "model.backbones.vit:ViT"},
+    {"resnet": configs.ResNetConfig, "vit": configs.ViTConfig},
+)

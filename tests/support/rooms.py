@@ -45,13 +45,27 @@ ROOMS: dict[str, Parts] = {
 }
 # Room → case → settings. A case is the name of a part, or `<name>, <what is particular to it>`.
 SMALL_RESNET = {"depths": (1, 1, 1, 1), "width": 8, "stem": "conv3"}
+SMALL_VIT = {"channels": 24, "depth": 2, "num_heads": 3, "window": 3, "global_blocks": (1,), "pretrained_size": 64}
 TINY: dict[str, dict[str, dict[str, Any]]] = {
     "backbones": {
         "resnet": {**SMALL_RESNET, "block": "basic", "norm": "group", "frozen_stages": -1},
         "resnet, bottleneck": {**SMALL_RESNET, "stages": (1, 4)},
         "resnet, batch norm": {**SMALL_RESNET, "norm": "batch", "stem": "conv7", "frozen_stages": 0},
+        "vit": {**SMALL_VIT, "drop_path": 0.0},
+        "vit, of squares": {
+            **SMALL_VIT,
+            "image_size": 128,
+            "class_token": False,
+            "global_blocks": (0, 1),
+            "drop_path": 0.1,
+        },
     },
-    "necks": {"projection": {}, "projection, with bias": {"bias": True}, "projection, no norm": {"norm": "none"}},
+    "necks": {
+        "projection": {},
+        "projection, with bias": {"bias": True},
+        "projection, no norm": {"norm": "none"},
+        "simple_fpn": {},
+    },
     "encoders": {
         "deformable": {},
         "deformable, as DINO's": {"position_offset": 0.0, "position_temperature": 20.0},
@@ -97,6 +111,7 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
 # Room → case → changes of the tiny detector (`tiny_config`) around it, where the part does not go with the usual one.
 AROUND: dict[str, dict[str, dict[str, Any]]] = {
     "adapters": {"single_scale": {"stages": (4,)}, "single_scale, the finest": {"stages": (3,)}},
+    "necks": {"simple_fpn": {"stages": (3,)}},
     "decoders": {"conditional": PLAIN, "dab": {"box_refinement": True}},
     "proposals": {case: OF_REFERENCES for case in TINY["proposals"] if case.startswith("anchors")},
 }
