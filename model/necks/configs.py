@@ -53,8 +53,6 @@ class SimpleFpnConfig:
             in_strides == (16,),
             f"the neck simple_fpn takes one stage of stride 16, such as the backbone vit's, not {list(in_strides)}",
         )
-        require(
-            1 <= num_levels <= 5, f"the neck simple_fpn makes 1 to 5 levels: transformer.num_levels is {num_levels}"
-        )
+        require(1 <= num_levels <= 5, f"the neck simple_fpn makes 1 to 5 levels, not {num_levels}")
         finest = 4 if num_levels == 5 else 8
         return tuple(finest * 2**level for level in range(num_levels))

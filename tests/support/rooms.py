@@ -29,7 +29,7 @@ from model.postprocess import POSTPROCESSORS
 from model.proposals import PROPOSALS
 from model.share import Share, sharing
 from model.types import Batch, Memory
-from tests.support.tiny import NUM_CLASSES, OF_REFERENCES, PLAIN, tiny_batch, tiny_config
+from tests.support.tiny import NUM_CLASSES, OF_REFERENCES, PLAIN, SMALL_VIT, tiny_batch, tiny_config
 
 ROOMS: dict[str, Parts] = {
     "backbones": BACKBONES,
@@ -45,7 +45,6 @@ ROOMS: dict[str, Parts] = {
 }
 # Room → case → settings. A case is the name of a part, or `<name>, <what is particular to it>`.
 SMALL_RESNET = {"depths": (1, 1, 1, 1), "width": 8, "stem": "conv3"}
-SMALL_VIT = {"channels": 24, "depth": 2, "num_heads": 3, "window": 3, "global_blocks": (1,), "pretrained_size": 64}
 TINY: dict[str, dict[str, dict[str, Any]]] = {
     "backbones": {
         "resnet": {**SMALL_RESNET, "block": "basic", "norm": "group", "frozen_stages": -1},
