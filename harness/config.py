@@ -110,12 +110,25 @@ class TrainConfig:
     # takes time instead of memory and changes no number (official Co-DINO R50: 4 layers)
     checkpoint_encoder_layers: int = field(default=0, metadata={"since": 2})
     checkpoint_backbone: bool = field(default=False, metadata={"since": 2})
+    # Of the backbone's learning rate, once for each layer between a parameter and the output (official ViT: 0.8)
+    layer_decay: float = field(default=1.0, metadata={"since": 2})
+    # matrices: not of parameters with one dimension, nor of biases, whatever module they are in (official ViT)
+    weight_decay_of: Literal["all", "matrices"] = field(default="all", metadata={"since": 2})
+    # Above 0, a linear rise over so many steps, from this share of the learning rate (official ViT: 500)
+    warmup_steps: int = field(default=0, metadata={"since": 2})
+    warmup_start: float = field(default=0.01, metadata={"since": 2})
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate_steps"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("min_steps", "checkpoint_encoder_layers"):
+        for name in ("min_steps", "checkpoint_encoder_layers", "warmup_steps"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        require_together(
+            self.warmup_steps == 0 or self.warmup_fraction == 0,
+            "warmup_steps and warmup_fraction cannot both be above 0",
+            self,
+            *("warmup_steps", "warmup_fraction"),
+        )
         require_together(
             self.min_steps == 0 or not self.drop_epochs,
             "min_steps above 0 needs drop_epochs: [], since drop_epochs name fixed epochs",
@@ -132,6 +145,8 @@ class TrainConfig:
             *("batch_size", "accumulate_steps"),
         )
         require(0 <= self.warmup_fraction < 1, f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
+        require(0 <= self.warmup_start <= 1, f"warmup_start must be in [0, 1], got {self.warmup_start}")
+        require(0 < self.layer_decay <= 1, f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
         require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
         require(self.ema_warmup_steps >= 1, f"ema_warmup_steps must be at least 1, got {self.ema_warmup_steps}")
 

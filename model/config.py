@@ -228,6 +228,8 @@ class DetectorConfig:
         self._check_declared(PROPOSALS, "proposals", "mixed_selection")
         self._check_declared(DECODERS, "decoder", "box_refinement")
         self._check_declared(ADAPTERS, "adapter", "transformer.num_levels")
+        if not reading:
+            self._check_levels()
         if not (getattr(self.proposals, "gives_position", True) or self.makes_position or reading):
             own, decoder = PROPOSALS.name_of(self.proposals), DECODERS.name_of(self.decoder)
             rule = f"the proposals {own} have no positions, and the decoder {decoder} makes none"
@@ -246,6 +248,14 @@ class DetectorConfig:
             name = parts.name_of(part)
             rule = f"the {field} {name} {'need' if field == 'proposals' else 'needs'} {setting}: {json.dumps(wanted)}"
             raise Conflict(rule, {setting: found, field: name})
+
+    def _check_levels(self) -> None:
+        """Refuse stages that the neck makes no such levels of."""
+        try:
+            _ = self.strides
+        except ValueError as error:
+            told = {"neck": NECKS.name_of(self.neck), "backbone": BACKBONES.name_of(self.backbone)}
+            raise Conflict(str(error), {**told, "transformer.num_levels": self.transformer.num_levels}) from error
 
     def _check_groups(self) -> None:
         """The names of losses must tell them apart, and numbers of proposals be numbers."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from model.adapters import ADAPTERS
 from model.assign import ASSIGNERS
 from model.backbones import BACKBONES
+from model.backbones.configs import asked
 from model.classification import CLASSIFICATIONS
 from model.config import DetectorConfig
 from model.criterion import Objective, loss_weights, total_loss
@@ -111,8 +112,9 @@ class Detector(nn.Module):
 
     @property
     def size_divisor(self) -> int:
-        """Batches are padded to a multiple of this, so that every encoder level divides evenly."""
-        return self.strides[-1]
+        """Batches are padded to a multiple of this: every encoder level divides evenly, unless the backbone says."""
+        own: int = asked(self.config.backbone, "size_divisor")
+        return own or self.strides[-1]
 
     def named_heads(self) -> list[tuple[str, AuxiliaryHead]]:
         """Instance names as in losses and metrics (`atss`, `atss.2`) with their heads."""

@@ -73,6 +73,16 @@ seeds: [3, 5]
     ]
 
 
+def test_a_mistake_of_every_row_is_told_once_and_leaves_no_half_detector_behind(grid_of):
+    with pytest.raises(UserError) as caught:
+        grid_of("axes: {model.lambda1: [0.5, 1]}\nbase: {model.heads: [atss], model.neck: simple_fpn}")
+    told = (
+        r"\S+table.yaml:base.model.neck=simple_fpn: the neck simple_fpn takes one stage of stride 16, .*, "
+        r"not \[8, 16, 32\]; backbone is resnet \(.*\) and transformer.num_levels is 3 \(.*\); change them too"
+    )
+    assert re.fullmatch(told, str(caught.value))
+
+
 def test_axes_alone(grid_of):
     grid = grid_of("axes: {model.lambda1: [0.5, 1]}\nbase: {model.heads: [atss]}")
     assert [row.label for row in grid.rows] == ["lambda1=0.5", "lambda1=1"]
@@ -248,6 +258,8 @@ def other(path, value):
         "evaluate.evaluator": "pycocotools",
         "evaluate.branches": ("decoder", "atss"),
         "train.warmup_fraction": 0.5,
+        "train.weight_decay_of": "matrices",
+        "train.layer_decay": 0.8,
         "train.ema_warmup": "exponential",
         "data.max_long_side": 999,
         "data.crop_short_sides": (300,),

@@ -12,7 +12,7 @@ from harness.spec.grid import open_grid
 from harness.spec.image_tokens import tokens_of
 from model.config import DetectorConfig
 from model.detector import Detector
-from tests.support.tiny import NUM_CLASSES, ONE_LEVEL, tiny_batch, tiny_config
+from tests.support.tiny import NUM_CLASSES, ONE_LEVEL, tiny_batch, tiny_config, with_vit
 
 HYBRID = "model.preset=h_deformable"  # 12 and 25 queries, of 45 tokens
 
@@ -86,6 +86,7 @@ CONFIGS: dict[str, DetectorConfig] = {
     "three levels": tiny_config(),
     "one level": tiny_config(**ONE_LEVEL),
     "stride 4": tiny_config(stages=(1, 4)),
+    "a backbone that says what it is padded to": with_vit(tiny_config(stages=(1, 2, 3, 4))),
 }
 
 
@@ -96,4 +97,4 @@ def test_tokens_are_those_of_the_detector(config: DetectorConfig, side: int) -> 
     assert config.strides == detector.strides
     batch = tiny_batch((1,), ((side, side),))
     memory, _ = detector.encode(batch)
-    assert memory.tokens.shape[1] == tokens_of(config.strides, side)
+    assert memory.tokens.shape[1] == tokens_of(config.strides, side, detector.size_divisor)

@@ -37,7 +37,8 @@ State = dict[str, Tensor]
 def config_of(*settings: str) -> DetectorConfig:
     """At paper scale."""
     spec = AblationSpec(name="x", rows=(RowSpec(label="x"),))
-    overrides = ["model.backbone.random_frozen=true", *settings]
+    resnet = not any(setting.startswith("model.backbone=") for setting in settings)
+    overrides = [*(["model.backbone.random_frozen=true"] if resnet else []), *settings]
     return expand(spec, "coco_r50_12e", overrides, require_data=False).trials[0].config.model
 
 
@@ -105,12 +106,60 @@ def test_a_file_for_inference_needs_no_heads() -> None:
 
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS.keys() - RESNETS.keys()))
-def test_a_backbone_that_is_not_built_is_told_in_one_line(layout: str) -> None:
+def test_another_backbone_is_told_in_one_line(layout: str) -> None:
     settings = ("model.preset=dino_5scale",) if "dino" in layout else ()
     backbone = r"a Swin Transformer" if "swin" in layout else r"a vision transformer \(ViT\)"
-    told = rf"^its backbone looks like {backbone} \(backbone\.\S+\), which is not built; a ResNet is$"
+    told = rf"^its backbone looks like {backbone} \(backbone\.\S+\), and model\.backbone is a ResNet$"
     with pytest.raises(ValueError, match=told):
         translated(filled(LAYOUTS[layout]), *settings, BOTH)
+
+
+VIT = "model.backbone={name: vit, window: %d, global_blocks: %s, image_size: %s}"
+COCO_VIT = VIT % (24, [3, 7, 11, 15, 19, 23], "null")
+VITS = {
+    "co_dino_5scale_vit_large_coco": (COCO_VIT, "model.num_queries=1500"),
+    "co_dino_5scale_vit_large_coco_instance": (COCO_VIT, "model.num_queries=1500"),
+    "co_dino_5scale_lsj_vit_large_lvis": (VIT % (16, [2, 5, 8, 11, 14, 17, 20, 23], 1536), "model.num_queries=900"),
+}
+
+
+def of_vit(layout: str) -> tuple[State, tuple[str, ...]]:
+    """Names of a released detector with a ViT, but for the convolutions of its regions, and settings that it fits."""
+    state = filled({name: shape for name, shape in LAYOUTS[layout].items() if "shared_convs" not in name})
+    neck = ("model.preset=dino_5scale", "model.neck=simple_fpn", "model.heads=[]", "model.groups=[]")
+    return state, (*neck, *VITS[layout])
+
+
+@pytest.mark.parametrize("layout", VITS)
+def test_names_of_a_vit_its_neck_and_its_transformer_have_their_place(layout: str) -> None:
+    state, settings = of_vit(layout)
+    found = translated(state, *settings)
+    assert found.fits and found.family == "Co-DINO" and found.num_classes == (1203 if "lvis" in layout else 80)
+    assert {*found.renamed, *found.dropped} == state.keys()
+    by_reason: dict[str, set[str]] = {}
+    for name, why in found.dropped.items():
+        by_reason.setdefault(why, set()).add(name)
+    assert by_reason["rotations, which the backbone computes"] == {name for name in state if "rope" in name}
+    refined = by_reason.get("the refined masks of the instance models, which are not built", set())
+    assert refined == {name for name in state if name.startswith("mask_")} and bool(refined) == ("instance" in layout)
+    for part in ("backbone", "neck"):
+        official = {name: shape for name, shape in LAYOUTS[layout].items() if name.startswith(part)}
+        number = sum(int(np.prod(shape)) for name, shape in official.items() if "rope" not in name)
+        assert sum(own.numel() for name, own in found.tensors.items() if name.startswith(part)) == number
+
+
+def test_how_a_vit_attends_is_compared_as_far_as_a_file_tells() -> None:
+    state, settings = of_vit("co_dino_5scale_lsj_vit_large_lvis")
+    told = (
+        r"^its rotations are those of a ViT with window 16, image_size 1536, global_blocks \(2, 5, .*23\); "
+        r"model\.backbone has window 24, image_size None, global_blocks \(3, 7, 11, 15, 19, 23\)$"
+    )
+    with pytest.raises(ValueError, match=told):
+        translated(state, *settings[:-2], COCO_VIT)
+    with pytest.raises(ValueError, match=r"^its rotations are .* num_heads 16; model\.backbone has num_heads 8$"):
+        translated(state, *settings, "model.backbone.num_heads=8")
+    without = {name: value for name, value in state.items() if "rope" not in name}
+    assert translated(without, *settings[:-2], COCO_VIT).fits
 
 
 def test_what_does_not_fit_is_told_by_name() -> None:

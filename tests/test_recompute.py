@@ -18,7 +18,7 @@ from model.config import DetectorConfig
 from model.detector import Detector
 from model.encoders.configs import NoneConfig
 from tests.support.quickstart import trial_of
-from tests.support.tiny import CONDITIONAL, DAB, NUM_CLASSES, tiny_batch, tiny_config
+from tests.support.tiny import CONDITIONAL, DAB, NUM_CLASSES, tiny_batch, tiny_config, with_vit
 
 BOTTLENECKS = ResNetConfig(block="bottleneck", depths=(1, 2, 1, 1), width=8, stem="conv3", norm="batch")
 DETECTORS: dict[str, DetectorConfig] = {
@@ -27,6 +27,7 @@ DETECTORS: dict[str, DetectorConfig] = {
     "batch norm": tiny_config(backbone=BOTTLENECKS, dropout=0.1),
     "dab": tiny_config(dropout=0.3, **DAB),
     "conditional": tiny_config(**CONDITIONAL),
+    "drop path": with_vit(tiny_config(), drop_path=0.5),
 }
 EVERYTHING = TrainConfig(checkpoint_encoder_layers=1, checkpoint_backbone=True)
 

@@ -139,6 +139,33 @@ def test_step_schedule_drops_after_the_named_epochs():
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
+@pytest.mark.parametrize("schedule", ["step", "one_cycle"])
+def test_a_rise_of_so_many_steps_begins_at_a_share_of_the_rate_and_ends_before_the_rate(schedule):
+    config = TrainConfig(schedule=schedule, drop_epochs=(3,), warmup_steps=50, warmup_start=0.01)
+    factors = [learning_rate_factor(step, 400, 100, config) for step in range(400)]
+    assert factors[:50] == pytest.approx([1 - (1 - step / 50) * (1 - 0.01) for step in range(50)])
+    assert max(factors) == factors[50] == pytest.approx(1, abs=1e-4)
+    assert schedule == "one_cycle" or factors[50:] == pytest.approx([1.0] * 250 + [0.1] * 100)
+
+
+def test_a_rate_that_drops_while_it_rises_does_both():
+    config = TrainConfig(drop_epochs=(1,), warmup_steps=40, warmup_start=0.5)
+    assert [learning_rate_factor(step, 40, 20, config) for step in (19, 20)] == pytest.approx([0.7375, 0.075])
+
+
+def test_groups_are_those_of_before_unless_asked_and_follow_the_depth_of_any_backbone():
+    detector, _ = build("atss", **PLAIN)
+    plain = parameter_groups(detector, TrainConfig(learning_rate=2e-4))
+    assert [group.keys() for group in plain] == [{"params", "lr", "base_lr"}] * 2
+    groups = parameter_groups(detector, TrainConfig(learning_rate=2e-4, layer_decay=0.5))
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    named = {name: rate[id(p)] for name, p in detector.named_parameters()}
+    assert named["backbone.layer4.0.conv1.weight"] == pytest.approx(2e-5)
+    assert named["backbone.layer2.0.conv1.weight"] == pytest.approx(2e-5 / 4)
+    assert named["backbone.conv1.weight"] == pytest.approx(2e-5 / 16)
+    assert named["queries.reference_points.weight"] == pytest.approx(2e-5)
+
+
 def test_parameter_groups_follow_the_official_recipe():
     detector, _ = build("atss", **PLAIN)
     groups = parameter_groups(detector, TrainConfig(learning_rate=2e-4))

@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.config import DataConfig
+from model.backbones.configs import asked
 from model.checks import Conflict
 from model.config import DetectorConfig
 from model.groups import GROUPS
 
 
-def tokens_of(strides: tuple[int, ...], side: int) -> int:
-    """How many tokens a square image has on levels of these strides; it is padded to a multiple of the last one."""
-    padded = -(-side // strides[-1]) * strides[-1]
+def tokens_of(strides: tuple[int, ...], side: int, divisor: int) -> int:
+    """How many tokens a square image has on levels of these strides; it is padded to a multiple of the divisor."""
+    padded = -(-side // divisor) * divisor
     return sum((-(-padded // stride)) ** 2 for stride in strides)
 
 
@@ -37,8 +38,9 @@ def shortages(model: DetectorConfig, data: DataConfig) -> Iterator[Conflict]:
             *checks,
             (model.num_queries, data.eval_short_side, {"data.eval_short_side": data.eval_short_side}),
         ]
+    divisor = asked(model.backbone, "size_divisor") or model.strides[-1]
     for number, side, setting in checks:
-        needed, there = model.num_tokens_for(number), tokens_of(model.strides, side)
+        needed, there = model.num_tokens_for(number), tokens_of(model.strides, side, divisor)
         if needed > there:
             beside = number > model.num_queries
             values: dict[str, Any] = {"model.num_queries": model.num_queries, **setting}

@@ -106,7 +106,7 @@ def resolve(settings: Iterable[Setting], where: str, mistakes: Mistakes) -> Reso
         else:
             _put(tree, path, value)
             origins.wrote(path, value, origin)
-    before = len(mistakes.lines)
+    before = mistakes.met
     sections: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
 
@@ -131,7 +131,7 @@ def resolve(settings: Iterable[Setting], where: str, mistakes: Mistakes) -> Reso
             sections[name], defaults = read_detector(section, tell, blame_section)
         else:
             sections[name] = validate(kind, section, tell, blame_section)
-    if len(mistakes.lines) > before or None in sections.values():
+    if mistakes.met > before or None in sections.values():
         return None
     resolved = Resolved(**sections, head_defaults=defaults)
     for conflict in conflicts(resolved):

@@ -32,10 +32,12 @@ class Mistakes:
 
     def __init__(self) -> None:
         self.lines: dict[str, None] = {}  # a mistake met by several trials is told once
+        self.met = 0  # mistakes, repeated ones among them
 
     def add(self, where: str, what: str) -> None:
         """Note what is wrong at a place (`file:key.path`); names of several lines become one."""
         self.lines[" ".join(f"{where}: {what}".splitlines())] = None
+        self.met += 1
 
     def check(self) -> None:
         """Raise `UserError` with all lines, if there are any."""

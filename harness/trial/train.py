@@ -120,15 +120,28 @@ def recompute(detector: Detector, config: TrainConfig) -> None:
 
 
 def parameter_groups(detector: Detector, config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW groups: all, the backbone, and what says where attention looks at their own rates (official)."""
+    """AdamW groups: all, the backbone, and what says where attention looks at their own rates (official).
+
+    With `layer_decay` each layer of the backbone has its own, and what is not decayed stands apart. Groups come in the
+    order in which their first parameters do.
+    """
     factors = {"backbone": config.backbone_lr_factor, "sampling": config.sampling_lr_factor}
     roles = detector.parameter_roles()
-    groups: dict[float, list[Tensor]] = {}
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in detector.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(factors.get(roles[name].name, 1.0), []).append(parameter)
+            factor = factors.get(roles[name].name, 1.0) * config.layer_decay ** roles[name].depth
+            groups.setdefault((factor, _is_decayed(name, parameter, config)), []).append(parameter)
     rate = config.learning_rate
-    return [{"params": p, "lr": rate * factor, "base_lr": rate * factor} for factor, p in groups.items()]
+    return [
+        {"params": own, "lr": rate * factor, "base_lr": rate * factor, **({} if decayed else {"weight_decay": 0.0})}
+        for (factor, decayed), own in groups.items()
+    ]
+
+
+def _is_decayed(name: str, parameter: Tensor, config: TrainConfig) -> bool:
+    """Whether `weight_decay` shrinks a parameter."""
+    return config.weight_decay_of == "all" or not (parameter.dim() == 1 or name.endswith(".bias"))
 
 
 def build_optimizer(detector: Detector, config: TrainConfig) -> torch.optim.AdamW:
@@ -142,11 +155,17 @@ def learning_rate_factor(step: int, total_steps: int, steps_per_epoch: int, conf
 
     `one_cycle`: a linear rise over `warmup_fraction` of all steps, then a cosine to zero.
     `step`: the same rise, then 1, times 0.1 after each of `drop_epochs`.
+    With `warmup_steps` the rise is theirs, from `warmup_start` in the first step to 1 in the one after them (official).
     """
-    warmup = config.warmup_fraction * total_steps
+    warmup = config.warmup_steps or config.warmup_fraction * total_steps
+    drops = (
+        0 if config.schedule == "one_cycle" else sum(step >= epoch * steps_per_epoch for epoch in config.drop_epochs)
+    )
+    if step < config.warmup_steps:
+        return float(0.1**drops) * (config.warmup_start + (1 - config.warmup_start) * step / warmup)
     if step + 1 < warmup:
         return (step + 1) / warmup
     if config.schedule == "one_cycle":
         progress = (step + 1 - warmup) / max(total_steps - warmup, 1)
         return 0.5 * (1 + math.cos(math.pi * progress))
-    return float(0.1 ** sum(step >= epoch * steps_per_epoch for epoch in config.drop_epochs))
+    return float(0.1**drops)

@@ -8,6 +8,8 @@ A backbone is built from its `Config` alone and has
   With masks, a stage is zero behind its own, and at a valid position it is what the image alone would give;
 - `lr_depth(name) → int`: how many layers lie between a parameter of this name and the output (0: the last one), for
   learning rates that fall from layer to layer; it never rises from one of `named_parameters` to the next;
+- perhaps `sees_padding: bool`: padding takes part, as in the official code. Then only the zeros behind the mask are
+  owed, and an image's numbers depend on how much padding there is;
 - perhaps `recomputes: bool`, whether its stages are computed again in the backward pass (`model.recompute`); a training
   may set it.
 
@@ -27,6 +29,7 @@ BACKBONES = Parts(
     {
         "resnet": "model.backbones.resnet:ResNet",
         "efficientnet_lite0": "model.backbones.efficientnet_lite:EfficientNetLite0",
+        "vit": "model.backbones.vit:ViT",
     },
-    {"resnet": configs.ResNetConfig, "efficientnet_lite0": configs.EfficientNetLiteConfig},
+    {"resnet": configs.ResNetConfig, "efficientnet_lite0": configs.EfficientNetLiteConfig, "vit": configs.ViTConfig},
 )

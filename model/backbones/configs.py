@@ -11,6 +11,7 @@ from model.checks import FORBID_UNKNOWN, require
 ASKED: dict[str, Any] = {
     "stages": (),  # of the levels handed to the neck, one number each; (): how many is known when it is built
     "strides": (),  # of these levels in pixels of the image; (): known when it is built
+    "size_divisor": 0,  # of the sides of batches, in pixels; 0: the stride of the coarsest level
     "weights": None,  # a file of pretrained weights, which counts by its content and not by its path; None: random
     "norm": "",  # "batch": statistics of the images of one process, so that ranks cannot share a batch
     "frozen_at_random": "",  # which parts would stay as they were drawn, in words
@@ -111,3 +112,49 @@ class EfficientNetLiteConfig:
     def frozen_at_random(self) -> str:
         """Which parts stay as they were drawn; empty when none do (see `ResNetConfig`)."""
         return frozen_at_random(self)
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """A plain vision transformer of EVA-02's kind; the defaults are Co-DINO's ViT-L for COCO."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    channels: int = 1024
+    depth: int = 24  # blocks
+    num_heads: int = 16
+    window: int = 24  # tokens along the side of a square, within which the other blocks attend (official LVIS: 16)
+    global_blocks: tuple[int, ...] = (3, 7, 11, 15, 19, 23)  # these attend everywhere (official LVIS: 2, 5, 8, …, 23)
+    # Rotary positions in global blocks are shares of this many pixels, to which all images are padded (official LVIS:
+    # 1536); None: of the image at hand
+    image_size: int | None = None
+    drop_path: float = 0.4  # share of images that skip the last block's branches in training, rising from 0
+    pretrained_size: int = 512  # pixels; position embeddings are one for each patch of such an image, and are resized
+    class_token: bool = True  # one position more stands before them, as pretrained files have it, and is not used
+    weights: str | None = None  # a state dict of EVA-02, or of a detector with this backbone; None: random
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "depth", "num_heads", "window"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        require(
+            self.channels % (4 * self.num_heads) == 0,
+            f"channels must be a multiple of 4 num_heads, got {self.channels} and {self.num_heads}",
+        )
+        require(
+            list(self.global_blocks) == sorted(set(self.global_blocks) & set(range(self.depth))),
+            f"global_blocks must be ascending numbers from 0 to {self.depth - 1}, got {self.global_blocks}",
+        )
+        for name in ("image_size", "pretrained_size"):
+            size = getattr(self, name)
+            require(size is None or (size >= 16 and size % 16 == 0), f"{name} must be a multiple of 16, got {size}")
+        require(0 <= self.drop_path < 1, f"drop_path must be in [0, 1), got {self.drop_path}")
+        require(self.weights is None or bool(self.weights.strip()), "weights must name a file, or be null for none")
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the stage handed to the neck, in pixels of the image."""
+        return (16,)
+
+    @property
+    def size_divisor(self) -> int:
+        """What official batches are padded to, since padding takes part; patches alone need 16."""
+        return 32

@@ -5,6 +5,7 @@ channels=…, num_levels=…)`: width and stride of each stage, and what the enc
 
 - `strides`: of its levels in pixels of the input image, fine to coarse;
 - `forward(stages, mask_at) → levels`: stages [B, C_i, h, w] to `num_levels` levels [B, D, h, w], h = ceil(H / stride);
+  where a level is finer than every stage, H and W are multiples of the finest stage's stride, as the detector's are;
   `mask_at(stride)` as in `model/backbones`. With masks, stages are zero behind theirs, and so must levels be; at a
   valid position a level is what the image alone would give.
 
@@ -20,5 +21,8 @@ from model.necks import configs
 from model.parts import Parts
 
 NECKS = Parts(
-    __name__, "neck", {"projection": "model.necks.projection:Projection"}, {"projection": configs.ProjectionConfig}
+    __name__,
+    "neck",
+    {"projection": "model.necks.projection:Projection", "simple_fpn": "model.necks.simple_fpn:SimpleFpn"},
+    {"projection": configs.ProjectionConfig, "simple_fpn": configs.SimpleFpnConfig},
 )

@@ -35,3 +35,24 @@ class ProjectionConfig:
             f"transformer.num_levels ({num_levels}) must not be smaller than the backbone's {len(in_strides)} stages",
         )
         return (*in_strides, *(in_strides[-1] * 2 ** (i + 1) for i in range(num_extra)))
+
+
+@dataclass(frozen=True)
+class SimpleFpnConfig:
+    """Levels of strides 4 to 64, each made of the one stage that a plain vision transformer has."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+
+    def strides_of(self, in_strides: tuple[int, ...], num_levels: int) -> tuple[int, ...]:
+        """Five levels begin at stride 4, and fewer at 8 (official: five, or four).
+
+        Raises:
+            ValueError: there is another stage than one of stride 16, or more levels are asked for.
+        """
+        require(
+            in_strides == (16,),
+            f"the neck simple_fpn takes one stage of stride 16, such as the backbone vit's, not {list(in_strides)}",
+        )
+        require(1 <= num_levels <= 5, f"the neck simple_fpn makes 1 to 5 levels, not {num_levels}")
+        finest = 4 if num_levels == 5 else 8
+        return tuple(finest * 2**level for level in range(num_levels))

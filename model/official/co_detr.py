@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from model.official import co_dino
+from model.official import co_dino, vit
 from model.official.table import Family, num_layers, of_encoder, our_names
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def rename(state: Mapping[str, Tensor], heads: Sequence[str], num_roi_heads: int
     modules = [head.replace(".", ":") for head in heads]  # names of modules hold no dots
     named = {"head": modules, "dense": modules[num_roi_heads:]}
     fixed = {"rpn": modules[0] if num_roi_heads else "rpn_head", "heads": ",".join(modules)}
-    names = our_names(state, [*TABLE, *co_dino.TABLE], named, fixed)
+    names = our_names(state, [*TABLE, *co_dino.TABLE, *vit.TABLE], named, fixed)
     if QUERIES in names and "query_head.transformer.enc_output.weight" in state:
         names[QUERIES] = "queries.content.weight"
     return of_encoder(names, num_layers(names.values()))

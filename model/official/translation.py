@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from model.backbones.configs import ResNetConfig, without_weights
+from model.backbones.configs import ResNetConfig, ViTConfig, without_weights
 from model.detector import Detector
-from model.official import co_detr, conditional_detr, deformable_detr, lw_detr
+from model.official import co_detr, conditional_detr, deformable_detr, lw_detr, vit
 from model.official.table import Family
 from model.proposals.configs import BinaryConfig
 
@@ -36,9 +36,10 @@ LEFT_OUT = (
         "features of customised queries, which the configuration leaves out",
     ),
     (re.compile(r"groups\.denoising\."), "a denoising group, which the configuration does not have"),
+    *vit.LEFT_OUT,
 )
 COUNTS = "counts of batches, which a fixed norm does not need"
-# Parts of parameters' names that tell of backbones which are not built
+# Parts of parameters' names that tell of other backbones than a ResNet
 OTHER_BACKBONES = {
     "relative_position_bias_table": "a Swin Transformer",
     "patch_embed": "a vision transformer (ViT)",
@@ -90,7 +91,7 @@ def translate(
         drop: names that begin so are left out.
 
     Raises:
-        ValueError: the names are of no known family, or of a backbone that is not built; one line.
+        ValueError: the names are of no known family, or of another backbone than the configuration's; one line.
     """
     state = _unwrapped(state)
     dropped = _besides(state, drop)
@@ -149,12 +150,14 @@ def _besides(names: Collection[str], drop: Collection[str]) -> dict[str, str]:
     return besides | {name: "asked for" for name in names if name.startswith(tuple(drop))}
 
 
-def _check_backbone(names: Collection[str], config: DetectorConfig) -> None:
+def _check_backbone(state: Mapping[str, Tensor], config: DetectorConfig) -> None:
+    if isinstance(config.backbone, ViTConfig):
+        vit.check_attention(state, config.backbone)
     if not isinstance(config.backbone, ResNetConfig):
         return
     for part, backbone in OTHER_BACKBONES.items():
-        if name := next((name for name in names if name.startswith("backbone.") and part in name), None):
-            raise ValueError(f"its backbone looks like {backbone} ({name}), which is not built; a ResNet is")
+        if name := next((name for name in state if name.startswith("backbone.") and part in name), None):
+            raise ValueError(f"its backbone looks like {backbone} ({name}), and model.backbone is a ResNet")
 
 
 def _distinct(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,8 +14,11 @@ from harness.data.augment import View, Window
 from harness.data.order import aspect_groups, epoch_order
 from harness.data.transforms import flip_boxes, resized_hw, scale_boxes
 from harness.trial.train import build_optimizer
+from model.backbones.configs import ViTConfig
+from model.config import DetectorConfig
 from model.detector import Detector
-from tests.golden_topics.case import EXACT, Case, Comparison, NotYetBuilt, Tolerance
+from model.necks.configs import SimpleFpnConfig
+from tests.golden_topics.case import EXACT, Case, Comparison, Tolerance
 from tests.support.tiny import NUM_CLASSES, PLAIN, tiny_config
 
 CROP_SHORT_SIDES = DataConfig().crop_short_sides
@@ -129,20 +133,23 @@ def group_sampler(case: Case) -> Iterator[Comparison]:
 
 def param_groups(case: Case) -> Iterator[Comparison]:
     """Learning rate and weight decay of every parameter, by what it is in our detector."""
-    if "custom_keys" not in case:
-        raise NotYetBuilt("learning rates that fall with a parameter's depth")
-    rates, factors = case.table("lr_and_weight_decay"), case.table("custom_keys")
+    rates, by_layer = case.table("lr_and_weight_decay"), "custom_keys" not in case
+    factors = {} if by_layer else case.table("custom_keys")
     assert case.table("shapes").keys() == rates.keys() and case.table("rule")
     train = TrainConfig(
         learning_rate=case["lr"].item(),
         weight_decay=case["weight_decay"].item(),
         backbone_lr_factor=factors.get("backbone", 1.0),
         sampling_lr_factor=factors.get("sampling_offsets", 1.0),
+        layer_decay=case["layer_decay_rate"].item() if by_layer else 1.0,
+        weight_decay_of="matrices" if by_layer else "all",
     )
-    ours = _rates(train)
+    config = tiny_config("atss", "faster_rcnn", **PLAIN)
+    ours = _rates(_with_vit(config, int(case["num_layers"])) if by_layer else config, train)
     for name, official in rates.items():
         counterpart = next(ours_is for theirs, ours_is in COUNTERPARTS.items() if theirs in name)
-        found = {rate for own, rate in ours.items() if counterpart in own}
+        alike = [own for own in ours if counterpart in own and own.endswith(_kind(name))]
+        found = {ours[own] for own in ([name] if name in ours else alike)}
         assert found, f"{name}: no parameter of ours has {counterpart!r} in its name"
         actual = torch.tensor(sorted(found), dtype=torch.float64)
         yield Comparison(name, actual, torch.tensor([official], dtype=torch.float64), Tolerance(1e-12, 0))
@@ -165,9 +172,21 @@ COUNTERPARTS = {
 }
 
 
-def _rates(train: TrainConfig) -> dict[str, tuple[float, float]]:
+def _with_vit(config: DetectorConfig, depth: int) -> DetectorConfig:
+    """The same with a backbone and a neck whose names are the official ones."""
+    backbone = ViTConfig(channels=16, depth=depth, num_heads=2, global_blocks=(), pretrained_size=32)
+    transformer = replace(config.transformer, num_levels=5)
+    return replace(config, backbone=backbone, neck=SimpleFpnConfig(), transformer=transformer)
+
+
+def _kind(name: str) -> str:
+    """How the name of a like parameter ends, as far as names tell."""
+    return name[name.rindex(".") :] if name.endswith((".weight", ".bias")) else ""
+
+
+def _rates(config: DetectorConfig, train: TrainConfig) -> dict[str, tuple[float, float]]:
     """Learning rate and weight decay by the name of a parameter, of a small detector with both of the paper's heads."""
-    detector = Detector(tiny_config("atss", "faster_rcnn", **PLAIN), NUM_CLASSES)
+    detector = Detector(config, NUM_CLASSES)
     groups = build_optimizer(detector, train).param_groups
     rate_of = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     return {name: rate_of[id(p)] for name, p in detector.named_parameters() if p.requires_grad}

@@ -29,7 +29,7 @@ from model.postprocess import POSTPROCESSORS
 from model.proposals import PROPOSALS
 from model.share import Share, sharing
 from model.types import Batch, Memory
-from tests.support.tiny import NUM_CLASSES, OF_REFERENCES, PLAIN, tiny_batch, tiny_config
+from tests.support.tiny import NUM_CLASSES, OF_REFERENCES, PLAIN, SMALL_VIT, tiny_batch, tiny_config
 
 ROOMS: dict[str, Parts] = {
     "backbones": BACKBONES,
@@ -52,8 +52,21 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "resnet, batch norm": {**SMALL_RESNET, "norm": "batch", "stem": "conv7", "frozen_stages": 0},
         "efficientnet_lite0": {},
         "efficientnet_lite0, group norm": {"norm": "group", "stages": (1, 3), "frozen_stages": 0},
+        "vit": {**SMALL_VIT, "drop_path": 0.0},
+        "vit, of squares": {
+            **SMALL_VIT,
+            "image_size": 128,
+            "class_token": False,
+            "global_blocks": (0, 1),
+            "drop_path": 0.1,
+        },
     },
-    "necks": {"projection": {}, "projection, with bias": {"bias": True}, "projection, no norm": {"norm": "none"}},
+    "necks": {
+        "projection": {},
+        "projection, with bias": {"bias": True},
+        "projection, no norm": {"norm": "none"},
+        "simple_fpn": {},
+    },
     "encoders": {
         "deformable": {},
         "deformable, as DINO's": {"position_offset": 0.0, "position_temperature": 20.0},
@@ -99,6 +112,7 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
 # Room → case → changes of the tiny detector (`tiny_config`) around it, where the part does not go with the usual one.
 AROUND: dict[str, dict[str, dict[str, Any]]] = {
     "adapters": {"single_scale": {"stages": (4,)}, "single_scale, the finest": {"stages": (3,)}},
+    "necks": {"simple_fpn": {"stages": (3,)}},
     "decoders": {"conditional": PLAIN, "dab": {"box_refinement": True}},
     "proposals": {case: OF_REFERENCES for case in TINY["proposals"] if case.startswith("anchors")},
 }

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 
 from model.adapters.configs import SingleScaleConfig
 from model.assign.configs import HungarianConfig
-from model.backbones.configs import ResNetConfig
+from model.backbones.configs import ResNetConfig, ViTConfig
 from model.classification.configs import QualityConfig
 from model.config import DetectorConfig, LossWeights, TransformerConfig
 from model.decoders.configs import ConditionalDecoderConfig, DabDecoderConfig, DeformableDecoderConfig
 from model.encoders.configs import DeformableEncoderConfig, DenseEncoderConfig
 from model.groups.configs import DenoisingConfig
 from model.heads import HEADS
+from model.necks.configs import SimpleFpnConfig
 from model.proposals.configs import AnchorsConfig, ClassesConfig, LearnedConfig
 from model.types import MASK_CELLS, Batch, Targets
 
@@ -43,6 +47,7 @@ DINO = {
     "loss_weights": LossWeights(classification=1.0),
     "positive_features": False,
 }
+SMALL_VIT = {"channels": 24, "depth": 2, "num_heads": 3, "window": 3, "global_blocks": (1,), "pretrained_size": 64}
 NUM_CLASSES = 5
 
 
@@ -73,6 +78,12 @@ def tiny_config(
         heads=tuple(HEADS[name].Config() for name in heads),
         **{"num_queries": 12, **changes},
     )
+
+
+def with_vit(config: DetectorConfig, **settings: Any) -> DetectorConfig:
+    """The same detector on a plain vision transformer, with strides from 8 on, or 4 where it has five levels."""
+    backbone = ViTConfig(**{**SMALL_VIT, **settings})
+    return replace(config, backbone=backbone, neck=SimpleFpnConfig())
 
 
 def tiny_targets(counts: tuple[int, ...], valid_hw: torch.Tensor, seed: int = 0) -> Targets:
