@@ -21,4 +21,15 @@ from __future__ import annotations
 from model.backbones import configs
 from model.parts import Parts
 
-BACKBONES = Parts(__name__, "backbone", {"resnet": "model.backbones.resnet:ResNet"}, {"resnet": configs.ResNetConfig})
+BACKBONES = Parts(
+    __name__,
+    "backbone",
+    {
+        "resnet": "model.backbones.resnet:ResNet",
+        "swin": "model.backbones.from_transformers:Swin",
+    },
+    {
+        "resnet": configs.ResNetConfig,
+        "swin": configs.SwinConfig,
+    },
+)

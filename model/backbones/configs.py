@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from model.checks import FORBID_UNKNOWN, require
 
@@ -31,6 +31,21 @@ def without_weights(backbone: Any) -> Any:
     return backbone if asked(backbone, "weights") is None else replace(backbone, weights=None)
 
 
+def _require_stages(stages: tuple[int, ...]) -> None:
+    require(
+        len(stages) > 0 and list(stages) == sorted(set(stages)) and set(stages) <= {1, 2, 3, 4},
+        f"stages must be ascending numbers from 1 to 4, got {stages}",
+    )
+
+
+def _require_file(weights: str | None) -> None:
+    require(weights is None or bool(weights.strip()), "weights must name a file, or be null for none")
+
+
+def _and_stages(number: int) -> str:
+    return "" if number < 1 else f" and {number} stage{'s'[: number != 1]}"
+
+
 @dataclass(frozen=True)
 class ResNetConfig:
     """A ResNet. `bottleneck` with depths 3, 4, 6, 3 and width 64 is ResNet-50."""
@@ -50,12 +65,9 @@ class ResNetConfig:
     def __post_init__(self) -> None:
         require(min(self.depths) >= 1, f"depths must be at least 1, got {self.depths}")
         require(self.width >= 4, f"width must be at least 4, got {self.width}")
-        require(
-            len(self.stages) > 0 and list(self.stages) == sorted(set(self.stages)) and set(self.stages) <= {1, 2, 3, 4},
-            f"stages must be ascending numbers from 1 to 4, got {self.stages}",
-        )
+        _require_stages(self.stages)
         require(-1 <= self.frozen_stages <= 4, f"frozen_stages must be from -1 to 4, got {self.frozen_stages}")
-        require(self.weights is None or bool(self.weights.strip()), "weights must name a file, or be null for none")
+        _require_file(self.weights)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -70,6 +82,73 @@ class ResNetConfig:
         """
         if self.weights is not None:
             return ""
-        stages = "" if self.frozen_stages < 1 else f" and {self.frozen_stages} stage{'s'[: self.frozen_stages != 1]}"
-        parts = [f"the stem{stages}"] if self.frozen_stages >= 0 else []
+        parts = [f"the stem{_and_stages(self.frozen_stages)}"] if self.frozen_stages >= 0 else []
         return ", ".join([*parts, *(["every norm"] if self.norm == "frozen_batch" else [])])
+
+
+class SwinSize(NamedTuple):
+    """What a published Swin Transformer is made of."""
+
+    channels: int
+    depths: tuple[int, int, int, int]
+    num_heads: tuple[int, int, int, int]
+    window: int
+
+
+# Liu et al. 2021; windows are those of the files that the official detectors start from
+SWIN_SIZES = {
+    "tiny": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
+    "small": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24), 7),
+    "base": SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32), 12),
+    "large": SwinSize(192, (2, 2, 18, 2), (6, 12, 24, 48), 12),
+}
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """A Swin Transformer. What is null is as `variant` has it."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    variant: Literal["tiny", "small", "base", "large"] = "tiny"
+    channels: int | None = None  # of the first stage; each later one has twice those of the one before
+    depths: tuple[int, int, int, int] | None = None  # blocks per stage; stage i has stride 4 * 2**(i - 1)
+    num_heads: tuple[int, int, int, int] | None = None
+    window: int | None = None  # side of the windows of attention, in tokens
+    drop_path: float = 0.2  # how often the last block leaves out a branch for an image; from 0 on linear in the depth
+    stages: tuple[int, ...] = (2, 3, 4)  # stages handed to the neck, 1-based; those behind the last are not built
+    frozen_stages: int = -1  # the patch embedding and this many stages are not trained; -1: all is trained (official)
+    weights: str | None = None  # a Swin state dict (.pth or .safetensors), see model/official/swin.py; None: random
+    random_frozen: bool = False  # train although frozen stages are random
+
+    def __post_init__(self) -> None:
+        size = self.size
+        require(size.channels >= 1, f"channels must be at least 1, got {size.channels}")
+        require(min(size.depths) >= 1, f"depths must be at least 1, got {size.depths}")
+        require(size.window >= 2, f"window must be at least 2, got {size.window}")
+        for stage, heads in enumerate(size.num_heads):
+            require(
+                heads >= 1 and size.channels * 2**stage % heads == 0,
+                f"num_heads must divide the channels of each stage, got {heads} of {size.channels * 2**stage}",
+            )
+        require(0 <= self.drop_path < 1, f"drop_path must be in [0, 1), got {self.drop_path}")
+        _require_stages(self.stages)
+        require(-1 <= self.frozen_stages <= 4, f"frozen_stages must be from -1 to 4, got {self.frozen_stages}")
+        _require_file(self.weights)
+
+    @property
+    def size(self) -> SwinSize:
+        """The variant's, with what is set in its place."""
+        own = {name: value for name in SwinSize._fields if (value := getattr(self, name)) is not None}
+        return SWIN_SIZES[self.variant]._replace(**own)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the stages handed to the neck, in pixels of the image."""
+        return tuple(2 ** (stage + 1) for stage in self.stages)
+
+    @property
+    def frozen_at_random(self) -> str:
+        """Which parts stay as they were drawn; empty when none do."""
+        if self.weights is not None or self.frozen_stages < 0:
+            return ""
+        return f"the patch embedding{_and_stages(self.frozen_stages)}"

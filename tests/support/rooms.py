@@ -45,11 +45,14 @@ ROOMS: dict[str, Parts] = {
 }
 # Room → case → settings. A case is the name of a part, or `<name>, <what is particular to it>`.
 SMALL_RESNET = {"depths": (1, 1, 1, 1), "width": 8, "stem": "conv3"}
+SMALL_SWIN = {"channels": 8, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 2, 4), "window": 4, "drop_path": 0.0}
 TINY: dict[str, dict[str, dict[str, Any]]] = {
     "backbones": {
         "resnet": {**SMALL_RESNET, "block": "basic", "norm": "group", "frozen_stages": -1},
         "resnet, bottleneck": {**SMALL_RESNET, "stages": (1, 4)},
         "resnet, batch norm": {**SMALL_RESNET, "norm": "batch", "stem": "conv7", "frozen_stages": 0},
+        "swin": {**SMALL_SWIN, "depths": (2, 2, 2, 2)},
+        "swin, frozen": {**SMALL_SWIN, "window": 2, "stages": (1, 3), "frozen_stages": 1},
     },
     "necks": {"projection": {}, "projection, with bias": {"bias": True}, "projection, no norm": {"norm": "none"}},
     "encoders": {
