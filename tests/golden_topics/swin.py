@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.backbones.configs import SwinConfig
-from model.backbones.from_transformers import Swin
+from model.backbones.swin import Swin
 from model.official import swin as official
 from tests.golden_topics.case import FLOAT32, GRADIENT_NORM, Case, Comparison, Tolerance, leaf
 

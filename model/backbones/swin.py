@@ -1,10 +1,10 @@
-"""Backbones out of the library transformers: the one file that imports it, when a backbone is built.
+"""Swin Transformers (Liu et al. 2021) out of the layers of the library transformers.
 
-*Swin* (Liu et al. 2021) takes the library's layers and puts them together as the official detectors do: windows are
-full ones also where a map is smaller, both branches of a block are left out at random (the library leaves out
-attention alone), and each stage that is handed on has a norm of its own. What the official code does not do is to
-keep padding out: here tokens behind an image are the zeros that stand beyond its edge when it is alone, and where
-windows are shifted, tokens of an image's last windows see what they would see there.
+They are put together as the official detectors do it: windows are full ones also where a map is smaller, both branches
+of a block are left out at random (the library leaves out attention alone), and each stage that is handed on has a norm
+of its own. What the official code does not do is to keep padding out: here tokens behind an image are the zeros that
+stand beyond its edge when it is alone, and where windows are shifted, tokens of an image's last windows see what they
+would see there.
 """
 
 from __future__ import annotations
@@ -19,25 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.backbones.configs import SwinConfig
+from model.backbones.from_transformers import library
 from model.layers import zero_padding
 from model.official import swin
 from model.recompute import run
 from model.share import rand
 from model.weights import misfits, read_weights
 
-INSTALL = 'pip install "codetr-harness[backbones]"'
 HIDDEN = -100.0  # added to the scores of tokens that do not see each other (official)
-
-
-def _library() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError(f"this backbone needs the library transformers ({error}); {INSTALL}") from error
-    return transformers
-
-
-# ---- Swin ---------------------------------------------------------------------------------------------------------
 
 
 class SwinBlock(nn.Module):
@@ -153,15 +142,14 @@ class Swin(nn.Module):
     def __init__(self, config: SwinConfig):
         super().__init__()
         self.config, size, last = config, config.size, max(config.stages)
-        library = _library()
-        settings = library.SwinConfig(
+        settings = library().SwinConfig(
             embed_dim=size.channels,
             depths=size.depths[:last],
             num_heads=size.num_heads[:last],
             window_size=size.window,
             drop_path_rate=0.0,
         )
-        model = library.SwinModel(settings, add_pooling_layer=False)
+        model = library().SwinModel(settings, add_pooling_layer=False)
         self.embeddings = model.embeddings
         stages = enumerate(model.encoder.layers, 1)
         self.layers = nn.ModuleList(SwinStage(stage, size.window, number < last) for number, stage in stages)
