@@ -5,9 +5,12 @@ A backbone is built from its `Config` alone and has
 - `channels` and `strides`: of the stages that it returns, fine to coarse; strides are powers of two;
 - `forward(images, mask_at) → stages`: images [B, 3, H, W] to stages [B, C_i, ceil(H / stride), ceil(W / stride)];
   `mask_at(stride)` gives the padding mask [B, h, w] bool (True = padding) of a stride, or None where nothing is masked.
-  With masks, a stage is zero behind its own, and at a valid position it is what the image alone would give;
+  With masks, a stage is zero behind its own, and at a valid position it is what the image alone would give (unless
+  `sees_padding`);
 - `lr_depth(name) → int`: how many layers lie between a parameter of this name and the output (0: the last one), for
   learning rates that fall from layer to layer; it never rises from one of `named_parameters` to the next;
+- perhaps `sees_padding: bool`, True where a network knows no masks, so that an image sees what lies behind it; its
+  stages are zero behind their masks all the same;
 - perhaps `recomputes: bool`, whether its stages are computed again in the backward pass (`model.recompute`); a training
   may set it.
 
@@ -26,10 +29,12 @@ BACKBONES = Parts(
     "backbone",
     {
         "resnet": "model.backbones.resnet:ResNet",
-        "swin": "model.backbones.from_transformers:Swin",
+        "swin": "model.backbones.swin:Swin",
+        "auto": "model.backbones.auto:AutoBackbone",
     },
     {
         "resnet": configs.ResNetConfig,
         "swin": configs.SwinConfig,
+        "auto": configs.AutoBackboneConfig,
     },
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from model.checks import FORBID_UNKNOWN, require
 
@@ -12,6 +15,7 @@ ASKED: dict[str, Any] = {
     "stages": (),  # of the levels handed to the neck, one number each; (): how many is known when it is built
     "strides": (),  # of these levels in pixels of the image; (): known when it is built
     "weights": None,  # a file of pretrained weights, which counts by its content and not by its path; None: random
+    "library": "",  # that builds it: `check_weights` says whether that goes, also without a file
     "norm": "",  # "batch": statistics of the images of one process, so that ranks cannot share a batch
     "frozen_at_random": "",  # which parts would stay as they were drawn, in words
     "random_frozen": False,  # train nevertheless
@@ -109,6 +113,7 @@ class SwinConfig:
     """A Swin Transformer. What is null is as `variant` has it."""
 
     __pydantic_config__ = FORBID_UNKNOWN
+    library: ClassVar[str] = "transformers"
     variant: Literal["tiny", "small", "base", "large"] = "tiny"
     channels: int | None = None  # of the first stage; each later one has twice those of the one before
     depths: tuple[int, int, int, int] | None = None  # blocks per stage; stage i has stride 4 * 2**(i - 1)
@@ -152,3 +157,64 @@ class SwinConfig:
         if self.weights is not None or self.frozen_stages < 0:
             return ""
         return f"the patch embedding{_and_stages(self.frozen_stages)}"
+
+
+class Settings(dict[str, Any]):
+    """Settings by name, which nobody changes."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted(self)))
+
+
+# Models of transformers with trainable batch norms
+OF_BATCH_NORM = frozenset({"hgnet_v2", "pp_lcnet", "pp_lcnet_v3", "pp_lcnet_v4", "resnet", "textnet", "uvdoc_backbone"})
+# What a config.json says besides, and what is chosen here
+NO_SETTINGS = frozenset(
+    {
+        *("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"),
+        *("id2label", "label2id", "num_labels", "problem_type", "out_features", "out_indices", "stage_names"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class AutoBackboneConfig:
+    """A backbone of the library transformers.
+
+    Where `model` is a folder with a config.json, as the library saves it, what that says takes the folder's place.
+    """
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    library: ClassVar[str] = "transformers"
+    model: str = "convnext"  # one of the library's, a folder with a config.json, or a name on the Hugging Face Hub
+    # handed to the neck, by the library's names or numbers; (): the last one of each stride from 8 on
+    stages: tuple[int | str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=Settings)  # of the model, in the library's words
+    weights: str | None = None  # a state dict of this model (.pth or .safetensors); None: random
+
+    def __post_init__(self) -> None:
+        require(bool(self.model.strip()), "model must name a backbone of transformers")
+        _require_file(self.weights)
+        model, settings = self.model, dict(self.settings)
+        if "/" in model and (folder := Path(model).expanduser()).is_dir():
+            model, own = _saved(folder)
+            settings = own | settings
+        object.__setattr__(self, "model", model)
+        object.__setattr__(self, "settings", Settings(settings))
+
+    @property
+    def norm(self) -> str:
+        """`batch` where statistics are those of one process."""
+        return "batch" if self.model in OF_BATCH_NORM else ""
+
+
+def _saved(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The library's name of a model whose config.json lies in a folder, and its settings."""
+    file = folder / "config.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return str(found["model_type"]), {name: value for name, value in found.items() if name not in NO_SETTINGS}
+    except OSError as error:
+        raise ValueError(f"model: {file} cannot be read ({error.strerror or error})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"model: {file} is no config.json of transformers, which has a model_type") from error
