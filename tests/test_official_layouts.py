@@ -105,11 +105,38 @@ def test_a_file_for_inference_needs_no_heads() -> None:
     assert "rpn_head.rpn_cls.bias" in found.dropped
 
 
+LARGE = "model.backbone={name: swin, variant: large, stages: [1, 2, 3, 4]}"
+SWINS = {  # settings, and how many parameters the official detector has
+    "co_deformable_detr_swin_tiny_1x_coco": ((BOTH, "model.backbone=swin"), 65_619_808),
+    "co_deformable_detr_swin_large_900q_3x_coco": (
+        (BOTH, "model.num_queries=900", "model.backbone={name: swin, variant: large}"),
+        235_567_258,
+    ),
+    "co_dino_5scale_swin_large_16e_o365tococo": (("model.preset=dino_5scale", BOTH, LARGE), 235_471_769),
+    "co_dino_5scale_lsj_swin_large_16e_o365tolvis": (("model.preset=dino_5scale", BOTH, LARGE), 246_123_424),
+}
+WINDOWS = "tables of positions, which follow from the window"
+
+
+@pytest.mark.parametrize("layout", SWINS)
+def test_every_name_of_a_released_swin_has_its_place(layout: str) -> None:
+    state, (settings, num_parameters) = filled(LAYOUTS[layout]), SWINS[layout]
+    settings = (*settings, "model.compatibility=official")  # one number in a head's embedding
+    found = translated(state, *settings)
+    assert found.fits and {*found.renamed, *found.dropped} == state.keys()
+    assert found.dropped == {name: WINDOWS for name in state if name.endswith("relative_position_index")}
+    assert len(found.dropped) == (12 if "tiny" in layout else 24)
+    with torch.device("meta"):
+        detector = Detector(config_of(*settings), found.num_classes)
+    assert found.tensors.keys() == detector.state_dict().keys()
+    assert sum(p.numel() for p in detector.parameters()) == num_parameters
+
+
 @pytest.mark.parametrize("layout", sorted(LAYOUTS.keys() - RESNETS.keys()))
-def test_another_backbone_is_told_in_one_line(layout: str) -> None:
+def test_another_backbone_than_the_configurations_is_told_in_one_line(layout: str) -> None:
     settings = ("model.preset=dino_5scale",) if "dino" in layout else ()
-    backbone = r"a Swin Transformer" if "swin" in layout else r"a vision transformer \(ViT\)"
-    told = rf"^its backbone looks like {backbone} \(backbone\.\S+\), and model\.backbone is a ResNet$"
+    name, looks = ("swin", "a Swin Transformer") if "swin" in layout else ("vit", r"a vision transformer \(ViT\)")
+    told = rf"^.* {looks} \(backbone\.\S+\), the configuration's is resnet; choose model\.backbone={name}$"
     with pytest.raises(ValueError, match=told):
         translated(filled(LAYOUTS[layout]), *settings, BOTH)
 
@@ -160,6 +187,12 @@ def test_how_a_vit_attends_is_compared_as_far_as_a_file_tells() -> None:
         translated(state, *settings, "model.backbone.num_heads=8")
     without = {name: value for name, value in state.items() if "rope" not in name}
     assert translated(without, *settings[:-2], COCO_VIT).fits
+
+
+def test_a_resnet_is_told_where_the_configuration_has_a_swin() -> None:
+    layout = "co_deformable_detr_r50_1x_coco"
+    with pytest.raises(ValueError, match=r"looks like a ResNet .*, the configuration's is swin; .*backbone=resnet$"):
+        translated(filled(LAYOUTS[layout]), BOTH, "model.backbone=swin")
 
 
 def test_what_does_not_fit_is_told_by_name() -> None:

@@ -13,7 +13,7 @@ from harness.errors import UserError
 from harness.trial.footprint import Kept
 from harness.trial.train import recompute
 from model import ops_compiled
-from model.backbones.configs import ResNetConfig
+from model.backbones.configs import ResNetConfig, SwinConfig
 from model.config import DetectorConfig
 from model.detector import Detector
 from model.encoders.configs import NoneConfig
@@ -21,10 +21,12 @@ from tests.support.quickstart import trial_of
 from tests.support.tiny import CONDITIONAL, DAB, NUM_CLASSES, tiny_batch, tiny_config, with_vit
 
 BOTTLENECKS = ResNetConfig(block="bottleneck", depths=(1, 2, 1, 1), width=8, stem="conv3", norm="batch")
+SWIN = SwinConfig(channels=8, depths=(1, 2, 1, 1), num_heads=(1, 1, 2, 2), window=4, drop_path=0.5)
 DETECTORS: dict[str, DetectorConfig] = {
     "deformable": tiny_config("atss", dropout=0.0),
     "with dropout": tiny_config("atss", dropout=0.3),
     "batch norm": tiny_config(backbone=BOTTLENECKS, dropout=0.1),
+    "swin": tiny_config(backbone=SWIN, dropout=0.0),
     "dab": tiny_config(dropout=0.3, **DAB),
     "conditional": tiny_config(**CONDITIONAL),
     "drop path": with_vit(tiny_config(), drop_path=0.5),

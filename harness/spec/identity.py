@@ -105,6 +105,8 @@ def plain(value: Any, hint: Any = None, *, deciding: bool = False) -> Any:
     if isinstance(value, tuple | list):
         inner = next(iter(get_args(hint)), None)
         return [plain(item, inner, deciding=deciding) for item in value]
+    if isinstance(value, Mapping):
+        return {name: plain(item, deciding=deciding) for name, item in value.items()}
     if isinstance(value, int) and not isinstance(value, bool) and (hint is float or float in get_args(hint)):
         return float(value)
     return value

@@ -68,13 +68,16 @@ def frozen_at_random(trials: Iterable[Trial]) -> str:
 def check_backbones(trials: Sequence[Trial]) -> None:
     """Can these trials' backbones be what they are asked to be? Reads each file of weights once.
 
+    One that a library builds is asked also without a file: the library may be missing, or refuse its settings.
+
     Raises:
         UserError: a random part would stay frozen, or a file cannot be read or does not fit; one line for each.
     """
     if line := frozen_at_random(trials):
         raise UserError(line)
     backbones = dict.fromkeys(trial.config.model.backbone for trial in trials)
-    lines = [line for backbone in backbones if asked(backbone, "weights") is not None and (line := _misfit(backbone))]
+    told = [own for own in backbones if asked(own, "weights") is not None or asked(own, "library")]
+    lines = [line for backbone in told if (line := _misfit(backbone))]
     if lines:
         raise UserError("\n".join(dict.fromkeys(lines)))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from model.checks import FORBID_UNKNOWN, require
 
@@ -13,6 +16,7 @@ ASKED: dict[str, Any] = {
     "strides": (),  # of these levels in pixels of the image; (): known when it is built
     "size_divisor": 0,  # of the sides of batches, in pixels; 0: the stride of the coarsest level
     "weights": None,  # a file of pretrained weights, which counts by its content and not by its path; None: random
+    "library": "",  # that builds it: `check_weights` says whether that goes, also without a file
     "norm": "",  # "batch": statistics of the images of one process, so that ranks cannot share a batch
     "frozen_at_random": "",  # which parts would stay as they were drawn, in words
     "random_frozen": False,  # train nevertheless
@@ -32,21 +36,26 @@ def without_weights(backbone: Any) -> Any:
     return backbone if asked(backbone, "weights") is None else replace(backbone, weights=None)
 
 
-def check_stages(stages: tuple[int, ...]) -> None:
-    """Raise `ValueError` unless these can be the stages that a backbone of four hands to the neck."""
+def _require_stages(stages: tuple[int, ...]) -> None:
     require(
         len(stages) > 0 and list(stages) == sorted(set(stages)) and set(stages) <= {1, 2, 3, 4},
         f"stages must be ascending numbers from 1 to 4, got {stages}",
     )
 
 
-def frozen_at_random(backbone: Any) -> str:
-    """Which parts stay as they were drawn where no file sets `weights`: by `frozen_stages` and `norm`, in words."""
+def _require_file(weights: str | None) -> None:
+    require(weights is None or bool(weights.strip()), "weights must name a file, or be null for none")
+
+
+def _and_stages(number: int) -> str:
+    return "" if number < 1 else f" and {number} stage{'s'[: number != 1]}"
+
+
+def _frozen_convolutions(backbone: Any) -> str:
+    """`frozen_at_random` of a convolutional backbone with a stem, `frozen_stages` and a `norm`."""
     if backbone.weights is not None:
         return ""
-    number = backbone.frozen_stages
-    stages = "" if number < 1 else f" and {number} stage{'s'[: number != 1]}"
-    parts = [f"the stem{stages}"] if number >= 0 else []
+    parts = [f"the stem{_and_stages(backbone.frozen_stages)}"] if backbone.frozen_stages >= 0 else []
     return ", ".join([*parts, *(["every norm"] if backbone.norm == "frozen_batch" else [])])
 
 
@@ -69,9 +78,9 @@ class ResNetConfig:
     def __post_init__(self) -> None:
         require(min(self.depths) >= 1, f"depths must be at least 1, got {self.depths}")
         require(self.width >= 4, f"width must be at least 4, got {self.width}")
-        check_stages(self.stages)
+        _require_stages(self.stages)
         require(-1 <= self.frozen_stages <= 4, f"frozen_stages must be from -1 to 4, got {self.frozen_stages}")
-        require(self.weights is None or bool(self.weights.strip()), "weights must name a file, or be null for none")
+        _require_file(self.weights)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -84,7 +93,7 @@ class ResNetConfig:
 
         A frozen batch norm without a file is the identity: nothing is normalised, and nothing learns to be.
         """
-        return frozen_at_random(self)
+        return _frozen_convolutions(self)
 
 
 @dataclass(frozen=True)
@@ -99,9 +108,9 @@ class EfficientNetLiteConfig:
     random_frozen: bool = False  # train although parts that are never trained are random
 
     def __post_init__(self) -> None:
-        check_stages(self.stages)
+        _require_stages(self.stages)
         require(-1 <= self.frozen_stages <= 4, f"frozen_stages must be from -1 to 4, got {self.frozen_stages}")
-        require(self.weights is None or bool(self.weights.strip()), "weights must name a file, or be null for none")
+        _require_file(self.weights)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -111,7 +120,76 @@ class EfficientNetLiteConfig:
     @property
     def frozen_at_random(self) -> str:
         """Which parts stay as they were drawn; empty when none do (see `ResNetConfig`)."""
-        return frozen_at_random(self)
+        return _frozen_convolutions(self)
+
+
+class SwinSize(NamedTuple):
+    """What a published Swin Transformer is made of."""
+
+    channels: int
+    depths: tuple[int, int, int, int]
+    num_heads: tuple[int, int, int, int]
+    window: int
+
+
+# Liu et al. 2021; windows are those of the files that the official detectors start from
+SWIN_SIZES = {
+    "tiny": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
+    "small": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24), 7),
+    "base": SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32), 12),
+    "large": SwinSize(192, (2, 2, 18, 2), (6, 12, 24, 48), 12),
+}
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """A Swin Transformer. What is null is as `variant` has it."""
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    library: ClassVar[str] = "transformers"
+    variant: Literal["tiny", "small", "base", "large"] = "tiny"
+    channels: int | None = None  # of the first stage; each later one has twice those of the one before
+    depths: tuple[int, int, int, int] | None = None  # blocks per stage; stage i has stride 4 * 2**(i - 1)
+    num_heads: tuple[int, int, int, int] | None = None
+    window: int | None = None  # side of the windows of attention, in tokens
+    drop_path: float = 0.2  # how often the last block leaves out a branch for an image; from 0 on linear in the depth
+    stages: tuple[int, ...] = (2, 3, 4)  # stages handed to the neck, 1-based; those behind the last are not built
+    frozen_stages: int = -1  # the patch embedding and this many stages are not trained; -1: all is trained (official)
+    weights: str | None = None  # a Swin state dict (.pth or .safetensors), see model/official/swin.py; None: random
+    random_frozen: bool = False  # train although frozen stages are random
+
+    def __post_init__(self) -> None:
+        size = self.size
+        require(size.channels >= 1, f"channels must be at least 1, got {size.channels}")
+        require(min(size.depths) >= 1, f"depths must be at least 1, got {size.depths}")
+        require(size.window >= 2, f"window must be at least 2, got {size.window}")
+        for stage, heads in enumerate(size.num_heads):
+            require(
+                heads >= 1 and size.channels * 2**stage % heads == 0,
+                f"num_heads must divide the channels of each stage, got {heads} of {size.channels * 2**stage}",
+            )
+        require(0 <= self.drop_path < 1, f"drop_path must be in [0, 1), got {self.drop_path}")
+        _require_stages(self.stages)
+        require(-1 <= self.frozen_stages <= 4, f"frozen_stages must be from -1 to 4, got {self.frozen_stages}")
+        _require_file(self.weights)
+
+    @property
+    def size(self) -> SwinSize:
+        """The variant's, with what is set in its place."""
+        own = {name: value for name in SwinSize._fields if (value := getattr(self, name)) is not None}
+        return SWIN_SIZES[self.variant]._replace(**own)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the stages handed to the neck, in pixels of the image."""
+        return tuple(2 ** (stage + 1) for stage in self.stages)
+
+    @property
+    def frozen_at_random(self) -> str:
+        """Which parts stay as they were drawn; empty when none do."""
+        if self.weights is not None or self.frozen_stages < 0:
+            return ""
+        return f"the patch embedding{_and_stages(self.frozen_stages)}"
 
 
 @dataclass(frozen=True)
@@ -147,7 +225,7 @@ class ViTConfig:
             size = getattr(self, name)
             require(size is None or (size >= 16 and size % 16 == 0), f"{name} must be a multiple of 16, got {size}")
         require(0 <= self.drop_path < 1, f"drop_path must be in [0, 1), got {self.drop_path}")
-        require(self.weights is None or bool(self.weights.strip()), "weights must name a file, or be null for none")
+        _require_file(self.weights)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -158,3 +236,64 @@ class ViTConfig:
     def size_divisor(self) -> int:
         """What official batches are padded to, since padding takes part; patches alone need 16."""
         return 32
+
+
+class Settings(dict[str, Any]):
+    """Settings by name, which nobody changes."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted(self)))
+
+
+# Models of transformers with trainable batch norms
+OF_BATCH_NORM = frozenset({"hgnet_v2", "pp_lcnet", "pp_lcnet_v3", "pp_lcnet_v4", "resnet", "textnet", "uvdoc_backbone"})
+# What a config.json says besides, and what is chosen here
+NO_SETTINGS = frozenset(
+    {
+        *("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"),
+        *("id2label", "label2id", "num_labels", "problem_type", "out_features", "out_indices", "stage_names"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class AutoBackboneConfig:
+    """A backbone of the library transformers.
+
+    Where `model` is a folder with a config.json, as the library saves it, what that says takes the folder's place.
+    """
+
+    __pydantic_config__ = FORBID_UNKNOWN
+    library: ClassVar[str] = "transformers"
+    model: str = "convnext"  # one of the library's, a folder with a config.json, or a name on the Hugging Face Hub
+    # handed to the neck, by the library's names or numbers; (): the last one of each stride from 8 on
+    stages: tuple[int | str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=Settings)  # of the model, in the library's words
+    weights: str | None = None  # a state dict of this model (.pth or .safetensors); None: random
+
+    def __post_init__(self) -> None:
+        require(bool(self.model.strip()), "model must name a backbone of transformers")
+        _require_file(self.weights)
+        model, settings = self.model, dict(self.settings)
+        if "/" in model and (folder := Path(model).expanduser()).is_dir():
+            model, own = _saved(folder)
+            settings = own | settings
+        object.__setattr__(self, "model", model)
+        object.__setattr__(self, "settings", Settings(settings))
+
+    @property
+    def norm(self) -> str:
+        """`batch` where statistics are those of one process."""
+        return "batch" if self.model in OF_BATCH_NORM else ""
+
+
+def _saved(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The library's name of a model whose config.json lies in a folder, and its settings."""
+    file = folder / "config.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return str(found["model_type"]), {name: value for name, value in found.items() if name not in NO_SETTINGS}
+    except OSError as error:
+        raise ValueError(f"model: {file} cannot be read ({error.strerror or error})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"model: {file} is no config.json of transformers, which has a model_type") from error

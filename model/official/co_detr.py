@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from model.official import co_dino, vit
+from model.backbones.configs import SwinConfig
+from model.official import co_dino, swin, vit
 from model.official.table import Family, num_layers, of_encoder, our_names
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 REGION_HEADS = ("faster_rcnn", "mask_rcnn")
 DENSE_HEADS = ("atss",)
+BACKBONE = "backbone."
 QUERIES = "query_head.query_embedding.weight"
 QUERIED = r"query_head\.transformer\.(?:aux_pos|pos_feats)_\w+"  # customised queries of the head of that number
 
@@ -134,7 +136,15 @@ def _rename(state: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, st
     num_queried = max(0 if embedding is None else len(torch.atleast_1d(embedding)), _count(state, QUERIED))
     heads = [*_padded(regions, num_roi_heads, "roi_head"), *_padded(dense, num_dense, "bbox_head")]
     heads += _padded((), num_queried - len(heads), "head")  # files for inference may be without the heads themselves
-    return rename(state, heads, num_roi_heads)
+    return rename(state, heads, num_roi_heads) | _of_swin(state, config)
+
+
+def _of_swin(names: Iterable[str], config: DetectorConfig) -> dict[str, str]:
+    """Names of the backbone, where the configuration's is a Swin Transformer; others stay as the table has them."""
+    if not isinstance(config.backbone, SwinConfig):
+        return {}
+    own = {name.removeprefix(BACKBONE): name for name in names if name.startswith(BACKBONE)}
+    return {own[short]: f"{BACKBONE}{ours}" for short, ours in swin.rename(own).items()}
 
 
 def _count(names: Iterable[str], kind: str) -> int:
@@ -147,6 +157,8 @@ def _padded(heads: Sequence[str], number: int, official: str) -> list[str]:
 
 
 def _merge(tensors: dict[str, Tensor], config: DetectorConfig) -> dict[str, Tensor]:
+    if isinstance(config.backbone, SwinConfig):
+        tensors = swin.merge(tensors)
     return merge(tensors, 1 if config.official else config.transformer.channels)
 
 

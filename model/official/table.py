@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from model.config import DetectorConfig
 
 Table = Sequence[tuple[str, str]]  # official pattern → our name; `{part}` in both stands for what `PARTS` says
-PARTS = {"N": r"\d+", "head": r"\d+", "dense": r"\d+", "part": "encoder|decoder", "rest": ".+"}
+PARTS = {"N": r"\d+", "head": r"\d+", "dense": r"\d+", "stage": r"\d+", "part": "encoder|decoder", "rest": ".+"}
 
 
 def unchanged(tensors: dict[str, Tensor], config: DetectorConfig) -> dict[str, Tensor]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from model.backbones.configs import ResNetConfig, ViTConfig, without_weights
+from model.backbones.configs import ResNetConfig, SwinConfig, ViTConfig, without_weights
 from model.detector import Detector
-from model.official import co_detr, conditional_detr, deformable_detr, lw_detr, vit
+from model.official import co_detr, conditional_detr, deformable_detr, lw_detr, swin, vit
 from model.official.table import Family
 from model.proposals.configs import BinaryConfig
 
@@ -39,12 +39,15 @@ LEFT_OUT = (
     *vit.LEFT_OUT,
 )
 COUNTS = "counts of batches, which a fixed norm does not need"
-# Parts of parameters' names that tell of other backbones than a ResNet
-OTHER_BACKBONES = {
-    "relative_position_bias_table": "a Swin Transformer",
-    "patch_embed": "a vision transformer (ViT)",
-    "dwconv": "a ConvNeXt",
+WINDOWS = "tables of positions, which follow from the window"
+# Parts of parameters' names that tell of a backbone: what it looks like, and its `Config` where it is built
+BACKBONES = {
+    "relative_position_bias_table": ("a Swin Transformer", SwinConfig),
+    "patch_embed": ("a vision transformer (ViT)", ViTConfig),
+    "dwconv": ("a ConvNeXt", None),
+    "layer1.0.conv1": ("a ResNet", ResNetConfig),
 }
+BUILT: dict[type, str] = {ResNetConfig: "resnet", SwinConfig: "swin", ViTConfig: "vit"}
 
 
 @dataclass(frozen=True)
@@ -153,11 +156,21 @@ def _besides(names: Collection[str], drop: Collection[str]) -> dict[str, str]:
 def _check_backbone(state: Mapping[str, Tensor], config: DetectorConfig) -> None:
     if isinstance(config.backbone, ViTConfig):
         vit.check_attention(state, config.backbone)
-    if not isinstance(config.backbone, ResNetConfig):
+    own = BUILT.get(type(config.backbone))
+    if own is None:
         return
-    for part, backbone in OTHER_BACKBONES.items():
-        if name := next((name for name in state if name.startswith("backbone.") and part in name), None):
-            raise ValueError(f"its backbone looks like {backbone} ({name}), and model.backbone is a ResNet")
+    for part, (looks, kind) in BACKBONES.items():
+        name = next((name for name in state if name.startswith("backbone.") and part in name), None)
+        if name is None:
+            continue
+        if kind is None:
+            raise ValueError(f"its backbone looks like {looks} ({name}), which is not built")
+        if kind is not type(config.backbone):
+            raise ValueError(
+                f"its backbone looks like {looks} ({name}), the configuration's is {own}; "
+                f"choose model.backbone={BUILT[kind]}"
+            )
+        return
 
 
 def _distinct(
@@ -186,6 +199,8 @@ def _left_out(named: Mapping[str, str], state: Mapping[str, Tensor], expected: C
                 dropped[name] = "the first layer's branch, which all layers share"
         elif ours.endswith(".num_batches_tracked"):
             dropped[name] = COUNTS
+        elif swin.FOLLOWS.fullmatch(ours):
+            dropped[name] = WINDOWS
         elif why := next((why for pattern, why in LEFT_OUT if _is_without(ours, pattern, expected)), None):
             dropped[name] = why
     return dropped
