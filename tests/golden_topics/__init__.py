@@ -82,6 +82,8 @@ TOPICS: dict[str, Topic] = {
     "e2e_group": Topic(replicas.e2e_group, (*from_levels.UNREAD, "states", "references_unact", "enc_selected_memory")),
     "e2e_group_ddetr": Topic(replicas.e2e_group_ddetr, from_levels.UNREAD),
     "crop_recipe": Topic(recipe.crop_recipe),
+    "lsj_recipe": Topic(recipe.lsj_recipe),
+    "copy_paste": Topic(recipe.copy_paste),
     "group_sampler": Topic(recipe.group_sampler),
     "param_groups": Topic(recipe.param_groups),
 }
@@ -89,6 +91,4 @@ TOPICS: dict[str, Topic] = {
 # Topics whose files are too large to keep beside the tests: they are checked where GOLDEN_DIR holds them.
 LARGE = frozenset({"assign_maxiou_rpn", "e2e_dino", "head_fcos", "head_rcnn"})
 
-NOT_YET_BUILT = frozenset(
-    {"swin", "swin_mmdet", "vit", "sfp", "lsj_recipe", "copy_paste", "lvis_eval", "repeat_factor"}
-)
+NOT_YET_BUILT = frozenset({"swin", "swin_mmdet", "vit", "sfp", "lvis_eval", "repeat_factor"})
