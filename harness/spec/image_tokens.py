@@ -1,8 +1,8 @@
 """Whether the encoder has as many tokens as queries start from, as far as that is known before training.
 
 Two-stage detectors choose their queries among the encoder's tokens, and a small image has few. Digit scenes have the
-size that the configuration gives them, and so has everything in a square. The images of a folder have any, up to the longest side: what even the largest
-lacks is told, and the first step that meets too small ones tells the rest.
+size that the configuration gives them, and so has everything on a square. The images of a folder have any, up to the
+longest side: what even the largest lacks is told, and the first step that meets too small ones tells the rest.
 """
 
 from __future__ import annotations
