@@ -53,18 +53,47 @@ class DataConfig:
     # Nothing is learnt from images with a shorter side, pixels, nor from boxes with one (official: 32 and 1)
     min_image_side: int = field(default=0, metadata={"since": 2})
     min_box_side: float = field(default=0.0, metadata={"since": 2})
+    # Above 0 the long side of evaluated images; 0: as `max_long_side`
+    eval_long_side: int = field(default=0, metadata={"since": 2})
+    # Above 0, pixels, each image is resized to fit into such a square, which then counts as image, grey where nothing
+    # lies: in training and in evaluation, instead of the sides above (official, large-scale jitter: 1024 to 1536)
+    square: int = field(default=0, metadata={"since": 2})
+    # In training the square times a factor between these is what an image is resized to fit into; what is larger than
+    # the square is cut to it at a random place (official: 0.1 to 2)
+    jitter_scales: tuple[float, float] = field(default=(1.0, 1.0), metadata={"since": 2})
+    # With jitter, boxes are drawn anew around what masks show (official); false: boxes are cut, masks are not read
+    boxes_from_masks: bool = field(default=True, metadata={"since": 2})
+    # So many objects at most of a second image are pasted into each of training (official: 99)
+    copy_paste: int = field(default=0, metadata={"since": 2})
+
+    @property
+    def evaluated_long_side(self) -> int:
+        """Longest side of an evaluated image."""
+        return self.eval_long_side or self.max_long_side
+
+    @property
+    def jitters(self) -> bool:
+        """Whether training images are resized at random within the square."""
+        return self.jitter_scales != (1.0, 1.0)
+
+    @property
+    def learns_from_masks(self) -> bool:
+        """Whether training images need the masks of their objects, whatever heads learn from."""
+        return self.copy_paste > 0 or (self.jitters and self.boxes_from_masks)
 
     def __post_init__(self) -> None:
+        self._check_square()
         require(
             len(self.train_short_sides) > 0 and min(self.train_short_sides) >= 32,
             f"train_short_sides must be numbers of at least 32 pixels, got {self.train_short_sides}",
         )
         require(self.eval_short_side >= 32, f"eval_short_side must be at least 32, got {self.eval_short_side}")
+        longest = "eval_long_side" if self.eval_long_side > 0 else "max_long_side"
         require_together(
-            self.max_long_side >= self.eval_short_side,
-            "max_long_side must not be below eval_short_side",
+            getattr(self, longest) >= self.eval_short_side,
+            f"{longest} must not be below eval_short_side",
             self,
-            *("eval_short_side", "max_long_side"),
+            *("eval_short_side", longest),
         )
         for name in ("flip_probability", "crop_probability"):
             value = getattr(self, name)
@@ -77,8 +106,28 @@ class DataConfig:
             1 <= self.crop_sides[0] <= self.crop_sides[1],
             f"crop_sides must be two rising numbers of pixels, got {self.crop_sides}",
         )
-        for name in ("aspect_group_size", "min_image_side", "min_box_side"):
+        for name in ("aspect_group_size", "min_image_side", "min_box_side", "eval_long_side"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+
+    def _check_square(self) -> None:
+        low, high = self.jitter_scales
+        require(self.square == 0 or self.square >= 32, f"square must be 0 or at least 32 pixels, got {self.square}")
+        require(0 < low <= high, f"jitter_scales must be two positive rising numbers, got {self.jitter_scales}")
+        require(self.copy_paste >= 0, f"copy_paste must not be negative, got {self.copy_paste}")
+        require_together(
+            self.square == 0 or self.crop_probability == 0,
+            "square needs crop_probability: 0, since jitter is what cuts within a square",
+            self,
+            *("crop_probability", "square"),
+        )
+        for name, asked in (("jitter_scales", self.jitters), ("copy_paste", self.copy_paste > 0)):
+            require_together(not asked or self.square > 0, f"{name} needs square, such as 1024", self, "square", name)
+        require_together(
+            self.copy_paste == 0 or self.boxes_from_masks,
+            "copy_paste needs boxes_from_masks",
+            self,
+            *("boxes_from_masks", "copy_paste"),
+        )
 
 
 @dataclass(frozen=True)

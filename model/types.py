@@ -18,6 +18,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from model.pixels import normalise
 from model.share import Share
@@ -65,6 +66,15 @@ class Targets:
         boxes, labels = (values.to(device, non_blocking=True) for values in (self.boxes_xyxy, self.labels))
         return Targets(boxes, labels, masks, self.host_counts())
 
+    def padded_to(self, number: int) -> Targets:
+        """The same with `number` rows of each image, at least as many as there are."""
+        more = number - self.labels.shape[1]
+        if more <= 0:
+            return self
+        masks = None if self.masks is None else F.pad(self.masks, (0, 0, 0, 0, 0, more))
+        boxes, labels = F.pad(self.boxes_xyxy, (0, 0, 0, more)), F.pad(self.labels, (0, more), value=BACKGROUND)
+        return replace(self, boxes_xyxy=boxes, labels=labels, masks=masks)
+
     def of_images(self, index: slice | list[int]) -> Targets:
         """The same for some of the images."""
         masks, counts = None if self.masks is None else self.masks[index], self.counts
@@ -110,6 +120,8 @@ class Batch:
     original_hw: Tensor | None = None  # [B, 2] int64, sizes in the data set, for rescaling detections
     share: Share | None = None  # of a larger batch whose other images other ranks have; None: this is all of it
     padded: bool | None = None  # is an image smaller than the batch? None: the host does not know yet
+    # [B, 2] int64, what of `valid_hw` the data set's images take, from the upper left; None: all of it
+    content_hw: Tensor | None = None
 
     @property
     def padding_mask(self) -> Tensor:
@@ -124,7 +136,7 @@ class Batch:
         return self.valid_hw.tolist() != [[height, width]] * len(self.valid_hw)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on another device, where bytes are normalised; `original_hw` stays on the CPU, for detections."""
+        """The same on another device, where bytes are normalised; sizes for detections stay on the CPU."""
         images, valid_hw = (values.to(device, non_blocking=True) for values in (self.images, self.valid_hw))
         if images.dtype == torch.uint8:
             images = normalise(images, padding_mask(valid_hw, *images.shape[-2:]))

@@ -266,6 +266,9 @@ def other(path, value):
         "data.crop_sides": (100, 200),
         "data.resize": "official",
         "data.aspect_group_size": 2,
+        "data.eval_long_side": 500,
+        "data.square": 64,
+        "data.jitter_scales": (0.5, 2.0),
         "model.first_weights": "official",
         "evaluate.precision": "training",
         "model.neck.norm": "none",
@@ -289,6 +292,8 @@ def test_every_setting_but_the_path_makes_another_trial(config):
             "model.look_forward_twice": False,
         },
         "train.min_steps": {"train.drop_epochs": ()},
+        "data.jitter_scales": {"data.square": 64},
+        "data.copy_paste": {"data.square": 64},
         "train.ema_warmup": {"train.ema_decay": 0.9},
         "train.ema_warmup_steps": {"train.ema_decay": 0.9, "train.ema_warmup": "exponential"},
     }

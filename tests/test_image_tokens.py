@@ -60,6 +60,11 @@ def told(tmp_path: Path, *overrides: str, **options: Any) -> str:
             "--set data.max_long_side=128: the queries start from 500 of the encoder's tokens, and an image of "
             "128 x 128 has 80; model.num_queries is 500",
         ),
+        (
+            ["data.path=somewhere", "model.num_queries=500", "data.square=128", "data.max_long_side=2000"],
+            "--set data.square=128: the queries start from 500 of the encoder's tokens, and an image of "
+            "128 x 128 has 80; model.num_queries is 500",
+        ),
     ],
 )
 def test_too_few_tokens_are_told(tmp_path: Path, overrides: list[str], line: str) -> None:

@@ -133,3 +133,20 @@ def test_a_detector_that_ranks_would_change_is_refused(tmp_path):
 def test_runtime_settings_that_make_no_sense_are_refused(option):
     with pytest.raises(UserError, match=option.partition("=")[0]):
         trial_of(0, f"runtime.{option}")
+
+
+@pytest.mark.slow
+def test_two_ranks_with_jitter_and_pasted_objects_leave_the_record_of_one_process(tmp_path):
+    """No rank knows beforehand how many objects the images of the other show; region heads draw numbers for each."""
+    head = (
+        "{name: faster_rcnn, rpn: {num_proposals: 16, train_candidates: 32}, roi: {num_samples: 16, fc_channels: 16}}"
+    )
+    options = (
+        *OPTIONS,
+        *("data.square=96", "data.jitter_scales=[0.5,2.0]", "data.copy_paste=99", f"model.heads=[{head}]"),
+    )
+    alone, both = (trial_of(2, *options, f"runtime.ranks={number}") for number in (1, 2))
+    stores = RunStore(tmp_path / "alone"), RunStore(tmp_path / "both")
+    first, second = (run_trial(own, store, report=silent) for own, store in zip((alone, both), stores, strict=True))
+    for own, other in zip(timeless(second["history"]), timeless(first["history"]), strict=True):
+        assert own["losses"] == pytest.approx(other["losses"], rel=1e-3)

@@ -168,8 +168,9 @@ def _example(batch: Batch, row: int) -> tuple[np.ndarray, np.ndarray]:
 def _crowd(dataset: CocoDataset, place: dict[int, int], batch: Batch) -> Tensor:
     """[B, N, 4] crowd regions in pixels of the batch, padded with boxes without area."""
     assert batch.original_hw is not None
+    shown_hw = batch.valid_hw if batch.content_hw is None else batch.content_hw
     found = []
-    for image_id, old, new in zip(batch.image_ids, batch.original_hw.tolist(), batch.valid_hw.tolist(), strict=True):
+    for image_id, old, new in zip(batch.image_ids, batch.original_hw.tolist(), shown_hw.tolist(), strict=True):
         crowd = dataset.boxes(place[image_id])[2]
         found.append(torch.from_numpy(scale_boxes(crowd, tuple(old), tuple(new))))
     regions = torch.zeros(len(found), max(map(len, found)), 4)

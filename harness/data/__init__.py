@@ -3,8 +3,8 @@
 Read in this order: `scenes` and `digits` (the embedded data set), `layout`, `coco`, `tables` and `checks` (any
 COCO-layout folder), `columns` and `mapped` (its annotations as arrays that all processes share), `disk`, `files` and
 `pixels` (its images), `content` (its fingerprint), `plausibility`, `readings`, `duplicates` and `segmentations` (more
-checks of its annotations), `masks`, `transforms`, `loader` (batches). Only `masks` and `loader` need torch: import
-`harness.data.loader`.
+checks of its annotations), `masks`, `transforms`, `augment` and `jitter` (views of an image), `paste`, `samples`,
+`loader` (batches). Only these from `masks` on need torch: import `harness.data.loader`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ def open_dataset(
         config: `path` names a COCO-layout folder, or is None for the digit scenes.
         split: "train" or "val".
         progress: takes a line of text now and then while something takes long; None prints it.
-        with_masks: read the masks of the objects too.
+        with_masks: read the masks of the objects too, as happens anyway where training images need them.
 
     Raises:
         UserError: every problem of the split in one message.
     """
+    with_masks = with_masks or (split == "train" and config.learns_from_masks)
     if config.path is not None:
         return CocoDataset(Path(os.path.expanduser(config.path)), split, progress=progress, with_masks=with_masks)
     folder = ensure_digits(config.digits, progress)

@@ -95,14 +95,14 @@ class View:
         """[h] row and [w] column of the image whose pixel stands for one of the view where masks are resized."""
         (height, width), part = self.from_hw, self.window
         if part is None:
-            rows, columns = _nearest(height, self.hw[0]), _nearest(width, self.hw[1])
+            rows, columns = nearest(height, self.hw[0]), nearest(width, self.hw[1])
         else:
-            rows = _nearest(height, part.from_hw[0])[part.top :][_nearest(part.height, self.hw[0])]
-            columns = _nearest(width, part.from_hw[1])[part.left :][_nearest(part.width, self.hw[1])]
+            rows = nearest(height, part.from_hw[0])[part.top :][nearest(part.height, self.hw[0])]
+            columns = nearest(width, part.from_hw[1])[part.left :][nearest(part.width, self.hw[1])]
         return rows, width - 1 - columns if self.mirrored else columns
 
 
-def _nearest(size: int, new_size: int) -> np.ndarray:
+def nearest(size: int, new_size: int) -> np.ndarray:
     """[new_size] the pixel of `size` that stands for each one of `new_size`: OpenCV's, with its own rounding."""
     return np.minimum(np.arange(new_size) * (1 / (new_size / size)), size - 1).astype(np.int64)
 
@@ -119,6 +119,8 @@ def draw_view(rng: np.random.Generator, hw: tuple[int, int], config: DataConfig)
     """
     short_side = config.train_short_sides[int(rng.integers(len(config.train_short_sides)))]
     mirrored = rng.random() < config.flip_probability
+    if config.square:
+        return View(hw, resized_hw(*hw, config.square, config.square), mirrored, None, config.resize)
     window = draw_window(rng, hw, config) if rng.random() < config.crop_probability else None
     new_hw = resized_hw(*(hw if window is None else window.hw), short_side, config.max_long_side)
     return View(hw, new_hw, mirrored, window, config.resize)

@@ -26,6 +26,7 @@ from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.data.augment import View
+    from harness.data.paste import Cutout
 
 
 class CocoDataset:
@@ -178,6 +179,15 @@ class CocoDataset:
         masks = (decoded(self._segmentations.at(row, hw), *hw) for row in rows.tolist())
         grids = [grid_over_box(mask, box, sources) for mask, box in zip(masks, boxes, strict=True)]
         return np.stack(grids) if grids else np.zeros((0, MASK_CELLS, MASK_CELLS), np.uint8)
+
+    def cutouts(self, index: int, chosen: np.ndarray, sources: tuple[np.ndarray, np.ndarray]) -> tuple[Cutout, ...]:
+        """The masks of chosen objects of `boxes`, [G] bool, in a view of the image with these `View.sources`."""
+        from harness.data.masks import packed
+        from harness.data.paste import Cutout
+
+        hw = self.image_hw[index]
+        rows = self._objects(index)[chosen].tolist()
+        return tuple(Cutout.seen(packed(self._segmentations.at(row, hw), *hw), sources) for row in rows)
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """`load_image` and `boxes` together."""

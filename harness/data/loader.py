@@ -3,142 +3,31 @@
 A loader keeps no state: the order of an epoch is a permutation drawn from (seed, epoch), the augmentation of an
 image from (seed, epoch, image id). So a resumed trial continues at any batch of any epoch with the very same
 numbers, and worker processes change nothing but the speed. Of several ranks each has its share of every training batch,
-padded as the whole batch would be, and its part of an evaluation's batches.
+padded as the whole batch would be, and its part of an evaluation's batches. Only with jitter or copy-paste, where no
+rank knows how many objects the images of another show, the objects are padded alike later (`harness.trial.train`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakMethod
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 from harness.config import DataConfig
-from harness.data.augment import View, draw_view
 from harness.data.coco import CocoDataset
 from harness.data.order import aspect_groups, epoch_order, samples_of_epoch
-from harness.data.transforms import RESIZE, resized_hw
+from harness.data.samples import Key, Sample, Samples
 from harness.errors import UserError
 from model.share import Share
 from model.types import Batch, Targets
 
 CACHE_BYTES = 1_000_000_000  # decoded images are kept in memory when all of them fit, over all workers
-_ORDER, _AUGMENT = 1, 2  # what a random stream is for
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """What the images of a share must be padded to, which only the whole batch tells."""
-
-    share: Share
-    hw: tuple[int, int]  # of the largest image, before it is rounded up
-    num_boxes: int  # of the image with most
-
-
-_Key = tuple[int, int, _Frame | None]  # epoch, index into the data set
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """One image on its way into a batch."""
-
-    image: np.ndarray  # [h, w, 3] uint8, resized
-    boxes_xyxy: np.ndarray  # [G, 4] float32, pixels of the resized image
-    labels: np.ndarray  # [G] int64
-    masks: np.ndarray | None  # [G, MASK_CELLS, MASK_CELLS] uint8 over the boxes; None: the data set was opened without
-    image_id: int
-    original_hw: tuple[int, int]
-    frame: _Frame | None = None  # None: the batch is whole
-
-
-class _Samples(TorchDataset):
-    """Samples by (epoch, index, frame); picklable, so that worker processes can hold it."""
-
-    def __init__(self, dataset: CocoDataset, config: DataConfig, training: bool, seed: int, num_copies: int) -> None:
-        self.dataset, self.config, self.training, self.seed = dataset, config, training, seed
-        short_sides = config.train_short_sides if training else (config.eval_short_side,)
-        cuts = training and config.crop_probability > 0
-        # Images of one size are kept resized, others as they were read.
-        self.short_side = short_sides[0] if len(short_sides) == 1 and not cuts else None
-        self.keep = self._fits(CACHE_BYTES // num_copies)
-        self.kept: dict[int, np.ndarray] = {}
-
-    def _fits(self, free: int) -> bool:
-        """Whether so many bytes hold all images; of a large data set only the first are looked at."""
-        for index in range(len(self.dataset)):
-            free -= 3 * math.prod(self._kept_hw(index))
-            if free < 0:
-                return False
-        return True
-
-    def _kept_hw(self, index: int) -> tuple[int, int]:
-        """Size of an image as the cache would hold it."""
-        height, width = self.dataset.image_hw[index]
-        if self.short_side is None:
-            return height, width
-        return resized_hw(height, width, self.short_side, self.config.max_long_side)
-
-    def _image(self, index: int) -> np.ndarray:
-        image = self.kept.get(index)
-        if image is None:
-            image = RESIZE[self.config.resize](self.dataset.load_image(index), *self._kept_hw(index))
-            if self.keep:
-                self.kept[index] = image
-        return image
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: _Key) -> _Sample | UserError:
-        epoch, index, frame = key
-        try:
-            return replace(self._sample(epoch, index), frame=frame)
-        except UserError as error:  # an exception would come out of a worker process with a traceback in its text
-            return error
-
-    def _view(self, epoch: int, index: int) -> View:
-        """What a sample shows of its image."""
-        hw = self.dataset.image_hw[index]
-        if not self.training:
-            return View(hw, self._kept_hw(index), False, None, self.config.resize)
-        rng = np.random.default_rng([_AUGMENT, self.seed, epoch, self.dataset.image_ids[index] % 2**63])
-        return draw_view(rng, hw, self.config)
-
-    def _objects(self, index: int, view: View) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes [G, 4] that a view shows, and which of the image's objects they are."""
-        boxes, shows = view.boxes(self.dataset.boxes(index)[0])
-        if not self.training or self.config.min_box_side == 0:
-            return boxes, shows
-        large = self.dataset.objects_with_sides(index, self.config.min_box_side)
-        return boxes[large[shows]], shows & large
-
-    def frame(self, epoch: int, indices: list[int], share: Share) -> _Frame:
-        """What a share of the batch of these images is padded to."""
-        views = [self._view(epoch, index) for index in indices]
-        heights, widths = zip(*(view.hw for view in views), strict=True)
-        boxes = (self._objects(index, view)[0] for index, view in zip(indices, views, strict=True))
-        return _Frame(share, (max(heights), max(widths)), max(map(len, boxes)))
-
-    def _sample(self, epoch: int, index: int) -> _Sample:
-        view = self._view(epoch, index)
-        boxes, shown = self._objects(index, view)
-        labels = self.dataset.boxes(index)[1][shown]
-        masks = self._masks(index, view, shown) if self.dataset.has_masks else None
-        image_id, hw = self.dataset.image_ids[index], self.dataset.image_hw[index]
-        return _Sample(view.image(self._image(index)), boxes, labels, masks, image_id, hw)
-
-    def _masks(self, index: int, view: View, shown: np.ndarray) -> np.ndarray:
-        """[G, MASK_CELLS, MASK_CELLS] of the objects that a view shows."""
-        if not view.mirrors_last:
-            return self.dataset.masks(index, shown, view)
-        masks = self.dataset.masks(index, shown)  # grids over boxes are the same at every size
-        return masks[:, :, ::-1] if view.mirrored else masks
+_ORDER = 1  # what a random stream is for; see `harness.data.samples.AUGMENT`
 
 
 @dataclass(frozen=True)
@@ -147,8 +36,8 @@ class _Collate:
 
     size_divisor: int
 
-    def __call__(self, found: list[_Sample | UserError]) -> dict[str, Any]:
-        samples = [sample for sample in found if isinstance(sample, _Sample)]
+    def __call__(self, found: list[Sample | UserError]) -> dict[str, Any]:
+        samples = [sample for sample in found if isinstance(sample, Sample)]
         if len(samples) < len(found):
             return {"error": next(str(sample) for sample in found if isinstance(sample, UserError))}
         frame = samples[0].frame
@@ -173,20 +62,26 @@ class _Collate:
             "masks": targets.masks,
             "image_ids": tuple(sample.image_id for sample in samples),
             "original_hw": torch.tensor([sample.original_hw for sample in samples]),
+            "content_hw": _content_hw(samples),
             "share": None if frame is None else (frame.share.first, frame.share.whole, frame.share.borrowed),
         }
+
+
+def _content_hw(samples: list[Sample]) -> torch.Tensor | None:
+    sizes = [sample.content_hw for sample in samples]
+    return None if any(size is None for size in sizes) else torch.tensor(sizes)
 
 
 class _BatchPlan:
     """The batches of the epoch at hand; read by the DataLoader in this process, never sent to a worker."""
 
-    def __init__(self, keys: WeakMethod[Callable[[int, list[int]], list[_Key]]]) -> None:
+    def __init__(self, keys: WeakMethod[Callable[[int, list[int]], list[Key]]]) -> None:
         self.keys = keys  # gives what tells those of the samples of a batch, while its loader is there
         self.epoch, self.batch_size = 0, 1
         self.order = np.zeros(0, np.int64)  # indices into the data set
         self.numbers = range(0)  # of the batches
 
-    def __iter__(self) -> Iterator[list[_Key]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         for number in self.numbers:
             keys, start = self.keys(), number * self.batch_size
             if keys is not None:
@@ -214,6 +109,7 @@ class Loader:
         rank: of `num_ranks` that share the work. In training each has a share of every batch; with fewer images than
             ranks some borrow one (see `model.share`). In evaluation the first has the first batches, and so on.
         num_ranks: 1 has all.
+        with_masks: batches hold the masks of objects, as grids; None: where the data set was opened with them.
     """
 
     def __init__(
@@ -232,6 +128,7 @@ class Loader:
         limit: int | None = None,
         step_size: int | None = None,
         slice_size: int = 1,
+        with_masks: bool | None = None,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
@@ -254,7 +151,14 @@ class Loader:
         # Weakly: a circle of references would end by the garbage collector, which takes the workers' queues first, so
         # that each is waited for in vain, 5 seconds long.
         self._plan = _BatchPlan(WeakMethod(self._keys))
-        self._samples = _Samples(dataset, config, training, seed, max(1, num_workers) * num_ranks)
+        self._samples = Samples(
+            dataset,
+            config,
+            training=training,
+            seed=seed,
+            with_masks=dataset.has_masks if with_masks is None else with_masks,
+            cache_bytes=CACHE_BYTES // (max(1, num_workers) * num_ranks),
+        )
         self._batches = DataLoader(
             self._samples,
             batch_sampler=self._plan,
@@ -306,10 +210,11 @@ class Loader:
                 targets=Targets(tensors["boxes_xyxy"], tensors["labels"], tensors["masks"]),
                 image_ids=tuple(tensors["image_ids"]),
                 original_hw=tensors["original_hw"],
+                content_hw=tensors["content_hw"],
                 share=None if tensors["share"] is None else Share(*tensors["share"]),
             )
 
-    def _keys(self, epoch: int, indices: list[int]) -> list[_Key]:
+    def _keys(self, epoch: int, indices: list[int]) -> list[Key]:
         """What this rank has of the batch of these images."""
         if not self.training or self._num_ranks == 1:
             return [(epoch, index, None) for index in indices]

@@ -36,6 +36,13 @@ def decoded(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
     return mask
 
 
+def rectangle(run_lengths: dict[str, Any]) -> tuple[int, int, np.ndarray]:
+    """First row and column of the smallest rectangle that holds packed run lengths, and [h, w] bool within it."""
+    x, y, width, height = map(int, coco_mask.toBbox(run_lengths))
+    mask = coco_mask.decode(run_lengths)[y : y + height, x : x + width]
+    return y, x, np.ascontiguousarray(mask).view(bool)
+
+
 def grid_over_box(
     mask: np.ndarray, box_xyxy: np.ndarray, sources: tuple[np.ndarray, np.ndarray] | None = None
 ) -> np.ndarray:
@@ -44,9 +51,15 @@ def grid_over_box(
     With `sources` the box lies in a view of the image, and these are `View.sources` of it.
     """
     x0, y0, x1, y1 = box_xyxy.astype(np.float64)
-    top, left = int(y0), int(x0)
-    down, right = slice(top, int(np.ceil(y1))), slice(left, int(np.ceil(x1)))
+    down, right = slice(int(y0), int(np.ceil(y1))), slice(int(x0), int(np.ceil(x1)))
     inside = mask[down, right] if sources is None else mask[sources[0][down, None], sources[1][right]]
+    return grid_of(inside, box_xyxy)
+
+
+def grid_of(inside: np.ndarray, box_xyxy: np.ndarray) -> np.ndarray:
+    """`grid_over_box`, of the pixels [h, w] that the box [4] touches."""
+    x0, y0, x1, y1 = box_xyxy.astype(np.float64)
+    top, left = int(y0), int(x0)
     rows = _shares(y0 - top, y1 - top, inside.shape[0])
     columns = _shares(x0 - left, x1 - left, inside.shape[1])
     return np.rint(255 * (rows @ inside @ columns.T)).astype(np.uint8)

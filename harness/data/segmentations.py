@@ -15,6 +15,10 @@ import numpy as np
 
 from harness.data.checks import Problems, brief, is_side, is_whole
 
+MISSING = (
+    "which a mask branch learns from; add it or choose a head without masks "
+    "(and data.copy_paste: 0, data.boxes_from_masks: false, which read it too)"
+)
 POLYGON_TOLERANCE = 0.1  # of the image's sides: how far a polygon may reach over the border, where it is cut
 TEXTS_AT_ONCE = 4096  # compressed masks read in one go
 _FIRST, _LAST = ord("0"), ord("o")  # the 64 characters of compressed run lengths
@@ -22,6 +26,10 @@ _FIRST, _LAST = ord("0"), ord("o")  # the 64 characters of compressed run length
 
 def check_segmentations(content: dict[str, Any], problems: Problems) -> None:
     """Has every annotation a mask that fits its image? Lists of numbers have been made arrays (see `coco.py`)."""
+    number = len(content["annotations"])
+    if number > 1 and not any(row.get("segmentation") for row in content["annotations"]):
+        problems.add("mask", f"none of its {number:,} annotations has a segmentation, {MISSING}")
+        return
     sizes = {row["id"]: (row.get("height"), row.get("width")) for row in content["images"] if is_whole(row.get("id"))}
     compressed: list[dict[str, Any]] = []
     for row in content["annotations"]:
@@ -94,7 +102,7 @@ def _mask_trouble(segmentation: Any, height: int, width: int) -> str:
     if isinstance(segmentation, dict):
         return _run_lengths_trouble(segmentation, height, width)
     if not segmentation and not isinstance(segmentation, bool | int | float):
-        return "has no segmentation, which a mask branch learns from; add it or choose a head without masks"
+        return f"has no segmentation, {MISSING}"
     if not isinstance(segmentation, list) or not all(isinstance(polygon, array) for polygon in segmentation):
         return "has a segmentation that is neither polygons (lists of x, y, …) nor run lengths; correct it"
     if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):

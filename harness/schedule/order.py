@@ -31,7 +31,7 @@ def longest_first(trials: Sequence[Trial], store: RunStore) -> list[Trial]:
 def _size(trial: Trial) -> tuple[float, ...]:
     """What a trial's duration grows with, the most telling first."""
     model, data, train = trial.config.model, trial.config.data, trial.config.train
-    side = max(*data.train_short_sides, data.eval_short_side)
+    side = data.square or max(*data.train_short_sides, data.eval_short_side)
     return (
         len(model.heads),
         model.positive_queries and bool(model.heads),

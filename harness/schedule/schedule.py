@@ -225,7 +225,8 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
     for trial in trials:
         data, heads = trial.config.data, trial.config.model.heads
         key = (data.path, data.digits)
-        configs[key] = data
+        if key not in configs or data.learns_from_masks:
+            configs[key] = data
         with_masks[key] = with_masks.get(key, False) or _need_masks(heads)
         queries[key] = min(trial.config.model.num_queries, queries.get(key, trial.config.model.num_queries))
         limit = trial.config.evaluate.max_detections

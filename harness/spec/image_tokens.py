@@ -1,8 +1,8 @@
 """Whether the encoder has as many tokens as queries start from, as far as that is known before training.
 
 Two-stage detectors choose their queries among the encoder's tokens, and a small image has few. Digit scenes have the
-size that the configuration gives them. The images of a folder have any, up to the longest side: what even the largest
-lacks is told, and the first step that meets too small ones tells the rest.
+size that the configuration gives them, and so has everything on a square. The images of a folder have any, up to the
+longest side: what even the largest lacks is told, and the first step that meets too small ones tells the rest.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def shortages(model: DetectorConfig, data: DataConfig) -> Iterator[Conflict]:
         return
     sides, largest = data.train_short_sides, {"data.max_long_side": data.max_long_side}
     checks: list[tuple[int, int, dict[str, Any]]] = [(model.num_proposals, data.max_long_side, largest)]
-    if data.path is None:
+    if data.square:
+        checks = [(model.num_proposals, data.square, {"data.square": data.square})]
+    elif data.path is None:
         checks = [
             (model.num_proposals, min(sides), {"data.train_short_sides": list(sides)}),
             *checks,

@@ -178,6 +178,7 @@ def build_trial(
             num_workers=trial.runtime.num_workers,
             rank=ranks.rank,
             num_ranks=ranks.size,
+            with_masks=needs_masks(config.model.heads),
         ),
         Loader(
             val_data,

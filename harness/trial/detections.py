@@ -137,7 +137,8 @@ def to_results(batch: Batch, detections: list[Detections], category_ids: Sequenc
     """Detections of a batch in pixels of the data set's images, with packed masks where there are masks.
 
     Args:
-        batch: with `original_hw`; boxes are scaled from its `valid_hw`, and clipped to the image.
+        batch: with `original_hw`; boxes are scaled from its `valid_hw`, or from what of it the image takes
+            (`content_hw`), and clipped to the image.
         detections: one per image, boxes in pixels of the batch.
         category_ids: COCO id of each label.
 
@@ -146,11 +147,13 @@ def to_results(batch: Batch, detections: list[Detections], category_ids: Sequenc
     """
     assert batch.original_hw is not None, "the batch does not know the sizes of its images in the data set"
     tables = []
-    scales = (batch.original_hw.double() / batch.valid_hw.cpu()).flip(1).repeat(1, 2).numpy()  # [B, 4]
+    shown_hw = batch.valid_hw.cpu() if batch.content_hw is None else batch.content_hw
+    scales = (batch.original_hw.double() / shown_hw).flip(1).repeat(1, 2).numpy()  # [B, 4]
     limits = batch.original_hw.flip(1).repeat(1, 2).double().numpy()
     categories = np.array(category_ids, np.int64)
     for image_id, found, scale, limit in zip(batch.image_ids, detections, scales, limits, strict=True):
-        boxes = np.clip(found.boxes_xyxy.detach().cpu().double().numpy() * scale, 0, limit)
+        reached = found.boxes_xyxy.detach().cpu().double().numpy() * scale
+        boxes = np.clip(reached, 0, limit)
         scores = found.scores.detach().cpu().double().numpy()
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise FloatingPointError(f"boxes or scores of image {image_id} are not finite: the weights have diverged")
@@ -159,7 +162,8 @@ def to_results(batch: Batch, detections: list[Detections], category_ids: Sequenc
             from harness.data.masks import from_grids
 
             width, height = map(int, limit[:2])
-            packed = from_grids(found.masks.detach().cpu().float().numpy(), boxes, height, width)
+            grids = found.masks.detach().cpu().float().numpy()  # over the boxes as they are, also beside the image
+            packed = from_grids(grids, reached, height, width)
             sizes, masks = np.full((len(boxes), 2), (height, width), np.int64), [mask["counts"] for mask in packed]
         tables.append(
             DetectionTable(

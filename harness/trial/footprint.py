@@ -150,6 +150,7 @@ def largest_batch(config: TrialConfig, ranks: int, divisor: int) -> tuple[int, i
     data, train = config.data, config.train
     height = max(data.train_short_sides)
     width = min(height, data.max_long_side) if data.path is None else max(data.max_long_side, height)
+    height, width = (data.square or side for side in (height, width))
     images = -(-train.batch_size // (train.accumulate_steps * ranks))
     return images, -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
@@ -159,6 +160,8 @@ def largest_of(image_hw: Sequence[tuple[int, int]], data: DataConfig) -> tuple[i
 
     Images of both directions can meet in a batch, except where `data.aspect_group_size` keeps them apart.
     """
+    if data.square:
+        return data.square, data.square
     longest = max(data.train_short_sides)
     different = np.unique(np.asarray(image_hw), axis=0).tolist()
     sizes = np.array([resized_hw(height, width, longest, data.max_long_side) for height, width in different])

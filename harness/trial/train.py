@@ -7,6 +7,7 @@ the loader's order and augmentation follow from (seed, epoch), everything else t
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from harness.config import TrainConfig
 from harness.errors import NonFiniteLoss, UserError
 from harness.trial.ranks import ALONE, Ranks
 from model.detector import Detector
+from model.share import largest
 from model.types import Batch
 
 # ---- one step -----------------------------------------------------------------------------------------------------
@@ -82,6 +84,9 @@ def train_step(
 
 
 def _forward(detector: Detector, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    if batch.share is not None:  # heads draw numbers for as many objects as the batch has rows for
+        rows = largest(batch.targets.labels.shape[1])
+        batch = replace(batch, targets=batch.targets.padded_to(rows))
     try:
         return detector(batch)
     except FloatingPointError as error:  # from matching, which sees the predictions first

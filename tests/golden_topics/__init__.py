@@ -84,6 +84,8 @@ TOPICS: dict[str, Topic] = {
     "e2e_group": Topic(replicas.e2e_group, (*from_levels.UNREAD, "states", "references_unact", "enc_selected_memory")),
     "e2e_group_ddetr": Topic(replicas.e2e_group_ddetr, from_levels.UNREAD),
     "crop_recipe": Topic(recipe.crop_recipe),
+    "lsj_recipe": Topic(recipe.lsj_recipe),
+    "copy_paste": Topic(recipe.copy_paste),
     "group_sampler": Topic(recipe.group_sampler),
     "param_groups": Topic(recipe.param_groups),
     "vit": Topic(plain_vit.vit),
@@ -95,4 +97,4 @@ TOPICS: dict[str, Topic] = {
 # Topics whose files are too large to keep beside the tests: they are checked where GOLDEN_DIR holds them.
 LARGE = frozenset({"assign_maxiou_rpn", "e2e_dino", "head_fcos", "head_rcnn", "swin", "swin_mmdet"})
 
-NOT_YET_BUILT = frozenset({"lsj_recipe", "copy_paste", "lvis_eval", "repeat_factor"})
+NOT_YET_BUILT = frozenset({"lvis_eval", "repeat_factor"})

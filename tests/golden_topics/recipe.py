@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from pycocotools.mask import encode
 from torch import Tensor
 
 from harness.config import DataConfig, TrainConfig
 from harness.data.augment import View, Window
+from harness.data.jitter import Jitter, jitter_of, jittered_hw, largest_offsets, on_square
 from harness.data.order import aspect_groups, epoch_order
+from harness.data.paste import Cutout, Objects, boxes_of, most_pasted, paste
 from harness.data.transforms import flip_boxes, resized_hw, scale_boxes
 from harness.trial.train import build_optimizer
 from model.backbones.configs import ViTConfig
@@ -82,12 +86,9 @@ def _middle(case: Case, boxes: np.ndarray, mirrored: bool, hw: tuple[int, int], 
 
 def _masks(case: Case, view: View, boxes: np.ndarray) -> Iterator[Comparison]:
     """Pixels of the ellipses in the original boxes, by the sources of each pixel of the view."""
-    height, width = view.from_hw
-    y, x = np.mgrid[:height, :width] + 0.5
     areas, tight, middle = [], [], []
-    for x0, y0, x1, y1 in boxes.astype(np.float64):
-        middle_x, middle_y, half_w, half_h = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2
-        ellipse = ((x - middle_x) / half_w) ** 2 + ((y - middle_y) / half_h) ** 2 <= 1
+    for box in boxes:
+        ellipse = inscribed(view.from_hw, box)
         rows, columns = view.sources()
         seen = ellipse[rows[:, None], columns]
         areas.append(int(seen.sum()))
@@ -100,6 +101,90 @@ def _masks(case: Case, view: View, boxes: np.ndarray) -> Iterator[Comparison]:
     yield same("final_mask_boxes", np.array(tight, np.float32), case)
     if view.window is not None:
         yield same("crop_mask_areas", middle, case)
+
+
+def lsj_recipe(case: Case) -> Iterator[Comparison]:
+    """Large-scale jitter with the official numbers: sizes, boxes around masks, what is dropped, pixels."""
+    hw, square, boxes = pair(case["img_hw"]), int(case["size"]), case["boxes"].numpy()
+    config = DataConfig(square=square, jitter_scales=(0.1, 2.0), resize="official")
+    resized = jittered_hw(hw, config, case["ratio_u"].item())
+    yield same("resized_hw", resized, case)
+    low, high = config.jitter_scales
+    yield same("scale", [int(square * (case["ratio_u"].item() * (high - low) + low))] * 2, case)
+    whole = Jitter(hw, Window(resized, 0, 0, *resized), False, "official")
+    yield same("resized_boxes", whole.boxes(boxes)[0], case)
+    ellipses = [_ellipse(hw, box) for box in boxes]
+    yield same("resized_mask_areas", [Cutout.seen(own, whole.sources()).area for own in ellipses], case)
+    offsets = pair(case["crop_draws"][2:, 2])
+    bounds = [(min(side, square), min(side, square) + 1) for side in resized]
+    bounds += [(0, most + 1) for most in largest_offsets(resized, square)]
+    yield Comparison("crop_draws", torch.tensor(bounds), case["crop_draws"][:, :2], EXACT)
+    for mirrored, prefix, kept in ((False, "crop", "crop_kept"), (bool(case["flip"]), "final", "final_kept")):
+        view = jitter_of(hw, resized, offsets, mirrored, config)
+        _, shows = view.boxes(boxes)
+        cutouts = tuple(Cutout.seen(own, view.sources()) for own, seen in zip(ellipses, shows, strict=True) if seen)
+        objects = Objects(boxes_of(cutouts), np.flatnonzero(shows), cutouts)
+        filtered = objects.with_area()
+        if prefix == "crop":
+            yield same("crop_hw", view.hw, case)
+            yield same("dropped_image", [len(objects) > 0 and not len(filtered)], case)
+            if "filtered_kept" in case:
+                yield same("filtered_kept", filtered.labels, case)
+        if prefix == "final" and "final_boxes" not in case:
+            return  # another image takes its place
+        shown = objects if prefix == "crop" else filtered
+        yield same(f"{prefix}_boxes", shown.boxes_xyxy, case)
+        yield same(kept, shown.labels, case)
+    yield same("final_mask_areas", [own.area for own in filtered.cutouts or ()], case)
+    yield same("img_shape_meta", view.hw, case)
+    image = on_square(view.image(picture(*hw)), square)
+    yield same("final_hw", image.shape[:2], case)
+    y, x = case["probe_yx"].numpy().T
+    probes, means = torch.from_numpy(image[y, x]).float(), torch.from_numpy(image.mean((0, 1)))
+    yield Comparison("probe_rgb", probes, case["probe_rgb"].float(), Tolerance(0, GREY_LEVELS))
+    yield Comparison("image_mean", means, case["image_mean"], Tolerance(0, MEAN_GREY))
+
+
+def copy_paste(case: Case) -> Iterator[Comparison]:
+    """The official objects, pasted: boxes, labels, masks and pixels to the last bit."""
+    hw = pair(case["hw"])
+    target, other = (_objects(case, name, hw) for name in ("dst", "src"))
+    yield same("dst_boxes", target.boxes_xyxy, case)
+    yield same("src_boxes", other.boxes_xyxy, case)
+    yield Comparison("num_draw", torch.tensor([0, most_pasted(len(other), 99) + 1]), case["num_draw"][:2], EXACT)
+    selected = case["selected"].numpy()
+    assert len(selected) == int(case["num_draw"][2])
+    image, objects = paste(picture(*hw), target, picture(*hw) + np.uint8(100), other.at(selected))
+    masks = np.zeros((len(objects), *hw), bool)
+    for mask, own in zip(masks, objects.cutouts or (), strict=True):
+        mask[own.place] = own.pixels
+    yield same("out_boxes", objects.boxes_xyxy, case)
+    yield same("out_labels", objects.labels, case)
+    yield same("out_mask_areas", masks.sum((1, 2)), case)
+    yield same("out_image", image, case)
+    yield same("out_masks", np.packbits(masks), case)
+
+
+def _objects(case: Case, name: str, hw: tuple[int, int]) -> Objects:
+    pixels = np.arange(hw[0]), np.arange(hw[1])
+    boxes = case[f"{name}_ellipse_boxes"].numpy()
+    cutouts = tuple(Cutout.seen(_ellipse(hw, box), pixels) for box in boxes)
+    return Objects(boxes_of(cutouts), case[f"{name}_labels"].numpy(), cutouts)
+
+
+def _ellipse(hw: tuple[int, int], box: np.ndarray) -> dict[str, Any]:
+    """Packed run lengths of the pixels whose middle lies in the ellipse inscribed in a box."""
+    return encode(np.asfortranarray(inscribed(hw, box).astype(np.uint8)))
+
+
+def inscribed(hw: tuple[int, int], box: np.ndarray) -> np.ndarray:
+    """[h, w] bool, the pixels whose middle lies in the ellipse inscribed in a box [4]."""
+    y, x = np.mgrid[: hw[0], : hw[1]] + 0.5
+    x0, y0, x1, y1 = box.astype(np.float64)
+    ellipse: np.ndarray = ((x - (x0 + x1) / 2) / ((x1 - x0) / 2)) ** 2 + (
+        (y - (y0 + y1) / 2) / ((y1 - y0) / 2)
+    ) ** 2 <= 1
+    return ellipse
 
 
 def _tight(mask: np.ndarray) -> tuple[int, int, int, int]:
