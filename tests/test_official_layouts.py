@@ -107,7 +107,9 @@ def test_a_file_for_inference_needs_no_heads() -> None:
 @pytest.mark.parametrize("layout", sorted(LAYOUTS.keys() - RESNETS.keys()))
 def test_a_backbone_that_is_not_built_is_told_in_one_line(layout: str) -> None:
     settings = ("model.preset=dino_5scale",) if "dino" in layout else ()
-    backbone = r"a Swin Transformer" if "swin" in layout else r"a vision transformer \(ViT\)"
+    size = r"\(large: 192 channels, window 12\)" if "large" in layout else r"\(tiny: 96 channels, window 7\)"
+    vit = r"a ViT \(EVA-02\) of 24 blocks \(large: 1024 channels, patches of 16\)"
+    backbone = rf"a Swin Transformer {size}" if "swin" in layout else vit
     told = rf"^its backbone looks like {backbone} \(backbone\.\S+\), which is not built; a ResNet is$"
     with pytest.raises(ValueError, match=told):
         translated(filled(LAYOUTS[layout]), *settings, BOTH)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.backbones.configs import ResNetConfig, without_weights
 from model.detector import Detector
+from model.looks import backbone_look
 from model.official import co_detr, conditional_detr, deformable_detr, lw_detr
 from model.official.table import Family
 from model.proposals.configs import BinaryConfig
@@ -38,12 +39,6 @@ LEFT_OUT = (
     (re.compile(r"groups\.denoising\."), "a denoising group, which the configuration does not have"),
 )
 COUNTS = "counts of batches, which a fixed norm does not need"
-# Parts of parameters' names that tell of backbones which are not built
-OTHER_BACKBONES = {
-    "relative_position_bias_table": "a Swin Transformer",
-    "patch_embed": "a vision transformer (ViT)",
-    "dwconv": "a ConvNeXt",
-}
 
 
 @dataclass(frozen=True)
@@ -149,12 +144,12 @@ def _besides(names: Collection[str], drop: Collection[str]) -> dict[str, str]:
     return besides | {name: "asked for" for name in names if name.startswith(tuple(drop))}
 
 
-def _check_backbone(names: Collection[str], config: DetectorConfig) -> None:
+def _check_backbone(state: Mapping[str, Tensor], config: DetectorConfig) -> None:
     if not isinstance(config.backbone, ResNetConfig):
         return
-    for part, backbone in OTHER_BACKBONES.items():
-        if name := next((name for name in names if name.startswith("backbone.") and part in name), None):
-            raise ValueError(f"its backbone looks like {backbone} ({name}), which is not built; a ResNet is")
+    own = {name: tuple(tensor.shape) for name, tensor in state.items() if name.startswith("backbone.")}
+    if (look := backbone_look(own)) and look.family != "resnet":
+        raise ValueError(f"its backbone looks like {look.words} ({look.name}), which is not built; a ResNet is")
 
 
 def _distinct(
