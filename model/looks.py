@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-RESNETS = {
+RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "18",
     ("basic", (3, 4, 6, 3)): "34",
     ("bottleneck", (3, 4, 6, 3)): "50",
@@ -16,7 +16,13 @@ RESNETS = {
     ("bottleneck", (3, 8, 36, 3)): "152",
 }
 SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}  # channels, blocks of stage 3
-CONVNEXTS = {(96, 9): "tiny", (96, 27): "small", (128, 27): "base", (192, 27): "large", (256, 27): "huge or extra large"}
+CONVNEXTS = {
+    (96, 9): "tiny",
+    (96, 27): "small",
+    (128, 27): "base",
+    (192, 27): "large",
+    (256, 27): "extra large",
+}
 VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 1408: "giant", 1536: "giant"}
 
 
@@ -105,7 +111,7 @@ def _resnet(own: Shapes, whole: Shapes) -> str:
 
 def _numbered(words: str, bottleneck: bool, depths: tuple[int, ...]) -> str:
     block = "bottleneck" if bottleneck else "basic"
-    number = RESNETS.get((block, depths))  # type: ignore[call-overload]
+    number = RESNETS.get((block, depths))
     return f"{words}-{number}" if number else f"{words} with {block} blocks, depths {list(depths)},"
 
 
@@ -193,7 +199,7 @@ KINDS = (
     Kind("vit", r"blocks\.(?:0\.)?0\.ls1\.gamma", _transformer("a DINOv2")),
     Kind("vit", r"encoder\.layer\.0\.layer_scale1\.lambda1", _transformer("a DINOv2"), also="mask_token"),
     Kind("vit", r"(?:model\.)?layer\.0\.layer_scale1\.lambda1", _transformer("a DINOv3"), also="register_tokens"),
-    Kind("vit", r"(?:blocks|layers)\.0\.attn\.rel_pos_h", _transformer("a ViT with relative positions (SAM or ViTDet)")),
+    Kind("vit", r"(?:blocks|layers)\.0\.attn\.rel_pos_h", _transformer("a ViT (SAM or ViTDet)")),
     Kind("clip", r"visual\.transformer\.resblocks\.0\.", _transformer("a CLIP")),
     Kind("clip", r"(?:vision_model\.)?encoder\.layers\.0\.layer_norm1\.", _transformer("a CLIP or SigLIP")),
     Kind("vit", r"(?:blocks|layers)\.0\.attn\.qkv\.weight", _transformer("a vision transformer (ViT)")),

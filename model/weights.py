@@ -10,6 +10,7 @@ import os
 import stat
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -205,6 +206,10 @@ def _few(names: list[str]) -> str:
 
 
 def _prefix(missing: list[str], strange: list[str]) -> str:
-    """What stands before the missing names in a file, as after training in a wrapper; empty when nothing does."""
-    longer = [name for name in strange if missing and name.endswith(f".{missing[0]}")]
-    return longer[0].removesuffix(missing[0]) if longer else ""
+    """What stands before most missing names in a file, as after training in a wrapper; empty when nothing does."""
+    wanted, found = set(missing), Counter[str]()
+    for name in strange:
+        parts = name.split(".")
+        found.update(".".join([*parts[:cut], ""]) for cut in range(1, len(parts)) if ".".join(parts[cut:]) in wanted)
+    prefix, number = found.most_common(1)[0] if found else ("", 0)
+    return prefix if 2 * number >= len(missing) else ""

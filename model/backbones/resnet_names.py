@@ -64,9 +64,13 @@ def _check_settings(path: Path) -> None:
         return
     basic = settings.get("layer_type") == "basic"  # has no bottleneck
     expected = {key: value for key, value in EXPECTED.items() if not (basic and key == "downsample_in_bottleneck")}
-    other = [f"{key}: {json.dumps(settings[key])}" for key in expected if settings.get(key, expected[key]) != expected[key]]
+    other = {key: settings[key] for key, value in expected.items() if settings.get(key, value) != value}
     if other:
         raise ValueError(
-            f"{path} says {', '.join(other)}, which the ResNet here does not compute "
-            f"({', '.join(f'{key}: {json.dumps(value)}' for key, value in expected.items())}); take another file"
+            f"{path} says {_listed(other)}, which the ResNet here does not compute ({_listed(expected)}); "
+            "take another file"
         )
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}: {json.dumps(value)}" for key, value in settings.items())
