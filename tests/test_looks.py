@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +15,10 @@ import torch
 from model.backbones.configs import ResNetConfig
 from model.backbones.resnet import ResNet
 from model.looks import backbone_look, looks_like
-from tests.test_official_layouts import LAYOUTS
+from model.weights import read_weights
 
 ROOT = Path(__file__).parents[1]
+LAYOUTS = json.loads(gzip.decompress((ROOT / "tests" / "golden" / "checkpoint_keys.json.gz").read_bytes()))
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -150,8 +153,7 @@ OF_TRANSFORMERS: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("name", "settings", "words"), OF_TRANSFORMERS, ids=[name for name, *_ in OF_TRANSFORMERS])
 def test_names_that_transformers_writes(name: str, settings: dict[str, Any], words: str, tmp_path: Path) -> None:
     """As in its files: in memory some are others."""
-    transformers = pytest.importorskip("transformers")
-    from model.weights import read_weights
+    import transformers
 
     config = getattr(transformers, f"{name}Config")(**settings)
     getattr(transformers, f"{name}Model")(config).save_pretrained(tmp_path)

@@ -38,26 +38,13 @@ from harness.trial.trial import run_trial
 from model.backbones.configs import ResNetConfig
 from model.backbones.resnet import ResNet
 from tests.support.fakes import record as write_record
+from tests.support.pretrained import FAST, ONE_ROW, SMALL, sha256, state_of
 
 ROOT = Path(__file__).parents[1]
 SHIPPED_WEIGHTS = ROOT / "ablations" / "presets" / "digits_backbone.safetensors"
-ONE_ROW = "rows: [{label: a, set: {model.heads: []}}]"
-SMALL = ("data.digits.num_train=4", "data.digits.num_val=2", "train.epochs=1", "train.batch_size=2")
-FAST = ResNetConfig(
-    block="basic", depths=(1, 1, 1, 1), width=16, stem="conv3", norm="group", stages=(3, 4), frozen_stages=-1
-)
 
 
 def silent(event: dict[str, Any]) -> None: ...
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def state_of(config: ResNetConfig = FAST, seed: int = 0) -> dict[str, torch.Tensor]:
-    torch.manual_seed(seed)
-    return ResNet(replace(config, weights=None)).state_dict()
 
 
 @pytest.fixture
@@ -525,7 +512,7 @@ RESNETS = [("bottleneck", [2, 1, 3, 1], [32, 64, 128, 256]), ("basic", [1, 2, 1,
 @pytest.fixture
 def in_transformers(tmp_path: Path) -> Callable[..., torch.nn.Module]:
     """Writes `model.safetensors` and `config.json` of a small ResNet, with its classifier, as transformers does."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
 
     def make(block: str, depths: list[int], sizes: list[int], **settings: Any) -> torch.nn.Module:
         torch.manual_seed(0)

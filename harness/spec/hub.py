@@ -163,17 +163,16 @@ def _quiet() -> Iterator[None]:
 def _fetched(wanted: HubFile, name: str, say: Say) -> Path:
     """Fetch a file into the cache. It is asked for alone first: without a connection that fails at once."""
     import huggingface_hub as library
+    from huggingface_hub import constants
 
     url = library.hf_hub_url(wanted.repository, wanted.file, revision=wanted.revision)
     found = library.get_hf_file_metadata(url)
     if not found.commit_hash:
-        raise UserError(
-            f"{name}: {library.constants.ENDPOINT} is no Hugging Face Hub; see to HF_ENDPOINT and your proxy"
-        )
+        raise UserError(f"{name}: {constants.ENDPOINT} is no Hugging Face Hub; see to HF_ENDPOINT and your proxy")
     size = found.size or 0
-    _check_room(Path(library.constants.HF_HUB_CACHE), size)
+    _check_room(Path(constants.HF_HUB_CACHE), size)
     told = f"fetching {name.partition('#')[0]}"
-    say(f"{told}, {size / MEGA:,.1f} MB, from {library.constants.ENDPOINT}")
+    say(f"{told}, {size / MEGA:,.1f} MB, from {constants.ENDPOINT}")
     path = library.hf_hub_download(
         wanted.repository, wanted.file, revision=wanted.revision, tqdm_class=_lines(told, size, say)
     )
@@ -220,10 +219,9 @@ def _lines(what: str, size: int, say: Say) -> type:
 
 def _explained(error: Exception, wanted: HubFile) -> str:
     """What went wrong and what to do, to stand behind the name."""
-    import huggingface_hub as library
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
-    where, cache = library.constants.ENDPOINT, library.constants.HF_HUB_CACHE
+    where, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
     page = f"{where}/{wanted.repository}"
     elsewhere = f"or fetch it elsewhere (`hf download`) and give its path, or a copy of the cache {cache}"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
