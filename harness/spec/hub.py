@@ -195,21 +195,22 @@ def _lines(what: str, size: int, say: Say) -> type:
     """A progress bar that says a line now and then instead of drawing itself."""
     from huggingface_hub.utils import tqdm
 
-    started = time.monotonic()
-    last = started
+    started = last = time.monotonic()
+    done = 0.0
 
     class Lines(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "disable": True})
 
         def update(self, n: float | None = 1) -> None:
-            nonlocal last
+            nonlocal last, done
             self.n += n or 0
+            done = max(done, self.n)  # the library may have a bar for what arrives and one for what is written
             now = time.monotonic()
-            if now - last >= INTERVAL_SECONDS and 0 < self.n <= size:
+            if now - last >= INTERVAL_SECONDS and 0 < done <= size:
                 last = now
-                left = (now - started) / self.n * (size - self.n)
-                say(f"{what}: {self.n / MEGA:,.0f} of {size / MEGA:,.0f} MB, about {left:.0f} s left")
+                left = (now - started) / done * (size - done)
+                say(f"{what}: {done / MEGA:,.0f} of {size / MEGA:,.0f} MB, about {left:.0f} s left")
 
     return Lines
 
