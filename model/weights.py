@@ -10,9 +10,12 @@ import os
 import stat
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from model.looks import looks_like
 
 if TYPE_CHECKING:  # loaded where a file is read: whether there is one can be asked without
     import torch
@@ -142,6 +145,8 @@ def _first_line(error: BaseException) -> str:
 def misfits(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
     """How weights differ from what a module's state dict asks for: names and shapes; empty when they fit.
 
+    The last thing told is what they look like, where that is another architecture than the module's.
+
     Counts of batches, which only an average over all of them would need, may be missing or there.
     """
     shapes = {name: tuple(value.shape) for name, value in expected.items() if not _is_count(name)}
@@ -160,7 +165,28 @@ def misfits(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> st
     told += [f"has another shape for {_few(other)}"] if other else []
     told += [f"has besides {_few(strange)}"] if strange and not prefix else []
     told += [f"has no finite numbers in {_few(broken)}"] if broken else []
+    if told and (look := _look(weights)) and look != _look(expected):
+        told.append(f"looks like {look}")
     return ", ".join(told)
+
+
+def _look(weights: Mapping[str, Tensor]) -> str:
+    return looks_like({name: tuple(value.shape) for name, value in weights.items()})
+
+
+def below_prefix(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights below the one prefix, such as `backbone.`, below which all expected names are; else all of them.
+
+    Nothing is guessed: where all names are there without a prefix, or below several ones, nothing is taken off.
+    """
+    names = [name for name in expected if not _is_count(name)]
+    first = names[0] if names else ""
+    beginnings = {name.removesuffix(first) for name in weights if name == first or name.endswith(f".{first}")}
+    fitting = [own for own in beginnings if all(f"{own}{name}" in weights for name in names)]
+    if len(fitting) != 1:
+        return dict(weights)
+    [prefix] = fitting
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
 def _is_finite(value: Tensor) -> bool:
@@ -180,6 +206,10 @@ def _few(names: list[str]) -> str:
 
 
 def _prefix(missing: list[str], strange: list[str]) -> str:
-    """What stands before the missing names in a file, as after training in a wrapper; empty when nothing does."""
-    longer = [name for name in strange if missing and name.endswith(f".{missing[0]}")]
-    return longer[0].removesuffix(missing[0]) if longer else ""
+    """What stands before most missing names in a file, as after training in a wrapper; empty when nothing does."""
+    wanted, found = set(missing), Counter[str]()
+    for name in strange:
+        parts = name.split(".")
+        found.update(".".join([*parts[:cut], ""]) for cut in range(1, len(parts)) if ".".join(parts[cut:]) in wanted)
+    prefix, number = found.most_common(1)[0] if found else ("", 0)
+    return prefix if 2 * number >= len(missing) else ""

@@ -30,6 +30,7 @@ ROOMS = {  # foreign service: the only files that know it
     "pycocotools": ("harness/trial/evaluate.py", "harness/analyse/resample.py", "harness/data/masks.py"),
     "faster_coco_eval": ("harness/trial/evaluate.py",),
     "transformers": ("model/backbones/from_transformers.py",),
+    "huggingface_hub": ("harness/spec/hub.py",),
     "matplotlib": tuple(path.relative_to(ROOT).as_posix() for path in (ROOT / "harness/figures").glob("*.py")),
 }
 

@@ -135,7 +135,9 @@ def test_every_name_of_a_released_swin_has_its_place(layout: str) -> None:
 @pytest.mark.parametrize("layout", sorted(LAYOUTS.keys() - RESNETS.keys()))
 def test_another_backbone_than_the_configurations_is_told_in_one_line(layout: str) -> None:
     settings = ("model.preset=dino_5scale",) if "dino" in layout else ()
-    name, looks = ("swin", "a Swin Transformer") if "swin" in layout else ("vit", r"a vision transformer \(ViT\)")
+    size = r"\(large: 192 channels, window 12\)" if "large" in layout else r"\(tiny: 96 channels, window 7\)"
+    vit = ("vit", r"a ViT \(EVA-02\) of 24 blocks \(large: 1024 channels, patches of 16\)")
+    name, looks = ("swin", rf"a Swin Transformer {size}") if "swin" in layout else vit
     told = rf"^.* {looks} \(backbone\.\S+\), the configuration's is resnet; choose model\.backbone={name}$"
     with pytest.raises(ValueError, match=told):
         translated(filled(LAYOUTS[layout]), *settings, BOTH)

@@ -38,26 +38,13 @@ from harness.trial.trial import run_trial
 from model.backbones.configs import ResNetConfig
 from model.backbones.resnet import ResNet
 from tests.support.fakes import record as write_record
+from tests.support.pretrained import FAST, ONE_ROW, SMALL, sha256, state_of
 
 ROOT = Path(__file__).parents[1]
 SHIPPED_WEIGHTS = ROOT / "ablations" / "presets" / "digits_backbone.safetensors"
-ONE_ROW = "rows: [{label: a, set: {model.heads: []}}]"
-SMALL = ("data.digits.num_train=4", "data.digits.num_val=2", "train.epochs=1", "train.batch_size=2")
-FAST = ResNetConfig(
-    block="basic", depths=(1, 1, 1, 1), width=16, stem="conv3", norm="group", stages=(3, 4), frozen_stages=-1
-)
 
 
 def silent(event: dict[str, Any]) -> None: ...
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def state_of(config: ResNetConfig = FAST, seed: int = 0) -> dict[str, torch.Tensor]:
-    torch.manual_seed(seed)
-    return ResNet(replace(config, weights=None)).state_dict()
 
 
 @pytest.fixture
@@ -393,6 +380,10 @@ def without(names: int) -> dict[str, torch.Tensor]:
     return dict(list(state_of().items())[names:])
 
 
+def below(prefix: str, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": value for name, value in (state or state_of()).items()}
+
+
 @pytest.mark.parametrize(
     ("state", "told"),
     [
@@ -401,7 +392,10 @@ def without(names: int) -> dict[str, torch.Tensor]:
         (state_of(replace(FAST, width=24)), ["has another shape for conv1.weight (24x3x3x3 instead of 16x3x3x3)"]),
         (state_of(replace(FAST, depths=(1, 1, 2, 1))), ["has besides layer3.1.conv1.weight"]),
         (state_of(replace(FAST, norm="batch")), ["has besides bn1.running_mean", "files of torchvision suit"]),
-        ({f"module.{n}": v for n, v in state_of().items()}, ["whose names begin with 'module.' there"]),
+        (below("module.", without(1)), ["lacks conv1.weight, bn1.weight", "whose names begin with 'module.' there"]),
+        (below("student.") | below("teacher."), ["lacks conv1.weight", "whose names begin with 'student.' there"]),
+        (state_of(replace(FAST, depths=(2, 2, 2, 2))), ["looks like a ResNet-18 of torchvision or timm; expected"]),
+        ({"patch_embed.proj.weight": torch.zeros(96, 3, 4, 4)}, ["looks like a vision transformer (ViT)"]),
         ({**state_of(), "bn1.weight": torch.full((16,), torch.nan)}, ["has no finite numbers in bn1.weight"]),
         ({**state_of(), "bn1.weight": torch.ones(16, dtype=torch.int64)}, ["has no finite numbers in bn1.weight"]),
         (
@@ -502,6 +496,62 @@ def test_a_file_fits_whatever_its_form_and_suffix(grid_of, tmp_path, kind, name)
     pretrained.check_backbones([trial])
     loaded = ResNet(trial.config.model.backbone).state_dict()
     assert torch.equal(loaded["layer3.0.conv2.weight"], state["layer3.0.conv2.weight"])
+
+
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "model.backbone.", "backbone.0.body."])
+def test_a_backbone_within_a_detector_is_taken(tmp_path, prefix):
+    state = below(prefix) | {"neck.convs.0.weight": torch.zeros(3), f"{prefix}fc.weight": torch.zeros(3)}
+    torch.save({"state_dict": state}, tmp_path / "detector.pth")
+    loaded = ResNet(replace(FAST, weights=str(tmp_path / "detector.pth"))).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state_of().items())
+
+
+RESNETS = [("bottleneck", [2, 1, 3, 1], [32, 64, 128, 256]), ("basic", [1, 2, 1, 1], [8, 16, 32, 64])]
+
+
+@pytest.fixture
+def in_transformers(tmp_path: Path) -> Callable[..., torch.nn.Module]:
+    """Writes `model.safetensors` and `config.json` of a small ResNet, with its classifier, as transformers does."""
+    import transformers
+
+    def make(block: str, depths: list[int], sizes: list[int], **settings: Any) -> torch.nn.Module:
+        torch.manual_seed(0)
+        config = transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=sizes, depths=depths, layer_type=block, **settings
+        )
+        model = transformers.ResNetForImageClassification(config).eval()
+        for name, buffer in model.named_buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(torch.rand_like(buffer) + (0.5 if name.endswith("var") else -0.5))
+        model.save_pretrained(tmp_path)
+        return model.resnet
+
+    return make
+
+
+@pytest.mark.parametrize(("block", "depths", "sizes"), RESNETS, ids=["bottleneck", "basic"])
+def test_a_resnet_of_transformers_computes_the_same_here(in_transformers, tmp_path, block, depths, sizes):
+    theirs = in_transformers(block, depths, sizes)
+    path = str(tmp_path / "model.safetensors")
+    ours = ResNet(ResNetConfig(block=block, depths=tuple(depths), width=8, stages=(1, 2, 3, 4), weights=path))
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        expected = theirs(images, output_hidden_states=True).hidden_states[1:]
+        for mine, own in zip(ours.eval()(images, lambda stride: None), expected, strict=True):
+            assert own.abs().max() > 0.1
+            torch.testing.assert_close(mine, own, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"downsample_in_bottleneck": True}, {"downsample_in_first_stage": True}, {"hidden_act": "gelu"}]
+)
+def test_a_resnet_of_transformers_that_computes_something_else_is_refused(in_transformers, tmp_path, settings):
+    block, depths, sizes = RESNETS[0]
+    in_transformers(block, depths, sizes, **settings)
+    [key] = settings
+    with pytest.raises(ValueError, match=f"config.json says {key}: .*, which the ResNet here does not compute") as told:
+        ResNet(ResNetConfig(depths=tuple(depths), width=8, weights=str(tmp_path / "model.safetensors")))
+    assert len(str(told.value).splitlines()) == 1
 
 
 def test_every_file_of_a_grid_is_told_at_once(grid_of, weights, tmp_path):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness.report.ground import mixtures
 from harness.report.statistics import smallest_p_value
 from harness.spec.detection_metrics import limit_of, limit_words, own_name
+from harness.spec.hub import title
 from harness.spec.rows import OWN_BASELINES
 from harness.spec.space import describe as describe_search
 from harness.spec.training_length import recorded_length, training_length
@@ -157,7 +158,7 @@ def _weights(config: TrialConfig, record: Record) -> str:
     if (path := asked(config.model.backbone, "weights")) is None:
         return ""
     weights_hash = str(record.get("weights_hash") or "")[:12]
-    words = f"pretrained weights {PurePath(path).name}"
+    words = f"pretrained weights {title(path)}"
     return f"{words} ({weights_hash})" if weights_hash else words
 
 

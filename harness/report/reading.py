@@ -12,13 +12,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from harness.errors import UserError
 from harness.files import exists
 from harness.passwords import without_login
+from harness.spec.hub import title
 from harness.store.results import RunStore
 from harness.tracking.sqlite import is_missing
 from model.backbones.configs import asked
@@ -174,7 +175,7 @@ def identified(grid: Grid, store: RunStore | None = None) -> Grid:
             if found[1] != fingerprint:
                 raise UserError(f"{grid.name}: records of several data sets fit it; name the data set with --data")
             if found[2] != weights_hash:
-                name = PurePath(str(asked(config.model.backbone, "weights"))).name
+                name = title(str(asked(config.model.backbone, "weights")))
                 raise UserError(
                     f"{grid.name}: records of several files {name} fit it; give the one that is meant "
                     "(model.backbone.weights)"
@@ -198,7 +199,7 @@ def _likeness(config: TrialConfig, fingerprint: str, weights_hash: str | None) -
     """The same for trials of the same settings: "" stands for data, and for weights of a name, that are not here."""
     from harness.spec.identity import trial_id
 
-    name = PurePath(str(asked(config.model.backbone, "weights"))).name
+    name = title(str(asked(config.model.backbone, "weights")))
     return trial_id(config, fingerprint, f"some {name}" if weights_hash == "" else weights_hash)
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import get_args
 
 from harness.config import AnalyseConfig, Analysis, ConflictVariant, EvaluateConfig
+from harness.data.content import file_hash
 from harness.errors import UserError
 from harness.files import is_file
 from harness.revisit.kept import is_own, lacks
 from harness.revisit.trained import WEIGHT_FILES, Found, Reading, find_trial, read_trial
 from harness.spec.detection_metrics import STANDARD_LIMIT
 from harness.spec.grid import expand, open_grid
+from harness.spec.hub import check_content, is_hub, local_file, title
 from harness.spec.spec import DEFAULT_PRESET, AblationSpec, RowSpec
 from harness.spec.strict import Mistakes, suggest, validate
 from harness.store.results import RunStore
@@ -53,8 +55,8 @@ def jobs(args: argparse.Namespace, store: RunStore) -> list[tuple[Found, Request
                 wanted = request.settings.metrics, request.max_detections
                 if request.data or request.out or lacks(store, trial.trial_id, *wanted):
                     found.append((read_trial(store, trial.trial_id), request))
-        elif Path(name).suffix in WEIGHT_FILES:
-            found.append((_file(Path(name), args), _request(args, AnalyseConfig(), is_file=True)))
+        elif is_hub(name) or Path(name).suffix in WEIGHT_FILES:
+            found.append((_file(name, args), _request(args, AnalyseConfig(), is_file=True)))
         else:
             found.append((read_trial(store, find_trial(store, name)), _request(args, AnalyseConfig())))
     for own, request in found:
@@ -95,14 +97,18 @@ def _request(args: argparse.Namespace, settings: AnalyseConfig, *, is_file: bool
     )
 
 
-def _file(path: Path, args: argparse.Namespace) -> Found:
-    """A file of weights under the configuration of a preset."""
+def _file(name: str, args: argparse.Namespace) -> Found:
+    """A file of weights, by its path or its name on the Hub, under the configuration of a preset."""
+    path = Path(title(name))
     spec = AblationSpec(name=path.stem, rows=(RowSpec(label=path.stem),))
     grid = expand(spec, args.preset or DEFAULT_PRESET, args.overrides, data=args.data, require_data=False)
-    if not is_file(path):
-        raise UserError(f"{path}: there is no such file of weights")
+    file = local_file(name)
+    if not is_file(file):
+        raise UserError(f"{file}: there is no such file of weights")
+    if is_hub(name):
+        check_content(name, file, file_hash(file, same_entry=True))
     reading = Reading(args.entry, tuple(args.drop), args.class_rows == "ids")
-    return Found(path.stem, grid.trials[0].config, path, None, str(path), reading=reading)
+    return Found(path.stem, grid.trials[0].config, file, None, name if is_hub(name) else str(file), reading=reading)
 
 
 def _check_options(found: Found, request: Request, args: argparse.Namespace, store: RunStore) -> None:

@@ -66,7 +66,7 @@ class Origins:
         location = locations[last]
         where = self._where if location is None else self.place(location)
         too = "; change it too" if len(others) == 1 else "; change them too"
-        what = f"{conflict.rule}; {' and '.join(others)}{too}"
+        what = f"{conflict.rule}; {' and '.join(others)}{too}" if others else conflict.rule
         return last, f"{where}={_shown(conflict.values[names[last]])}", what
 
     def _order(self, location: Location | None) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.data.disk import shown
 from harness.errors import UserError, one_line
+from harness.spec.hub import Say, again, check_content, is_hub, local_file
 from harness.spec.spec import SHIPPED
 from model.backbones import BACKBONES
 from model.backbones.configs import asked
@@ -23,27 +24,62 @@ from model.weights import file_trouble
 
 if TYPE_CHECKING:
     from harness.spec.grid import Trial
+    from model.config import DetectorConfig
 
 KEY = "model.backbone.weights"
 WANTED = "name the state dict of such a backbone (.pth or .safetensors), or null for none"
 
 
-def content_hash(path: str) -> str:
+def content_hash(name: str) -> str:
     """SHA-256 of a file of weights, 64 hex digits; remembered while the file stays as it is.
 
+    Args:
+        name: its path, or its name on the Hugging Face Hub (`harness.spec.hub`), from where it is fetched.
+
     Raises:
-        UserError: it is missing or no file, or cannot be read.
+        UserError: it is missing or no file, cannot be fetched or read, or is another one than the name says.
     """
-    if trouble := file_trouble(Path(path)):
-        raise UserError(f"{KEY}: {shown(path)} {trouble}; {WANTED}")
+    path = _found(name)
     from harness.data.content import file_hash
 
     try:
-        return file_hash(Path(path), same_entry=True)
+        found = file_hash(path, same_entry=True)
     except OSError as error:
         raise UserError(
-            f"{KEY}: {shown(path)} cannot be read ({one_line(error)}); make it readable, or {WANTED}"
+            f"{KEY}: {shown(name)} cannot be read ({one_line(error)}); make it readable, or {WANTED}"
         ) from error
+    _check_content(name, path, found)
+    return found
+
+
+def _found(name: str, say: Say | None = None) -> Path:
+    """The file of this name, fetched where it is on the Hub and not here."""
+    try:
+        path = local_file(name, say)
+    except UserError as error:
+        raise UserError(f"{KEY}: {error}") from error
+    if trouble := file_trouble(path):
+        raise UserError(f"{KEY}: {shown(name)} {trouble}; {WANTED}")
+    return path
+
+
+def _check_content(name: str, path: Path, sha256: str) -> None:
+    try:
+        check_content(name, path, sha256)
+    except UserError as error:
+        raise UserError(f"{KEY}: {error}") from error
+
+
+def by_path(model: DetectorConfig) -> DetectorConfig:
+    """The same detector, for `model/`, which knows files by their paths alone.
+
+    Raises:
+        UserError: its file of weights is on the Hub and cannot be fetched.
+    """
+    name = asked(model.backbone, "weights")
+    if name is None or not is_hub(name):
+        return model
+    return replace(model, backbone=replace(model.backbone, weights=str(_found(name))))
 
 
 # ---- before anything is started -----------------------------------------------------------------------------------
@@ -85,10 +121,13 @@ def check_backbones(trials: Sequence[Trial]) -> None:
 def _misfit(backbone: Any) -> str:
     """What the `check_weights` beside the backbone's class says, where there is one. Loads torch."""
     module = sys.modules[BACKBONES.choose(BACKBONES.name_of(backbone)).__module__]
+    name = asked(backbone, "weights")
     try:
-        getattr(module, "check_weights", lambda _: None)(backbone)
+        path = str(_found(name)) if is_hub(name) else name
+        getattr(module, "check_weights", lambda _: None)(replace(backbone, weights=path))
     except ValueError as error:
-        return str(error)
+        told = str(error)
+        return told.replace(path, f"{name} ({path})", 1) if is_hub(name) and path in told else told
     return ""
 
 
@@ -102,7 +141,7 @@ def with_file_here(trial: Trial) -> Trial:
     """
     backbone = trial.config.model.backbone
     path = asked(backbone, "weights")
-    if path is None or not file_trouble(Path(path)):
+    if path is None or is_hub(path) or not file_trouble(Path(path)):
         return trial
     own = SHIPPED / "presets" / Path(path).name
     if file_trouble(own) or content_hash(str(own)) != trial.weights_hash:
@@ -111,27 +150,33 @@ def with_file_here(trial: Trial) -> Trial:
     return replace(trial, config=replace(trial.config, model=model))
 
 
-def check_start(trial: Trial) -> None:
+def check_start(trial: Trial, say: Say | None = None) -> None:
     """Is the file of weights still the one in the trial's id? Reads it whole: what is remembered may be older.
+
+    Args:
+        trial: that is to start.
+        say: takes a line now and then while a file of the Hub is fetched; None prints it to standard error.
 
     Raises:
         UserError: it is not, or a random part of the backbone would stay frozen.
     """
     if line := frozen_at_random([trial]):
         raise UserError(line)
-    path = asked(trial.config.model.backbone, "weights")
-    if path is None or trial.weights_hash is None:
+    name = asked(trial.config.model.backbone, "weights")
+    if name is None or trial.weights_hash is None:
         return
-    if trouble := file_trouble(Path(path)):
-        raise UserError(f"{KEY}: {shown(path)} {trouble}; {WANTED}")
+    path = _found(name, say)
     try:
         with open(path, "rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"{KEY}: {shown(path)} cannot be read ({one_line(error)}); make it readable") from error
-    if found != trial.weights_hash:
-        raise UserError(
-            f"{KEY}: {shown(path)} has changed since trial {trial.trial_id} was planned "
-            f"(SHA-256 {found[:12]} instead of {trial.weights_hash[:12]}); "
-            "put the file back, or run again for the trial of the new one"
-        )
+        raise UserError(f"{KEY}: {shown(name)} cannot be read ({one_line(error)}); make it readable") from error
+    if found == trial.weights_hash:
+        return
+    _check_content(name, path, found)
+    back = f"{again(path)}, or name a commit (@HEX)" if is_hub(name) else "put the file back"
+    raise UserError(
+        f"{KEY}: {shown(name)} has changed since trial {trial.trial_id} was planned "
+        f"(SHA-256 {found[:12]} instead of {trial.weights_hash[:12]}); "
+        f"{back}, or run again for the trial of the new one"
+    )

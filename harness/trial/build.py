@@ -18,7 +18,7 @@ from harness.data import open_splits
 from harness.data.coco import CocoDataset
 from harness.data.loader import Loader
 from harness.errors import UserError
-from harness.spec.pretrained import check_start
+from harness.spec.pretrained import by_path, check_start
 from harness.spec.training_length import epochs_of
 from harness.store.results import RunStore
 from harness.system.memory import await_free_memory, check_fits
@@ -139,7 +139,7 @@ def build_trial(
         options = {"ranks": ranks.size, "sharing": sharing, "size": largest_of(train_data.image_hw, config.data)}
         check_fits(footprint_or_none(config, train_data.num_classes, **options), trial, device)
     torch.manual_seed(config.seed)
-    detector = Detector(config.model, train_data.num_classes).to(device)
+    detector = Detector(by_path(config.model), train_data.num_classes).to(device)
     recompute(detector, config.train)
     check_start(trial)  # again: reading the data may have taken minutes
     optimizer = build_optimizer(detector, config.train)

@@ -69,7 +69,7 @@ def run_trial(
     should_stop = should_stop or (lambda: False)
     try:
         trial = with_file_here(trial)
-        check_start(trial)
+        check_start(trial, _teller(trial, report))
         if trial.runtime.ranks == 1:
             return _work(trial, store, report, should_stop)
         check_ranks(trial)
@@ -93,6 +93,12 @@ def run_trial(
         with suppress(OSError):
             _mark(trial, store, "failed", last)
         raise
+
+
+def _teller(trial: Trial, report: Report) -> Callable[[str], None]:
+    """Lines about what the trial starts from become events."""
+    event = {"kind": "data", "trial_id": trial.trial_id, "label": trial.label}
+    return lambda line: report({**event, "message": line})
 
 
 def _work(

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.backbones.configs import ResNetConfig
+from model.backbones.resnet_names import torchvision_names
 from model.layers import MaskedGroupNorm, num_norm_groups, zero_padding
 from model.linear import Conv2d
 from model.recompute import run
-from model.weights import misfits, read_weights
+from model.weights import below_prefix, misfits, read_weights
 
 Norm = Callable[[int], nn.Module]
 
@@ -63,6 +64,7 @@ def _group_norm(channels: int) -> nn.Module:
     return MaskedGroupNorm(num_norm_groups(channels), channels)
 
 
+CLASSIFIERS = ("fc.", "classifier.")  # beginnings of names of torchvision and timm, and of transformers
 NORMS: dict[str, Norm] = {"frozen_batch": FrozenBatchNorm, "batch": BatchNorm, "group": _group_norm}
 
 
@@ -174,7 +176,7 @@ class ResNet(nn.Module):
         self.strides = config.strides
         self.reset_parameters()
         if config.weights is not None:
-            load_torchvision_weights(self, Path(config.weights))
+            load_weights(self, Path(config.weights))
         self._freeze()
 
     def reset_parameters(self) -> None:
@@ -211,13 +213,13 @@ class ResNet(nn.Module):
         return outputs
 
 
-def load_torchvision_weights(backbone: ResNet, path: Path) -> None:
-    """Load a torchvision ResNet state dict; its classifier is left out.
+def load_weights(backbone: ResNet, path: Path) -> None:
+    """Load a ResNet's state dict, of torchvision, timm or transformers, alone or within a detector's.
 
     Raises:
         ValueError: the file cannot be read, or a name or shape does not fit; one line.
     """
-    backbone.load_state_dict(_torchvision_weights(backbone, path), strict=False)
+    backbone.load_state_dict(_weights(backbone, path), strict=False)
 
 
 def check_weights(config: ResNetConfig) -> None:
@@ -225,17 +227,19 @@ def check_weights(config: ResNetConfig) -> None:
     assert config.weights is not None
     with torch.device("meta"):
         backbone = ResNet(replace(config, weights=None))
-    _torchvision_weights(backbone, Path(config.weights))
+    _weights(backbone, Path(config.weights))
 
 
-def _torchvision_weights(backbone: ResNet, path: Path) -> dict[str, Tensor]:
-    config = backbone.config
+def _weights(backbone: ResNet, path: Path) -> dict[str, Tensor]:
+    """A file's tensors under our names; what stands beside the backbone, its classifier among it, is left out."""
+    config, expected = backbone.config, backbone.state_dict()
     try:
-        weights = read_weights(path)
+        read = read_weights(path)
+        weights = below_prefix(expected, torchvision_names(read, path))
     except ValueError as error:
         raise ValueError(f"model.backbone.weights: {error}") from error
-    weights = {name: value for name, value in weights.items() if not name.startswith("fc.")}
-    if trouble := misfits(backbone.state_dict(), weights):
+    weights = {name: value for name, value in weights.items() if not name.startswith(CLASSIFIERS)}
+    if trouble := misfits(expected, weights):
         group = "; norm: group has no running statistics, files of torchvision suit frozen_batch and batch"
         raise ValueError(
             f"model.backbone.weights: {path} {trouble}; expected are the names and shapes of torchvision's ResNet "

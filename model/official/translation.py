@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.backbones.configs import ResNetConfig, SwinConfig, ViTConfig, without_weights
 from model.detector import Detector
+from model.looks import backbone_look
 from model.official import co_detr, conditional_detr, deformable_detr, lw_detr, swin, vit
 from model.official.table import Family
 from model.proposals.configs import BinaryConfig
@@ -40,14 +41,8 @@ LEFT_OUT = (
 )
 COUNTS = "counts of batches, which a fixed norm does not need"
 WINDOWS = "tables of positions, which follow from the window"
-# Parts of parameters' names that tell of a backbone: what it looks like, and its `Config` where it is built
-BACKBONES = {
-    "relative_position_bias_table": ("a Swin Transformer", SwinConfig),
-    "patch_embed": ("a vision transformer (ViT)", ViTConfig),
-    "dwconv": ("a ConvNeXt", None),
-    "layer1.0.conv1": ("a ResNet", ResNetConfig),
-}
-BUILT: dict[type, str] = {ResNetConfig: "resnet", SwinConfig: "swin", ViTConfig: "vit"}
+# Backbones whose names in official files are known, by their families (`model.looks`)
+BUILT: dict[str, type] = {"resnet": ResNetConfig, "swin": SwinConfig, "vit": ViTConfig}
 
 
 @dataclass(frozen=True)
@@ -156,21 +151,15 @@ def _besides(names: Collection[str], drop: Collection[str]) -> dict[str, str]:
 def _check_backbone(state: Mapping[str, Tensor], config: DetectorConfig) -> None:
     if isinstance(config.backbone, ViTConfig):
         vit.check_attention(state, config.backbone)
-    own = BUILT.get(type(config.backbone))
-    if own is None:
+    name = next((name for name, kind in BUILT.items() if isinstance(config.backbone, kind)), None)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items() if name.startswith("backbone.")}
+    look = backbone_look(shapes)
+    if name is None or look is None or look.family == name:
         return
-    for part, (looks, kind) in BACKBONES.items():
-        name = next((name for name in state if name.startswith("backbone.") and part in name), None)
-        if name is None:
-            continue
-        if kind is None:
-            raise ValueError(f"its backbone looks like {looks} ({name}), which is not built")
-        if kind is not type(config.backbone):
-            raise ValueError(
-                f"its backbone looks like {looks} ({name}), the configuration's is {own}; "
-                f"choose model.backbone={BUILT[kind]}"
-            )
-        return
+    told = f"its backbone looks like {look.words} ({look.name})"
+    if look.family not in BUILT:
+        raise ValueError(f"{told}, which is not built")
+    raise ValueError(f"{told}, the configuration's is {name}; choose model.backbone={look.family}")
 
 
 def _distinct(
