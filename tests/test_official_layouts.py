@@ -193,7 +193,7 @@ def test_how_a_vit_attends_is_compared_as_far_as_a_file_tells() -> None:
 
 def test_a_resnet_is_told_where_the_configuration_has_a_swin() -> None:
     layout = "co_deformable_detr_r50_1x_coco"
-    with pytest.raises(ValueError, match=r"looks like a ResNet .*, the configuration's is swin; .*backbone=resnet$"):
+    with pytest.raises(ValueError, match=r"looks like a ResNet.*, the configuration's is swin; .*backbone=resnet$"):
         translated(filled(LAYOUTS[layout]), BOTH, "model.backbone=swin")
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.spec.hub import is_hub
+from harness.spec.named_files import is_named
 from harness.spec.parts import Setting
 from harness.spec.resolve import leaves
 from harness.spec.spec import SHIPPED, AblationSpec
@@ -201,7 +201,10 @@ def _of_file(file: Path, settings: Iterable[Setting]) -> list[Setting]:
     """A preset's settings, its file of weights found from the preset's folder: they come together."""
     return [
         (path, str(file.absolute().parent / value), origin)
-        if path == WEIGHTS and isinstance(value, str) and value.strip() and not (value.startswith("~") or is_hub(value))
+        if path == WEIGHTS
+        and isinstance(value, str)
+        and value.strip()
+        and not (value.startswith("~") or is_named(value))
         else (path, value, origin)
         for path, value, origin in settings
     ]

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.data.disk import shown
 from harness.errors import UserError, one_line
-from harness.spec.hub import Say, again, check_content, is_hub, local_file
+from harness.spec.hub import Say, again, is_hub
+from harness.spec.named_files import check_content, is_named, local_file
 from harness.spec.spec import SHIPPED
 from model.backbones import BACKBONES
 from model.backbones.configs import asked
@@ -34,7 +35,7 @@ def content_hash(name: str) -> str:
     """SHA-256 of a file of weights, 64 hex digits; remembered while the file stays as it is.
 
     Args:
-        name: its path, or its name on the Hugging Face Hub (`harness.spec.hub`), from where it is fetched.
+        name: its path, or another name (`harness.spec.named_files`); from the Hugging Face Hub it is fetched.
 
     Raises:
         UserError: it is missing or no file, cannot be fetched or read, or is another one than the name says.
@@ -77,7 +78,7 @@ def by_path(model: DetectorConfig) -> DetectorConfig:
         UserError: its file of weights is on the Hub and cannot be fetched.
     """
     name = asked(model.backbone, "weights")
-    if name is None or not is_hub(name):
+    if name is None or not is_named(name):
         return model
     return replace(model, backbone=replace(model.backbone, weights=str(_found(name))))
 
@@ -122,12 +123,13 @@ def _misfit(backbone: Any) -> str:
     """What the `check_weights` beside the backbone's class says, where there is one. Loads torch."""
     module = sys.modules[BACKBONES.choose(BACKBONES.name_of(backbone)).__module__]
     name = asked(backbone, "weights")
+    path = str(_found(name)) if name is not None and is_named(name) else None
     try:
-        path = str(_found(name)) if is_hub(name) else name
-        getattr(module, "check_weights", lambda _: None)(replace(backbone, weights=path))
+        own = backbone if path is None else replace(backbone, weights=path)
+        getattr(module, "check_weights", lambda _: None)(own)
     except ValueError as error:
         told = str(error)
-        return told.replace(path, f"{name} ({path})", 1) if is_hub(name) and path in told else told
+        return told if path is None else told.replace(path, f"{name} ({path})", 1)
     return ""
 
 
@@ -141,7 +143,7 @@ def with_file_here(trial: Trial) -> Trial:
     """
     backbone = trial.config.model.backbone
     path = asked(backbone, "weights")
-    if path is None or is_hub(path) or not file_trouble(Path(path)):
+    if path is None or is_named(path) or not file_trouble(Path(path)):
         return trial
     own = SHIPPED / "presets" / Path(path).name
     if file_trouble(own) or content_hash(str(own)) != trial.weights_hash:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_type_hints
 
 from harness.config import AnalyseConfig, DataConfig, EvaluateConfig, RuntimeConfig, TrainConfig, TrialConfig
-from harness.spec.hub import is_hub, read_name
 from harness.spec.image_tokens import shortages
+from harness.spec.named_files import check_name
 from harness.spec.origins import Origins
 from harness.spec.parts import (
     HEAD_DEFAULTS,
@@ -187,9 +187,9 @@ def conflicts(trial: Resolved) -> Iterator[Conflict]:
         yield Conflict(rule, {"model.backbone.norm": "batch", "runtime.ranks": trial.runtime.ranks})
     yield from _slice_conflicts(trial)
     weights = asked(model.backbone, "weights")
-    if weights is not None and is_hub(weights):
+    if weights is not None:
         try:
-            read_name(weights)
+            check_name(weights)
         except ValueError as error:
             yield Conflict(str(error), {"model.backbone.weights": weights})
     again, layers = trial.train.checkpoint_encoder_layers, model.transformer.num_encoder_layers

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.config import AnalyseConfig, DataConfig, RuntimeConfig, TrialConfig
 from harness.errors import UserError
-from harness.spec.hub import is_hub
+from harness.spec.named_files import is_named
 from harness.spec.identity import canonical_model, trial_id
 from harness.spec.labels import Factor, different_parts, factors_label, factors_of, settings_of, short_names
 from harness.spec.presets import Layered
@@ -127,7 +127,7 @@ def canonical(resolved: Resolved, here: Path) -> Resolved:
     data, model = resolved.data, canonical_model(resolved.model)
     if data.path is not None:
         data = replace(data, path=_absolute("data.path", data.path, here))
-    if (path := weights_of(model)) is not None and not is_hub(path):
+    if (path := weights_of(model)) is not None and not is_named(path):
         weights = _absolute("model.backbone.weights", path, here)
         model = replace(model, backbone=replace(model.backbone, weights=weights))
     return replace(resolved, data=data, model=model)
