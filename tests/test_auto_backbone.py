@@ -25,6 +25,8 @@ from tests.support.tiny import NUM_CLASSES, tiny_config
 CONVNEXT = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16]}
 VIT = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 16}
 
+SWIN = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
+
 
 def auto(model: str = "convnext", settings: dict[str, Any] | None = None, **more: Any) -> AutoBackboneConfig:
     return AutoBackboneConfig(model=model, settings=CONVNEXT if settings is None else settings, **more)
@@ -92,8 +94,9 @@ REFUSED: dict[str, tuple[AutoBackboneConfig, str]] = {
     "model": (auto("convnxt"), "model: 'convnxt' is no backbone of transformers; did you mean 'convnext'"),
     "setting": (auto(settings={"depth": [1]}), "settings: convnext has no 'depth'; did you mean 'depths'"),
     "value": (auto(settings={"depths": "many"}), "settings: convnext refuses them"),
-    "one size": (auto("beit", {**VIT, "image_size": 64}), "model: beit does not take images of 256 x 384 pixels"),
-    "missing library": (auto("timm_backbone", {}), "model: transformers cannot build timm_backbone"),
+    "one size": (auto("vitpose_backbone", {}), "model: vitpose_backbone does not take images of 256 x 384 pixels"),
+    "missing library": (auto("dinat", {}), "model: transformers cannot build dinat"),
+    "no stages": (auto("timm_backbone", {}), "model: timm_backbone does not say which stages it has"),
 }
 
 
