@@ -49,6 +49,7 @@ def auto_settings(config: AutoBackboneConfig) -> Any:
         found = transformers.AutoConfig.for_model(kind, **(given | json.loads(json.dumps(config.settings))))
     except Exception as error:  # noqa: BLE001 - the library checks in many ways
         raise ValueError(f"settings: {kind} refuses them ({_line(error)})") from error
+    require(hasattr(found, "stage_names"), f"model: {kind} does not say which stages it has; choose another")
     for name, value in list(vars(found).items()):
         if isinstance(value, tuple):  # some of its models add lists to them
             setattr(found, name, list(value))

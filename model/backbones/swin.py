@@ -9,7 +9,7 @@ would see there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -176,7 +176,7 @@ class Swin(nn.Module):
         tokens, size = self.embeddings(images)
         x, outputs = tokens.unflatten(1, size), []
         kept = self._kept(x)
-        for number, stage in enumerate(cast(list[SwinStage], self.layers), 1):
+        for number, stage in enumerate(cast("Iterable[SwinStage]", self.layers), 1):
             padding = mask_at(2 ** (number + 1))
             x = stage(x, padding, None if kept is None else kept[number - 1], self.recomputes)
             if number in self.config.stages:
