@@ -1,4 +1,7 @@
-"""What a command line asks for: which detectors are meant, and what is wanted of them."""
+"""What a command line asks for: which detectors are meant, and what is wanted of them.
+
+`jobs` is that of `codetr analyse`, `imported` and `evaluation` are those of the two commands about released weights.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,19 @@ from typing import get_args
 
 from harness.config import AnalyseConfig, Analysis, ConflictVariant, EvaluateConfig
 from harness.errors import UserError
-from harness.files import is_file
+from harness.files import exists
+from harness.revisit.configured import Asked, of_file, of_presets
 from harness.revisit.kept import is_own, lacks
 from harness.revisit.trained import WEIGHT_FILES, Found, Reading, find_trial, read_trial
 from harness.spec.detection_metrics import STANDARD_LIMIT
-from harness.spec.grid import expand, open_grid
-from harness.spec.spec import DEFAULT_PRESET, AblationSpec, RowSpec
+from harness.spec.grid import open_grid
+from harness.spec.spec import DEFAULT_PRESET
 from harness.spec.strict import Mistakes, suggest, validate
 from harness.store.results import RunStore
+from model.backbones.configs import without_weights
+from model.weights import file_trouble
 
+DECODER = "decoder"  # the branch that is no head
 EVALUATION = "evaluation"  # of what `--metrics` can name: COCO's metrics of the detections, on the whole split
 
 
@@ -96,13 +103,71 @@ def _request(args: argparse.Namespace, settings: AnalyseConfig, *, is_file: bool
 
 
 def _file(path: Path, args: argparse.Namespace) -> Found:
-    """A file of weights under the configuration of a preset."""
-    spec = AblationSpec(name=path.stem, rows=(RowSpec(label=path.stem),))
-    grid = expand(spec, args.preset or DEFAULT_PRESET, args.overrides, data=args.data, require_data=False)
-    if not is_file(path):
-        raise UserError(f"{path}: there is no such file of weights")
-    reading = Reading(args.entry, tuple(args.drop), args.class_rows == "ids")
-    return Found(path.stem, grid.trials[0].config, path, None, str(path), reading=reading)
+    """A file of weights under the configuration that it tells of, or of a preset."""
+    asked = Asked(None, args.preset, tuple(args.overrides), args.data)
+    config, model = of_file(path, asked, DEFAULT_PRESET)
+    return Found(path.stem, config, path, None, str(path), reading=_reading(args), model=model)
+
+
+def _reading(args: argparse.Namespace) -> Reading:
+    return Reading(args.entry, tuple(args.drop), args.class_rows == "ids")
+
+
+def imported(args: argparse.Namespace) -> Found:
+    """The file that is to be imported, and the detector that it must fit.
+
+    Raises:
+        UserError: the file is none, or a name or a setting is mistaken.
+    """
+    path, asked = Path(args.file), Asked(args.model, args.preset, tuple(args.overrides))
+    if trouble := file_trouble(path):
+        raise UserError(f"{path} {trouble}")
+    config = of_presets(asked)
+    model = replace(config.model, backbone=without_weights(config.model.backbone))
+    remedy = "give the detector that it is of (--model, --set)"
+    reading = Reading(args.entry, tuple(args.drop))
+    return Found(path.stem, replace(config, model=model), path, None, str(path), remedy, reading, args.model)
+
+
+def evaluation(args: argparse.Namespace, store: RunStore) -> tuple[Found, Request]:
+    """The detector that `codetr evaluate` names, with its branches, and where to. Nothing of a trial is changed.
+
+    Raises:
+        UserError: an option or a name is mistaken.
+    """
+    path, asked = Path(args.weights), Asked(args.model, args.preset, tuple(args.overrides), args.data)
+    if path.suffix in WEIGHT_FILES or exists(path):
+        config, model = of_file(path, asked)
+        remedy = "give the detector that it is of (--model, --set)"
+        found = Found(path.stem, config, path, None, str(path), remedy, _reading(args), model)
+    else:
+        found = read_trial(store, find_trial(store, args.weights))
+        if asked.names_any or asked.overrides:
+            raise UserError(f"{found.where} has a configuration of its own; leave out --model, --preset and --set")
+        _check_reading(found, args)
+    settings = found.config.evaluate
+    branches = _branches(args.branches, (DECODER, *found.config.model.head_names))
+    limit = settings.max_detections if args.max_detections is None else args.max_detections
+    try:
+        settings = replace(settings, branches=branches, max_detections=limit)
+    except ValueError as error:
+        raise UserError(f"--max-detections: {error}") from error
+    out = Path(args.out) if args.out else Path("evaluation") / found.name
+    request = Request(AnalyseConfig(), True, args.data, None, out, args.device, args.verbose)
+    return replace(found, config=replace(found.config, evaluate=settings)), request
+
+
+def _branches(names: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """All that the detector has, unless some are named."""
+    mistakes = Mistakes()
+    chosen = tuple(dict.fromkeys(known if names in (None, ["all"]) else names or ()))
+    for name in chosen:
+        if name not in known:
+            mistakes.add("--branches", f"unknown '{name}'{suggest(name, known)}")
+    if not chosen:
+        mistakes.add("--branches", f"must name at least one of {', '.join(known)}")
+    mistakes.check()
+    return chosen
 
 
 def _check_options(found: Found, request: Request, args: argparse.Namespace, store: RunStore) -> None:
@@ -122,6 +187,11 @@ def _check_options(found: Found, request: Request, args: argparse.Namespace, sto
             raise UserError(f"--max-detections {limit}: {found.where} has AP@{limit} already")
     elif request.evaluate and is_own(found, request, store):
         raise UserError(f"--metrics {EVALUATION}: {found.where} has evaluated itself; name another data set (--data)")
+    _check_reading(found, args)
+
+
+def _check_reading(found: Found, args: argparse.Namespace) -> None:
+    """Refuse what has no meaning but for files."""
     of_files = {"--entry": args.entry, "--drop": args.drop, "--class-rows": args.class_rows == "ids"}
     if found.reading is None and (given := [option for option, value in of_files.items() if value]):
         raise UserError(f"{given[0]} is about files of weights, and {found.where} is none")

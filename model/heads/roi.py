@@ -123,7 +123,7 @@ class RoIPooling:
 
 
 class BoxBranch(nn.Module):
-    """Convolutions, if any, and fully connected layers, to class logits (background last) and boxes: one, or one a class.
+    """Convolutions, if any, and fully connected layers, to class logits, background last, and a box, or one a class.
 
     Initial values are those of the official layers: Kaiming for convolutions, Xavier for what is fully connected.
     """
