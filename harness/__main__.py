@@ -37,6 +37,8 @@ examples:
   codetr report ablations/*.yaml --out reports                  one page, tables and figures
   codetr export --out records.zip                               finished records, for `codetr import` elsewhere
   codetr analyse a1b2c3                                         conflict, discriminability and queries of a trial
+  codetr import-weights released.pth --model co_dino_r50 --out ours.safetensors   official weights
+  codetr evaluate ours.safetensors --data data/coco             their AP beside the published one
   codetr ui                                                     the MLflow pages
   codetr doctor                                                 are the fast operators at work here?
 
@@ -204,23 +206,11 @@ def build_parser() -> argparse.ArgumentParser:
     analyse.add_argument("--floor", metavar="RUN", help="a trial with the same heads and another seed, as an anchor")
     analyse.add_argument("--out", metavar="DIR", help="folder for the files (default: the trial's own)")
     analyse.add_argument("--verbose", action="store_true", help="of a file of weights: what became of every name")
-    analyse.add_argument(
-        "--entry", metavar="KEY", help="of a file with several state dicts: which (default: the average)"
-    )
-    analyse.add_argument(
-        "--drop",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="of a file: leave out names that begin so; repeatable",
-    )
-    analyse.add_argument(
-        "--class-rows",
-        choices=("classes", "ids"),
-        default="classes",
-        help="of a file: what its rows of classes are (ids: DETR's 91, one for each COCO category id)",
-    )
+    _add_reading(analyse)
+    _add_class_rows(analyse)
     analyse.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+    _add_weights_commands(commands, store)
 
     sync = commands.add_parser("sync", parents=[grid, store], help="replay in the tracking store what it missed")
     sync.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
@@ -268,6 +258,60 @@ def _add_store_commands(commands: Any, grid: argparse.ArgumentParser, store: arg
     gc.add_argument("--yes", action="store_true", help="delete them")
 
 
+def _add_weights_commands(commands: Any, store: argparse.ArgumentParser) -> None:
+    """Those about released weights."""
+    take = commands.add_parser("import-weights", help="a released file under our names, checked name by name")
+    take.add_argument("file", metavar="FILE", help="what an official program saved (.pth or .safetensors)")
+    take.add_argument("--out", metavar="FILE", help="to write (default: the file's name with .safetensors, here)")
+    take.add_argument("--force", action="store_true", help="replace another file that is there")
+    evaluate = commands.add_parser(
+        "evaluate", parents=[store], help="AP of trained weights, the published numbers beside it"
+    )
+    evaluate.add_argument("weights", metavar="WEIGHTS", help="imported or official file, or a trial")
+    evaluate.add_argument("--data", metavar="PATH", help="a data set folder in COCO layout, instead of the preset's")
+    evaluate.add_argument("--branches", metavar="LIST", type=_words, help="decoder and names of heads (default: all)")
+    evaluate.add_argument("--max-detections", metavar="N", type=_at_least_one, help="of an image, from 100 on")
+    evaluate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    evaluate.add_argument("--out", metavar="DIR", help="folder for the files (default: evaluation/NAME)")
+    for command in (take, evaluate):
+        command.add_argument(
+            "--model",
+            metavar="NAME",
+            required=command is take,
+            help="the detector: one of ablations/presets/models, or a preset of a whole model",
+        )
+        command.add_argument("--preset", metavar="NAME", help="scale below the detector (default: coco_r50_12e)")
+        command.add_argument(
+            "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="change a setting"
+        )
+        command.add_argument("--verbose", action="store_true", help="what became of every name")
+        _add_reading(command)
+    _add_class_rows(evaluate)
+
+
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    """How a file of weights is read."""
+    command.add_argument(
+        "--entry", metavar="KEY", help="of a file with several state dicts: which (default: the average)"
+    )
+    command.add_argument(
+        "--drop",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="of a file: leave out names that begin so; repeatable",
+    )
+
+
+def _add_class_rows(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--class-rows",
+        choices=("classes", "ids"),
+        default="classes",
+        help="of a file: what its rows of classes are (ids: DETR's 91, one for each COCO category id)",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Without `argv` this process is the command's own."""
     if argv is None:
@@ -294,13 +338,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from harness import commands, store_commands
     from harness.errors import StorageError, UserError
     from harness.passwords import masked
+    from harness.revisit import commands as revisit_commands
     from harness.store.lease import LeaseLost
     from harness.system.console import remark
     from harness.system.places import settle
     from harness.system.process import let_segments_grow, wait_politely
 
-    name = f"{args.command}_" if iskeyword(args.command) else args.command
-    room = commands if hasattr(commands, name) else store_commands
+    name = f"{args.command}_" if iskeyword(args.command) else args.command.replace("-", "_")
+    room = next(own for own in (commands, store_commands, revisit_commands) if hasattr(own, name))
     wait_politely()  # and so for every process that this one starts
     let_segments_grow()
     try:

@@ -10,7 +10,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -278,37 +278,6 @@ def _options(args: argparse.Namespace) -> list[str]:
         options += ["--set", setting]
     options += ["--data", args.data] if args.data else []
     return options + (["--seeds", ",".join(map(str, args.seeds))] if args.seeds is not None else [])
-
-
-def analyse(args: argparse.Namespace) -> int:
-    """Look at trained detectors: trials of the store, all of an ablation file that lack it, or files of weights."""
-    from harness.revisit import asked, kept, opened
-
-    store = RunStore()
-    jobs = asked.jobs(args, store)  # mistakes are told before anything is computed
-    for found, request in jobs:
-        shown = opened.open_found(found, request, print)
-        paths = kept.keep_keys(found, shown.built, request)
-        if request.evaluate:
-            evaluation = opened.evaluate_found(found, shown, print, request.max_detections)
-            paths += kept.keep_evaluation(found, evaluation, len(shown.dataset), request, store)
-            _numbers(f"{found.where}: evaluated on {len(shown.dataset)} images", evaluation.metrics, 2)
-        if request.settings.metrics:
-            analysed = opened.analyse_found(found, shown, request, store, print)
-            paths += kept.keep(found, analysed, request, store)
-            where = f"{found.where}: {analysed.num_images} images in {duration(analysed.seconds)}"
-            _numbers(where, analysed.scalars, 4)
-        print(f"wrote {paths[0].parent}: {', '.join(path.name for path in paths)}")
-    if not jobs:
-        print("nothing to do: every finished trial has its analysis")
-    kept.mirror_trials(store, [found.name for found, request in jobs if kept.is_own(found, request, store)], print)
-    return 0
-
-
-def _numbers(title: str, numbers: Mapping[str, float | None], digits: int) -> None:
-    print(title)
-    rows = [[name, "-" if value is None else f"{value:.{digits}f}"] for name, value in numbers.items()]
-    table("", {"metric": False, "value": False}, rows)
 
 
 def sync(args: argparse.Namespace) -> int:

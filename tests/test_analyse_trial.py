@@ -221,7 +221,7 @@ def test_a_floor_is_another_training_of_the_same_heads(
     ("arguments", "told"),
     [
         (["nothere"], "'nothere': no trial, MLflow run or file of weights"),
-        (["gone.pth"], "gone.pth: there is no such file of weights"),
+        (["gone.pth"], "gone.pth does not exist"),
         (["TRIAL", "--metrics", "conflicts"], "--metrics: unknown 'conflicts'; did you mean 'conflict'?"),
         (["TRIAL", "--metrics", "AP"], "known: conflict, discriminability, queries, evaluation"),
         (["TRIAL", "--max-detections", "300", "--images", "4"], "--images: an evaluation is of the whole split"),

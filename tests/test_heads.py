@@ -12,10 +12,10 @@ from model.heads import HEADS
 from model.heads.dense import best_after_nms
 from model.ops import nms
 from tests.support.head_contract import HeadContract
-from tests.support.tiny_heads import build, pyramid_of, targets_of, total
+from tests.support.tiny_heads import TINY, build, pyramid_of, targets_of, total
 
 
-@pytest.mark.parametrize("name", sorted(HEADS))
+@pytest.mark.parametrize("name", sorted({*HEADS, *TINY}))
 class TestEveryHead(HeadContract):
     pass
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from model.boxes import giou_aligned, iou_aligned
 from model.groups.positives import select_positives
 from model.heads.faster_rcnn import FasterRCNNHead
 from model.heads.mask_rcnn import MaskRCNNHead
-from model.heads.roi import RoIConfig, RoIPooling, candidates, sample_rois
+from model.heads.roi import RoIConfig, RoIPooling, RoIs, candidates, sample_rois
 from model.heads.rpn import Outputs, Proposals, RegionProposals, RPNConfig
 from model.heads.two_stage import TwoStage
 from model.ops import roi_align
@@ -123,25 +127,34 @@ def test_anchors_are_scaled() -> None:
 
 
 def test_proposals_are_the_best_of_each_level_apart_from_each_other() -> None:
-    module, pyramid = rpn(num_proposals=3), pyramid_of(1, (2, 2), (1, 1))
+    module, pyramid = rpn(num_proposals=3, train_candidates=3), pyramid_of(1, (2, 2), (1, 1))
     scores = torch.tensor([[3.0, 2.0, 1.0, 0.0, 2.5]])
     deltas = torch.zeros(1, 5, 4)
     deltas[0, 1, 0] = -0.4  # the second anchor moves nearly onto the first
-    found = module.propose(Outputs(scores, deltas), pyramid, candidates_per_level=3)
+    found = module.propose(Outputs(scores, deltas), pyramid, training=True)
     expected = torch.tensor([3.0, 2.5, 1.0]).sigmoid()
     torch.testing.assert_close(found.scores[0], expected)
     # Clipped to the image; levels do not suppress each other.
     assert found.boxes_xyxy[0, :2].tolist() == [[0, 0, 8, 8], [0, 0, 16, 16]]
-    few = module.propose(Outputs(scores, deltas), pyramid, candidates_per_level=1)
+    few = rpn(test_candidates=1).propose(Outputs(scores, deltas), pyramid, training=False)
     assert few.valid.tolist() == [[True, True]]
     assert not few.boxes_xyxy.requires_grad
 
 
+def test_proposals_may_be_more_and_closer_at_inference() -> None:
+    module = rpn(num_proposals=3, test_proposals=5, test_nms_threshold=0.99)
+    pyramid, deltas = pyramid_of(1, (2, 2), (1, 1)), torch.zeros(1, 5, 4)
+    deltas[0, 1, 0] = -0.4
+    outputs = Outputs(torch.tensor([[3.0, 2.0, 1.0, 0.0, 2.5]]), deltas)
+    assert [int(module.propose(outputs, pyramid, training=own).valid.sum()) for own in (True, False)] == [3, 5]
+    assert RPNConfig(nms_threshold=0.6, num_proposals=7).test_limits == (0.6, 7)
+
+
 def test_boxes_without_area_are_no_proposals() -> None:
-    module, pyramid = rpn(), pyramid_of(2, (2, 2), (1, 1))
+    module, pyramid = rpn(train_candidates=10), pyramid_of(2, (2, 2), (1, 1))
     deltas = torch.zeros(2, 5, 4)
     deltas[0, :4, 0] = -100.0  # far to the left of the image
-    found = module.propose(Outputs(torch.zeros(2, 5), deltas), pyramid, candidates_per_level=10)
+    found = module.propose(Outputs(torch.zeros(2, 5), deltas), pyramid, training=True)
     assert found.valid.sum(1).tolist() == [1, 5]
     assert (found.boxes_xyxy[0, 1:] == 0).all() and (found.scores[0, 1:] == 0).all()
 
@@ -186,6 +199,80 @@ def test_the_finest_scale_follows_strides_and_anchors() -> None:
     assert stages(RoIConfig(finest_scale=30.0), 0.5).pooling.finest_scale == 30
 
 
+AGNOSTIC = RoIConfig(num_convs=2, num_fcs=1, fc_channels=6, class_agnostic=True, delta_stds=(0.05, 0.05, 0.1, 0.1))
+
+
+def agnostic_stages() -> TwoStage:
+    """Two classes, one box; not at initial values, where all boxes are the proposals themselves."""
+    torch.manual_seed(0)
+    stages = TwoStage(RPNConfig(), AGNOSTIC, channels=8, num_classes=2, strides=(8, 16), anchor_scale=0.5)
+    torch.nn.init.normal_(stages.boxes.classification.weight)
+    torch.nn.init.normal_(stages.boxes.box.weight)
+    return stages
+
+
+def judged(stages: TwoStage, pyramid: Pyramid, box: Tensor) -> tuple[list[float], Tensor]:
+    """Probabilities of the two classes and the background, and the box [4], of a region, without the branch's code."""
+    pooled = stages.pooling(list(pyramid.levels[:1]), torch.zeros(1, dtype=torch.long), box[None], 7)
+    state = stages.boxes.state_dict()
+    for index in range(2):
+        pooled = functional.conv2d(pooled, state[f"convs.{index}.conv.weight"], padding=1)
+        norm = state[f"convs.{index}.norm.weight"], state[f"convs.{index}.norm.bias"]
+        pooled = functional.group_norm(pooled, 2, *norm).relu()
+    hidden = functional.linear(pooled.flatten(1), state["fcs.0.weight"], state["fcs.0.bias"]).relu()
+    logits = functional.linear(hidden, state["classification.weight"], state["classification.bias"])[0]
+    dx, dy, dw, dh = functional.linear(hidden, state["box.weight"], state["box.bias"])[0]
+    x0, y0, x1, y1 = box
+    width, height = x1 - x0, y1 - y0
+    centre = (x0 + x1) / 2 + width * dx * 0.05, (y0 + y1) / 2 + height * dy * 0.05
+    side = width * (dw * 0.1).exp(), height * (dh * 0.1).exp()
+    corners = (
+        [c - s / 2 for c, s in zip(centre, side, strict=True)],
+        [c + s / 2 for c, s in zip(centre, side, strict=True)],
+    )
+    return logits.softmax(0).tolist(), torch.stack([*corners[0], *corners[1]])
+
+
+@torch.no_grad()
+def test_one_box_for_all_classes_is_detected_once_for_each() -> None:
+    """A slow reading of the definition: each region's box with each class's score, greedy NMS within a class."""
+    stages, pyramid = agnostic_stages(), pyramid_of(1, (8, 8), (4, 4), channels=8)
+    boxes = [[0, 0, 24, 24], [2, 0, 26, 24], [30, 30, 60, 50], [8, 40, 30, 62.0]]
+    expected = []
+    for label in range(2):
+        found = []
+        for box in boxes:
+            scores, own = judged(stages, pyramid, torch.tensor(box))
+            found.append((scores[label], label, own.clamp(0, 64)))
+        kept: list[tuple[float, int, Tensor]] = []
+        for candidate in sorted(found, key=lambda own: -own[0]):
+            if all(float(iou_aligned(candidate[2], other[2])) <= 0.5 for other in kept):
+                kept.append(candidate)
+        expected += kept
+    expected.sort(key=lambda own: -own[0])
+    assert 4 < len(expected) < 8  # NMS has something to do
+    (found,), _ = stages.detect_on(proposals_of(boxes), pyramid, 100)
+    torch.testing.assert_close(found.scores, torch.tensor([score for score, _, _ in expected]))
+    assert found.labels.tolist() == [label for _, label, _ in expected]
+    torch.testing.assert_close(found.boxes_xyxy, torch.stack([box for _, _, box in expected]))
+    assert {len(stages.boxes.box.weight), len(stages.boxes.box.bias)} == {4}
+
+
+def test_losses_of_one_box_for_all_classes() -> None:
+    stages, pyramid = agnostic_stages(), pyramid_of(1, (8, 8), (4, 4), channels=8)
+    objects = [[0.0, 0, 24, 24], [30, 30, 60, 50]]
+    targets = Targets.stack([torch.tensor(objects)], [torch.tensor([1, 0])])
+    boxes = torch.tensor([*objects, [8.0, 40, 30, 62]])
+    rois = RoIs(boxes[None], torch.tensor([[0, 1, BACKGROUND]]))
+    pooled = stages.pooling(list(pyramid.levels[:1]), torch.zeros(3, dtype=torch.long), boxes, 7)
+    losses = stages.boxes.losses(pooled, rois, targets)
+    scores, decoded = zip(*(judged(stages, pyramid, box) for box in boxes), strict=True)
+    classes = [-math.log(own[label]) for own, label in zip(scores, (1, 0, 2), strict=True)]
+    overlaps = [1 - giou_aligned(own, goal) for own, goal in zip(decoded, torch.tensor(objects), strict=False)]
+    assert losses["classification"].item() == pytest.approx(sum(classes) / 3, rel=1e-5)
+    assert losses["boxes"].item() == pytest.approx(float(sum(overlaps)) / 3, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("config", "settings", "told"),
     [
@@ -198,6 +285,10 @@ def test_the_finest_scale_follows_strides_and_anchors() -> None:
         (RPNConfig, {"ratios": ()}, "ratios must be positive numbers"),
         (RoIConfig, {"positive_fraction": 2.0}, "positive_fraction must be in \\[0, 1\\], got 2.0"),
         (RoIConfig, {"finest_scale": 0.0}, "finest_scale must be positive, got 0.0"),
+        (RoIConfig, {"num_convs": -1}, "num_convs must not be negative, got -1"),
+        (RoIConfig, {"delta_stds": (0.1, 0.1, 0.0, 0.1)}, "delta_stds must be four positive numbers, got .*"),
+        (RPNConfig, {"test_nms_threshold": 1.5}, "test_nms_threshold must be in \\(0, 1\\], got 1.5"),
+        (RPNConfig, {"test_proposals": 0}, "test_proposals must be at least 1, got 0"),
     ],
 )
 def test_settings_are_checked(config, settings, told) -> None:

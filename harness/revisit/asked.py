@@ -1,25 +1,33 @@
-"""What a command line asks for: which detectors are meant, and what is wanted of them."""
+"""What a command line asks for: which detectors are meant, and what is wanted of them.
+
+`jobs` is that of `codetr analyse`, `imported` and `evaluation` are those of the two commands about released weights.
+"""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from harness.config import AnalyseConfig, Analysis, ConflictVariant, EvaluateConfig
 from harness.data.content import file_hash
 from harness.errors import UserError
-from harness.files import is_file
+from harness.files import exists
+from harness.revisit.configured import Asked, of_file, of_presets
 from harness.revisit.kept import is_own, lacks
 from harness.revisit.trained import WEIGHT_FILES, Found, Reading, find_trial, read_trial
 from harness.spec.detection_metrics import STANDARD_LIMIT
-from harness.spec.grid import expand, open_grid
-from harness.spec.hub import check_content, is_hub, local_file, title
-from harness.spec.spec import DEFAULT_PRESET, AblationSpec, RowSpec
+from harness.spec.grid import open_grid
+from harness.spec.hub import title
+from harness.spec.named_files import check_content, is_named, local_file
+from harness.spec.spec import DEFAULT_PRESET
 from harness.spec.strict import Mistakes, suggest, validate
 from harness.store.results import RunStore
+from model.backbones.configs import without_weights
+from model.weights import file_trouble
 
+DECODER = "decoder"  # the branch that is no head
 EVALUATION = "evaluation"  # of what `--metrics` can name: COCO's metrics of the detections, on the whole split
 
 
@@ -55,7 +63,7 @@ def jobs(args: argparse.Namespace, store: RunStore) -> list[tuple[Found, Request
                 wanted = request.settings.metrics, request.max_detections
                 if request.data or request.out or lacks(store, trial.trial_id, *wanted):
                     found.append((read_trial(store, trial.trial_id), request))
-        elif is_hub(name) or Path(name).suffix in WEIGHT_FILES:
+        elif is_named(name) or Path(name).suffix in WEIGHT_FILES:
             found.append((_file(name, args), _request(args, AnalyseConfig(), is_file=True)))
         else:
             found.append((read_trial(store, find_trial(store, name)), _request(args, AnalyseConfig())))
@@ -97,18 +105,94 @@ def _request(args: argparse.Namespace, settings: AnalyseConfig, *, is_file: bool
     )
 
 
+class _File(NamedTuple):
+    """A file of weights."""
+
+    path: Path
+    where: str  # for messages
+    name: str  # of its results
+
+
+def _located(name: str) -> _File:
+    """The file of a path, or of a name on the Hub or of a package.
+
+    Raises:
+        UserError: it cannot be fetched, or is another one than its name says.
+    """
+    path = local_file(name)
+    if is_named(name):
+        check_content(name, path, file_hash(path, same_entry=True))
+    return _File(path, name if is_named(name) else str(path), Path(title(name)).stem)
+
+
 def _file(name: str, args: argparse.Namespace) -> Found:
-    """A file of weights, by its path or its name on the Hub, under the configuration of a preset."""
-    path = Path(title(name))
-    spec = AblationSpec(name=path.stem, rows=(RowSpec(label=path.stem),))
-    grid = expand(spec, args.preset or DEFAULT_PRESET, args.overrides, data=args.data, require_data=False)
-    file = local_file(name)
-    if not is_file(file):
-        raise UserError(f"{file}: there is no such file of weights")
-    if is_hub(name):
-        check_content(name, file, file_hash(file, same_entry=True))
-    reading = Reading(args.entry, tuple(args.drop), args.class_rows == "ids")
-    return Found(path.stem, grid.trials[0].config, file, None, name if is_hub(name) else str(file), reading=reading)
+    """A file of weights under the configuration that it tells of, or of a preset."""
+    asked = Asked(None, args.preset, tuple(args.overrides), args.data)
+    file = _located(name)
+    config, model = of_file(file.path, asked, DEFAULT_PRESET)
+    return Found(file.name, config, file.path, None, file.where, reading=_reading(args), model=model)
+
+
+def _reading(args: argparse.Namespace) -> Reading:
+    return Reading(args.entry, tuple(args.drop), args.class_rows == "ids")
+
+
+def imported(args: argparse.Namespace) -> Found:
+    """The file that is to be imported, and the detector that it must fit.
+
+    Raises:
+        UserError: the file is none, or a name or a setting is mistaken.
+    """
+    file, asked = _located(args.file), Asked(args.model, args.preset, tuple(args.overrides))
+    if trouble := file_trouble(file.path):
+        raise UserError(f"{file.where} {trouble}")
+    config = of_presets(asked)
+    model = replace(config.model, backbone=without_weights(config.model.backbone))
+    remedy = "give the detector that it is of (--model, --set)"
+    reading = Reading(args.entry, tuple(args.drop))
+    return Found(file.name, replace(config, model=model), file.path, None, file.where, remedy, reading, args.model)
+
+
+def evaluation(args: argparse.Namespace, store: RunStore) -> tuple[Found, Request]:
+    """The detector that `codetr evaluate` names, with its branches, and where to. Nothing of a trial is changed.
+
+    Raises:
+        UserError: an option or a name is mistaken.
+    """
+    path, asked = Path(args.weights), Asked(args.model, args.preset, tuple(args.overrides), args.data)
+    if is_named(args.weights) or path.suffix in WEIGHT_FILES or exists(path):
+        file = _located(args.weights)
+        config, model = of_file(file.path, asked)
+        remedy = "give the detector that it is of (--model, --set)"
+        found = Found(file.name, config, file.path, None, file.where, remedy, _reading(args), model)
+    else:
+        found = read_trial(store, find_trial(store, args.weights))
+        if asked.names_any or asked.overrides:
+            raise UserError(f"{found.where} has a configuration of its own; leave out --model, --preset and --set")
+        _check_reading(found, args)
+    settings = found.config.evaluate
+    branches = _branches(args.branches, (DECODER, *found.config.model.head_names))
+    limit = settings.max_detections if args.max_detections is None else args.max_detections
+    try:
+        settings = replace(settings, branches=branches, max_detections=limit)
+    except ValueError as error:
+        raise UserError(f"--max-detections: {error}") from error
+    out = Path(args.out) if args.out else Path("evaluation") / found.name
+    request = Request(AnalyseConfig(), True, args.data, None, out, args.device, args.verbose)
+    return replace(found, config=replace(found.config, evaluate=settings)), request
+
+
+def _branches(names: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """All that the detector has, unless some are named."""
+    mistakes = Mistakes()
+    chosen = tuple(dict.fromkeys(known if names in (None, ["all"]) else names or ()))
+    for name in chosen:
+        if name not in known:
+            mistakes.add("--branches", f"unknown '{name}'{suggest(name, known)}")
+    if not chosen:
+        mistakes.add("--branches", f"must name at least one of {', '.join(known)}")
+    mistakes.check()
+    return chosen
 
 
 def _check_options(found: Found, request: Request, args: argparse.Namespace, store: RunStore) -> None:
@@ -128,6 +212,11 @@ def _check_options(found: Found, request: Request, args: argparse.Namespace, sto
             raise UserError(f"--max-detections {limit}: {found.where} has AP@{limit} already")
     elif request.evaluate and is_own(found, request, store):
         raise UserError(f"--metrics {EVALUATION}: {found.where} has evaluated itself; name another data set (--data)")
+    _check_reading(found, args)
+
+
+def _check_reading(found: Found, args: argparse.Namespace) -> None:
+    """Refuse what has no meaning but for files."""
     of_files = {"--entry": args.entry, "--drop": args.drop, "--class-rows": args.class_rows == "ids"}
     if found.reading is None and (given := [option for option, value in of_files.items() if value]):
         raise UserError(f"{given[0]} is about files of weights, and {found.where} is none")

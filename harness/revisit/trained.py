@@ -27,6 +27,8 @@ from model.official import Translation, translate
 if TYPE_CHECKING:
     import torch
 
+    from model.config import DetectorConfig
+
 WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
 
@@ -52,6 +54,7 @@ class Found:
     where: str  # for messages
     remedy: str = "give the configuration they were trained with (--preset, --set)"  # when the weights do not fit
     reading: Reading | None = None  # None: of a trial
+    model: str = ""  # name of its preset, where one is known
 
 
 def find_trial(store: RunStore, name: str) -> str:
@@ -127,9 +130,24 @@ def build(
     Raises:
         UserError: the file cannot be read, or its weights are of another detector than the configuration.
     """
-    model = found.config.model  # its backbone's pretrained weights are part of these and need not be here
-    model = replace(model, backbone=without_weights(model.backbone))
-    reading = found.reading or Reading()
+    made, entry = read_translated(found, category_ids=category_ids, verbose=verbose, say=say)
+    detector = Detector(_model(found), made.num_classes)
+    detector.load_state_dict(made.tensors)
+    return Built(detector.to(device).eval(), made, entry)
+
+
+def read_translated(
+    found: Found,
+    *,
+    category_ids: Sequence[int] = (),
+    verbose: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Translation, str]:
+    """The weights under our names, those of the configuration and no other, and the key that they stand under.
+
+    Arguments and errors are those of `build`.
+    """
+    model, reading = _model(found), found.reading or Reading()
     ids = tuple(category_ids) if reading.by_category_id else None
     try:
         checkpoint = files.read_checkpoint(found.weights, reading.entry)
@@ -145,9 +163,12 @@ def build(
     if told := trouble(made):
         more = "; --drop NAME leaves out what begins so" if made.unknown else ""
         raise UserError(f"{found.where}: {told}; {found.remedy}{more}")
-    detector = Detector(model, made.num_classes)
-    detector.load_state_dict(made.tensors)
-    return Built(detector.to(device).eval(), made, checkpoint.entry)
+    return made, checkpoint.entry
+
+
+def _model(found: Found) -> DetectorConfig:
+    """Its backbone's pretrained weights are part of the trained ones and need not be here."""
+    return replace(found.config.model, backbone=without_weights(found.config.model.backbone))
 
 
 def _origin(found: Found, made: Translation, checkpoint: files.Checkpoint) -> str:

@@ -14,9 +14,9 @@ from typing import Any
 
 from harness.config import AnalyseConfig, DataConfig, RuntimeConfig, TrialConfig
 from harness.errors import UserError
-from harness.spec.named_files import is_named
 from harness.spec.identity import canonical_model, trial_id
 from harness.spec.labels import Factor, different_parts, factors_label, factors_of, settings_of, short_names
+from harness.spec.named_files import is_named
 from harness.spec.presets import Layered
 from harness.spec.resolve import Resolved, resolve
 from harness.spec.spec import RowSpec

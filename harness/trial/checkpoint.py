@@ -203,9 +203,21 @@ def save_weights(folder: Path, detector: Detector, confirm: Callable[[], object]
     Raises:
         StorageError: they could not be written.
     """
-    temporary = folder / f".{WEIGHTS}.{os.getpid()}.tmp"
-    _save({name: value.contiguous() for name, value in detector.state_dict().items()}, temporary, None, confirm)
-    os.replace(temporary, folder / WEIGHTS)
+    tensors = {name: value.contiguous() for name, value in detector.state_dict().items()}
+    save_file_atomic(folder / WEIGHTS, tensors, None, confirm)
+
+
+def save_file_atomic(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None, confirm: Callable[[], object]
+) -> None:
+    """Replace a safetensors file whole or not at all; `confirm` as in `save_checkpoint`.
+
+    Raises:
+        StorageError: it could not be written; the file is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _save(tensors, temporary, metadata, confirm)
+    os.replace(temporary, path)
 
 
 def drop_checkpoints(folder: Path) -> None:

@@ -54,6 +54,9 @@ class RPNConfig:
     test_candidates: int = 1000  # at inference
     nms_threshold: float = 0.7
     num_proposals: int = 1000  # per image
+    # at inference, where they are others than in training (ViT-L's: 0.9 and 2000); None: the same
+    test_nms_threshold: float | None = field(default=None, metadata={"since": 2})
+    test_proposals: int | None = field(default=None, metadata={"since": 2})
 
     def __post_init__(self) -> None:
         require(self.anchor_side > 0, f"anchor_side must be positive, got {self.anchor_side}")
@@ -61,14 +64,29 @@ class RPNConfig:
         for name in ("scales_per_octave", "num_samples", "train_candidates", "test_candidates", "num_proposals"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         require(0 <= self.positive_fraction <= 1, f"positive_fraction must be in [0, 1], got {self.positive_fraction}")
-        require(0 < self.nms_threshold <= 1, f"nms_threshold must be in (0, 1], got {self.nms_threshold}")
+        for name in ("nms_threshold", "test_nms_threshold"):
+            value = getattr(self, name)
+            require(value is None or 0 < value <= 1, f"{name} must be in (0, 1], got {value}")
+        require(
+            self.test_proposals is None or self.test_proposals >= 1,
+            f"test_proposals must be at least 1, got {self.test_proposals}",
+        )
         _check_ious(self)
         require(0 <= self.min_best_iou <= 1, f"min_best_iou must be in [0, 1], got {self.min_best_iou}")
+
+    @property
+    def test_limits(self) -> tuple[float, int]:
+        """At inference: the overlap of two proposals at most, and how many there are of an image."""
+        threshold = self.nms_threshold if self.test_nms_threshold is None else self.test_nms_threshold
+        return threshold, self.num_proposals if self.test_proposals is None else self.test_proposals
 
 
 @dataclass(frozen=True)
 class RoIConfig:
-    """Settings of the second stage; the defaults are the official ones."""
+    """Settings of the second stage; the defaults are the official ones, but for Co-DINO with ViT-L on COCO.
+
+    That one has four convolutions, one fully connected layer, one box for all classes, and half the `delta_stds`.
+    """
 
     __pydantic_config__ = FORBID_UNKNOWN
     positive_iou: float = 0.5  # of a proposal with a ground truth; below is background
@@ -79,8 +97,16 @@ class RoIConfig:
     num_fcs: int = 2  # fully connected layers
     fc_channels: int | None = None  # None: four times the pyramid's width, officially 1024
     nms_threshold: float = 0.5
+    # 3x3 convolutions with group norm before the fully connected layers
+    num_convs: int = field(default=0, metadata={"since": 2})
+    # a region has one box, whatever its class
+    class_agnostic: bool = field(default=False, metadata={"since": 2})
+    # by which shifts and log scales of boxes are divided
+    delta_stds: tuple[float, float, float, float] = field(default=(0.1, 0.1, 0.2, 0.2), metadata={"since": 2})
 
     def __post_init__(self) -> None:
+        require(self.num_convs >= 0, f"num_convs must not be negative, got {self.num_convs}")
+        require(min(self.delta_stds) > 0, f"delta_stds must be four positive numbers, got {self.delta_stds}")
         for name in ("num_samples", "pooled_size", "num_fcs", "fc_channels"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, got {value}")

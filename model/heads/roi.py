@@ -1,7 +1,7 @@
 """Regions of interest: which boxes are looked at, what is read there, and what it tells.
 
 The second stage of the R-CNN heads, in three parts that do not know each other: `RoIs` and `sample_rois`, the pooling
-of features (`RoIPooling`), and the fully connected layers (`BoxBranch`).
+of features (`RoIPooling`), and the layers that judge them (`BoxBranch`).
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ from model.boxes import decode_deltas
 from model.heads.configs import RoIConfig
 from model.heads.rpn import Proposals
 from model.inquiry import Inquiry, places
-from model.layers import repeat_edge
+from model.layers import ConvNorm, repeat_edge
 from model.linear import Linear
 from model.losses import giou_loss, softmax_cross_entropy, weighted_mean
 from model.ops import roi_align
 from model.sampling import sample
 from model.share import total
 from model.types import BACKGROUND, IGNORED, Pyramid, Targets
-
-DELTA_STDS = (0.1, 0.1, 0.2, 0.2)
 
 
 class RoICounts(NamedTuple):
@@ -125,31 +123,44 @@ class RoIPooling:
 
 
 class BoxBranch(nn.Module):
-    """Fully connected layers to class logits (background last) and a box per class."""
+    """Convolutions, if any, and fully connected layers, to class logits, background last, and a box, or one a class.
+
+    Initial values are those of the official layers: Kaiming for convolutions, Xavier for what is fully connected.
+    """
 
     def __init__(self, config: RoIConfig, channels: int, num_classes: int):
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.config = num_classes, config
+        convs = [ConvNorm(channels, channels, 3) for _ in range(config.num_convs)]
+        for layer in convs:
+            nn.init.kaiming_normal_(layer.conv.weight, mode="fan_out", nonlinearity="relu")
+        self.convs = nn.ModuleList(convs)
         width = 4 * channels if config.fc_channels is None else config.fc_channels
         widths = [channels * config.pooled_size**2] + [width] * config.num_fcs
         fcs = [Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
         self.classification = Linear(width, num_classes + 1)
-        self.box = Linear(width, 4 * num_classes)
-        for layer in fcs:
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.box = Linear(width, 4 if config.class_agnostic else 4 * num_classes)
+        for fc in fcs:
+            nn.init.xavier_uniform_(fc.weight)
+            nn.init.zeros_(fc.bias)
         self.fcs = nn.ModuleList(fcs)
         for layer, std in ((self.classification, 0.01), (self.box, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """[R, D, size, size] → logits [R, C + 1] and deltas [R, C, 4], at least float32."""
+        """[R, D, size, size] → logits [R, C + 1] and deltas [R, C or 1, 4], at least float32."""
+        for conv in self.convs:
+            pooled = conv(pooled).relu()
         features = pooled.flatten(1)
         for layer in self.fcs:
             features = layer(features).relu()
         dtype = torch.promote_types(features.dtype, torch.float32)
         return self.classification(features).to(dtype), self.box(features).to(dtype).unflatten(1, (-1, 4))
+
+    def decode(self, boxes_xyxy: Tensor, deltas: Tensor) -> Tensor:
+        """[..., 4] boxes of regions and what the layers say of them."""
+        return decode_deltas(boxes_xyxy, deltas, self.config.delta_stds)
 
     def losses(self, pooled: Tensor, rois: RoIs, targets: Targets) -> dict[str, Tensor]:
         """Cross entropy of all sampled boxes and GIoU of the decoded positive ones, over the number of samples."""
@@ -159,9 +170,8 @@ class BoxBranch(nn.Module):
         (positive,) = places(owner >= 0, None if rois.counts is None else sum(own for own, _ in rois.counts.images))
         labels = torch.full_like(owner, BACKGROUND)
         labels[positive] = targets.labels[image[positive], owner[positive]]
-        boxes = decode_deltas(
-            rois.boxes_xyxy[image[positive], row[positive]], deltas[positive, labels[positive]], DELTA_STDS
-        )
+        own = deltas[positive, 0 if self.config.class_agnostic else labels[positive]]
+        boxes = self.decode(rois.boxes_xyxy[image[positive], row[positive]], own)
         goal = targets.boxes_xyxy[image[positive], owner[positive]]
         number = total(len(owner), minimum=1)
         return {

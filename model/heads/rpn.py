@@ -102,8 +102,14 @@ class RegionProposals(nn.Module):
 
     @asking
     @torch.no_grad()
-    def propose(self, outputs: Outputs, pyramid: Pyramid, candidates_per_level: int) -> Inquiry[Proposals]:
-        """The best boxes of each image: the best candidates of each level, NMS within levels, then the best of all."""
+    def propose(self, outputs: Outputs, pyramid: Pyramid, *, training: bool) -> Inquiry[Proposals]:
+        """The best boxes of each image: the best candidates of each level, NMS within levels, then the best of all.
+
+        How many, and how far apart, the configuration says for training and for inference.
+        """
+        config = self.config
+        candidates_per_level = config.train_candidates if training else config.test_candidates
+        limits = (config.nms_threshold, config.num_proposals) if training else config.test_limits
         scores = outputs.objectness.sigmoid()
         if pyramid.masks[0] is not None:  # official: anchors in the padding propose too
             valid = flags_of(pyramid, self.per_location)
@@ -119,7 +125,6 @@ class RegionProposals(nn.Module):
         deltas = outputs.deltas.gather(1, index[..., None].expand(-1, -1, 4))
         boxes = clip_boxes(decode_deltas(self.anchors(pyramid)[index], deltas), pyramid.valid_hw[:, None])
         usable = (scores >= 0) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
-        limits = self.config.nms_threshold, self.config.num_proposals
         by_image = zip(boxes, scores, usable, strict=True)
         kept = torch.stack([places_after_nms(own, score, level, there, *limits) for own, score, there in by_image])
         valid = kept >= 0

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.boxes import clip_boxes, decode_deltas
+from model.boxes import clip_boxes
 from model.heads.dense import best_after_nms
-from model.heads.roi import DELTA_STDS, BoxBranch, RoIConfig, RoIPooling, RoIs, candidates, sample_rois
+from model.heads.roi import BoxBranch, RoIConfig, RoIPooling, RoIs, candidates, sample_rois
 from model.heads.rpn import Proposals, RegionProposals, RPNConfig
 from model.inquiry import Inquiry, asking, inquiry, together
 from model.types import Detections, Positives, Pyramid, Targets
@@ -55,7 +55,7 @@ class TwoStage(nn.Module):
         """Losses "rpn_classification", "rpn_boxes", "classification", "boxes"; positives are sampled proposals."""
         outputs = self.proposals(pyramid)
         asked: list[Inquiry[Any]] = [inquiry(self.proposals.losses, outputs, pyramid, targets)] if with_losses else []
-        asked.append(inquiry(self.proposals.propose, outputs, pyramid, self.proposals.config.train_candidates))
+        asked.append(inquiry(self.proposals.propose, outputs, pyramid, training=True))
         *found, proposals = yield from together(asked)
         losses = found[0] if with_losses else {}
         step = yield from inquiry(self.step_on, proposals, pyramid, targets, with_losses=with_losses)
@@ -84,7 +84,7 @@ class TwoStage(nn.Module):
 
         Score = softmax probability of the class; every (proposal, class) pair takes part in the class-wise NMS.
         """
-        proposals = self.proposals.propose(self.proposals(pyramid), pyramid, self.proposals.config.test_candidates)
+        proposals = self.proposals.propose(self.proposals(pyramid), pyramid, training=False)
         return self.detect_on(proposals, pyramid, max_detections)
 
     @torch.no_grad()
@@ -97,7 +97,8 @@ class TwoStage(nn.Module):
         levels = self.pooling.levels(pyramid)
         logits, deltas = self.boxes(self._pool(levels, image, rois))
         probabilities = logits.softmax(1)[:, :-1]
-        boxes = clip_boxes(decode_deltas(rois[:, None], deltas, DELTA_STDS), pyramid.valid_hw[image][:, None])
+        boxes = clip_boxes(self.boxes.decode(rois[:, None], deltas), pyramid.valid_hw[image][:, None])
+        boxes = boxes.expand(-1, self.num_classes, -1)
         detections = []
         for number in range(len(pyramid.valid_hw)):
             own = image == number
@@ -112,7 +113,7 @@ class TwoStage(nn.Module):
     @torch.no_grad()
     def positives(self, pyramid: Pyramid, targets: Targets) -> Positives:
         """Ground truths and all proposals, sampled or not; they carry no features."""
-        proposals = self.proposals.propose(self.proposals(pyramid), pyramid, self.proposals.config.train_candidates)
+        proposals = self.proposals.propose(self.proposals(pyramid), pyramid, training=True)
         rois = candidates(proposals, targets, self.roi_config.positive_iou)
         return Positives(rois.boxes_xyxy, rois.gt_index)
 

@@ -26,6 +26,10 @@ BACKBONE = "backbone."
 QUERIES = "query_head.query_embedding.weight"
 QUERIED = r"query_head\.transformer\.(?:aux_pos|pos_feats)_\w+"  # customised queries of the head of that number
 
+# Of the instance models with ViT-L, whose boxes come from the decoder alone
+MASKS = "the masks of the decoder's boxes, a head that is not built"
+NOT_BUILT = {"mask_head.": MASKS, "mask_iou_head.": MASKS}
+
 # {head} stands for the head of that number, {dense} for the head of that number among the dense ones, {heads} for all;
 # {rpn} for the first head, to which the proposal network belongs.
 TABLE = [
@@ -68,6 +72,8 @@ TABLE = [
     ("rpn_head.rpn_conv.{rest}", "heads.{rpn}.stages.proposals.conv.{rest}"),
     ("rpn_head.rpn_cls.{rest}", "heads.{rpn}.stages.proposals.objectness.{rest}"),
     ("rpn_head.rpn_reg.{rest}", "heads.{rpn}.stages.proposals.box.{rest}"),
+    ("roi_head.{head}.bbox_head.shared_convs.{N}.conv.{rest}", "heads.{head}.stages.boxes.convs.{N}.conv.{rest}"),
+    ("roi_head.{head}.bbox_head.shared_convs.{N}.gn.{rest}", "heads.{head}.stages.boxes.convs.{N}.norm.{rest}"),
     ("roi_head.{head}.bbox_head.shared_fcs.{N}.{rest}", "heads.{head}.stages.boxes.fcs.{N}.{rest}"),
     ("roi_head.{head}.bbox_head.fc_cls.{rest}", "heads.{head}.stages.boxes.classification.{rest}"),
     ("roi_head.{head}.bbox_head.fc_reg.{rest}", "heads.{head}.stages.boxes.box.{rest}"),
@@ -170,5 +176,5 @@ def _includes(names: Collection[str], *, of_dino: bool) -> bool:
 
 FAMILIES = (
     Family("Co-Deformable-DETR", partial(_includes, of_dino=False), _rename, _merge),
-    Family("Co-DINO", partial(_includes, of_dino=True), _rename, _merge),
+    Family("Co-DINO", partial(_includes, of_dino=True), _rename, _merge, NOT_BUILT),
 )

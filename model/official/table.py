@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -32,6 +32,7 @@ class Family:
     rename: Callable[[Mapping[str, Tensor], DetectorConfig], dict[str, str]]
     # tensors under our names, where an official one is several of ours or the other way round
     merge: Callable[[dict[str, Tensor], DetectorConfig], dict[str, Tensor]] = unchanged
+    beyond: Mapping[str, str] = field(default_factory=dict)  # beginning of official names → what of it is not built
 
 
 def mlp(official: str, ours: str) -> list[tuple[str, str]]:

@@ -96,6 +96,9 @@ def translate(
     state = {name: tensor for name, tensor in state.items() if name not in dropped}
     _check_backbone(state, config)
     family = next((family for family in FAMILIES if family.includes(state)), OWN)
+    beyond = {name: why for beginning, why in family.beyond.items() for name in state if name.startswith(beginning)}
+    dropped |= beyond
+    state = {name: tensor for name, tensor in state.items() if name not in beyond}
     names = family.rename(state, config)
     branches = (state[name] for name, ours in names.items() if CLASSES.fullmatch(ours))
     rows = next((len(branch) for branch in branches if branch.dim() == 2), None)
@@ -106,7 +109,8 @@ def translate(
         raise ValueError(f"has rows for {rows} classes, fewer than the category id {max(category_ids)} needs")
     number = num_classes or (rows if category_ids is None else len(category_ids))
     config = replace(config, backbone=without_weights(config.backbone))  # they need not be there any more
-    expected = Detector(config, number).state_dict()
+    with torch.device("meta"):  # names and shapes: no room is taken, and nothing is drawn
+        expected = Detector(config, number).state_dict()
     named, same, unexpected = _distinct(names, state)
     dropped |= same if family is OWN else same | _left_out(named, state, expected)
     before = {ours: state[name] for ours, name in named.items() if name not in dropped}

@@ -176,7 +176,7 @@ def region_proposals(case: Case, detector: Detector, pyramid: Pyramid) -> Iterat
     head = detector.heads["faster_rcnn"]
     assert isinstance(head, FasterRCNNHead)
     rpn = head.stages.proposals
-    proposals = rpn.propose(rpn(pyramid), pyramid, RCNN.rpn.train_candidates)
+    proposals = rpn.propose(rpn(pyramid), pyramid, training=True)
     for image, official in enumerate(case.sequence("rpn_proposals_img")):
         valid = proposals.valid[image]
         yield Comparison(f"proposals {image}", proposals.boxes_xyxy[image, valid], official[:, :4], PIXELS)

@@ -137,7 +137,7 @@ def _first_stage(case: Case, head: FasterRCNNHead, outputs: Outputs, pyramid: Py
                 official = case[f"rpn_{name}_level{level}"].flatten(2).transpose(1, 2)  # [B, h * w, 9 * per_anchor]
                 yield Comparison(f"rpn_{name}_level{level}", value, official, FLOAT32)
                 assert official.shape[2] == 9 * per_anchor
-    proposals = head.stages.proposals.propose(outputs, pyramid, PROPOSALS.train_candidates)
+    proposals = head.stages.proposals.propose(outputs, pyramid, training=True)
     for image, official in enumerate(case.sequence("rpn_proposals_img")):
         valid = proposals.valid[image]
         yield Comparison(f"proposals {image}", proposals.boxes_xyxy[image, valid], official[:, :4], PIXELS)

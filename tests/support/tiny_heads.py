@@ -1,4 +1,7 @@
-"""Heads small enough for tests, and pyramids and objects for them. A new head needs a line in `TINY`."""
+"""Heads small enough for tests, and pyramids and objects for them. A new head needs a line in `TINY`.
+
+A case is the name of a head, or `<name>, <what is particular to it>`.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,12 @@ TINY_RPN = RPNConfig(num_samples=10_000, num_proposals=30)  # more samples than 
 TINY: dict[str, dict[str, Any]] = {
     "atss": {"num_convs": 1, "top_k": 4},
     "faster_rcnn": {"rpn": TINY_RPN, "roi": RoIConfig(fc_channels=16)},
+    "faster_rcnn, convolutions and one box": {
+        "rpn": RPNConfig(num_samples=10_000, num_proposals=30, test_nms_threshold=0.9, test_proposals=40),
+        "roi": RoIConfig(
+            fc_channels=16, num_fcs=1, num_convs=2, class_agnostic=True, delta_stds=(0.05, 0.05, 0.1, 0.1)
+        ),
+    },
     "mask_rcnn": {"rpn": TINY_RPN, "roi": RoIConfig(fc_channels=16), "mask": MaskConfig(num_convs=1, pooled_size=4)},
     "retinanet": {"num_convs": 1},
     "fcos": {"num_convs": 1},
@@ -35,8 +44,9 @@ def build(name: str, **settings: Any) -> AuxiliaryHead:
     if name not in TINY:
         pytest.fail(f"head {name!r} has no tiny setting: add one to TINY in {__file__}")
     torch.manual_seed(0)
-    config = HEADS[name].Config(**(TINY[name] | settings))
-    head = HEADS[name](config, channels=CHANNELS, num_classes=CLASSES, strides=STRIDES)
+    head_class = HEADS[name.partition(",")[0]]
+    config = head_class.Config(**(TINY[name] | settings))
+    head = head_class(config, channels=CHANNELS, num_classes=CLASSES, strides=STRIDES)
     for parameter in head.parameters():  # away from the initial values, where every prediction is nearly the same
         torch.nn.init.normal_(parameter, std=0.05 if parameter.dim() == 2 else 0.3)
     return head.eval()

@@ -1,0 +1,72 @@
+"""The published numbers of a released detector beside ours, with what both were measured by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from harness.config import TrialConfig
+from harness.report.released import METRICS, Protocol, Released
+from harness.spec.detection_metrics import STANDARD_LIMIT
+from model.postprocess import POSTPROCESSORS
+
+DECODER = "decoder"  # the branch that is no head
+RARE = ("APr", "APc", "APf")  # of LVIS: rare, common and frequent classes
+Numbers = Mapping[str, float | None]
+
+
+def rows(metrics: Numbers, branches: tuple[str, ...], limit: int, published: Released | None) -> list[list[str]]:
+    """Cells of the table: a row for what is published, one for each branch, and the decoder's difference.
+
+    The decoder is named `ours`; what has no number is `-`.
+    """
+    columns = headings(metrics, published)
+    found = {branch: _of_branch(metrics, branch, columns, limit) for branch in branches}
+    told = {f"ours, {branch}": own for branch, own in found.items() if branch != DECODER}
+    if DECODER in found:
+        told = {"ours": found[DECODER], **told}
+    if published is not None:
+        theirs = [published.metrics.get(name) for name in columns]
+        told = {f"published ({published.source})": theirs, **told}
+    cells = [[name, *("-" if value is None else f"{value:.1f}" for value in own)] for name, own in told.items()]
+    if published is not None and DECODER in found:
+        pairs = zip(found[DECODER], theirs, strict=True)
+        cells.insert(2, ["difference", *("-" if a is None or b is None else f"{a - b:+.1f}" for a, b in pairs)])
+    return cells
+
+
+def headings(metrics: Numbers, published: Released | None) -> list[str]:
+    """Names of the columns."""
+    rare = [name for name in RARE if name in metrics or (published and name in published.metrics)]
+    return [*METRICS, *rare]
+
+
+def _of_branch(metrics: Numbers, branch: str, columns: list[str], limit: int) -> list[float | None]:
+    """By column. Officially `AP` counts 100 detections of an image, and what stands beside it all that there are."""
+    prefix = "" if branch == DECODER else f"{branch}/"
+    counted = {name: f"{prefix}{name}@{limit}" for name in columns if name != "AP" and limit > STANDARD_LIMIT}
+    return [metrics.get(counted.get(name, ""), metrics.get(f"{prefix}{name}")) for name in columns]
+
+
+def protocol_of(config: TrialConfig, precision: str) -> Protocol:
+    """What a configuration evaluates by, in the words of the published ones."""
+    name = POSTPROCESSORS.name_of(config.model.postprocess)
+    post = {"top_k": "no NMS"}.get(name, name.replace("_", "-"))
+    if name == "soft_nms":
+        post = f"soft-NMS at {config.model.postprocess.iou_threshold:g}"
+    size = f"{config.data.max_long_side} x {config.data.eval_short_side}"
+    return Protocol(post, config.evaluate.max_detections, size, precision)
+
+
+def protocol_lines(ours: Protocol, published: Released | None, name: str) -> list[str]:
+    """Both protocols, and where they differ; a line on a model that nothing is published of."""
+    lines = [f"ours: {ours}"]
+    if published is None:
+        lines.append(f"no published row is known: {f'none is of {name}' if name else 'no model is named'}")
+    else:
+        lines.insert(0, f"published: {published.protocol}")
+        if replace(ours, precision=published.protocol.precision) != published.protocol:
+            lines.append("note: the protocols differ, and with them the numbers may")
+    if (limit := ours.detections) > STANDARD_LIMIT:
+        lines.append(f"AP counts {STANDARD_LIMIT} detections of an image, the other columns {limit}, as officially")
+    return lines

@@ -1,0 +1,84 @@
+"""The commands about trained detectors: analyse, evaluate, import-weights.
+
+As in `harness.commands`, every function takes the parsed arguments and returns the exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+
+from harness.schedule.progress import duration
+from harness.store.results import RunStore
+from harness.system.console import size, table
+
+
+def analyse(args: argparse.Namespace) -> int:
+    """Look at trained detectors: trials of the store, all of an ablation file that lack it, or files of weights."""
+    from harness.revisit import asked, kept, opened
+
+    store = RunStore()
+    jobs = asked.jobs(args, store)  # mistakes are told before anything is computed
+    for found, request in jobs:
+        shown = opened.open_found(found, request, print)
+        paths = kept.keep_keys(found, shown.built, request)
+        if request.evaluate:
+            evaluation = opened.evaluate_found(found, shown, print, request.max_detections)
+            paths += kept.keep_evaluation(found, evaluation, len(shown.dataset), request, store)
+            _numbers(f"{found.where}: evaluated on {len(shown.dataset)} images", evaluation.metrics, 2)
+        if request.settings.metrics:
+            analysed = opened.analyse_found(found, shown, request, store, print)
+            paths += kept.keep(found, analysed, request, store)
+            where = f"{found.where}: {analysed.num_images} images in {duration(analysed.seconds)}"
+            _numbers(where, analysed.scalars, 4)
+        print(f"wrote {paths[0].parent}: {', '.join(path.name for path in paths)}")
+    if not jobs:
+        print("nothing to do: every finished trial has its analysis")
+    kept.mirror_trials(store, [found.name for found, request in jobs if kept.is_own(found, request, store)], print)
+    return 0
+
+
+def _numbers(title: str, numbers: Mapping[str, float | None], digits: int) -> None:
+    print(title)
+    rows = [[name, "-" if value is None else f"{value:.{digits}f}"] for name, value in numbers.items()]
+    table("", {"metric": False, "value": False}, rows)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Evaluate trained weights on a validation split, the published numbers beside ours."""
+    from harness.report.released import released
+    from harness.revisit import asked, beside, kept, opened
+    from harness.system.precision import ran_in
+
+    store = RunStore()
+    found, request = asked.evaluation(args, store)  # mistakes are told before anything is computed
+    started = time.monotonic()
+    shown = opened.open_found(found, request, print)
+    paths = kept.keep_keys(found, shown.built, request)
+    evaluation = opened.evaluate_found(found, shown, print)
+    paths += kept.keep_evaluation(found, evaluation, len(shown.dataset), request, store)
+    settings, published = found.config.evaluate, released(found.model)
+    title = f"{found.where}: {len(shown.dataset)} images of {shown.dataset.annotation_file} in "
+    columns = beside.headings(evaluation.metrics, published)
+    rows = beside.rows(evaluation.metrics, settings.branches, settings.max_detections, published)
+    print(title + duration(time.monotonic() - started))
+    table("", {"": False} | dict.fromkeys(columns, False), rows)
+    precision = ran_in(settings.computes_in(found.config.train), shown.device)
+    for line in beside.protocol_lines(beside.protocol_of(found.config, precision), published, found.model):
+        print(line)
+    print(f"wrote {paths[0].parent}: {', '.join(path.name for path in paths)}")
+    return 0
+
+
+def import_weights(args: argparse.Namespace) -> int:
+    """Write a released file of weights under our names, with all that an evaluation of it needs."""
+    from harness.revisit import asked, taken
+
+    found = asked.imported(args)
+    path = taken.target(found.weights, args.out, args.force)
+    made = taken.take(found, args.model, path, force=args.force, verbose=args.verbose, say=print)
+    said = made.description
+    print(f"{said.source}: SHA-256 {said.sha256[:12]}, {made.num_parameters:,} numbers, {said.num_classes} classes")
+    print(f"wrote {path} ({size(path.stat().st_size)}); codetr evaluate {path} needs no --model")
+    return 0
