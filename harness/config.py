@@ -53,6 +53,14 @@ class DataConfig:
     # Nothing is learnt from images with a shorter side, pixels, nor from boxes with one (official: 32 and 1)
     min_image_side: int = field(default=0, metadata={"since": 2})
     min_box_side: float = field(default=0.0, metadata={"since": 2})
+    # Above 0, images with a class that a smaller share of the images has are shown more often (LVIS: 0.001), each as
+    # often as its factor rounded up (official), or drawn in every epoch between that and rounded down (detectron2)
+    repeat_threshold: float = field(default=0.0, metadata={"since": 2})
+    repeat: Literal["ceil", "drawn"] = field(default="ceil", metadata={"since": 2})
+    repeat_empty: bool = field(default=False, metadata={"since": 2})  # images without objects count as a class
+    # Boxes that reach more than a pixel out of their images are an error, or clipped as official code does; those that
+    # lie beyond are left out then, as are those without area
+    outside_boxes: Literal["refused", "clipped"] = field(default="refused", metadata={"since": 2})
 
     def __post_init__(self) -> None:
         require(
@@ -77,6 +85,7 @@ class DataConfig:
             1 <= self.crop_sides[0] <= self.crop_sides[1],
             f"crop_sides must be two rising numbers of pixels, got {self.crop_sides}",
         )
+        require(0 <= self.repeat_threshold < 1, f"repeat_threshold must be in [0, 1), got {self.repeat_threshold}")
         for name in ("aspect_group_size", "min_image_side", "min_box_side"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
 

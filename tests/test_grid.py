@@ -254,6 +254,8 @@ def other(path, value):
         "data.crop_sides": (100, 200),
         "data.resize": "official",
         "data.aspect_group_size": 2,
+        "data.repeat": "drawn",
+        "data.outside_boxes": "clipped",
         "model.first_weights": "official",
         "evaluate.precision": "training",
         "model.neck.norm": "none",

@@ -18,7 +18,6 @@ from harness.errors import UserError
 
 EDGE_TOLERANCE = 1.0  # pixels over the border that count as rounding
 MAX_SIDE = 1_000_000  # pixels
-FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")  # of an image, in LVIS's format
 LINES_PER_KIND = 5  # of a report
 FEWEST_MISREAD, MISREAD_SHARE = 3, 0.1  # boxes outside their images that make another order of numbers likely
 # COCO 2017's own training annotations hold exactly these two boxes without height, (image, annotation);
@@ -104,18 +103,6 @@ def check_images(images: list[dict[str, Any]], problems: Problems) -> None:
             if not is_side(row.get(side)):
                 told = f"{side} {brief(row.get(side))}; must be whole pixels, 1 to {MAX_SIDE:,}"
                 problems.add("image size", f"image {brief(row.get('id'))} has {told}")
-
-
-def check_protocol(images: list[dict[str, Any]], problems: Problems) -> None:
-    """Refuse a file that says of its images which classes were looked for: AP as COCO counts it would be wrong."""
-    for key in FEDERATED:
-        if told := next((row for row in images if key in row), None):
-            problems.add(
-                "protocol",
-                f"image {brief(told.get('id'))} has {key}: as in LVIS only some classes were looked for in an image, "
-                "and COCO's AP would count right detections of the others as wrong; such files are not evaluated yet",
-            )
-            return
 
 
 def check_annotations(content: dict[str, Any], problems: Problems) -> list[dict[str, Any]]:

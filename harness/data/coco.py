@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.data.checks import brief
-from harness.data.columns import Column, Segmentations, Texts
+from harness.data.columns import Column, Lists, Segmentations, Texts
 from harness.data.disk import shown
 from harness.data.duplicates import shared_images
+from harness.data.federated import NEGATIVE, NOT_EXHAUSTIVE
 from harness.data.layout import Split, find_split
 from harness.data.pixels import UNREADABLE, read_rgb
 from harness.data.tables import open_tables
@@ -69,6 +70,8 @@ class CocoDataset:
         arrays = self._tables.arrays
         self.category_ids: tuple[int, ...] = tuple(header["category_ids"])
         self.category_names: tuple[str, ...] = tuple(header["category_names"])
+        self.protocol: str = header["protocol"]  # "coco", or "lvis": each image is annotated for some classes
+        self.frequencies: tuple[str, ...] = tuple(header["frequencies"])  # LVIS: r, c, f of the classes; "": unknown
         self.area_bounds: tuple[float, float] = tuple(header["area_bounds"])
         self.num_clipped: int = header["num_clipped"]
         self.num_left_out: int = header["num_left_out"]
@@ -78,6 +81,9 @@ class CocoDataset:
         self._starts, self._image, self._ids = (arrays[name] for name in ("starts", "image", "ids"))
         self._labels, self._crowd = arrays["labels"], arrays["crowd"]
         self._xywh, self._areas, self._xyxy = (arrays[name] for name in ("xywh", "areas", "xyxy"))
+        if self.protocol == "lvis":
+            self._negatives = Lists(arrays["negatives"], arrays["negative_ends"])
+            self._not_exhaustive = Lists(arrays["not_exhaustives"], arrays["not_exhaustive_ends"])
         if self.has_masks:
             self._segmentations = Segmentations(*(arrays[name] for name in Segmentations.NAMES))
 
@@ -111,6 +117,10 @@ class CocoDataset:
     def num_boxes(self) -> int:
         """Objects that are not crowd regions."""
         return int((~self._crowd).sum())
+
+    def classes_of_images(self) -> tuple[np.ndarray, np.ndarray]:
+        """[N] index of the image and [N] label of each object, without crowd regions."""
+        return self._image[~self._crowd], self._labels[~self._crowd]
 
     @property
     def objects_of_images(self) -> np.ndarray:
@@ -208,7 +218,7 @@ class CocoDataset:
             for index, (row, image) in enumerate(zip(annotations, self._image.tolist(), strict=True)):
                 hw = self.image_hw[image]
                 row["segmentation"] = packed(self._segmentations.at(index, hw), *hw)
-        return {
+        truth = {
             "info": {"area_bounds": list(self.area_bounds)},
             "images": [
                 {"id": image_id, "height": height, "width": width}
@@ -220,6 +230,17 @@ class CocoDataset:
                 for category, name in zip(self.category_ids, self.category_names, strict=True)
             ],
         }
+        if self.protocol == "lvis":
+            self._add_protocol(truth)
+        return truth
+
+    def _add_protocol(self, truth: dict[str, Any]) -> None:
+        """What LVIS's format has besides COCO's."""
+        ids = self.category_ids
+        for row, negative, partly in zip(truth["images"], self._negatives, self._not_exhaustive, strict=True):
+            row[NEGATIVE], row[NOT_EXHAUSTIVE] = ([ids[label] for label in labels] for labels in (negative, partly))
+        for row, frequency in zip(truth["categories"], self.frequencies, strict=True):
+            row |= {"frequency": frequency} if frequency else {}
 
 
 def without_objects(data: CocoDataset) -> str:

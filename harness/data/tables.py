@@ -25,7 +25,6 @@ from harness.data.checks import (
     check_annotations,
     check_categories,
     check_images,
-    check_protocol,
     check_tables,
     is_number,
 )
@@ -33,6 +32,7 @@ from harness.data.columns import Segmentations, Texts
 from harness.data.content import file_hash
 from harness.data.disk import no_access, open_file
 from harness.data.duplicates import GONE, check_same_image, file_marks, marks_of, note_same_objects
+from harness.data.federated import check_protocol, frequencies_of, lists_of
 from harness.data.files import VERDICTS, check_files
 from harness.data.mapped import Mapped, map_arrays, write_arrays
 from harness.data.plausibility import check_boxes, object_areas
@@ -56,10 +56,11 @@ def open_tables(annotation_file: Path, folder: Path, with_masks: bool, progress:
         progress: takes lines about work that takes long, and remarks.
 
     Returns:
-        Header: `category_ids`, `category_names`, `area_bounds`, `num_clipped`, `num_left_out`, `notes`. Columns of
-        images, sorted by id: `image_ids`, `image_hw`, `names`, `name_ends`, `starts` (first row of each image's
-        annotations, and their number). Columns of annotations, sorted by image: `ids`, `image`, `labels`, `crowd`,
-        `xywh`, `areas`, `xyxy` (clipped to the image), and those of `Segmentations`.
+        Header: `category_ids`, `category_names`, `protocol`, `frequencies`, `area_bounds`, `num_clipped`,
+        `num_left_out`, `notes`. Columns of images, sorted by id: `image_ids`, `image_hw`, `names`, `name_ends`,
+        `starts` (first row of each image's annotations, and their number), and those of `lists_of`. Columns of
+        annotations, sorted by image: `ids`, `image`, `labels`, `crowd`, `xywh`, `areas`, `xyxy` (clipped to the image),
+        and those of `Segmentations`.
 
     Raises:
         UserError: everything that is wrong with the split, in one message.
@@ -154,7 +155,7 @@ def _read(annotation_file: Path, folder: Path, with_masks: bool, progress: Progr
         progress(f"checking {len(content['annotations']):,} annotations")
     check_categories(content["categories"], problems)
     check_images(content["images"], problems)
-    check_protocol(content["images"], problems)
+    protocol = check_protocol(content["images"], content["categories"], problems)
     sound = check_annotations(content, problems)
     check_boxes(sound, content["images"], problems)
     if with_masks:
@@ -166,14 +167,14 @@ def _read(annotation_file: Path, folder: Path, with_masks: bool, progress: Progr
     check_same_image(content["images"], sound, marks, problems)
     area_bounds = _area_bounds(content, problems)
     problems.raise_if_any()
-    header, arrays, files = _columns(content, with_masks, problems)
+    header, arrays, files = _columns(content, with_masks, protocol, problems)
     header |= {"area_bounds": area_bounds, "notes": [*notes, *problems.notes]}
     of_files = np.array([marks.get(name, GONE) for name in files], np.int64)
     return Mapped(header, arrays), of_files, before == marks and GONE not in map(marks.get, files)
 
 
 def _columns(
-    content: dict[str, Any], with_masks: bool, problems: Problems
+    content: dict[str, Any], with_masks: bool, protocol: str, problems: Problems
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], list[str]]:
     """Checked lists as columns, and the names of the images. What is odd is noted in `problems`."""
     categories = sorted(content["categories"], key=lambda row: row["id"])
@@ -199,6 +200,8 @@ def _columns(
     header = {
         "category_ids": [row["id"] for row in categories],
         "category_names": [row["name"] for row in categories],
+        "protocol": protocol,
+        "frequencies": frequencies_of(categories) if protocol == "lvis" else [],
         "num_clipped": int((np.abs(clipped - corners).max(1, initial=0) > 0.01).sum()),
         "num_left_out": len(content["annotations"]) - count,
     }
@@ -208,6 +211,8 @@ def _columns(
         **{"ids": ids, "image": image, "labels": labels, "crowd": crowd, "xywh": xywh, "areas": areas},
         "xyxy": clipped.astype(np.float32),
     }
+    if protocol == "lvis":
+        arrays |= lists_of(images, label)
     if with_masks:
         arrays |= Segmentations.of(row["segmentation"] for row in kept).columns()
     return header, arrays, files
