@@ -7,6 +7,7 @@ Images without objects are legal; crowd regions are kept apart, because nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +20,9 @@ from harness.data.columns import Column, Lists, Segmentations, Texts
 from harness.data.disk import shown
 from harness.data.duplicates import shared_images
 from harness.data.federated import NEGATIVE, NOT_EXHAUSTIVE
-from harness.data.layout import Split, find_split
+from harness.data.layout import Split, find_split, own_named
 from harness.data.pixels import UNREADABLE, read_rgb
-from harness.data.tables import open_tables
+from harness.data.tables import Wanted, open_tables
 from harness.data.ticker import Progress, print_line
 from harness.errors import UserError
 
@@ -38,6 +39,7 @@ class CocoDataset:
         progress: takes a line of text now and then when the checks take long; None prints it.
         name: for people; None takes the folder's.
         with_masks: read the segmentations too, which only some heads learn from and which fill the memory.
+        clips_boxes: boxes may reach out of their images (`DataConfig.outside_boxes`).
 
     Raises:
         UserError: everything that is wrong with the split, in one message.
@@ -51,18 +53,26 @@ class CocoDataset:
         progress: Progress | None = None,
         name: str | None = None,
         with_masks: bool = False,
+        clips_boxes: bool = False,
     ) -> None:
         self.split = split
         self.name = name or Path(root).absolute().name
         self.annotation_file, self.image_folder = find_split(Path(root), split)
         self.has_masks = with_masks
         progress = progress or print_line
-        self._tables, self._marks = open_tables(self.annotation_file, self.image_folder, with_masks, progress)
+        wanted = Wanted(with_masks, clips_boxes)
+        self._tables, self._marks = open_tables(self.annotation_file, self.image_folder, wanted, progress)
         self._take(self._tables.header)
+        if (other := own_named(Path(root), split)) not in (None, self.annotation_file):
+            progress(
+                f"note: {self.annotation_file}: is taken, not {other.name} beside it; give that a folder of its own"
+            )
         for note in self._tables.header["notes"]:
             progress(note)
         if self.num_clipped:
-            progress(f"{self.annotation_file}: {self.num_clipped} boxes clipped by at most 1 pixel")
+            most = max(1, math.ceil(self._tables.header["most_clipped"]))
+            told = f"{self.num_clipped} boxes clipped by at most {most} pixel{'s'[: most != 1]}"
+            progress(f"{self.annotation_file}: {told}")
         if self.num_left_out:
             progress(f"{self.annotation_file}: {self.num_left_out} known boxes without area left out")
 

@@ -33,23 +33,24 @@ def check_protocol(images: _Rows, categories: _Rows, problems: Problems) -> str:
     if not any(key in row for row in images for key in KEYS):
         return "coco"
     known = {row["id"] for row in categories if is_whole(row.get("id"))}
-    for row in images:
-        for key in KEYS:
-            if trouble := _list_trouble(row, key, known):
+    for key in KEYS:
+        if without := [row for row in images if key not in row]:
+            told = f"has no {key}, like {len(without):,} of {len(images):,} images" if len(without) > 1 else f"has no {key}"
+            why = "as in LVIS each image must say which classes were looked for; add it, [] where there are none"
+            problems.add("protocol", f"image {brief(without[0].get('id'))} {told}: {why}")
+        for row in images:
+            if key in row and (trouble := _list_trouble(row[key], key, known)):
                 problems.add("protocol", f"image {brief(row.get('id'))} {trouble}")
     _check_frequencies(categories, problems)
     return "lvis"
 
 
-def _list_trouble(row: Mapping[str, Any], key: str, known: set[int]) -> str:
+def _list_trouble(ids: Any, key: str, known: set[int]) -> str:
     """What is wrong with an image's list of categories; empty when nothing is."""
-    if key not in row:
-        return f"has no {key}, as LVIS's format has of every image; add it, [] where there are none"
-    ids = row[key]
     if not isinstance(ids, list) or not all(map(is_whole, ids)):
         return f"has {key} {brief(ids)}; must be a list of category ids"
     if unknown := [number for number in ids if number not in known]:
-        return f"has category {unknown[0]} among its {key}, which is not listed; add it to categories or remove it"
+        return f"has category {unknown[0]} in its {key}, which is not listed; add it to categories or remove it"
     return ""
 
 

@@ -224,7 +224,7 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
     limits: dict[Any, int] = {}
     for trial in trials:
         data, heads = trial.config.data, trial.config.model.heads
-        key = (data.path, data.digits)
+        key = _data_key(data)
         configs[key] = data
         with_masks[key] = with_masks.get(key, False) or _need_masks(heads)
         queries[key] = min(trial.config.model.num_queries, queries.get(key, trial.config.model.num_queries))
@@ -238,7 +238,7 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
         if crowded and crowded["most"] > limit:
             say(f"note: {limit_words(crowded, limit)}")
         most = max(data.most_objects for data in splits)
-        asked = [trial.config for trial in trials if (trial.config.data.path, trial.config.data.digits) == key]
+        asked = [trial.config for trial in trials if _data_key(trial.config.data) == key]
         if trouble := next(filter(None, (evaluator_trouble(protocol, own.evaluate.evaluator) for own in asked)), ""):
             raise UserError(f"{splits[1].annotation_file}: {trouble}")
         lengths = (_length(trial, splits[0]) for trial in asked if trial.train.min_steps)
@@ -246,6 +246,11 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
             say(f"training: {length}")
         if most > queries[key]:
             say(f"note: an image has {most} objects, and model.num_queries={queries[key]} can find no more than that")
+
+
+def _data_key(data: DataConfig) -> tuple[Any, ...]:
+    """What decides which annotations are read."""
+    return data.path, data.digits, data.outside_boxes
 
 
 def _length(config: TrialConfig, data: CocoDataset) -> TrainingLength:
