@@ -35,7 +35,11 @@ def check_protocol(images: _Rows, categories: _Rows, problems: Problems) -> str:
     known = {row["id"] for row in categories if is_whole(row.get("id"))}
     for key in KEYS:
         if without := [row for row in images if key not in row]:
-            told = f"has no {key}, like {len(without):,} of {len(images):,} images" if len(without) > 1 else f"has no {key}"
+            told = (
+                f"has no {key}, like {len(without):,} of {len(images):,} images"
+                if len(without) > 1
+                else f"has no {key}"
+            )
             why = "as in LVIS each image must say which classes were looked for; add it, [] where there are none"
             problems.add("protocol", f"image {brief(without[0].get('id'))} {told}: {why}")
         for row in images:

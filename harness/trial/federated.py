@@ -14,7 +14,7 @@ import numpy as np
 from harness.data.federated import FREQUENCIES, KEYS, Judged
 from harness.trial.detections import DetectionTable
 
-PAIRS_AT_ONCE = 1_000_000  # of image and class, for which an evaluator makes objects
+PAIRS_AT_ONCE = 200_000  # of image and class: an evaluator holds a kilobyte for each
 
 Side = tuple[dict[str, Any], DetectionTable]
 
