@@ -65,6 +65,14 @@ class DataConfig:
     boxes_from_masks: bool = field(default=True, metadata={"since": 2})
     # So many objects at most of a second image are pasted into each of training (official: 99)
     copy_paste: int = field(default=0, metadata={"since": 2})
+    # Above 0, images with a class that a smaller share of the images has are shown more often (LVIS: 0.001), each as
+    # often as its factor rounded up (official), or drawn in every epoch between that and rounded down (detectron2)
+    repeat_threshold: float = field(default=0.0, metadata={"since": 2})
+    repeat: Literal["ceil", "drawn"] = field(default="ceil", metadata={"since": 2})
+    repeat_empty: bool = field(default=False, metadata={"since": 2})  # images without objects count as a class
+    # Boxes that reach more than a pixel out of their images are an error, or clipped as official code does; those that
+    # lie beyond are left out then, as are those without area
+    outside_boxes: Literal["refused", "clipped"] = field(default="refused", metadata={"since": 2})
 
     @property
     def evaluated_long_side(self) -> int:
@@ -106,6 +114,7 @@ class DataConfig:
             1 <= self.crop_sides[0] <= self.crop_sides[1],
             f"crop_sides must be two rising numbers of pixels, got {self.crop_sides}",
         )
+        require(0 <= self.repeat_threshold < 1, f"repeat_threshold must be in [0, 1), got {self.repeat_threshold}")
         for name in ("aspect_group_size", "min_image_side", "min_box_side", "eval_long_side"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
 

@@ -94,16 +94,6 @@ def test_an_area_that_cannot_be_right_is_that_of_the_box(folder: Path, edit: Edi
     assert areas(folder) == box_areas()
 
 
-@pytest.mark.parametrize("key", ["neg_category_ids", "not_exhaustive_category_ids"])
-def test_a_file_that_is_not_annotated_for_all_classes_is_never_evaluated_as_coco(folder: Path, key: str) -> None:
-    content = json.loads((folder / "annotations" / "instances_train.json").read_text())
-    content["images"][-1][key] = []
-    (folder / "annotations" / "instances_train.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=f"has {key}: as in LVIS only some classes were looked for") as caught:
-        CocoDataset(folder, "train", progress=lambda line: None)
-    assert "\n" not in str(caught.value)
-
-
 def test_real_areas_of_masks_stay(folder: Path) -> None:
     """Half a box, a sliver of one, and two overlapping pieces that together have more than the box."""
     shares = [0.5, 0.001, 1.9, 1, 1, 1]

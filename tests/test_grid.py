@@ -269,6 +269,8 @@ def other(path, value):
         "data.eval_long_side": 500,
         "data.square": 64,
         "data.jitter_scales": (0.5, 2.0),
+        "data.repeat": "drawn",
+        "data.outside_boxes": "clipped",
         "model.first_weights": "official",
         "evaluate.precision": "training",
         "model.neck.norm": "none",

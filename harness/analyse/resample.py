@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.data.federated import Judged, is_federated
 from harness.spec.detection_metrics import STANDARD_LIMIT, is_detection_metric
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def match_images(
 ) -> list[ClassMatches]:
     """Match detections (COCO results format) with the ground truth, by COCO's rules for boxes of any size.
 
+    On LVIS data what is detected of classes that an image is not annotated for is left out, and what has no counterpart
+    among those that are annotated in part is neither right nor wrong.
+
     Args:
         dataset: the validation split.
         results: of one trial.
@@ -53,6 +57,10 @@ def match_images(
     from pycocotools.cocoeval import COCOeval
 
     truth = dataset.ground_truth
+    judged = Judged(truth) if is_federated(truth) else None
+    if judged is not None:
+        pairs = np.array([(row["image_id"], row["category_id"]) for row in results], np.int64).reshape(-1, 2).T
+        results = [results[row] for row in np.flatnonzero(judged.counts(*pairs)).tolist()]
     found = [
         {**result, "id": number, "area": result["bbox"][2] * result["bbox"][3], "iscrowd": 0}
         for number, result in enumerate(results, 1)
@@ -68,8 +76,15 @@ def match_images(
         run.params.areaRng, run.params.areaRngLbl = [[0.0, 1e10]], ["all"]
         run.params.maxDets = [limit]
         run.evaluate()
-    images = len(run.params.imgIds)
-    return [_of_class(run.evalImgs[start : start + images], images) for start in range(0, len(run.evalImgs), images)]
+    image_ids, categories = np.array(run.params.imgIds), run.params.catIds
+    images = len(image_ids)
+    classes = [_of_class(run.evalImgs[start : start + images], images) for start in range(0, len(run.evalImgs), images)]
+    if judged is None:
+        return classes
+    return [
+        replace(own, miss=own.miss & ~judged.is_partly(image_ids[own.image], np.full(len(own.image), category)))
+        for own, category in zip(classes, categories, strict=True)
+    ]
 
 
 def _of_class(found: Sequence[dict[str, Any] | None], images: int) -> ClassMatches:

@@ -1,10 +1,10 @@
 """Images and their objects: where they come from, whether they are sound, how they reach the network.
 
-Read in this order: `scenes` and `digits` (the embedded data set), `layout`, `coco`, `tables` and `checks` (any
-COCO-layout folder), `columns` and `mapped` (its annotations as arrays that all processes share), `disk`, `files` and
-`pixels` (its images), `content` (its fingerprint), `plausibility`, `readings`, `duplicates` and `segmentations` (more
-checks of its annotations), `masks`, `transforms`, `augment` and `jitter` (views of an image), `paste`, `samples`,
-`loader` (batches). Only these from `masks` on need torch: import `harness.data.loader`.
+Read in this order: `scenes` and `digits` (the embedded data set), `layout`, `names`, `coco`, `tables` and `checks` (any
+COCO-layout folder), `federated` (LVIS's protocol), `columns` and `mapped` (its annotations as arrays that all processes
+share), `disk`, `files` and `pixels` (its images), `content` (its fingerprint), `plausibility`, `readings`, `duplicates`
+and `segmentations` (more checks of its annotations), `masks`, `transforms`, `augment` and `jitter` (views of an image),
+`paste`, `samples`, `order`, `loader` (batches). Only these from `masks` on need torch: import `harness.data.loader`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def open_dataset(
     """
     with_masks = with_masks or (split == "train" and config.learns_from_masks)
     if config.path is not None:
-        return CocoDataset(Path(os.path.expanduser(config.path)), split, progress=progress, with_masks=with_masks)
+        root, clips = Path(os.path.expanduser(config.path)), config.outside_boxes == "clipped"
+        return CocoDataset(root, split, progress=progress, with_masks=with_masks, clips_boxes=clips)
     folder = ensure_digits(config.digits, progress)
     try:
         return CocoDataset(folder, split, progress=progress, name="digits", with_masks=with_masks)

@@ -17,8 +17,8 @@ from harness.data.readings import other_reading
 from harness.errors import UserError
 
 EDGE_TOLERANCE = 1.0  # pixels over the border that count as rounding
+THIN = 1e-3  # pixels: below it nothing is left of a side where the network works with 32-bit numbers
 MAX_SIDE = 1_000_000  # pixels
-FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")  # of an image, in LVIS's format
 LINES_PER_KIND = 5  # of a report
 FEWEST_MISREAD, MISREAD_SHARE = 3, 0.1  # boxes outside their images that make another order of numbers likely
 # COCO 2017's own training annotations hold exactly these two boxes without height, (image, annotation);
@@ -99,32 +99,26 @@ def check_images(images: list[dict[str, Any]], problems: Problems) -> None:
     _check_ids("image", images, problems)
     for row in images:
         if not isinstance(row.get("file_name"), str):
-            problems.add("file name", f"image {brief(row.get('id'))} has no file_name; add it")
+            problems.add("file name", f"image {brief(row.get('id'))} has no file_name (nor a coco_url); add it")
         for side in ("width", "height"):
             if not is_side(row.get(side)):
                 told = f"{side} {brief(row.get(side))}; must be whole pixels, 1 to {MAX_SIDE:,}"
                 problems.add("image size", f"image {brief(row.get('id'))} has {told}")
 
 
-def check_protocol(images: list[dict[str, Any]], problems: Problems) -> None:
-    """Refuse a file that says of its images which classes were looked for: AP as COCO counts it would be wrong."""
-    for key in FEDERATED:
-        if told := next((row for row in images if key in row), None):
-            problems.add(
-                "protocol",
-                f"image {brief(told.get('id'))} has {key}: as in LVIS only some classes were looked for in an image, "
-                "and COCO's AP would count right detections of the others as wrong; such files are not evaluated yet",
-            )
-            return
+def check_annotations(content: dict[str, Any], problems: Problems, *, clips: bool = False) -> list[dict[str, Any]]:
+    """Ids, references, areas and boxes; returns the annotations that nothing is wrong with.
 
-
-def check_annotations(content: dict[str, Any], problems: Problems) -> list[dict[str, Any]]:
-    """Ids, references, areas and boxes; returns the annotations that nothing is wrong with."""
+    Args:
+        content: the annotation file's; annotations that are left out are taken from it.
+        problems: takes what is wrong.
+        clips: boxes may reach out of their images, and those of which nothing lies within are left out, with a note.
+    """
     annotations = content["annotations"]
     _check_ids("annotation", annotations, problems)
     sizes = {row["id"]: (row.get("width"), row.get("height")) for row in content["images"] if is_whole(row.get("id"))}
     categories = {row["id"] for row in content["categories"] if is_whole(row.get("id"))}
-    sound, outside = [], []
+    sound, outside, nowhere = [], [], []
     for row in annotations:
         image_id, category, area = row.get("image_id"), row.get("category_id"), row.get("area")
         if not is_whole(image_id) or image_id not in sizes:
@@ -144,6 +138,9 @@ def check_annotations(content: dict[str, Any], problems: Problems) -> list[dict[
                 "area",
                 f"annotation {brief(row.get('id'))} has area {brief(area)}; must be a number of square pixels",
             )
+        if clips and _is_nowhere(row.get("bbox"), *sizes[image_id]):
+            nowhere.append(row)
+            continue
         empty = _box_trouble(row.get("bbox"))
         if empty and not (is_whole(row.get("id")) and (image_id, row["id"]) in KNOWN_EMPTY_BOXES):
             problems.add("box", f"annotation {brief(row.get('id'))} (image {image_id}): {empty}")
@@ -153,14 +150,27 @@ def check_annotations(content: dict[str, Any], problems: Problems) -> list[dict[
             outside.append(row)
         elif problems.count == before:
             sound.append(row)
-    _report_outside(outside, sound, sizes, problems)
-    return sound
+    is_misread = _report_outside(outside, sound, sizes, problems, clips=clips)
+    if nowhere:
+        left = set(map(id, nowhere))
+        content["annotations"] = [row for row in annotations if id(row) not in left]
+        example = f"annotation {brief(nowhere[0].get('id'))} has bbox {brief(nowhere[0]['bbox'])}"
+        problems.note(f"{len(nowhere):,} boxes without any area in their images are left out: {example}")
+    return sound if is_misread or not clips else sound + outside
 
 
 def _report_outside(
-    outside: list[dict[str, Any]], sound: list[dict[str, Any]], sizes: dict[int, tuple[int, int]], problems: Problems
-) -> None:
-    """A line for each box outside its image, or one for all where another order of the four numbers explains them."""
+    outside: list[dict[str, Any]],
+    sound: list[dict[str, Any]],
+    sizes: dict[int, tuple[int, int]],
+    problems: Problems,
+    *,
+    clips: bool,
+) -> bool:
+    """A line for each box outside its image unless they are clipped, or one for all that are another four numbers.
+
+    Returns whether it is another order of the four numbers that explains them.
+    """
     reading, count = None, len(outside) + len(sound)
     if len(outside) >= max(FEWEST_MISREAD, MISREAD_SHARE * count):
         rows = outside + sound
@@ -170,10 +180,14 @@ def _report_outside(
         if reading:
             told = f"{len(outside):,} of {count:,} boxes reach outside their images, but all fit as {reading}"
             problems.add("box", f"{told}: {place} has bbox {brief(row['bbox'])}; convert them to x, y, width, height")
-            return
+            return True
+        if clips:
+            break
         size = "x".join(map(str, sizes[row["image_id"]]))
         told = f"(x, y, width, height) reaches outside the image of {size} pixels; clip or remove it"
-        problems.add("box", f"{place}: bbox {brief(row['bbox'])} {told}")
+        setting = "or set data.outside_boxes=clipped"
+        problems.add("box", f"{place}: bbox {brief(row['bbox'])} {told}, {setting}")
+    return False
 
 
 def _check_ids(what: str, rows: Iterable[dict[str, Any]], problems: Problems) -> None:
@@ -217,6 +231,17 @@ def _box_trouble(box: Any) -> str:
     if box[2] <= 0 or box[3] <= 0:
         return f"bbox {brief(box)} has no area; correct or remove it"
     return ""
+
+
+def _is_nowhere(box: Any, width: Any, height: Any) -> bool:
+    """Whether nothing of a box lies in its image, or so little that no pixel shows it."""
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+        return False
+    x, y, w, h = box
+    sides = (width, x, w), (height, y, h)
+    return all(map(is_side, (width, height))) and any(
+        min(end, at + size) - max(0, at) < THIN for end, at, size in sides
+    )
 
 
 def _is_outside(box: list[float], width: int, height: int) -> bool:

@@ -7,6 +7,7 @@ Images without objects are legal; crowd regions are kept apart, because nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.data.checks import brief
-from harness.data.columns import Column, Segmentations, Texts
+from harness.data.columns import Column, Lists, Segmentations, Texts
 from harness.data.disk import shown
 from harness.data.duplicates import shared_images
-from harness.data.layout import Split, find_split
+from harness.data.federated import NEGATIVE, NOT_EXHAUSTIVE
+from harness.data.layout import Split, find_split, own_named
 from harness.data.pixels import UNREADABLE, read_rgb
-from harness.data.tables import open_tables
+from harness.data.tables import Wanted, open_tables
 from harness.data.ticker import Progress, print_line
 from harness.errors import UserError
 
@@ -38,6 +40,7 @@ class CocoDataset:
         progress: takes a line of text now and then when the checks take long; None prints it.
         name: for people; None takes the folder's.
         with_masks: read the segmentations too, which only some heads learn from and which fill the memory.
+        clips_boxes: boxes may reach out of their images (`DataConfig.outside_boxes`).
 
     Raises:
         UserError: everything that is wrong with the split, in one message.
@@ -51,18 +54,26 @@ class CocoDataset:
         progress: Progress | None = None,
         name: str | None = None,
         with_masks: bool = False,
+        clips_boxes: bool = False,
     ) -> None:
         self.split = split
         self.name = name or Path(root).absolute().name
         self.annotation_file, self.image_folder = find_split(Path(root), split)
         self.has_masks = with_masks
         progress = progress or print_line
-        self._tables, self._marks = open_tables(self.annotation_file, self.image_folder, with_masks, progress)
+        wanted = Wanted(with_masks, clips_boxes)
+        self._tables, self._marks = open_tables(self.annotation_file, self.image_folder, wanted, progress)
         self._take(self._tables.header)
+        if (other := own_named(Path(root), split)) not in (None, self.annotation_file):
+            progress(
+                f"note: {self.annotation_file}: is taken, not {other.name} beside it; give that a folder of its own"
+            )
         for note in self._tables.header["notes"]:
             progress(note)
         if self.num_clipped:
-            progress(f"{self.annotation_file}: {self.num_clipped} boxes clipped by at most 1 pixel")
+            most = max(1, math.ceil(self._tables.header["most_clipped"]))
+            told = f"{self.num_clipped} boxes clipped by at most {most} pixel{'s'[: most != 1]}"
+            progress(f"{self.annotation_file}: {told}")
         if self.num_left_out:
             progress(f"{self.annotation_file}: {self.num_left_out} known boxes without area left out")
 
@@ -70,6 +81,8 @@ class CocoDataset:
         arrays = self._tables.arrays
         self.category_ids: tuple[int, ...] = tuple(header["category_ids"])
         self.category_names: tuple[str, ...] = tuple(header["category_names"])
+        self.protocol: str = header["protocol"]  # "coco", or "lvis": each image is annotated for some classes
+        self.frequencies: tuple[str, ...] = tuple(header["frequencies"])  # LVIS: r, c, f of the classes; "": unknown
         self.area_bounds: tuple[float, float] = tuple(header["area_bounds"])
         self.num_clipped: int = header["num_clipped"]
         self.num_left_out: int = header["num_left_out"]
@@ -79,6 +92,9 @@ class CocoDataset:
         self._starts, self._image, self._ids = (arrays[name] for name in ("starts", "image", "ids"))
         self._labels, self._crowd = arrays["labels"], arrays["crowd"]
         self._xywh, self._areas, self._xyxy = (arrays[name] for name in ("xywh", "areas", "xyxy"))
+        if self.protocol == "lvis":
+            self._negatives = Lists(arrays["negatives"], arrays["negative_ends"])
+            self._not_exhaustive = Lists(arrays["not_exhaustives"], arrays["not_exhaustive_ends"])
         if self.has_masks:
             self._segmentations = Segmentations(*(arrays[name] for name in Segmentations.NAMES))
 
@@ -112,6 +128,10 @@ class CocoDataset:
     def num_boxes(self) -> int:
         """Objects that are not crowd regions."""
         return int((~self._crowd).sum())
+
+    def classes_of_images(self) -> tuple[np.ndarray, np.ndarray]:
+        """[N] index of the image and [N] label of each object, without crowd regions."""
+        return self._image[~self._crowd], self._labels[~self._crowd]
 
     @property
     def objects_of_images(self) -> np.ndarray:
@@ -218,7 +238,7 @@ class CocoDataset:
             for index, (row, image) in enumerate(zip(annotations, self._image.tolist(), strict=True)):
                 hw = self.image_hw[image]
                 row["segmentation"] = packed(self._segmentations.at(index, hw), *hw)
-        return {
+        truth = {
             "info": {"area_bounds": list(self.area_bounds)},
             "images": [
                 {"id": image_id, "height": height, "width": width}
@@ -230,6 +250,17 @@ class CocoDataset:
                 for category, name in zip(self.category_ids, self.category_names, strict=True)
             ],
         }
+        if self.protocol == "lvis":
+            self._add_protocol(truth)
+        return truth
+
+    def _add_protocol(self, truth: dict[str, Any]) -> None:
+        """What LVIS's format has besides COCO's."""
+        ids = self.category_ids
+        for row, negative, partly in zip(truth["images"], self._negatives, self._not_exhaustive, strict=True):
+            row[NEGATIVE], row[NOT_EXHAUSTIVE] = ([ids[label] for label in labels] for labels in (negative, partly))
+        for row, frequency in zip(truth["categories"], self.frequencies, strict=True):
+            row |= {"frequency": frequency} if frequency else {}
 
 
 def without_objects(data: CocoDataset) -> str:

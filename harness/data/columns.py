@@ -92,6 +92,34 @@ class Texts(_Rows[str]):
         return cls(np.frombuffer(b"".join(encoded), np.uint8), _ends(map(len, encoded)))
 
 
+class Lists(_Rows[tuple[int, ...]]):
+    """Lists of whole numbers one after the other in one array.
+
+    Args:
+        values: [M] int32.
+        ends: [N] int64, where each one ends.
+    """
+
+    def __init__(self, values: np.ndarray, ends: np.ndarray) -> None:
+        self.values, self.ends = values, ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def _at(self, row: int) -> tuple[int, ...]:
+        start = self.ends[row - 1] if row else 0
+        return tuple(self.values[start : self.ends[row]].tolist())
+
+    @classmethod
+    def of(cls, lists: Iterable[Sequence[int]]) -> Lists:
+        """Columns of lists."""
+        values, lengths = array("i"), array("q")
+        for own in lists:
+            values.extend(own)
+            lengths.append(len(own))
+        return cls(np.array(values, np.int32), _ends(lengths))
+
+
 class Segmentations:
     """Checked segmentations of COCO's kinds in flat arrays.
 

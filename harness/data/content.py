@@ -3,7 +3,8 @@
 It decodes no image, and what it had to read once it remembers by size and modification time. There are two kinds:
 
 - *By listing*, of a data set whose annotations name only image files that a listing of the split's folder finds: the
-  annotation files' bytes, and the names and sizes of all image files in these folders.
+  annotation files' bytes, and the names and sizes of all image files in these folders. Where images are named from the
+  data set's folder (LVIS, Objects365), only the folders in it count that hold some of them.
 - *By naming*, of any other (images in another folder, with another suffix, hidden): the annotation files' bytes, and of
   every file that they name its size and content. Of compressed formats the beginning and the end stand for the content,
   since a change in between moves or changes the end.
@@ -23,8 +24,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness.data.disk import list_images, no_access, open_file, status
+from harness.data.disk import is_folder, list_images, no_access, open_file, status
 from harness.data.layout import find_splits
+from harness.data.names import Naming, is_root, naming_of
 from harness.data.ticker import Progress, Ticker
 from harness.files import cache_dir, write_atomic
 
@@ -49,9 +51,9 @@ def folder_fingerprint(root: Path, progress: Progress | None = None) -> str:
         UserError: parts of the data set are missing, or the system lets us not see them.
     """
     splits = find_splits(root)
-    listed = {split: dict(list_images(folder)) for split, (_, folder) in splits.items()}
     hashes = {split: _annotation_hash(annotation_file) for split, (annotation_file, _) in splits.items()}
-    named = {split: _named_files(splits[split][0], hashes[split]) for split in splits}
+    named = {split: _named_files(*splits[split], hashes[split]) for split in splits}
+    listed = {split: _listed(*splits[split], named[split]) for split in splits}
     digest = hashlib.sha256()
     if any(_names_others(splits[split][1], named[split], listed[split]) for split in splits):
         digest.update(b"by naming\0")
@@ -69,6 +71,15 @@ def _print_aside(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _listed(annotation_file: Path, folder: Path, named: list[str]) -> dict[str, int]:
+    """Bytes of the image files in the folders of a split, by name."""
+    if not is_root(annotation_file, folder):
+        return dict(list_images(folder))
+    first = sorted({name.partition("/")[0] for name in named if "/" in name})
+    below = ((part, folder / part) for part in first)
+    return {f"{part}/{name}": size for part, path in below if is_folder(path) for name, size in list_images(path)}
+
+
 def _names_others(folder: Path, names: list[str], listed: Mapping[str, int]) -> bool:
     """Whether one of the named files is there and is none of the listed ones, under whatever name."""
     place = os.path.realpath(folder)
@@ -84,18 +95,20 @@ def _names_others(folder: Path, names: list[str], listed: Mapping[str, int]) -> 
 # ---- what annotations name ----------------------------------------------------------------------------------------
 
 
-def _named_files(annotation_file: Path, file_hash: str) -> list[str]:
+def _named_files(annotation_file: Path, folder: Path, file_hash: str) -> list[str]:
     """Names of a split's images, each once; remembered by the file's hash. Nothing of a file that is no annotation."""
-    record = cache_dir() / "names" / f"{file_hash[:32]}.json"
+    naming = naming_of(annotation_file, folder)
+    way = hashlib.sha256(json.dumps(naming).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    record = cache_dir() / "names" / f"{file_hash[:32]}-{way}.json"
     names = _remembered(record)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        names = _read_names(annotation_file)
+        names = _read_names(annotation_file, naming)
         with suppress(OSError):  # a cache that cannot be written costs time, nothing else
             write_atomic(record, json.dumps(names), durable=False)
     return names
 
 
-def _read_names(annotation_file: Path) -> list[str]:
+def _read_names(annotation_file: Path, naming: Naming) -> list[str]:
     try:
         with open_file(annotation_file) as stream:
             content = stream.read()
@@ -109,7 +122,7 @@ def _read_names(annotation_file: Path) -> list[str]:
     except (ValueError, RecursionError):
         return []  # the checks tell
     rows = [row for row in images if isinstance(row, dict)] if isinstance(images, list) else []
-    return sorted({row["file_name"] for row in rows if isinstance(row.get("file_name"), str)})
+    return sorted({name for row in rows if isinstance(name := naming.of(row), str)})
 
 
 def _images_alone(content: bytes) -> Any:
@@ -127,7 +140,7 @@ def _images_alone(content: bytes) -> Any:
 
 def _names_only(row: dict[str, Any]) -> dict[str, Any]:
     """Of a JSON object what this room reads; the rest of a large file would fill the memory."""
-    return {key: row[key] for key in ("images", "file_name") if key in row}
+    return {key: row[key] for key in ("images", "file_name", "coco_url") if key in row}
 
 
 _IMAGES = json.JSONDecoder(object_hook=_names_only)

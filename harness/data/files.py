@@ -22,7 +22,7 @@ from typing import Any
 import PIL
 
 from harness.data.checks import Problems
-from harness.data.disk import ABSENT, KINDS, list_images, open_file, shown
+from harness.data.disk import ABSENT, KINDS, is_folder, list_images, open_file, shown
 from harness.data.pixels import TRAITS, UNREADABLE, open_image, refusal, traits
 from harness.data.ticker import Progress, Ticker
 from harness.errors import UserError
@@ -178,14 +178,15 @@ class _Nearest:
         """By name, and by name without suffix, in small letters: the path from the split's folder."""
         found: dict[str, str] = {}
         with suppress(UserError):
-            for name, _ in sorted(list_images(self._folder.parent)):
+            is_root = is_folder(self._folder / "annotations")  # the data set's own, and images lie below it
+            for name, _ in sorted(list_images(self._folder if is_root else self._folder.parent)):
                 path = PurePath(name)
-                within = path.parts[0] == self._folder.name
+                within = is_root or path.parts[0] == self._folder.name
                 if not within and OTHER_SPLIT.match(name.lower()):
                     continue
                 for key in (path.name.lower(), path.stem.lower()):
                     if within or key not in found:
-                        found[key] = os.path.relpath(name, self._folder.name)
+                        found[key] = name if is_root else os.path.relpath(name, self._folder.name)
         return found
 
 

@@ -17,6 +17,10 @@ Split = Literal["train", "val"]
 LAYOUT = "the layout is train/, val/, annotations/instances_train.json, annotations/instances_val.json"
 SPLITS: tuple[Split, ...] = ("train", "val")
 YEARS = ("", "2017", "2014")
+OWN_NAMES: dict[Split, tuple[str, ...]] = {  # of annotation files that name their images from the data set's folder
+    "train": ("lvis_v1_train", "zhiyuan_objv2_train"),
+    "val": ("lvis_v1_val", "lvis_v1_minival", "lvis_v1_minival_inserted_image_name", "zhiyuan_objv2_val"),
+}
 ALIASES: dict[Split, tuple[str, ...]] = {  # what others call a split, the likeliest first
     "train": ("train", "training", "trn"),
     "val": ("val", "valid", "validation", "dev", "eval", "test", "testing"),
@@ -25,7 +29,7 @@ MANY_ENTRIES = 2000  # of a folder that is looked into for something near
 
 
 def find_split(root: Path, split: Split) -> tuple[Path, Path]:
-    """(annotation file, image folder) of a split.
+    """(annotation file, image folder) of a split; the folder is `root` itself for files of `OWN_NAMES`.
 
     Raises:
         UserError: the folder, the annotation file or the image folder is missing: all of it in one message.
@@ -47,6 +51,9 @@ def find_splits(root: Path, splits: Sequence[Split] = SPLITS) -> dict[Split, tup
         year = _year(root, split)
         annotation_file, folder = root / "annotations" / f"instances_{split}{year}.json", root / f"{split}{year}"
         parts[split] = annotation_file, folder
+        if not is_file(annotation_file) and (own := own_named(root, split)):
+            parts[split] = own, root
+            continue
         if not is_file(annotation_file):
             name = f"annotations/{annotation_file.name}"
             missing.append(f"{name} is missing{_hint(root, split, annotation_file.stem, _annotation_files(root))}")
@@ -62,6 +69,12 @@ def find_splits(root: Path, splits: Sequence[Split] = SPLITS) -> dict[Split, tup
         lines = "".join(f"\n  {line}" for line in missing)
         raise UserError(f"data set {shown(root)}: {len(missing)} parts are missing; {rest}{lines}")
     return parts
+
+
+def own_named(root: Path, split: Split) -> Path | None:
+    """The annotation file of LVIS or Objects365 of a split, where one is there under its own name."""
+    paths = (root / "annotations" / f"{name}.json" for name in OWN_NAMES[split])
+    return next(filter(is_file, paths), None)
 
 
 def _year(root: Path, split: Split) -> str:
@@ -92,7 +105,8 @@ def _other_root(root: Path) -> Path | None:
     if is_folder(root / "annotations"):
         return None
     for folder in (root.parent, *_entries(root, os.path.isdir)):
-        if any(path.name.startswith("instances_") for path in _entries(folder / "annotations", os.path.isfile)):
+        names = [path.stem for path in _entries(folder / "annotations", os.path.isfile)]
+        if any(name.startswith("instances_") or name in sum(OWN_NAMES.values(), ()) for name in names):
             return folder
     return None
 

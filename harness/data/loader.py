@@ -20,14 +20,14 @@ from torch.utils.data import DataLoader
 
 from harness.config import DataConfig
 from harness.data.coco import CocoDataset
-from harness.data.order import aspect_groups, epoch_order, samples_of_epoch
+from harness.data.order import aspect_groups, epoch_order, repeat_factors, repeated, samples_of_epoch
 from harness.data.samples import Key, Sample, Samples
 from harness.errors import UserError
 from model.share import Share
 from model.types import Batch, Targets
 
 CACHE_BYTES = 1_000_000_000  # decoded images are kept in memory when all of them fit, over all workers
-_ORDER = 1  # what a random stream is for; see `harness.data.samples.AUGMENT`
+_ORDER, _REPEAT = 1, 3  # what a random stream is for; see `harness.data.samples.AUGMENT`
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ class Loader:
         self._config, self._step_size = config, step_size or batch_size
         if training:
             self._groups = aspect_groups(dataset.image_hw, config)
-            self.num_images = samples_of_epoch(dataset.image_hw, config, self._step_size)
+            self._factors = repeat_factors(*dataset.classes_of_images(), dataset.image_hw, config)
+            self.num_images = samples_of_epoch(dataset.image_hw, config, self._step_size, self._factors)
             if not self.num_images:
                 wanted = f"data.min_image_side={config.min_image_side}"
                 raise UserError(f"{dataset.annotation_file}: no image has sides as long as {wanted} asks; lower it")
@@ -185,8 +186,11 @@ class Loader:
         """Indices into the data set in the order of `epoch`."""
         if not self.training:
             return list(range(self.num_images))
-        draws = np.random.default_rng([_ORDER, self._seed, epoch])
-        return epoch_order(self._groups, self._config, self._step_size, draws.permutation)
+        draws, groups = np.random.default_rng([_ORDER, self._seed, epoch]), self._groups
+        if self._factors is not None:
+            own = np.random.default_rng([_REPEAT, self._seed, epoch])
+            groups = repeated(groups, self._factors, self._config, own)
+        return epoch_order(groups, self._config, self._step_size, draws.permutation)
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from number `start_batch` on; the same ones however often and whenever asked.

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.checks import Problems, brief, is_whole
+from harness.data.checks import THIN, Problems, brief, is_whole
 
 CORNER = 1.001  # pixels: boxes that end here are shares of the image's sides
-THIN = 1e-3  # pixels: below it nothing is left of a side where the network works with 32-bit numbers
 LARGEST_AREA = 2.0  # areas of its box that an object's pieces can cover together, and
 AREA_SLACK = 4.0  # square pixels for each pixel of the box's sides, which drawing may add
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from harness.data.checks import (
     check_annotations,
     check_categories,
     check_images,
-    check_protocol,
     check_tables,
     is_number,
 )
@@ -33,8 +32,10 @@ from harness.data.columns import Segmentations, Texts
 from harness.data.content import file_hash
 from harness.data.disk import no_access, open_file
 from harness.data.duplicates import GONE, check_same_image, file_marks, marks_of, note_same_objects
+from harness.data.federated import check_protocol, frequencies_of, lists_of
 from harness.data.files import VERDICTS, check_files
 from harness.data.mapped import Mapped, map_arrays, write_arrays
+from harness.data.names import naming_of
 from harness.data.plausibility import check_boxes, object_areas
 from harness.data.segmentations import check_segmentations
 from harness.data.ticker import Progress, locked
@@ -46,41 +47,49 @@ LARGE_FILE = 50_000_000  # bytes of an annotation file that take long enough to 
 MAPPED_FROM = 5_000_000  # bytes of an annotation file whose columns are kept; smaller ones are read in no time
 
 
-def open_tables(annotation_file: Path, folder: Path, with_masks: bool, progress: Progress) -> tuple[Mapped, np.ndarray]:
+class Wanted(NamedTuple):
+    """How a split is read."""
+
+    masks: bool = False  # the segmentations too
+    clips: bool = False  # boxes may reach out of their images (`DataConfig.outside_boxes`)
+
+
+def open_tables(annotation_file: Path, folder: Path, wanted: Wanted, progress: Progress) -> tuple[Mapped, np.ndarray]:
     """The checked columns of a split, and [I, 3] what its image files are known by (see `Mark`).
 
     Args:
         annotation_file: of the split.
         folder: of its images.
-        with_masks: read the segmentations too.
+        wanted: how it is read.
         progress: takes lines about work that takes long, and remarks.
 
     Returns:
-        Header: `category_ids`, `category_names`, `area_bounds`, `num_clipped`, `num_left_out`, `notes`. Columns of
-        images, sorted by id: `image_ids`, `image_hw`, `names`, `name_ends`, `starts` (first row of each image's
-        annotations, and their number). Columns of annotations, sorted by image: `ids`, `image`, `labels`, `crowd`,
-        `xywh`, `areas`, `xyxy` (clipped to the image), and those of `Segmentations`.
+        Header: `category_ids`, `category_names`, `protocol`, `frequencies`, `area_bounds`, `num_clipped`,
+        `most_clipped` (pixels), `num_left_out`, `notes`. Columns of images, sorted by id: `image_ids`, `image_hw`,
+        `names`, `name_ends`, `starts` (first row of each image's annotations, and their number), and those of
+        `lists_of`. Columns of annotations, sorted by image: `ids`, `image`, `labels`, `crowd`, `xywh`, `areas`, `xyxy`
+        (clipped to the image), and those of `Segmentations`.
 
     Raises:
         UserError: everything that is wrong with the split, in one message.
     """
     try:
         size = annotation_file.stat().st_size
-        about = _about(annotation_file, folder, with_masks) if size >= MAPPED_FROM else None
+        about = _about(annotation_file, folder, wanted) if size >= MAPPED_FROM else None
     except OSError as error:
         raise no_access(annotation_file, error) from error
     if about is None:
-        return _read(annotation_file, folder, with_masks, progress)[:2]
-    key = hashlib.sha256(json.dumps([about["file"], about["folder"], with_masks]).encode()).hexdigest()[:32]
+        return _read(annotation_file, folder, wanted, progress)[:2]
+    key = hashlib.sha256(json.dumps([about["file"], about["folder"], wanted]).encode()).hexdigest()[:32]
     path = cache_dir() / "annotations" / f"{key}.arrays"
     if found := _known(path, about, folder):
         return found
     with _alone(path, annotation_file, progress):
         if found := _known(path, about, folder):  # another process has just read it
             return found
-        tables, marks, is_steady = _read(annotation_file, folder, with_masks, progress)
+        tables, marks, is_steady = _read(annotation_file, folder, wanted, progress)
         with suppress(OSError):  # a cache that cannot be written costs time and memory, nothing else
-            if is_steady and _about(annotation_file, folder, with_masks) == about:
+            if is_steady and _about(annotation_file, folder, wanted) == about:
                 files = {"files": marks[:, 1:], "same_file": _same_file(marks)}
                 write_arrays(path, {**tables.header, **about}, {**tables.arrays, **files})
                 return map_arrays(path, about) or tables, marks
@@ -90,13 +99,13 @@ def open_tables(annotation_file: Path, folder: Path, with_masks: bool, progress:
 # ---- what is remembered -------------------------------------------------------------------------------------------
 
 
-def _about(annotation_file: Path, folder: Path, with_masks: bool) -> dict[str, Any]:
+def _about(annotation_file: Path, folder: Path, wanted: Wanted) -> dict[str, Any]:
     """By which remembered columns are known. Notes name the files as they were asked for."""
     return {
         "file": [str(annotation_file), str(annotation_file.absolute())],
         "folder": str(folder.absolute()),
         "content": file_hash(annotation_file, same_entry=True),
-        "with_masks": with_masks,
+        "wanted": list(wanted),
         "checks": f"{VERDICTS} {_code()}",
     }
 
@@ -145,19 +154,23 @@ def _alone(path: Path, annotation_file: Path, progress: Progress) -> Iterator[No
 # ---- read and check -----------------------------------------------------------------------------------------------
 
 
-def _read(annotation_file: Path, folder: Path, with_masks: bool, progress: Progress) -> tuple[Mapped, np.ndarray, bool]:
+def _read(annotation_file: Path, folder: Path, wanted: Wanted, progress: Progress) -> tuple[Mapped, np.ndarray, bool]:
     """Columns and marks of a split, and whether no image file has changed meanwhile."""
-    content = _read_json(annotation_file, progress, with_masks)
+    content = _read_json(annotation_file, progress, wanted.masks)
     problems = Problems(annotation_file)
     check_tables(content, problems)
+    naming = naming_of(annotation_file, folder)
+    for row in content["images"]:
+        if (name := naming.of(row)) is not None:
+            row["file_name"] = name
     if annotation_file.stat().st_size > LARGE_FILE:
         progress(f"checking {len(content['annotations']):,} annotations")
     check_categories(content["categories"], problems)
     check_images(content["images"], problems)
-    check_protocol(content["images"], problems)
-    sound = check_annotations(content, problems)
+    protocol = check_protocol(content["images"], content["categories"], problems)
+    sound = check_annotations(content, problems, clips=wanted.clips)
     check_boxes(sound, content["images"], problems)
-    if with_masks:
+    if wanted.masks:
         check_segmentations(content, problems)
     names = [row.get("file_name") for row in content["images"]]
     before = file_marks(folder, names)
@@ -166,14 +179,14 @@ def _read(annotation_file: Path, folder: Path, with_masks: bool, progress: Progr
     check_same_image(content["images"], sound, marks, problems)
     area_bounds = _area_bounds(content, problems)
     problems.raise_if_any()
-    header, arrays, files = _columns(content, with_masks, problems)
+    header, arrays, files = _columns(content, wanted.masks, protocol, problems)
     header |= {"area_bounds": area_bounds, "notes": [*notes, *problems.notes]}
     of_files = np.array([marks.get(name, GONE) for name in files], np.int64)
     return Mapped(header, arrays), of_files, before == marks and GONE not in map(marks.get, files)
 
 
 def _columns(
-    content: dict[str, Any], with_masks: bool, problems: Problems
+    content: dict[str, Any], with_masks: bool, protocol: str, problems: Problems
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], list[str]]:
     """Checked lists as columns, and the names of the images. What is odd is noted in `problems`."""
     categories = sorted(content["categories"], key=lambda row: row["id"])
@@ -196,10 +209,14 @@ def _columns(
     note_same_objects(np.stack([image, labels, crowd], 1), xywh, ids, image_ids[image], problems)
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
     clipped = np.clip(corners, 0, image_hw.astype(np.float64)[image][:, [1, 0, 1, 0]])
+    over = np.abs(clipped - corners).max(1, initial=0)
     header = {
         "category_ids": [row["id"] for row in categories],
         "category_names": [row["name"] for row in categories],
-        "num_clipped": int((np.abs(clipped - corners).max(1, initial=0) > 0.01).sum()),
+        "protocol": protocol,
+        "frequencies": frequencies_of(categories) if protocol == "lvis" else [],
+        "num_clipped": int((over > 0.01).sum()),
+        "most_clipped": float(over.max(initial=0)),
         "num_left_out": len(content["annotations"]) - count,
     }
     arrays = {
@@ -208,6 +225,8 @@ def _columns(
         **{"ids": ids, "image": image, "labels": labels, "crowd": crowd, "xywh": xywh, "areas": areas},
         "xyxy": clipped.astype(np.float32),
     }
+    if protocol == "lvis":
+        arrays |= lists_of(images, label)
     if with_masks:
         arrays |= Segmentations.of(row["segmentation"] for row in kept).columns()
     return header, arrays, files

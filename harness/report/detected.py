@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from harness.data.federated import Judged, is_federated
 from harness.errors import UserError
 from harness.figures.matching import SCORE, Matches, Threshold, best_threshold, worst_images
 from harness.report.frames import recorded
@@ -201,6 +204,10 @@ def sheet_of(dataset: CocoDataset, detections: Sequence[Record], score: float | 
     """
     from harness.figures.detections import Scene
 
+    if is_federated(dataset.ground_truth):  # what an image is not annotated for is no mistake there
+        pairs = np.array([(row["image_id"], row["category_id"]) for row in detections], np.int64).reshape(-1, 2).T
+        counts = Judged(dataset.ground_truth).counts(*pairs)
+        detections = [row for row, is_counted in zip(detections, counts.tolist(), strict=True) if is_counted]
     truth: dict[int, list[Record]] = {image_id: [] for image_id in dataset.image_ids}
     found: dict[int, list[Record]] = {image_id: [] for image_id in dataset.image_ids}
     for rows, by_image in ((dataset.ground_truth["annotations"], truth), (detections, found)):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from harness.analyse.resample import NUM_RESAMPLES, interval, match_images, resampled_ap, thresholds
 from harness.errors import UserError
 from harness.files import read_bytes
-from harness.spec.detection_metrics import STANDARD_LIMIT, best_of_images, limit_of
+from harness.spec.detection_metrics import STANDARD_LIMITS, best_of_images, limit_of
 from harness.store.results import RunStore
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ def over_images(table: Table, grid: Grid, store: RunStore | None = None) -> Tabl
     if not alone:
         return table
     shared = _shared_trials(table, grid, place)
-    known: dict[tuple[str, int], np.ndarray] = {}
+    known: dict[tuple[str, int | None], np.ndarray] = {}
     rows = list(table.rows)
     for number, name in alone:
-        limit = limit_of(name) or STANDARD_LIMIT
+        limit = limit_of(name)
         pair = [(key, limit) for key in shared[number]]
         for key in pair:
             if key not in known:
@@ -75,7 +75,7 @@ def _shared_trials(table: Table, grid: Grid, store: RunStore) -> dict[int, tuple
     return found
 
 
-def _resampled(grid: Grid, trial_id: str, limit: int, store: RunStore) -> np.ndarray:
+def _resampled(grid: Grid, trial_id: str, limit: int | None, store: RunStore) -> np.ndarray:
     from harness.data import open_dataset
 
     path = store.dir(trial_id) / "detections.json"
@@ -87,4 +87,5 @@ def _resampled(grid: Grid, trial_id: str, limit: int, store: RunStore) -> np.nda
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); an interval over images needs it: leave out --images") from error
     dataset = open_dataset(grid.trial(trial_id).config.data, "val")
+    limit = limit or STANDARD_LIMITS[dataset.protocol]
     return resampled_ap(match_images(dataset, best_of_images(detections, limit), limit), len(dataset))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.report.ground import mixtures
 from harness.report.statistics import smallest_p_value
-from harness.spec.detection_metrics import limit_of, limit_words, own_name
+from harness.spec.detection_metrics import COCO_METRICS, LVIS_METRICS, RARE_TO_FREQUENT, limit_of, limit_words, own_name
 from harness.spec.hub import title
 from harness.spec.rows import OWN_BASELINES
 from harness.spec.space import describe as describe_search
@@ -34,6 +34,8 @@ PAPER = "Co-DETR (arXiv 2211.12860)"
 LONGEST_ERROR = 160  # characters
 FEW_PAIRS = 6  # the fewest whose p-value can fall below 0.05
 SIZES = {"APS": "small", "APM": "medium", "APL": "large"}
+FREQUENCIES = dict(zip(RARE_TO_FREQUENT, ("rare", "common", "frequent"), strict=True))
+PROTOCOLS = {"lvis": "LVIS's federated evaluation, 300 detections per image"}  # that are not COCO's
 
 
 def missing_reason(record: Record | None) -> str:
@@ -59,9 +61,27 @@ def undefined_reason(metric: str, records: Sequence[Record]) -> str:
     evaluated = any(f"{branch}{slash}AP{at}{limit}" in (record.get("metrics") or {}) for record in records)
     if name in SIZES and evaluated:
         return f"{metric} is undefined: the validation split has no {SIZES[name]} objects"
+    if not at and (reason := _other_protocol(metric, name, records)):
+        return reason
+    if name in FREQUENCIES and evaluated:
+        found = any(metric in (record.get("metrics") or {}) for record in records)
+        why = (
+            f"has no objects of {FREQUENCIES[name]} classes" if found else "does not tell how frequent its classes are"
+        )
+        return f"{metric} is undefined: the validation split {why}"
     if limit_of(metric):
         return f"{metric} was not recorded; evaluate.max_detections={limit} measures it"
     return f"{metric} was not recorded"
+
+
+def _other_protocol(metric: str, name: str, records: Sequence[Record]) -> str:
+    """Why a metric that is only COCO's or only LVIS's was not measured; empty where it could have been."""
+    protocols = {str((record.get("provenance") or {}).get("protocol") or "coco") for record in records}
+    if protocols == {"lvis"} and name in COCO_METRICS and name not in LVIS_METRICS:
+        return f"{metric} is COCO's, and the validation split is evaluated as LVIS's, which has AR300"
+    if protocols == {"coco"} and name in LVIS_METRICS and name not in COCO_METRICS:
+        return f"{metric} is LVIS's: only images with neg_category_ids and not_exhaustive_category_ids are evaluated so"
+    return ""
 
 
 def describe(grid: Grid, rows: Sequence[TableRow], records: Sequence[Record]) -> tuple[str, ...]:
@@ -74,7 +94,12 @@ def describe(grid: Grid, rows: Sequence[TableRow], records: Sequence[Record]) ->
     data = sorted({_data(config.data, record) for config, record in zip(configs, records, strict=True)})
     weights = sorted({_weights(config, record) for config, record in zip(configs, records, strict=True)} - {""})
     made = [f"preset {grid.preset}", " and ".join(data), " and ".join(weights), _schedule(configs, records), versions]
-    made += [_distinct(provenance, "evaluator"), _area_bounds(provenance), _distinct(provenance, "ops", "operators ")]
+    made += [
+        _distinct(provenance, "evaluator"),
+        _protocol(provenance),
+        _area_bounds(provenance),
+        _distinct(provenance, "ops", "operators "),
+    ]
     made += [_distinct(provenance, "device", "on "), _precision(provenance), _threads(provenance)]
     notes = [*(WARNING + text for text in warnings), *_reading(grid, rows), *_limits(configs, provenance)]
     return (*notes, "; ".join(part for part in made if part))
@@ -178,7 +203,7 @@ def _length(config: TrialConfig, record: Record) -> str:
     if not train.min_steps:
         return epochs
     known = recorded_length(train, record.get("history"))
-    if known is None and config.data.path is None:
+    if known is None and config.data.path is None and not config.data.repeat_threshold:
         known = training_length(train, config.data.digits.num_train)
     return f"{epochs}, more where these are fewer than {train.min_steps:,} steps" if known is None else str(known)
 
@@ -187,6 +212,11 @@ def _distinct(provenance: Sequence[Record], key: str, before: str = "") -> str:
     """The distinct values of a provenance entry."""
     values = sorted({str(entry[key]) for entry in provenance if entry.get(key)})
     return before + " and ".join(values) if values else ""
+
+
+def _protocol(provenance: Sequence[Record]) -> str:
+    """By which protocols trials were evaluated, where it is not COCO's for all."""
+    return " and ".join(sorted({PROTOCOLS[entry["protocol"]] for entry in provenance if entry.get("protocol")}))
 
 
 def _precision(provenance: Sequence[Record]) -> str:

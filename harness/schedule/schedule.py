@@ -24,10 +24,10 @@ from harness.schedule.on_ray import PLACE, Launch, run_on_ray
 from harness.schedule.order import longest_first
 from harness.schedule.preloaded import Preloaded
 from harness.schedule.progress import Progress, print_line
-from harness.spec.detection_metrics import beyond_limit, limit_words
+from harness.spec.detection_metrics import beyond_limit, evaluator_trouble, limit_asked, limit_words
 from harness.spec.pretrained import check_backbones
 from harness.spec.space import corners
-from harness.spec.training_length import training_length
+from harness.spec.training_length import TrainingLength, training_length
 from harness.store.housekeeping import take_up
 from harness.store.ledger import remember
 from harness.store.results import RunStore
@@ -37,7 +37,8 @@ from harness.tracking import tracking
 from harness.tracking.mirror import Mirror
 
 if TYPE_CHECKING:
-    from harness.config import DataConfig
+    from harness.config import DataConfig, TrialConfig
+    from harness.data.coco import CocoDataset
     from harness.spec.grid import Grid, Trial
 
 
@@ -216,7 +217,6 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
         UserError: listing every problem of the first data set that has any.
     """
     from harness.data import open_splits
-    from harness.data.order import samples_of_epoch
 
     configs: dict[Any, DataConfig] = {}
     with_masks: dict[Any, bool] = {}
@@ -224,7 +224,7 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
     limits: dict[Any, int] = {}
     for trial in trials:
         data, heads = trial.config.data, trial.config.model.heads
-        key = (data.path, data.digits)
+        key = _data_key(data)
         if key not in configs or data.learns_from_masks:
             configs[key] = data
         with_masks[key] = with_masks.get(key, False) or _need_masks(heads)
@@ -233,20 +233,33 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
         limits[key] = min(limit, limits.get(key, limit))
     for key, config in configs.items():
         splits = open_splits(config, progress=say, with_masks=with_masks[key])
-        crowded = beyond_limit(splits[1].objects_of_images)
-        if crowded and crowded["most"] > limits[key]:
-            say(f"note: {limit_words(crowded, limits[key])}")
+        protocol = splits[1].protocol
+        limit = limit_asked(protocol, limits[key])
+        crowded = beyond_limit(splits[1].objects_of_images, protocol)
+        if crowded and crowded["most"] > limit:
+            say(f"note: {limit_words(crowded, limit)}")
         most = max(data.most_objects for data in splits)
-        asked = [trial.config for trial in trials if (trial.config.data.path, trial.config.data.digits) == key]
-        lengths = (
-            training_length(trial.train, samples_of_epoch(splits[0].image_hw, trial.data, trial.train.batch_size))
-            for trial in asked
-            if trial.train.min_steps
-        )
+        asked = [trial.config for trial in trials if _data_key(trial.config.data) == key]
+        if trouble := next(filter(None, (evaluator_trouble(protocol, own.evaluate.evaluator) for own in asked)), ""):
+            raise UserError(f"{splits[1].annotation_file}: {trouble}")
+        lengths = (_length(trial, splits[0]) for trial in asked if trial.train.min_steps)
         for length in dict.fromkeys(lengths):
             say(f"training: {length}")
         if most > queries[key]:
             say(f"note: an image has {most} objects, and model.num_queries={queries[key]} can find no more than that")
+
+
+def _data_key(data: DataConfig) -> tuple[Any, ...]:
+    """What decides which annotations are read."""
+    return data.path, data.digits, data.outside_boxes
+
+
+def _length(config: TrialConfig, data: CocoDataset) -> TrainingLength:
+    from harness.data.order import repeat_factors, samples_of_epoch
+
+    factors = repeat_factors(*data.classes_of_images(), data.image_hw, config.data)
+    batch_size = config.train.batch_size
+    return training_length(config.train, samples_of_epoch(data.image_hw, config.data, batch_size, factors))
 
 
 def _need_masks(heads: tuple[Any, ...]) -> bool:

@@ -1,7 +1,8 @@
-"""COCO's metrics by name, as COCO has them or with another number of detections per image, as `AP@300`.
+"""COCO's and LVIS's metrics by name, as they have them or with another number of detections per image, as `AP@300`.
 
-All are percentages, and higher is better. The 100 best detections of an image count; where images hold more objects,
-`evaluate.max_detections: 300` has 300 counted as well, under names of their own, so that `AP` is always COCO's.
+All are percentages, and higher is better. The 100 best detections of an image count, and 300 on LVIS data; where images
+hold more objects, `evaluate.max_detections: 1000` has 1,000 counted as well, under names of their own, so that `AP` is
+always COCO's or LVIS's.
 """
 
 from __future__ import annotations
@@ -14,8 +15,26 @@ if TYPE_CHECKING:
     import numpy as np
 
 COCO_METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100")
-STANDARD_LIMIT = 100  # detections per image that `AP` counts
-AT_LIMIT = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR")  # that other limits have
+RARE_TO_FREQUENT = ("APr", "APc", "APf")  # means over LVIS's rare, common and frequent classes
+LVIS_METRICS = (*COCO_METRICS[:6], *RARE_TO_FREQUENT, "AR300")
+METRICS = tuple(dict.fromkeys((*COCO_METRICS, *LVIS_METRICS)))
+STANDARD_LIMIT = (
+    100  # detections per image that COCO's `AP` counts, and `evaluate.max_detections` where it asks for none
+)
+STANDARD_LIMITS = {"coco": STANDARD_LIMIT, "lvis": 300}  # by protocol
+AT_LIMIT = ("AP", "AP50", "AP75", "APS", "APM", "APL", *RARE_TO_FREQUENT, "AR")  # that other limits have
+
+
+def evaluator_trouble(protocol: str, evaluator: str) -> str:
+    """Why data of a protocol cannot be evaluated so; empty where it can."""
+    if protocol == "coco" or evaluator == "faster_coco_eval":
+        return ""
+    return f"evaluate.evaluator: {evaluator} knows no federated evaluation, which LVIS data needs; set faster_coco_eval"
+
+
+def limit_asked(protocol: str, max_detections: int) -> int:
+    """How many detections of an image are kept: those that the protocol counts, or more where more are asked for."""
+    return max(STANDARD_LIMITS[protocol], max_detections)
 
 
 def own_name(metric: str) -> str:
@@ -32,7 +51,7 @@ def limit_of(metric: str) -> int | None:
 
 def is_detection_metric(metric: str) -> bool:
     """Whether this is a metric of detections, of a branch (`atss/AP`) or of masks (`segm_AP`) too."""
-    return own_name(metric) in COCO_METRICS or limit_of(metric) is not None
+    return own_name(metric) in METRICS or limit_of(metric) is not None
 
 
 def trouble(metric: str) -> str:
@@ -59,17 +78,20 @@ def unmeasured(metrics: Iterable[str], limits: Iterable[int]) -> list[str]:
     return lines
 
 
-def beyond_limit(objects: np.ndarray) -> dict[str, int]:
+def beyond_limit(objects: np.ndarray, protocol: str = "coco") -> dict[str, int]:
     """How many of the images hold more objects than `AP` counts detections; empty where none does.
 
     Args:
         objects: [I] of each validation image.
+        protocol: of the data set.
 
     Returns:
-        `images`, `of` so many, and the `most` objects of an image.
+        `images`, `of` so many, the `most` objects of an image, and how many are `counted` where that is not COCO's 100.
     """
-    images = int((objects > STANDARD_LIMIT).sum())
-    return {"images": images, "of": len(objects), "most": int(objects.max())} if images else {}
+    limit = STANDARD_LIMITS[protocol]
+    images = int((objects > limit).sum())
+    words = {} if limit == STANDARD_LIMIT else {"counted": limit}
+    return {"images": images, "of": len(objects), "most": int(objects.max()), **words} if images else {}
 
 
 def limit_words(crowded: Mapping[str, int], limit: int) -> str:
@@ -80,8 +102,9 @@ def limit_words(crowded: Mapping[str, int], limit: int) -> str:
         limit: `evaluate.max_detections` of the trials.
     """
     images, of, most = (crowded[name] for name in ("images", "of", "most"))
-    words = f"{images:,} of {of:,} validation images have more than {STANDARD_LIMIT} objects ({most:,} at most)"
-    words += f", and AP counts only the {STANDARD_LIMIT} best detections of an image"
+    counted = crowded.get("counted", STANDARD_LIMIT)
+    words = f"{images:,} of {of:,} validation images have more than {counted} objects ({most:,} at most)"
+    words += f", and AP counts only the {counted} best detections of an image"
     return words if most <= limit else f"{words}: evaluate.max_detections={most} adds AP@{most}, which counts all"
 
 

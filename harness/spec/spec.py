@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from harness.spec.claims import ClaimSpec
-from harness.spec.detection_metrics import COCO_METRICS, is_detection_metric, own_name, trouble
+from harness.spec.detection_metrics import METRICS, is_detection_metric, own_name, trouble
 from harness.spec.parts import Setting, names_first
 from harness.spec.resolve import leaves
 from harness.spec.space import SearchSpec
@@ -56,7 +56,7 @@ def _published(value: Any) -> dict[str, Published]:
 def _metric(name: str) -> None:
     if ANALYSIS_METRIC.fullmatch(name) or is_detection_metric(name):
         return
-    known = (*COCO_METRICS, *COST_METRICS)
+    known = (*METRICS, *COST_METRICS)
     require(own_name(name) in known, trouble(name) or f"unknown metric '{name}'{suggest(name, known)}")
 
 
@@ -208,7 +208,7 @@ def _check_search(spec: AblationSpec, tree: dict[str, Any], tell: Callable[[str,
         return
     metric, mode = spec.search.metric, spec.search.mode
     if not is_detection_metric(metric) and metric != "loss":
-        what = trouble(metric) or f"unknown metric '{metric}'{suggest(metric, (*COCO_METRICS, 'loss'))}"
+        what = trouble(metric) or f"unknown metric '{metric}'{suggest(metric, (*METRICS, 'loss'))}"
         tell("search.metric", what)
     elif mode != ("min" if metric == "loss" else "max"):
         better = "lower" if metric == "loss" else "higher"

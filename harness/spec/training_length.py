@@ -12,10 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.config import DataConfig, TrainConfig, TrialConfig
 from harness.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LARGEST = 50_000_000  # bytes of an annotation file that is read to count its images
 
@@ -73,21 +76,38 @@ def lengths(configs: Iterable[TrialConfig]) -> list[str]:
 def num_training_images(data: DataConfig, batch_size: int) -> int | None:
     """Samples of an epoch, without any check of the split; None where that cannot be known quickly."""
     if data.path is None:
-        return data.digits.num_train
+        return None if data.repeat_threshold else data.digits.num_train
     from harness.data.layout import find_split
 
     try:
         file, _ = find_split(Path(data.path).expanduser(), "train")
-        images = json.loads(file.read_bytes())["images"] if file.stat().st_size <= LARGEST else None
+        content = json.loads(file.read_bytes()) if file.stat().st_size <= LARGEST else {"images": None}
+        images = content["images"]
         if not isinstance(images, list):
             return None
-        if not (data.aspect_group_size or data.min_image_side):
+        if not (data.aspect_group_size or data.min_image_side or data.repeat_threshold):
             return len(images)
         from harness.data.order import samples_of_epoch
 
-        return samples_of_epoch([(row["height"], row["width"]) for row in images], data, batch_size)
+        sizes = [(row["height"], row["width"]) for row in images]
+        return samples_of_epoch(sizes, data, batch_size, _factors(content, sizes, data))
     except (UserError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # what is wrong is told by the checks
+
+
+def _factors(content: Any, image_hw: list[tuple[int, int]], data: DataConfig) -> np.ndarray | None:
+    """How often images are repeated, of an annotation file that nobody has checked."""
+    if not data.repeat_threshold:
+        return None
+    import numpy as np
+
+    from harness.data.order import repeat_factors
+
+    index = {row["id"]: number for number, row in enumerate(content["images"])}
+    objects = [row for row in content["annotations"] if not row.get("iscrowd", 0)]
+    images, classes = (np.array([row[key] for row in objects], np.int64) for key in ("image_id", "category_id"))
+    images = np.array([index[key] for key in images.tolist()], np.int64)
+    return repeat_factors(images, classes, image_hw, data)
 
 
 def _number(count: int, noun: str) -> str:

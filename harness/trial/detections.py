@@ -89,9 +89,10 @@ class DetectionTable:
         order = np.lexsort((-self.scores, images))  # stable: by image, then by score
         starts = np.cumsum(counts) - counts
         rank = np.arange(len(order)) - starts[images[order]]
-        return self._at(np.sort(order[rank < limit]))
+        return self.at(np.sort(order[rank < limit]))
 
-    def _at(self, rows: np.ndarray) -> DetectionTable:
+    def at(self, rows: np.ndarray) -> DetectionTable:
+        """These rows [N'], in their order."""
         return DetectionTable(
             self.image_ids[rows],
             self.category_ids[rows],

@@ -193,7 +193,8 @@ def _cost(state: TrialState) -> dict[str, Any]:
 
 def _circumstances(state: TrialState) -> dict[str, Any]:
     """What the numbers may depend on besides the code."""
-    crowded = beyond_limit(state.val_data.objects_of_images)
+    protocol = state.val_data.protocol
+    crowded = beyond_limit(state.val_data.objects_of_images, protocol)
     config = state.trial.config
     return {
         **_device(state.device),
@@ -202,6 +203,7 @@ def _circumstances(state: TrialState) -> dict[str, Any]:
         "evaluation_precision": ran_in(config.evaluate.computes_in(config.train), state.device),
         "matrix_products": matrix_products(state.device),
         "evaluator": evaluator_version(config.evaluate.evaluator),
+        **({} if protocol == "coco" else {"protocol": protocol}),
         "area_bounds": list(state.val_data.area_bounds),
         "threads": torch.get_num_threads(),
         "ranks": state.ranks.size,
