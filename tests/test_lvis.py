@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.lvis_size import write_lvis
 from harness.analyse.resample import METRICS as RESAMPLED
 from harness.analyse.resample import average_precision, match_images
 from harness.config import DataConfig, EvaluateConfig
@@ -20,14 +21,17 @@ from harness.data.loader import Loader
 from harness.data.masks import packed
 from harness.errors import UserError
 from harness.report.notes import undefined_reason
-from harness.report.tables import metric_of
+from harness.report.tables import make_table, metric_of
 from harness.schedule.schedule import check_datasets
 from harness.spec.detection_metrics import LVIS_METRICS, is_detection_metric, limit_of
+from harness.store.results import RunStore
 from harness.trial import federated
 from harness.trial.evaluate import evaluate, evaluate_at_limit, evaluate_detections
+from harness.trial.trial import run_trial
 from tests.support.folders import SIZES, tables, write_split
 from tests.support.oracle import Oracle, open_tables
-from tests.support.quickstart import trial_of
+from tests.support.quickstart import silent, trial_of
+from tests.support.report_grid import make_grid, make_record
 
 FASTER = "faster_coco_eval"
 AT_1000 = [f"{name}@1000" for name in ("AP", "AP50", "AP75", "APS", "APM", "APL", "APr", "APc", "APf", "AR")]
@@ -435,3 +439,63 @@ def test_corners_for_sizes_are_an_error_also_where_boxes_are_clipped(tmp_path: P
     write_split(tmp_path, "val", content)
     with pytest.raises(UserError, match="convert them to x, y, width, height"):
         CocoDataset(tmp_path, "val", progress=lambda line: None, clips_boxes=True)
+
+
+# ---- trials ---------------------------------------------------------------------------------------------------------
+
+
+SMALL = ("train.epochs=1", "train.batch_size=4", "data.train_short_sides=[64]", "data.eval_short_side=64")
+
+
+def test_a_trial_and_its_table(tmp_path: Path) -> None:
+    root = lvis_folder(tmp_path / "set")
+    own = (f"data.path={root}", "data.repeat_threshold=0.9", "evaluate.max_detections=1000")
+    store = RunStore(tmp_path / "store")
+    trial = trial_of(0, *SMALL, *own)
+    record = run_trial(trial, store, report=silent)
+    assert record["metrics"].keys() >= {*LVIS_METRICS, *AT_1000} and "AR100" not in record["metrics"]
+    assert record["provenance"]["protocol"] == "lvis"
+    assert record["history"][-1]["step"] > 12 // 4  # some images twice
+
+
+def test_the_words_below_a_table() -> None:
+    grid = make_grid({"plain": {}}, metrics=("AP", "APr"))
+    records = {trial.trial_id: make_record(trial.trial_id, 30.0) for trial in grid.trials}
+    for record in records.values():
+        record["provenance"]["protocol"] = "lvis"
+        record["metrics"]["APr"] = 20.0
+    table = make_table(grid, list(records.values()))
+    assert any("LVIS's federated evaluation, 300 detections per image" in note for note in table.notes)
+    assert table.rows[0].cells["APr"].summary.mean == 20
+
+
+def many_classes(root: Path, images: int) -> Path:
+    """1,203 classes in pictures of 64 pixels."""
+    for split, seed in (("train", 0), ("val", 1)):
+        write_lvis(root, split, images, seed=seed)
+        path = root / "annotations" / f"lvis_v1_{split}.json"
+        content = json.loads(path.read_text())
+        for row in content["images"]:
+            row |= {"height": 64, "width": 64}
+        for row in content["annotations"]:
+            row |= {"bbox": [value / 10 for value in row["bbox"]], "area": row["area"] / 100}
+        for row in content["categories"]:
+            row |= {"image_count": row["id"] % 150}  # of both splits
+        path.write_text(json.dumps(content))
+    for path in (root / "train2017").iterdir():
+        Image.new("L", (64, 64), 128).save(path)
+    return root
+
+
+DENOISING = ("model.groups=[{name: denoising, number: 8, label_noise: 0.5, box_noise: 1.0}]",)
+SOFT = ("model.postprocess={name: soft_nms}",)
+
+
+@pytest.mark.parametrize(("row", "more"), [(0, DENOISING), (2, SOFT)], ids=["denoising", "all heads, soft NMS"])
+def test_1203_classes_are_learnt_and_evaluated(tmp_path: Path, row: int, more: tuple[str, ...]) -> None:
+    root = many_classes(tmp_path / "set", 8)
+    trial = trial_of(row, *SMALL, f"data.path={root}", *more)
+    record = run_trial(trial, RunStore(tmp_path / "store"), report=silent)
+    assert record["metrics"]["AP"] is not None and np.isfinite(record["history"][-1]["loss"])
+    names = json.loads((tmp_path / "store" / "runs" / record["trial_id"] / "per_class.json").read_text())
+    assert len(names) == 1203
