@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,19 +11,17 @@ import torch
 
 from harness.config import TrialConfig
 from harness.errors import UserError
+from harness.revisit.key_report import trouble
 from harness.spec.grid import expand, open_grid
 from harness.spec.presets import preset_files, released_models
 from harness.spec.spec import AblationSpec, RowSpec
 from harness.spec.strict import Mistakes
 from harness.trial.train import build_optimizer, train_step
 from model.detector import Detector
+from tests.support.layouts import LAYOUTS, filled, translated
 from tests.support.tiny import NUM_CLASSES as OF_TINY
 from tests.support.tiny import tiny_batch
 
-GOLDEN = Path(__file__).parent / "golden"
-LAYOUTS: dict[str, dict[str, list[int]]] = json.loads(
-    gzip.decompress((GOLDEN / "checkpoint_keys.json.gz").read_bytes())
-)
 NAMES = sorted(released_models(preset_files("", "presets/released"), Mistakes()))
 EVERY_NAME = pytest.mark.parametrize("name", NAMES)
 NUM_CLASSES = {name: 1203 if "lvis" in name else 80 for name in LAYOUTS}
@@ -84,6 +80,22 @@ def test_a_released_model_has_the_official_number_of_parameters(name: str) -> No
     assert found == sum(torch.Size(shape).numel() for key, shape in shapes.items() if not key.startswith(NOT_BUILT))
     if name in MILLIONS:
         assert round(found / 1e6, 2) == MILLIONS[name]
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_a_released_layout_fits_its_preset_and_one_changed_key_is_named(name: str) -> None:
+    state, preset = filled(LAYOUTS[name]), f"model.preset={name}"
+    found = translated(state, preset)
+    assert found.fits and {*found.renamed, *found.dropped} == state.keys() and found.num_classes == NUM_CLASSES[name]
+    key = next(own for own in found.renamed if own.startswith("neck."))
+    renamed = {("neck.mystery" if own == key else own): value for own, value in state.items()}
+    assert (
+        trouble(translated(renamed, preset)) == f"the weights lack {found.renamed[key]}, have the unknown neck.mystery"
+    )
+    less = {own: value for own, value in state.items() if own != key}
+    assert trouble(translated(less, preset)) == f"the weights lack {found.renamed[key]}"
+    other = trouble(translated({**state, key: torch.zeros(())}, preset))
+    assert other.startswith(f"the weights have in another shape {found.renamed[key]}: a single number instead of ")
 
 
 def train_three_steps(name: str) -> list[float]:

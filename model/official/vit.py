@@ -13,13 +13,10 @@ from model.backbones.configs import ViTConfig
 
 TABLE = [
     ("neck.p{N}.{rest}", "neck.p{N}.{rest}"),
-    ("mask_head.{rest}", "mask_head.{rest}"),
-    ("mask_iou_head.{rest}", "mask_iou_head.{rest}"),
 ]
 # Beginnings of our names, and why a checkpoint may have them and the configuration not
 LEFT_OUT = (
     (re.compile(r"backbone\.(blocks\.\d+\.attn\.rope|rope_(win|glb))\."), "rotations, which the backbone computes"),
-    (re.compile(r"mask_(iou_)?head\."), "the refined masks of the instance models, which are not built"),
 )
 WINDOWS, WHOLE = "backbone.rope_win.freqs_cos", "backbone.rope_glb.freqs_cos"
 OF_BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.attn\.rope\.freqs_cos")
