@@ -290,6 +290,17 @@ def test_images_leave_out_the_same_on_any_number_of_ranks() -> None:
     assert not torch.allclose(shares[0], backbone.eval()(images, unmasked)[-1])
 
 
+def test_half_precision_gives_about_the_same_maps() -> None:
+    backbone = Swin(SMALL).eval()
+    whole = backbone(IMAGES, unmasked)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = backbone(IMAGES, unmasked)
+    torch.stack([own.float().square().mean() for own in half]).sum().backward()
+    for own, expected in zip(half, whole, strict=True):
+        torch.testing.assert_close(own.float(), expected, rtol=0, atol=0.1)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters())
+
+
 # ---- padding -----------------------------------------------------------------------------------------------------
 
 
