@@ -45,6 +45,7 @@ BESIDE: dict[tuple[str, str], dict[str, Any]] = {
     ("proposals", "anchors"): {**ONE_STAGE, "model.decoder": {"name": "deformable", "position": "reference"}},
     ("decoder", "conditional"): {**ONE_STAGE, "model.box_refinement": False, "model.look_forward_twice": False},
     ("adapter", "single_scale"): {"model.transformer.num_levels": 1, "model.backbone.stages": [4]},
+    ("neck", "simple_fpn"): {"model.backbone": {"name": "vit"}},
 }
 
 
