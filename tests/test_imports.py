@@ -27,8 +27,8 @@ MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch"}
 ROOMS = {  # foreign service: the only files that know it
     "ray": tuple(f"harness/schedule/{name}.py" for name in ("on_ray", "cluster", "workers", "tuner")),
     "mlflow": ("harness/tracking/tracking.py", "harness/tracking/mlflow_runs.py"),
-    "pycocotools": ("harness/trial/evaluate.py", "harness/analyse/resample.py", "harness/data/masks.py"),
-    "faster_coco_eval": ("harness/trial/evaluate.py",),
+    "pycocotools": ("harness/trial/evaluators.py", "harness/analyse/resample.py", "harness/data/masks.py"),
+    "faster_coco_eval": ("harness/trial/evaluators.py",),
     "matplotlib": tuple(path.relative_to(ROOT).as_posix() for path in (ROOT / "harness/figures").glob("*.py")),
 }
 
