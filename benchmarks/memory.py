@@ -19,7 +19,7 @@ from harness.system.process import keep_freed_memory, wait_politely
 from model.heads import HEADS
 
 MIB = 2**20
-IMAGES, CLASSES = 2, 80
+IMAGES, CLASSES = 2, 80  # LVIS has 1,203 classes
 SIZE = (832, 1344)
 SHARES = (0.25, 0.35, 0.45)
 CHECKPOINTED = 4  # encoder layers; official for Co-DINO R50
@@ -46,7 +46,7 @@ class Counted:
     whole: float | None = None  # kept, counted at SIZE
 
 
-def counted(heads: tuple[str, ...], layers: int, threads: int, whole: bool) -> Counted:
+def counted(heads: tuple[str, ...], layers: int, threads: int, whole: bool, classes: int = CLASSES) -> Counted:
     """Runs in a process of its own."""
     keep_freed_memory()
     import torch
@@ -56,13 +56,13 @@ def counted(heads: tuple[str, ...], layers: int, threads: int, whole: bool) -> C
 
     torch.set_num_threads(threads)
     config = trial(heads, layers)
-    detector = built(config, CLASSES)
+    detector = built(config, classes)
     sizes = small_sizes(detector, *SIZE, SHARES)
-    points = [(*size, kept_bytes(detector, sample_batch(IMAGES, *size, CLASSES)) / MIB) for size in sizes]
+    points = [(*size, kept_bytes(detector, sample_batch(IMAGES, *size, classes)) / MIB) for size in sizes]
     resident = peak_memory_mb(torch.device("cpu"))
     slope, start, off = line([(height * width, kept) for height, width, kept in points])
-    full = kept_bytes(detector, sample_batch(IMAGES, *SIZE, CLASSES)) / MIB if whole else None
-    fixed, planned = sum(fixed_bytes(detector)) / MIB, footprint(config, CLASSES, size=SIZE).total / MIB
+    full = kept_bytes(detector, sample_batch(IMAGES, *SIZE, classes)) / MIB if whole else None
+    fixed, planned = sum(fixed_bytes(detector)) / MIB, footprint(config, classes, size=SIZE).total / MIB
     return Counted(tuple(points), slope * SIZE[0] * SIZE[1] + start, off, fixed, planned, resident, full)
 
 
@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks memory", description=__doc__)
     parser.add_argument("--whole", action="store_true", help="count at full size as well: 8 to 15 GB of memory")
     parser.add_argument("--k", type=int, nargs="*", help="only these numbers of heads")
+    parser.add_argument("--classes", type=int, default=CLASSES, help=f"of the data set ({CLASSES}; LVIS: 1203)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of torch (1)")
     args = parser.parse_args(argv)
     wait_politely()
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.k and len(heads) not in args.k:
                 continue
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                found = pool.apply(counted, (heads, layers, args.threads, args.whole))
+                found = pool.apply(counted, (heads, layers, args.threads, args.whole, args.classes))
             total = found.kept + found.fixed
             above += total >= paper
             print(

@@ -78,7 +78,7 @@ def test_drawn_is_the_factor_in_the_mean_and_always_as_many(seed: int, config: D
     factors = draw_factors(seed)
     sizes = [(40, 50), (50, 40), (40, 40)] * (IMAGES // 3)
     groups = aspect_groups(sizes, config)
-    epochs = 4000
+    epochs = 2000
     total = np.zeros(IMAGES)
     for epoch in range(epochs):
         shown = repeated(groups, factors, config, np.random.default_rng([seed, epoch]))
@@ -89,7 +89,7 @@ def test_drawn_is_the_factor_in_the_mean_and_always_as_many(seed: int, config: D
     for group in groups:  # only so far from the factors as a whole number of samples is
         off = abs(round(factors[group].sum()) - factors[group].sum())
         assert total[group].sum() / epochs - factors[group].sum() == pytest.approx(0, abs=off + 1e-9)
-        assert np.abs(total[group] / epochs - factors[group]).max() < off + 0.04
+        assert np.abs(total[group] / epochs - factors[group]).max() < off + 0.05
     assert samples_of_epoch(sizes, replace(config, aspect_group_size=0), 1, factors) == round(factors.sum())
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from harness.data.disk import is_folder, list_images, no_access, open_file, status
 from harness.data.layout import find_splits
-from harness.data.names import Naming, is_root, naming_of
+from harness.data.names import BY_FILE_NAME, Naming, is_root, naming_of
 from harness.data.ticker import Progress, Ticker
 from harness.files import cache_dir, write_atomic
 
@@ -108,7 +108,7 @@ def _named_files(annotation_file: Path, folder: Path, file_hash: str) -> list[st
     return names
 
 
-def _read_names(annotation_file: Path, naming: Naming) -> list[str]:
+def _read_names(annotation_file: Path, naming: Naming = BY_FILE_NAME) -> list[str]:
     try:
         with open_file(annotation_file) as stream:
             content = stream.read()

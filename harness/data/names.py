@@ -32,6 +32,9 @@ class Naming(NamedTuple):
         return name
 
 
+BY_FILE_NAME = Naming("")
+
+
 def naming_of(annotation_file: Path, folder: Path) -> Naming:
     """How a split's annotation file names its images.
 
