@@ -60,20 +60,20 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
             "class_token": False,
             "global_blocks": (0, 1),
             "drop_path": 0.1,
-            "swin": {**SMALL_SWIN, "depths": (2, 2, 2, 2)},
-            "swin, frozen": {**SMALL_SWIN, "window": 2, "stages": (1, 3), "frozen_stages": 1},
-            "auto": {"settings": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16]}},
-            "auto, dinov2": {
-                "model": "dinov2",
-                "settings": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 16},
-            },
-            "auto, resnet": {
-                "model": "resnet",
-                "stages": ("stage1", 3),
-                "settings": {
-                    **{"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16]},
-                    **{"embedding_size": 8, "layer_type": "basic"},
-                },
+        },
+        "swin": {**SMALL_SWIN, "depths": (2, 2, 2, 2)},
+        "swin, frozen": {**SMALL_SWIN, "window": 2, "stages": (1, 3), "frozen_stages": 1},
+        "auto": {"settings": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16]}},
+        "auto, dinov2": {
+            "model": "dinov2",
+            "settings": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 16},
+        },
+        "auto, resnet": {
+            "model": "resnet",
+            "stages": ("stage1", 3),
+            "settings": {
+                **{"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16]},
+                **{"embedding_size": 8, "layer_type": "basic"},
             },
         },
     },
