@@ -72,6 +72,17 @@ def _year(root: Path, split: Split) -> str:
     return next((year for year in YEARS if is_folder(root / f"{split}{year}")), "")
 
 
+def is_coco(root: Path) -> bool:
+    """Whether a folder is meant to be in COCO layout, whole or not: it holds JSON files that look like annotations."""
+    for path in _annotation_files(root):
+        name = path.name.lower()
+        if path.parent == root / "annotations" or "coco" in name or name.startswith("instances"):
+            return True
+        if path.parent == root and any(_rank(root, path, split) is not None for split in SPLITS):
+            return True
+    return False
+
+
 # ---- what may be meant --------------------------------------------------------------------------------------------
 
 
