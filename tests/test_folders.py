@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -37,8 +37,9 @@ from tests.support.foreign_folders import (
     write_yolo,
     yolo_line,
 )
-from tests.test_bad_input import examples
 
+always = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SHARED_CACHE = os.environ["CODETR_CACHE"]  # with compiled operators
 TRAIN, VAL = "labels/train/a.txt", "labels/val/d.txt"
 
 
@@ -239,11 +240,14 @@ WRONG_LINES = {
     "0 nan 0.5 0.2 0.2": "'nan' is no number; a line is: class, centre x, centre y, width, height",
     "0 1e999 0.5 0.2 0.2": "a number is too large for any; correct it",
     "0 0.5 0.5 0.2": "4 numbers; a line is: class, centre x, centre y, width, height",
-    "0 0.5 0.5 0.2 0.2 0.93": "6 numbers, as predictions have (class, box, confidence); give what people drew, five numbers",
-    "0 0.5 0.5 0.2 0.2 0.4 0.4 2 0.6 0.6 2": "11 numbers, as a pose has (class, box, points with their visibility); keep the first five",
-    "0 0.5 0.5 0.2 0.2 0.4 0.4 2": "8 numbers, as a pose has (class, box, points with their visibility); keep the first five",
-    "0 0.5 0.5 0.2 0.2 0.4 0.4 0.3 0.3 0.1": "10 numbers, which is no box (5 numbers) and no polygon (class, then x and y of "
-    "each point); correct it",
+    "0 0.5 0.5 0.2 0.2 0.93": "6 numbers, as predictions have (class, box, confidence); give what people drew, "
+    "five numbers",
+    "0 0.5 0.5 0.2 0.2 0.4 0.4 2 0.6 0.6 2": "11 numbers, as a pose has (class, box, points with their "
+    "visibility); keep the first five",
+    "0 0.5 0.5 0.2 0.2 0.4 0.4 2": "8 numbers, as a pose has (class, box, points with their visibility); "
+    "keep the first five",
+    "0 0.5 0.5 0.2 0.2 0.4 0.4 0.3 0.3 0.1": "10 numbers, which is no box (5 numbers) and no polygon "
+    "(class, then x and y of each point); correct it",
     "0 0.5 0.5 0 0.2": "the object has no width or height; correct or remove the line",
     "0 0.5 0.5 0.2 -0.2": "the object has no width or height; correct or remove the line",
     "0 0.5 0.5 1e-6 0.2": "the object is too thin for any pixel, or outside the image; correct or remove the line",
@@ -361,8 +365,8 @@ def test_other_voc_layouts(tmp_path):
     (root / "ImageSets" / "Main").rename(root / "lists")
     text = complaint(root)
     assert (
-        text
-        == f"{root}: is a VOC folder without lists; write ImageSets/Main/train.txt and val.txt, the name of an image a line"
+        text == f"{root}: is a VOC folder without lists; write ImageSets/Main/train.txt and val.txt, "
+        "the name of an image a line"
     )
     write(root / "train.txt", "a.png\nJPEGImages/b.png\nc.xml\n")
     assert "has train.txt, but no val.txt beside it; write it, the name of an image a line" in complaint(root)
@@ -438,11 +442,17 @@ def box(**corners: Any) -> str:
 
 LOL = '<!DOCTYPE a [<!ENTITY b "bbbbbbbb"><!ENTITY c "&b;&b;&b;&b;&b;&b;">]>'
 WRONG_XML: dict[str, tuple[str | bytes, str]] = {
-    "broken": ("<annotation><object>", ".xml is broken XML (no element found in line 1); correct it or export it again"),
+    "broken": (
+        "<annotation><object>",
+        ".xml is broken XML (no element found in line 1); correct it or export it again",
+    ),
     "empty": (" ", ".xml is broken XML (no element found in line 1); correct it or export it again"),
     "bytes": (b"\xff\xd8\xff\xe0", ".xml is broken XML (not well-formed (invalid token) in line 1); correct it"),
     "encoding": ('<?xml version="1.0" encoding="gb2312"?><annotation/>', ".xml cannot be read as XML ("),
-    "no such encoding": ('<?xml version="1.0" encoding="nix"?><annotation/>', ".xml cannot be read as XML (unknown encoding"),
+    "no such encoding": (
+        '<?xml version="1.0" encoding="nix"?><annotation/>',
+        ".xml cannot be read as XML (unknown encoding",
+    ),
     "entities": (f"{LOL}<annotation>&c;</annotation>", ".xml declares a document type, which may hold anything"),
     "a file": (
         '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>',
@@ -451,17 +461,32 @@ WRONG_XML: dict[str, tuple[str | bytes, str]] = {
     "deep": ("<a>" * 5000 + "</a>" * 5000, ".xml is nested too deep for a VOC annotation; export it again"),
     "CVAT": ("<annotations/>", ".xml is no VOC annotation: it holds 'annotations' instead of annotation; export it"),
     "no name": (voc_xml("b", [voc_object(" ", 1, 1, 5, 5)]), ".xml:3: the object has no name; add it"),
-    "no box": (voc_xml("b", ["<object><name>cow</name><polygon/></object>"]), "('cow') has no bndbox but a polygon; add it"),
-    "half a box": (voc_xml("b", [box(xmin=1, ymin=2, xmax="")]), "xmin 1, ymin 2, xmax missing, ymax missing: must be four"),
-    "words": (voc_xml("b", [box(xmin="a", ymin=2, xmax=3, ymax="nan")]), "xmin a, ymin 2, xmax 3, ymax nan: must be four"),
-    "turned": (voc_xml("b", [box(xmin=9, ymin=2, xmax=3, ymax=8)]), "must be the upper left and the lower right corner"),
-    "outside": (voc_xml("b", [box(xmin=9, ymin=2, xmax=90, ymax=8)]), "reaches outside the image of 64x48 pixels; clip"),
+    "no box": (
+        voc_xml("b", ["<object><name>cow</name><polygon/></object>"]),
+        "('cow') has no bndbox but a polygon; add",
+    ),
+    "half a box": (
+        voc_xml("b", [box(xmin=1, ymin=2, xmax="")]),
+        "xmin 1, ymin 2, xmax missing, ymax missing: must be four",
+    ),
+    "words": (
+        voc_xml("b", [box(xmin="a", ymin=2, xmax=3, ymax="nan")]),
+        "xmin a, ymin 2, xmax 3, ymax nan: must be four",
+    ),
+    "turned": (
+        voc_xml("b", [box(xmin=9, ymin=2, xmax=3, ymax=8)]),
+        "must be the upper left and the lower right corner",
+    ),
+    "outside": (
+        voc_xml("b", [box(xmin=9, ymin=2, xmax=90, ymax=8)]),
+        "reaches outside the image of 64x48 pixels; clip",
+    ),
     "shares": (voc_xml("b", [box(xmin=0.1, ymin=0.2, xmax=0.5, ymax=0.6)]), "shares of the image's sides; give pixels"),
     "difficult": (
         voc_xml("b", [voc_object("cow", 1, 1, 5, 5, "<difficult>maybe</difficult>")]),
         ".xml:3: difficult is 'maybe'; must be 0 or 1",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WRONG_XML)
@@ -500,8 +525,6 @@ def test_a_coco_folder_stays_one_whatever_else_lies_there(tmp_path):
 def test_labels_of_both_kinds_are_refused_unless_a_file_says_which(tmp_path):
     root = write_voc(tmp_path / "set", by_lists=False)
     write_yolo(root, "{split}", None)
-    for text in (root / "train").glob("*.txt"):
-        assert text.is_file()
     assert "holds YOLO labels (.txt) and VOC annotations (.xml); move one of them away" in complaint(root)
     write(root / "data.yaml", "train: train\nval: val\nnames: [ant, bee, cow]\n")
     assert "a YOLO folder" in check(root)[0]
@@ -662,21 +685,21 @@ def read_or_refused(root: Path) -> None:
             assert x >= 0 and y >= 0 and w > 0 and h > 0 and x + w <= WIDTH + 1e-3 and y + h <= HEIGHT + 1e-3
 
 
-@examples(60)
+@always
 @given(content=texts)
 def test_any_label_file_is_read_or_refused(yolo_set, content):
     (yolo_set / TRAIN).write_bytes(content)
     read_or_refused(yolo_set)
 
 
-@examples(60)
+@always
 @given(content=st.one_of(cut(), st.binary(max_size=40)))
 def test_any_xml_file_is_read_or_refused(voc_set, content):
     (voc_set / "Annotations" / "b.xml").write_bytes(content)
     read_or_refused(voc_set)
 
 
-@examples(60)
+@always
 @given(content=texts, name=st.sampled_from(["data.yaml", "train.txt", "classes.txt", "obj.data"]))
 def test_any_description_is_read_or_refused(tmp_path_factory, content, name):
     root = write_yolo(tmp_path_factory.mktemp("any"), yaml=None)
@@ -690,19 +713,20 @@ def test_any_description_is_read_or_refused(tmp_path_factory, content, name):
 
 
 @pytest.mark.parametrize("write_set", [write_yolo, write_voc])
-def test_a_grid_is_planned_and_trained_on_such_a_folder(tmp_path, monkeypatch, write_set, capsys):
+def test_a_grid_is_planned_on_such_a_folder_and_trained(tmp_path, monkeypatch, write_set, capsys):
     root = write_set(tmp_path / "set")
     monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("CODETR_CACHE", SHARED_CACHE)
     spec = tmp_path / "tiny.yaml"
-    spec.write_text(
-        "title: t\npreset: digits_fast\nrows:\n  - {label: one, set: {model.heads: []}}\nbaseline: one\nseeds: [0]\n"
-    )
+    spec.write_text("title: t\nrows:\n  - {label: one, set: {model.heads: []}}\nbaseline: one\nseeds: [0]\n")
     small = ["--set", "train.epochs=1", "--set", "train.min_steps=0", "--set", "train.batch_size=1"]
-    given = [str(spec), "--data", str(root), *small]
+    given = [str(spec), "--preset", "digits_fast", "--data", str(root), *small]
     assert main(["plan", *given]) == 0
     planned = capsys.readouterr()
-    assert "1 epoch" in planned.out or "one" in planned.out
+    assert re.search(r"^ *[0-9a-f]{12}|one +", planned.out, re.MULTILINE)
     assert "folder, 3 train images and 1 val images" in planned.err
+    if write_set is write_voc:
+        return  # from here on it is the same
     assert main(["run", *given, "--executor", "local"]) == 0
     results = list((tmp_path / "store" / "runs").glob("*/result.json"))
     assert len(results) == 1 and json.loads(results[0].read_text())["status"] == "finished"

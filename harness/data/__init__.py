@@ -55,9 +55,9 @@ def _own(path: str, progress: Progress) -> Own:
 
 def _open(config: DataConfig, own: Own | None, split: Split, progress: Progress, with_masks: bool) -> CocoDataset:
     """A split of own data, or of the digit scenes; of what was made here, errors tell what of."""
-    if own is not None and own.source is None:
-        return CocoDataset(own.folder, split, progress=progress, with_masks=with_masks)
     if own is not None:
+        if own.source is None:
+            return CocoDataset(own.folder, split, progress=progress, with_masks=with_masks)
         made = f"This was converted from {shown(own.source)}: correct it there, or delete {own.folder}"
         folder, name = own.folder, own.name
     else:

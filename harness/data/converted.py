@@ -71,8 +71,9 @@ def _recognised(path: Path) -> Foreign | None:
     """A YOLO or VOC data set; None for anything else, whose faults are told of a folder in COCO layout."""
     if is_folder(path) and is_coco(path):
         return None
-    yolo, voc = find_yolo(path), find_voc(path)
-    if yolo and voc and not yolo.is_described:
+    yolo = find_yolo(path)
+    voc = None if yolo and yolo.is_described else find_voc(path)
+    if yolo and voc:
         told = "holds YOLO labels (.txt) and VOC annotations (.xml); move one of them away"
         raise UserError(f"data set {shown(path)} {told}, or name a data.yaml")
     return yolo or voc

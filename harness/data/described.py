@@ -133,9 +133,9 @@ def _take_names(found: Description, names: Any) -> None:
     if isinstance(names, str):
         found.names_file = names
     elif isinstance(names, list):
-        odd = next((name for name in names if not isinstance(name, str) or not name.strip()), None)
-        if odd is not None or not names:
-            found.problems.append(f"names: {brief(odd if names else names)} is no name of a class; correct it")
+        wrong = [name for name in names if not isinstance(name, str) or not name.strip()]
+        if wrong or not names:
+            found.problems.append(f"names: {brief(wrong[0] if wrong else names)} is no name of a class; correct it")
         else:
             found.names = [name.strip() for name in names]
     elif names is not None:

@@ -68,9 +68,10 @@ def _places(root: Path, alias: str) -> Iterator[_Place]:
     """Where XML files and images of a split may lie, as far as XML files are there; "" stands for both splits."""
     pairs = [(root / alias, root / alias)]
     for folder in XML_FOLDERS:
-        for images in IMAGE_FOLDERS:
-            pairs += [(root / alias / folder, root / alias / images), (root / folder / alias, root / images / alias)]
-        pairs += [(root / alias / folder, root / alias), (root / folder / alias, root / alias)]
+        for xml, above, below in ((root / alias / folder, root / alias, ""), (root / folder / alias, root, alias)):
+            if is_folder(xml):
+                pairs += [(xml, above / images / below) for images in IMAGE_FOLDERS]
+                pairs.append((xml, root / alias))
     return (pair for pair in pairs if is_folder(pair[1]) and has(pair[0], ".xml"))
 
 
