@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -37,6 +38,7 @@ from tests.support.foreign_folders import (
     write_yolo,
     yolo_line,
 )
+from tests.support.refusals import refuse
 
 always = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 SHARED_CACHE = os.environ["CODETR_CACHE"]  # with compiled operators
@@ -101,6 +103,7 @@ YAMLS = {
     "places of elsewhere": ("{split}/images", "train: /content/set/train/images\nval: /content/set/val/images\n"),
     "lists of folders": ("images/{split}", "train:\n  - images/train\nval: [images/val]\n"),
     "an empty path": ("images/{split}", "path:\ntrain: ./images/train/\nval: images/val/\n"),
+    "Windows": ("images/{split}", "train: images\\train\nval: images\\val\n"),
     "splits by name": ("images/{split}", "nc: 3\n"),
 }
 
@@ -175,6 +178,37 @@ def test_a_folder_that_is_called_images_above_the_data_set(tmp_path):
     shutil.rmtree(tmp_path / "labels", ignore_errors=True)
     write(root / "classes.txt", "ant\nbee\ncow\n")
     check(root)
+
+
+def test_links_that_lead_nowhere_and_folders_in_place_of_labels_are_told(tmp_path):
+    root = write_yolo(tmp_path / "set")
+    for path in (root / "images" / "train" / "a.png", root / "labels" / "val" / "d.txt", root / TRAIN):
+        path.unlink()
+    (root / "images" / "train" / "a.png").symlink_to("/nowhere/a.png")
+    text = complaint(root)
+    assert text.endswith(
+        "images/train/a.png is a link to /nowhere/a.png that leads nowhere; restore the file or remove the link"
+    )
+    (root / "images" / "train" / "a.png").unlink()
+    (root / "labels" / "val" / "d.txt").symlink_to("/nowhere/d.txt")
+    (root / "labels" / "train" / "b.txt").unlink()
+    (root / "labels" / "train" / "b.txt").mkdir()
+    lines = complaint(root).splitlines()
+    assert lines[1].startswith("  labels/train/b.txt cannot be read (Is a directory)") and len(lines) == 3
+    assert lines[2].startswith("  labels/val/d.txt cannot be read (No such file or directory)")
+
+
+def test_labels_that_the_system_refuses_are_no_labels_that_are_missing(tmp_path, monkeypatch):
+    root = write_yolo(tmp_path / "set")
+    refuse(monkeypatch, "stat", "/labels/train/a.txt", errno.EACCES)
+    assert "labels/train/a.txt cannot be read (Permission denied); see to its rights" in complaint(root)
+
+
+def test_images_of_one_name_share_their_labels_which_is_noted(tmp_path):
+    root = write_yolo(tmp_path / "set")
+    save_image(root / "images" / "train" / "a.jpg")
+    said = opened(root)[2]
+    assert any("1 label files go with several images of one name each (labels/train/a.txt" in line for line in said)
 
 
 # ---- label files of YOLO ------------------------------------------------------------------------------------------
@@ -498,6 +532,14 @@ def test_a_wrong_xml_file_is_told_in_one_line(tmp_path, name):
     assert text.startswith(f"{root}: Annotations/b") and told in text and "\n" not in text
 
 
+def test_a_voc_folder_without_images_is_told(tmp_path):
+    root = write_voc(tmp_path / "set")
+    shutil.rmtree(root / "JPEGImages")
+    assert "Annotations/ has XML files, but no folder of images is beside it; put them into JPEGImages/" in complaint(
+        root
+    )
+
+
 def test_what_is_missing_of_a_voc_folder_is_told(tmp_path):
     root = write_voc(tmp_path / "set")
     write(root / "ImageSets" / "Main" / "train.txt", "a\nb\nc\ngone\n")
@@ -506,6 +548,11 @@ def test_what_is_missing_of_a_voc_folder_is_told(tmp_path):
     parts = write_voc(tmp_path / "parts", by_lists=False)
     shutil.rmtree(parts / "val")
     assert complaint(parts).endswith("is a VOC folder without val images; put them and their XML files into val/")
+
+
+def test_a_folder_above_is_sent_to_the_data_set(tmp_path):
+    write_yolo(tmp_path / "above" / "set")
+    assert complaint(tmp_path / "above").endswith(f"did you mean {tmp_path / 'above' / 'set'}, a YOLO folder?")
 
 
 # ---- both, and neither --------------------------------------------------------------------------------------------
@@ -620,7 +667,9 @@ def test_what_is_told_of_a_conversion_names_the_folder_itself(tmp_path):
     root = write_yolo(tmp_path / "set")
     for path in (root / "labels" / "val").iterdir():
         path.write_text("")
-    assert "has no annotations, so there is nothing to learn from" in complaint(root)
+    text = complaint(root)
+    assert "has no annotations, so there is nothing to learn from" in text
+    assert text.splitlines()[-1].startswith(f"This was converted from {root}: correct it there, or delete ")
     with pytest.raises(UserError, match=f"This was converted from {root}: correct it there, or delete"):
         open_dataset(DataConfig(path=str(root)), "train", progress=lambda line: None, with_masks=True)
 

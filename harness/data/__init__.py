@@ -41,8 +41,13 @@ def open_dataset(
         UserError: every problem of the split in one message.
     """
     progress = progress or print_line
-    own = None if config.path is None else _own(config.path, progress)
-    return _open(config, own, split, progress, with_masks)
+    if config.path is None:
+        return _open_digits(config, split, progress, with_masks)
+    own = _own(config.path, progress)
+    try:
+        return _open_own(own, split, progress, with_masks)
+    except UserError as error:
+        raise UserError("\n".join([str(error), *_origin(own)])) from error
 
 
 def _own(path: str, progress: Progress) -> Own:
@@ -53,20 +58,25 @@ def _own(path: str, progress: Progress) -> Own:
     return own
 
 
-def _open(config: DataConfig, own: Own | None, split: Split, progress: Progress, with_masks: bool) -> CocoDataset:
-    """A split of own data, or of the digit scenes; of what was made here, errors tell what of."""
-    if own is not None:
-        if own.source is None:
-            return CocoDataset(own.folder, split, progress=progress, with_masks=with_masks)
-        made = f"This was converted from {shown(own.source)}: correct it there, or delete {own.folder}"
-        folder, name = own.folder, own.name
-    else:
-        folder, name = ensure_digits(config.digits, progress), "digits"
-        made = f"These are generated digit scenes: delete {folder} to have them written again"
+def _open_own(own: Own, split: Split, progress: Progress, with_masks: bool) -> CocoDataset:
+    return CocoDataset(own.folder, split, progress=progress, name=own.name, with_masks=with_masks)
+
+
+def _origin(own: Own) -> list[str]:
+    """What must be said below errors of a conversion, which name files in the cache."""
+    if own.source is None:
+        return []
+    return [f"This was converted from {shown(own.source)}: correct it there, or delete {own.folder}"]
+
+
+def _open_digits(config: DataConfig, split: Split, progress: Progress, with_masks: bool) -> CocoDataset:
+    folder = ensure_digits(config.digits, progress)
     try:
-        return CocoDataset(folder, split, progress=progress, name=name, with_masks=with_masks)
+        return CocoDataset(folder, split, progress=progress, name="digits", with_masks=with_masks)
     except UserError as error:
-        raise UserError(f"{error}\n{made}") from error
+        raise UserError(
+            f"{error}\nThese are generated digit scenes: delete {folder} to have them written again"
+        ) from error
 
 
 def open_splits(
@@ -85,12 +95,16 @@ def open_splits(
     problems: list[str] = []
     for split in SPLITS:
         try:
-            opened.append(_open(config, own, split, progress, with_masks))
+            opened.append(
+                _open_own(own, split, progress, with_masks)
+                if own
+                else _open_digits(config, split, progress, with_masks)
+            )
             problems += filter(None, [without_objects(opened[-1])])
         except UserError as error:
             problems.append(str(error))
     if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
+        raise UserError("\n".join(dict.fromkeys([*problems, *(_origin(own) if own else ())])))
     train, val = opened
     same_categories(train, val)
     for note in notes_across(train, val):

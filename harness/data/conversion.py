@@ -14,7 +14,7 @@ from harness.data.foreign import LARGEST_TEXT, Foreign, Labels, Picture
 from harness.data.layout import SPLITS, Split
 from harness.data.ticker import Progress, Ticker
 from harness.data.voc_labels import VocLabels
-from harness.data.yolo import label_places, orphans
+from harness.data.yolo_images import label_places, orphans, shared_labels
 from harness.data.yolo_labels import YoloLabels
 
 THREADS, FILES_AT_ONCE = 8, 256
@@ -116,6 +116,9 @@ def _note_missing(found: Foreign) -> None:
     if found.kind == "YOLO" and (left := orphans(found)):
         told = f"{len(left):,} label files have no image, so nobody reads them"
         found.problems.note(f"{told} ({found.place(left[0])} is the first)")
+    if found.kind == "YOLO" and (shared := shared_labels(found)):
+        told = f"{len(shared):,} label files go with several images of one name each"
+        found.problems.note(f"{told} ({found.place(shared[0])} is the first)")
 
 
 def _looks(pictures: Sequence[Picture]) -> Iterator[_Look]:
@@ -133,7 +136,7 @@ def _look(picture: Picture) -> _Look:
         with open_file(picture.labels) as stream:
             content = stream.read(LARGEST_TEXT + 1)
     except OSError as error:
-        if isinstance(error, NotAFile) or error.errno in ABSENT:
+        if isinstance(error, NotAFile | IsADirectoryError) or error.errno in ABSENT:
             return _Look(verdict, f"cannot be read ({error.strerror}); put the label file there", b"")
         raise no_access(picture.labels, error) from error
     if len(content) > LARGEST_TEXT:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from harness.data.conversion import folders_and_names, read_all
 from harness.data.disk import is_folder, shown
 from harness.data.duplicates import marks_of
-from harness.data.foreign import Foreign
+from harness.data.foreign import Foreign, names_in
 from harness.data.layout import SPLITS, is_coco
 from harness.data.ticker import Progress, locked
 from harness.data.voc import find_voc
@@ -27,6 +27,7 @@ from harness.data.yolo import find_yolo
 from harness.errors import UserError
 from harness.files import cache_dir, write_atomic
 
+MOST_BELOW = 20  # folders in a folder that is none, which are looked at for what may be meant
 CONVERSION = 1  # part of what a conversion is known by: raise it with every change of what is written or refused
 
 
@@ -50,7 +51,7 @@ def own_folder(path: Path, progress: Progress) -> Own:
     Raises:
         UserError: everything that is wrong with a YOLO or VOC folder; or the cache cannot be written.
     """
-    found = _recognised(path)
+    found = _recognised(Path(os.path.abspath(path)))
     if found is None:
         return Own(path, path.absolute().name, None)
     found.problems.raise_if_any()
@@ -76,6 +77,14 @@ def _recognised(path: Path) -> Foreign | None:
     if yolo and voc:
         told = "holds YOLO labels (.txt) and VOC annotations (.xml); move one of them away"
         raise UserError(f"data set {shown(path)} {told}, or name a data.yaml")
+    if not yolo and not voc and is_folder(path):
+        found = None
+        for below in filter(is_folder, (path / name for name in names_in(path, MOST_BELOW))):
+            with suppress(UserError):
+                found = None if is_coco(below) else find_yolo(below) or find_voc(below)
+            if found:
+                told = f"no data set here; did you mean {shown(below)}, a {found.kind} folder?"
+                raise UserError(f"data set {shown(path)}: {told}")
     return yolo or voc
 
 

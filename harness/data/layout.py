@@ -95,7 +95,7 @@ def _no_folder(root: Path) -> str:
         what = f" is a link to {shown(os.readlink(root))} that leads nowhere"
     near = difflib.get_close_matches(root.name, [path.name for path in _entries(root.parent, os.path.isdir)], 1, 0.6)
     hint = f", did you mean {shown(root.parent / near[0])}?" if near else ""
-    return f"{what}{hint}; --data (or data.path) must name a folder in COCO layout"
+    return f"{what}{hint}; --data (or data.path) must name a folder in COCO, YOLO or VOC layout"
 
 
 def _other_root(root: Path) -> Path | None:

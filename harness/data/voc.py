@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.data.checks import Problems, brief
-from harness.data.disk import is_file, is_folder, is_image, shown
+from harness.data.disk import IMAGE_SUFFIXES, is_file, is_folder, is_image, shown
 from harness.data.foreign import Foreign, Picture, distinct, has, images_by_stem, lines_of, names_in, read_text
 from harness.data.layout import ALIASES, SPLITS, Split
 from harness.data.voc_labels import filename_of
@@ -35,6 +35,12 @@ def find_voc(path: Path) -> Foreign | None:
     path = _year(path)
     found = Foreign("VOC", path, Problems(path))
     whole = next(_places(path, ""), None)
+    if whole is not None and not has(whole[1], *IMAGE_SUFFIXES):
+        told = (
+            f"{found.place(whole[0])}/ has XML files, but no folder of images is beside it; put them into JPEGImages/"
+        )
+        found.problems.add("images", told)
+        return found
     if whole is not None and _by_lists(found, whole):
         return found
     parts = {split: _part(path, split) for split in SPLITS}

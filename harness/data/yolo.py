@@ -7,23 +7,20 @@ a label file an image has no objects.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from harness.data.checks import Problems, brief
 from harness.data.described import Description, describe
-from harness.data.disk import IMAGE_SUFFIXES, is_file, is_folder, is_image, list_images, shown
-from harness.data.duplicates import GONE, marks_of
-from harness.data.foreign import FEW_ENTRIES, Foreign, Picture, distinct, has, lines_of, names_in, read_text
+from harness.data.disk import IMAGE_SUFFIXES, is_file, is_folder, shown
+from harness.data.foreign import FEW_ENTRIES, Foreign, has, lines_of, names_in, read_text
 from harness.data.layout import ALIASES, SPLITS, Split
+from harness.data.yolo_images import FOLDERS, NO_LABELS, images_of, label_places, with_labels
 from harness.data.yolo_labels import NUMBER
 from harness.errors import UserError
 
 DESCRIPTIONS = (".yaml", ".yml", ".data")
 NAME_LISTS = ("classes.txt", "obj.names", "labels/classes.txt", "classes.names", "labels.txt", "names.txt")
-NO_LABELS = ("classes.txt", "labels.txt", "names.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "readme.txt")
-FOLDERS = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS"}
 LABELS = tuple(FOLDERS.values())
 LOOKED_AT = 20  # texts beside images, to see whether they are labels
 
@@ -42,28 +39,6 @@ def find_yolo(path: Path) -> Foreign | None:
     if not any(places.values()):
         return None
     return _by_name(Foreign("YOLO", path, Problems(path), names=_listed_names(path)), places)
-
-
-def orphans(found: Foreign) -> list[str]:
-    """Label files that no image of the data set goes with, as paths."""
-    pairs = {
-        (os.path.dirname(picture.image), os.path.dirname(label_places(picture.image)[0])) for picture in _all(found)
-    }
-    pairs |= {
-        (os.path.dirname(picture.image), os.path.dirname(picture.labels)) for picture in _all(found) if picture.labels
-    }
-    known = {picture.labels for picture in _all(found)}
-    left = []
-    for images, labels in sorted(pairs):
-        texts = [name for name in names_in(labels) if name.endswith(".txt") and name.lower() not in NO_LABELS]
-        texts = [name for name in texts if os.path.join(labels, name) not in known]
-        stems = {os.path.splitext(name)[0] for name in names_in(images) if is_image(name)} if texts else set()
-        left += [os.path.join(labels, name) for name in texts if name[:-4] not in stems]
-    return left
-
-
-def _all(found: Foreign) -> Iterator[Picture]:
-    return (picture for split in SPLITS for picture in found.pictures[split])
 
 
 # ---- a description ------------------------------------------------------------------------------------------------
@@ -111,10 +86,10 @@ def _described(path: Path) -> Foreign:
             found.problems.add("split", f"has no {split}:, which must name the images' folder or list{there}")
         for entry in entries:
             place = _resolved(found, description, entry, split)
-            images += _images(found, place) if place else []
+            images += images_of(found, place) if place else []
             if place and not images:
                 found.problems.add("images", f"{split}: {found.place(place)} names no images that are there")
-        found.pictures[split] = _with_labels([Picture(image, None) for image in images])
+        found.pictures[split] = with_labels(images)
     return found
 
 
@@ -137,7 +112,7 @@ def _check_names(found: Foreign, description: Description) -> None:
 
 def _resolved(found: Foreign, description: Description, entry: str, split: Split) -> Path | None:
     """The folder or list that an entry names; None where there is none, which is told."""
-    written = Path(os.path.expanduser(entry))
+    written = Path(os.path.expanduser(entry if "/" in entry else entry.replace("\\", "/")))
     root, bases = found.root, description.bases
     inner = Path(*[part for part in written.parts if part != ".."]) if not written.is_absolute() else written
     candidates = [base / written for base in bases]
@@ -229,7 +204,7 @@ def _by_name(found: Foreign, places: dict[Split, list[Path]]) -> Foreign:
     """The data set whose splits are known by the names of folders or lists."""
     for split in SPLITS:
         for place in places[split][:1]:
-            found.pictures[split] = _with_labels([Picture(image, None) for image in _images(found, place)])
+            found.pictures[split] = with_labels(images_of(found, place))
     _tell_missing(found, places)
     return found
 
@@ -248,60 +223,3 @@ def _tell_missing(found: Foreign, places: dict[Split, list[Path]]) -> None:
             found.problems.add("images", f"{found.place(places[split][0])} holds no images; put them there")
         elif split not in found.place(places[split][0]):
             found.problems.note(f"{found.place(places[split][0])} is taken for the {split} images")
-
-
-# ---- images and their labels --------------------------------------------------------------------------------------
-
-
-def _images(found: Foreign, place: Path) -> list[str]:
-    """Paths of the images in a folder and below, or of those that a list names."""
-    if is_folder(place):
-        return [os.path.join(place, name) for name, _ in list_images(place)]
-    images = []
-    for line, text in lines_of(read_text(place)):
-        path = _of_list(found, place, text)
-        if path is None:
-            told = f"{found.place(place)}:{line}: {brief(text)} is not there; add the image or remove the line"
-            found.problems.add("listed", told)
-        else:
-            images.append(path)
-    if len(set(images)) < len(images):
-        found.problems.note(
-            f"{found.place(place)}: {len(images) - len(set(images)):,} lines stand there twice and count once"
-        )
-    return images
-
-
-def _of_list(found: Foreign, place: Path, text: str) -> str | None:
-    """The image that a line of a list names: from the list's folder, the root, here, or where the root lay once."""
-    written = Path(os.path.expanduser(text.replace("\\", "/") if "/" not in text else text))
-    bases = (place.parent, found.root, place.parent.parent, Path.cwd())
-    candidates = [base / written for base in bases] if not written.is_absolute() else [written]
-    parts = [part for part in written.parts if part not in ("..", written.anchor)]
-    candidates += [found.root.joinpath(*parts[index:]) for index in range(len(parts))]
-    return next((os.path.normpath(path) for path in candidates if is_file(path)), None)
-
-
-def label_places(image: str) -> list[str]:
-    """Where an image's label file is looked for."""
-    stem = os.path.splitext(image)[0]
-    parts = stem.split(os.sep)
-    beside = [f"{stem}.txt"]
-    for index in range(len(parts) - 2, -1, -1):
-        if parts[index] in FOLDERS:
-            return [f"{os.sep.join([*parts[:index], FOLDERS[parts[index]], *parts[index + 1 :]])}.txt", *beside]
-    return beside
-
-
-def _with_labels(pictures: Sequence[Picture]) -> list[Picture]:
-    """The pictures, each once, with their label files where these are."""
-    own = distinct(pictures)
-    places: list[list[str]] = [label_places(picture.image) for picture in own]
-    found: dict[int, str] = {}
-    for rank in (0, 1):
-        asked = [index for index, some in enumerate(places) if index not in found and len(some) > rank]
-        marks: Any = marks_of(Path(os.sep), [places[index][rank] for index in asked])
-        found |= {
-            index: places[index][rank] for index, mark in zip(asked, marks.tolist(), strict=True) if tuple(mark) != GONE
-        }
-    return [Picture(picture.image, found.get(index)) for index, picture in enumerate(own)]
