@@ -15,7 +15,7 @@ from harness.data.layout import SPLITS
 
 NO_LABELS = ("classes.txt", "labels.txt", "names.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "readme.txt")
 FOLDERS = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS"}
-THREADS, FILES_AT_ONCE = 8, 4096
+THREADS, FILES_AT_ONCE = 8, 1024
 
 
 def images_of(found: Foreign, place: Path) -> list[str]:
@@ -86,17 +86,17 @@ def with_labels(images: Sequence[str]) -> list[Picture]:
     Raises:
         UserError: the system does not let us see.
     """
-    pictures = []
     own = sorted(set(images))
+    parts = [own[start : start + FILES_AT_ONCE] for start in range(0, len(own), FILES_AT_ONCE)]
     with ThreadPoolExecutor(THREADS) as pool:  # storage answers several questions at once
-        for start in range(0, len(own), FILES_AT_ONCE):
-            some = own[start : start + FILES_AT_ONCE]
-            pictures += [Picture(image, labels) for image, labels in zip(some, pool.map(_labels, some), strict=True)]
-    return pictures
+        return [picture for part in pool.map(_pictures, parts) for picture in part]
 
 
-def _labels(image: str) -> str | None:
-    return next((path for path in label_places(image) if status(path) is not None or os.path.islink(path)), None)
+def _pictures(images: Sequence[str]) -> list[Picture]:
+    def labels(image: str) -> str | None:
+        return next((path for path in label_places(image) if status(path) is not None or os.path.islink(path)), None)
+
+    return [Picture(image, labels(image)) for image in images]
 
 
 def orphans(found: Foreign) -> list[str]:
