@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     grid.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="change a setting; repeatable"
     )
-    grid.add_argument("--data", metavar="PATH", help="a data set folder in COCO layout, instead of the preset's")
+    grid.add_argument("--data", metavar="PATH", help="a data set folder (COCO, YOLO or VOC), instead of the preset's")
     grid.add_argument("--seeds", metavar="0,1,2", type=_numbers, help="instead of the file's seeds")
 
     only = argparse.ArgumentParser(add_help=False)

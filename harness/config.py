@@ -35,7 +35,7 @@ class DataConfig:
     """Where images come from and how they reach the network."""
 
     __pydantic_config__ = FORBID_UNKNOWN
-    path: str | None = None  # a COCO-layout folder (train/, val/, annotations/instances_*.json); None: digit scenes
+    path: str | None = None  # a folder in COCO, YOLO or VOC layout, or a YOLO data.yaml; None: digit scenes
     digits: DigitsConfig = field(default_factory=DigitsConfig)
     train_short_sides: tuple[int, ...] = (160,)  # one is drawn per image
     eval_short_side: int = 160

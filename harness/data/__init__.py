@@ -5,6 +5,8 @@ COCO-layout folder), `federated` (LVIS's protocol), `columns` and `mapped` (its 
 share), `disk`, `files` and `pixels` (its images), `content` (its fingerprint), `plausibility`, `readings`, `duplicates`
 and `segmentations` (more checks of its annotations), `masks`, `transforms`, `augment` and `jitter` (views of an image),
 `paste`, `samples`, `order`, `loader` (batches). Only these from `masks` on need torch: import `harness.data.loader`.
+YOLO and VOC folders become COCO-layout folders: `foreign`, `yolo`, `described`, `yolo_labels`, `voc` and `voc_labels`,
+`conversion`, `converted`.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from pathlib import Path
 
 from harness.config import DataConfig
 from harness.data.coco import CocoDataset, notes_across, same_categories, without_objects
-from harness.data.content import folder_fingerprint
+from harness.data.content import folder_fingerprint, print_aside
+from harness.data.converted import Own, own_folder
 from harness.data.digits import digits_fingerprint, ensure_digits
+from harness.data.disk import shown
 from harness.data.layout import SPLITS, Split, find_splits
 from harness.data.ticker import Progress, print_line
 from harness.errors import UserError
@@ -29,7 +33,7 @@ def open_dataset(
     """Open and check one split; the digit scenes are generated first if they are not in the cache.
 
     Args:
-        config: `path` names a COCO-layout folder, or is None for the digit scenes.
+        config: `path` names a folder in COCO, YOLO or VOC layout, or is None for the digit scenes.
         split: "train" or "val".
         progress: takes a line of text now and then while something takes long; None prints it.
         with_masks: read the masks of the objects too, as happens anyway where training images need them.
@@ -37,10 +41,39 @@ def open_dataset(
     Raises:
         UserError: every problem of the split in one message.
     """
+    progress = progress or print_line
+    own = None if config.path is None else _own(config.path, progress)
+    try:
+        return _open(own, config, split, progress, with_masks)
+    except UserError as error:
+        raise UserError("\n".join([str(error), *_origin(own)])) from error
+
+
+def _own(path: str, progress: Progress) -> Own:
+    """The folder of own data; every line about its conversion is told."""
+    own = own_folder(Path(os.path.expanduser(path)), progress)
+    for line in own.lines:
+        progress(line)
+    return own
+
+
+def _open(own: Own | None, config: DataConfig, split: Split, progress: Progress, with_masks: bool) -> CocoDataset:
+    """A split of own data, or of the digit scenes where there are none."""
     with_masks = with_masks or (split == "train" and config.learns_from_masks)
-    if config.path is not None:
-        root, clips = Path(os.path.expanduser(config.path)), config.outside_boxes == "clipped"
-        return CocoDataset(root, split, progress=progress, with_masks=with_masks, clips_boxes=clips)
+    if own is None:
+        return _open_digits(config, split, progress, with_masks)
+    clips = config.outside_boxes == "clipped"
+    return CocoDataset(own.folder, split, progress=progress, name=own.name, with_masks=with_masks, clips_boxes=clips)
+
+
+def _origin(own: Own | None) -> list[str]:
+    """What must be said below errors of a conversion, which name files in the cache."""
+    if own is None or own.source is None:
+        return []
+    return [f"This was converted from {shown(own.source)}: correct it there, or delete {own.folder}"]
+
+
+def _open_digits(config: DataConfig, split: Split, progress: Progress, with_masks: bool) -> CocoDataset:
     folder = ensure_digits(config.digits, progress)
     try:
         return CocoDataset(folder, split, progress=progress, name="digits", with_masks=with_masks)
@@ -58,31 +91,38 @@ def open_splits(
     Raises:
         UserError: every problem of both splits in one message.
     """
+    progress, own = progress or print_line, None
     if config.path is not None:
-        find_splits(Path(config.path).expanduser())  # what is missing of either split comes in one list
+        own = _own(config.path, progress)
+        find_splits(own.folder)  # what is missing of either split comes in one list
     opened: list[CocoDataset] = []
     problems: list[str] = []
     for split in SPLITS:
         try:
-            opened.append(open_dataset(config, split, progress=progress, with_masks=with_masks))
+            opened.append(_open(own, config, split, progress, with_masks))
             problems += filter(None, [without_objects(opened[-1])])
         except UserError as error:
             problems.append(str(error))
     if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
+        raise UserError("\n".join(dict.fromkeys([*problems, *_origin(own)])))
     train, val = opened
     same_categories(train, val)
     for note in notes_across(train, val):
-        (progress or print_line)(note)
+        progress(note)
     return train, val
 
 
 def fingerprint(config: DataConfig) -> str:
     """16 hex characters that change with the data's content, not with its place. Generates and decodes nothing.
 
+    A YOLO or VOC folder is converted first, if that was not done yet.
+
     Raises:
         UserError: the folder or parts of it are missing, all in one message; or the system lets us not see them.
     """
     if config.path is not None:
-        return folder_fingerprint(Path(os.path.expanduser(config.path)))
+        own = own_folder(Path(os.path.expanduser(config.path)), print_aside)
+        for line in own.lines if own.is_new else ():
+            print_aside(line)
+        return folder_fingerprint(own.folder)
     return digits_fingerprint(config.digits)

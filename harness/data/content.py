@@ -57,7 +57,7 @@ def folder_fingerprint(root: Path, progress: Progress | None = None) -> str:
     digest = hashlib.sha256()
     if any(_names_others(splits[split][1], named[split], listed[split]) for split in splits):
         digest.update(b"by naming\0")
-        files = {split: _contents(splits[split][1], named[split], progress or _print_aside) for split in splits}
+        files = {split: _contents(splits[split][1], named[split], progress or print_aside) for split in splits}
     else:
         files = {split: {name: str(size) for name, size in listed[split].items()} for split in splits}
     for split in splits:
@@ -67,7 +67,8 @@ def folder_fingerprint(root: Path, progress: Progress | None = None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _print_aside(line: str) -> None:
+def print_aside(line: str) -> None:
+    """Print one line to stderr, beside what a command answers."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -43,7 +43,7 @@ FOREIGN = {  # what begins so is something that Pillow does not read
     b"\x93NUMPY": "a NumPy array, a kind of file",
 }
 
-_Verdict = list[Any]  # size, modified, width, height, traits
+Verdict = list[Any]  # size, modified, width, height, traits
 _Row = Mapping[str, Any]  # of an annotation file's images
 
 
@@ -60,7 +60,7 @@ def check_files(folder: Path, images: list[dict[str, Any]], problems: Problems, 
     record = cache_dir() / "checked" / f"{key}-{VERDICTS}.json"
     known = _remembered(record)
     ticker = Ticker(progress, f"checking the images of {shown(folder)}", len(images))
-    seen: dict[str, _Verdict] = {}
+    seen: dict[str, Verdict] = {}
     kinds: dict[str, list[str]] = defaultdict(list)
     nearest = _Nearest(folder)
 
@@ -69,7 +69,7 @@ def check_files(folder: Path, images: list[dict[str, Any]], problems: Problems, 
         for start in range(0, len(rows), FILES_AT_ONCE):
             some = rows[start : start + FILES_AT_ONCE]
             names = [row["file_name"] for row in some]
-            verdicts = pool.map(_inspect, [folder / name for name in names], map(known.get, names))
+            verdicts = pool.map(inspect, [folder / name for name in names], map(known.get, names))
             for row, (verdict, trouble) in zip(some, verdicts, strict=True):
                 name = row["file_name"]
                 if verdict is not None:
@@ -90,7 +90,7 @@ def check_files(folder: Path, images: list[dict[str, Any]], problems: Problems, 
     return [_note(folder, kind, labels) for kind, labels in sorted(kinds.items())]
 
 
-def _remembered(record: Path) -> dict[str, _Verdict]:
+def _remembered(record: Path) -> dict[str, Verdict]:
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -101,8 +101,13 @@ def _remembered(record: Path) -> dict[str, _Verdict]:
 # ---- one file -----------------------------------------------------------------------------------------------------
 
 
-def _inspect(path: Path, known: Any) -> tuple[_Verdict | None, str]:
-    """What is known of a good image file, else None and what is wrong with it."""
+def inspect(path: Path, known: Any) -> tuple[Verdict | None, str]:
+    """What is known of a good image file, else None and what is wrong with it.
+
+    Args:
+        path: of the file.
+        known: the verdict of another time, if any; it is believed while the file's size and time stay.
+    """
     try:
         try:
             status = path.stat()
@@ -145,7 +150,7 @@ def _unreadable(path: Path, error: BaseException) -> str:
     return f"cannot be read (not an image); restore the file {remove}"
 
 
-def _other_size(row: _Row, verdict: _Verdict) -> str:
+def _other_size(row: _Row, verdict: Verdict) -> str:
     """What is wrong when the file's size is not the annotated one; empty when it is."""
     told, real = [row.get("width"), row.get("height")], verdict[2:4]
     if told == real or not all(type(side) is int for side in told):
@@ -193,7 +198,7 @@ class _Nearest:
 # ---- what is said -------------------------------------------------------------------------------------------------
 
 
-def _kind(trait: str, name: str, verdict: _Verdict) -> tuple[str, str]:
+def _kind(trait: str, name: str, verdict: Verdict) -> tuple[str, str]:
     """A trait as it is noted, and the file in that note; sides that differ tell which way the boxes were drawn."""
     if not trait.startswith("orientation"):
         return trait, shown(name)

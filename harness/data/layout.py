@@ -85,6 +85,17 @@ def _year(root: Path, split: Split) -> str:
     return next((year for year in YEARS if is_folder(root / f"{split}{year}")), "")
 
 
+def is_coco(root: Path) -> bool:
+    """Whether a folder is meant to be in COCO layout, whole or not: it holds JSON files that look like annotations."""
+    for path in _annotation_files(root):
+        name = path.name.lower()
+        if path.parent == root / "annotations" or "coco" in name or name.startswith("instances"):
+            return True
+        if path.parent == root and any(_rank(root, path, split) is not None for split in SPLITS):
+            return True
+    return False
+
+
 # ---- what may be meant --------------------------------------------------------------------------------------------
 
 
@@ -97,7 +108,7 @@ def _no_folder(root: Path) -> str:
         what = f" is a link to {shown(os.readlink(root))} that leads nowhere"
     near = difflib.get_close_matches(root.name, [path.name for path in _entries(root.parent, os.path.isdir)], 1, 0.6)
     hint = f", did you mean {shown(root.parent / near[0])}?" if near else ""
-    return f"{what}{hint}; --data (or data.path) must name a folder in COCO layout"
+    return f"{what}{hint}; --data (or data.path) must name a folder in COCO, YOLO or VOC layout"
 
 
 def _other_root(root: Path) -> Path | None:

@@ -77,10 +77,11 @@ def num_training_images(data: DataConfig, batch_size: int) -> int | None:
     """Samples of an epoch, without any check of the split; None where that cannot be known quickly."""
     if data.path is None:
         return None if data.repeat_threshold else data.digits.num_train
+    from harness.data.converted import own_folder
     from harness.data.layout import find_split
 
     try:
-        file, _ = find_split(Path(data.path).expanduser(), "train")
+        file, _ = find_split(own_folder(Path(data.path).expanduser(), lambda line: None).folder, "train")
         content = json.loads(file.read_bytes()) if file.stat().st_size <= LARGEST else {"images": None}
         images = content["images"]
         if not isinstance(images, list):
