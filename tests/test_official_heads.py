@@ -12,7 +12,7 @@ import torch
 
 from harness.revisit.key_report import trouble
 from model.official import Translation
-from tests.test_official_layouts import BOTH, COUNTS, LAYOUTS, State, filled, translated
+from tests.support.layouts import BOTH, COUNTS, LAYOUTS, State, filled, translated
 
 RPN = "rpn: {test_candidates: 8000, test_proposals: 2000, test_nms_threshold: 0.9}"
 ROI = "roi: {num_convs: 4, num_fcs: 1, class_agnostic: true, delta_stds: [0.05, 0.05, 0.1, 0.1]}"

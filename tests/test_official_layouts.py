@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from harness.spec.grid import expand
-from harness.spec.spec import AblationSpec, RowSpec
-from model.config import DetectorConfig
 from model.detector import Detector
-from model.official import Translation, translate
 from model.official.translation import FAMILIES
+from tests.support.layouts import BOTH, COUNTS, GOLDEN, LAYOUTS, State, config_of, filled, translated
 
-GOLDEN = Path(__file__).parent / "golden"
-LAYOUTS: dict[str, dict[str, list[int]]] = json.loads(
-    gzip.decompress((GOLDEN / "checkpoint_keys.json.gz").read_bytes())
-)
-BOTH = "model.heads=[atss, faster_rcnn]"  # the official order is the other one
 WITH_BIAS = "model.neck={name: projection, bias: true}"
-COUNTS = "counts of batches, which a fixed norm does not need"
-
-State = dict[str, Tensor]
-
-
-@cache
-def config_of(*settings: str) -> DetectorConfig:
-    """At paper scale."""
-    spec = AblationSpec(name="x", rows=(RowSpec(label="x"),))
-    overrides = ["model.backbone.random_frozen=true", *settings]
-    return expand(spec, "coco_r50_12e", overrides, require_data=False).trials[0].config.model
-
-
-def filled(shapes: dict[str, Any]) -> State:
-    """Tensors of these shapes that take no room."""
-    return {name: torch.zeros(()).expand(tuple(shape)) for name, shape in shapes.items()}
-
-
-def translated(state: State, *settings: str, **options: Any) -> Translation:
-    with torch.device("meta"):  # the detector that it must fit is not built
-        return translate(state, config_of(*settings), **options)
 
 
 # ---- Co-DETR ------------------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from PIL import Image
 from harness.revisit.configured import Asked, of_presets
 from model.detector import Detector
 from tests.support.folders import write_split
+from tests.support.layouts import LAYOUTS
 from tests.support.official_names import as_co_detr
-from tests.test_official_layouts import LAYOUTS
 
 ROOT = Path(__file__).parents[1]
 LAYOUT = "co_dino_5scale_r50_1x_coco"
