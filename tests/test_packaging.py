@@ -122,7 +122,7 @@ def test_commands_are_understood(words):
 
 def test_every_command_is_explained():
     (table,) = re.findall(r"^\| command \|.*?\n\n", OPERATING, re.MULTILINE | re.DOTALL)
-    names = set(re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in table.splitlines() if line)))
+    names = set(re.findall(r"`([\w-]+)`", " ".join(line.split("|")[1] for line in table.splitlines() if line)))
     assert names == set(subcommands())
 
 

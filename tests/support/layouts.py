@@ -1,4 +1,4 @@
-"""Names and shapes of released Co-DETR checkpoints at full size, and their translation without any memory."""
+"""Names and shapes of released checkpoints, and the detectors that take them, at paper scale and without room."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def filled(shapes: dict[str, Any]) -> State:
 
 
 def translated(state: State, *settings: str, **options: Any) -> Translation:
-    with torch.device("meta"):  # the detector that it must fit is not built
-        return translate(state, config_of(*settings), **options)
+    """Under our names, for the detector of these settings."""
+    return translate(state, config_of(*settings), **options)
