@@ -132,8 +132,8 @@ class BoxBranch(nn.Module):
         super().__init__()
         self.num_classes, self.config = num_classes, config
         convs = [ConvNorm(channels, channels, 3) for _ in range(config.num_convs)]
-        for layer in convs:
-            nn.init.kaiming_normal_(layer.conv.weight, mode="fan_out", nonlinearity="relu")
+        for conv in convs:
+            nn.init.kaiming_normal_(conv.conv.weight, mode="fan_out", nonlinearity="relu")
         self.convs = nn.ModuleList(convs)
         width = 4 * channels if config.fc_channels is None else config.fc_channels
         widths = [channels * config.pooled_size**2] + [width] * config.num_fcs
