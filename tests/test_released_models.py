@@ -11,6 +11,8 @@ import torch
 
 from harness.config import TrialConfig
 from harness.errors import UserError
+from harness.report.released import PRECISION, RELEASED, released
+from harness.revisit.beside import protocol_lines, protocol_of
 from harness.revisit.key_report import trouble
 from harness.spec.grid import expand, open_grid
 from harness.spec.presets import preset_files, released_models
@@ -96,6 +98,29 @@ def test_a_released_layout_fits_its_preset_and_one_changed_key_is_named(name: st
     assert trouble(translated(less, preset)) == f"the weights lack {found.renamed[key]}"
     other = trouble(translated({**state, key: torch.zeros(())}, preset))
     assert other.startswith(f"the weights have in another shape {found.renamed[key]}: a single number instead of ")
+
+
+@EVERY_NAME
+def test_a_preset_evaluates_as_its_published_numbers_were_measured(name: str) -> None:
+    published, federated = released(name), "lvis" in name
+    if published is None:
+        assert name in (
+            "co_deformable_detr_mask_r50_1x_coco",
+            "co_dino_5scale_r50_1x_lvis",
+            "co_dino_5scale_lsj_r50_1x_lvis",
+        )
+        return
+    ours = protocol_of(config_of(name, "coco_r50_12e"), PRECISION, federated=federated)
+    assert ours == published.protocol
+    lines = protocol_lines(ours, published, name, federated=federated)
+    assert not any("differ" in line for line in lines) and any("LVIS" in line for line in lines) == federated
+
+
+def test_every_published_model_has_a_preset() -> None:
+    assert {name for name in NAMES if released(name)} == {
+        name for name in NAMES if name.removesuffix("_coco") in RELEASED
+    }
+    assert {released(name) for name in NAMES} - {None} == set(RELEASED.values())
 
 
 def train_three_steps(name: str) -> list[float]:

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 from harness.config import TrialConfig
 from harness.report.released import METRICS, Protocol, Released
-from harness.spec.detection_metrics import STANDARD_LIMIT
+from harness.spec.detection_metrics import RARE_TO_FREQUENT, STANDARD_LIMIT, limit_asked
 from model.postprocess import POSTPROCESSORS
 
 DECODER = "decoder"  # the branch that is no head
-RARE = ("APr", "APc", "APf")  # of LVIS: rare, common and frequent classes
 Numbers = Mapping[str, float | None]
 
 
@@ -37,28 +36,38 @@ def rows(metrics: Numbers, branches: tuple[str, ...], limit: int, published: Rel
 
 def headings(metrics: Numbers, published: Released | None) -> list[str]:
     """Names of the columns."""
-    rare = [name for name in RARE if name in metrics or (published and name in published.metrics)]
+    rare = [name for name in RARE_TO_FREQUENT if name in metrics or (published and name in published.metrics)]
     return [*METRICS, *rare]
 
 
 def _of_branch(metrics: Numbers, branch: str, columns: list[str], limit: int) -> list[float | None]:
-    """By column. Officially `AP` counts 100 detections of an image, and what stands beside it all that there are."""
+    """By column. Officially COCO's `AP` counts 100 detections of an image, all other numbers as many as there are."""
     prefix = "" if branch == DECODER else f"{branch}/"
-    counted = {name: f"{prefix}{name}@{limit}" for name in columns if name != "AP" and limit > STANDARD_LIMIT}
+    plain = () if is_federated(metrics) else ("AP",)
+    counted = {name: f"{prefix}{name}@{limit}" for name in columns if name not in plain and limit > STANDARD_LIMIT}
     return [metrics.get(counted.get(name, ""), metrics.get(f"{prefix}{name}")) for name in columns]
 
 
-def protocol_of(config: TrialConfig, precision: str) -> Protocol:
-    """What a configuration evaluates by, in the words of the published ones."""
+def is_federated(metrics: Numbers) -> bool:
+    """Whether these are LVIS's numbers."""
+    return "AR300" in metrics
+
+
+def protocol_of(config: TrialConfig, precision: str, *, federated: bool = False) -> Protocol:
+    """What a configuration evaluates by, in the words of the published ones; `federated`: on LVIS's data."""
     name = POSTPROCESSORS.name_of(config.model.postprocess)
     post = {"top_k": "no NMS"}.get(name, name.replace("_", "-"))
     if name == "soft_nms":
         post = f"soft-NMS at {config.model.postprocess.iou_threshold:g}"
-    size = f"{config.data.max_long_side} x {config.data.eval_short_side}"
-    return Protocol(post, config.evaluate.max_detections, size, precision)
+    data = config.data
+    size = f"{data.evaluated_long_side} x {data.eval_short_side}"
+    if data.square:
+        size = f"padded to {data.square} x {data.square}"
+    limit = limit_asked("lvis" if federated else "coco", config.evaluate.max_detections)
+    return Protocol(post, limit, size, precision)
 
 
-def protocol_lines(ours: Protocol, published: Released | None, name: str) -> list[str]:
+def protocol_lines(ours: Protocol, published: Released | None, name: str, *, federated: bool = False) -> list[str]:
     """Both protocols, and where they differ; a line on a model that nothing is published of."""
     lines = [f"ours: {ours}"]
     if published is None:
@@ -67,6 +76,8 @@ def protocol_lines(ours: Protocol, published: Released | None, name: str) -> lis
         lines.insert(0, f"published: {published.protocol}")
         if replace(ours, precision=published.protocol.precision) != published.protocol:
             lines.append("note: the protocols differ, and with them the numbers may")
-    if (limit := ours.detections) > STANDARD_LIMIT:
+    if federated:
+        lines.append(f"all columns are LVIS's, of {ours.detections} detections of an image")
+    elif (limit := ours.detections) > STANDARD_LIMIT:
         lines.append(f"AP counts {STANDARD_LIMIT} detections of an image, the other columns {limit}, as officially")
     return lines

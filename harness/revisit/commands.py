@@ -65,7 +65,9 @@ def evaluate(args: argparse.Namespace) -> int:
     print(title + duration(time.monotonic() - started))
     table("", {"": False} | dict.fromkeys(columns, False), rows)
     precision = ran_in(settings.computes_in(found.config.train), shown.device)
-    for line in beside.protocol_lines(beside.protocol_of(found.config, precision), published, found.model):
+    federated = beside.is_federated(evaluation.metrics)
+    protocol = beside.protocol_of(found.config, precision, federated=federated)
+    for line in beside.protocol_lines(protocol, published, found.model, federated=federated):
         print(line)
     print(f"wrote {paths[0].parent}: {', '.join(path.name for path in paths)}")
     return 0
