@@ -196,7 +196,10 @@ def test_an_option_in_the_list_of_heads_is_blamed(tmp_path, heads, defaults, pla
         (["--accelerator-type", "H100"], "--accelerator-type=H100: accelerator_type needs gpus_per_trial, such as 1; "),
         (["--ranks", "2", "--set", "model.backbone.norm=batch"], "--ranks=2: norm: batch takes its statistics"),
         (["--seeds", "1,1"], "--seeds: seeds must differ, got [1, 1]"),
-        (["--data", "nowhere"], "nowhere: no such folder; --data (or data.path) must name a folder in COCO layout"),
+        (
+            ["--data", "nowhere"],
+            "nowhere: no such folder; --data (or data.path) must name a folder in COCO, YOLO or VOC layout",
+        ),
     ],
 )
 def test_options_are_blamed_under_their_own_names(tmp_path, monkeypatch, argv, told, capsys):

@@ -253,7 +253,7 @@ def test_without_the_file_plan_has_no_id_and_run_refuses(store, file, spoilt, sa
     code, out, err = said("run", *options, "--executor", "local")
     assert code == 2 and not out
     [line] = err.splitlines()
-    assert f"model.backbone.weights: {path} {why}" in line and "name a file of weights for this backbone" in line
+    assert f"model.backbone.weights: {path} {why}" in line and "name a state dict of this backbone" in line
     code, out, _ = said("plan", *options, "--only", "seed=0")  # rows and factors are known all the same
     assert code == 0 and "1 trial: 1 pending" in out
 

@@ -14,12 +14,15 @@ import torch
 from harness.config import DataConfig, TrialConfig
 from harness.data.augment import draw_view
 from harness.spec.grid import open_grid
+from harness.spec.presets import preset_files, released_models
+from harness.spec.strict import Mistakes
 from model.detector import Detector
 from tests.support.tiny import DINO, ON_ONE_LEVEL, tiny_config
 
 ABLATIONS = Path(__file__).parents[1] / "ablations"
 IDS = Path(__file__).parent / "expected" / "ids.json"
 COCO = ("coco_r50_12e", "coco_r50_36e")
+RELEASED = released_models(preset_files("", "presets/released"), Mistakes())
 
 
 @pytest.mark.parametrize("file", sorted(json.loads(IDS.read_text())))
@@ -32,7 +35,7 @@ def test_ids_of_digits_are_as_before_and_those_of_coco_are_new(file):
 
 def digest(file: str, preset: str) -> str:
     grid = open_grid(ABLATIONS / file, preset, require_data=False)
-    ids = sorted({trial.trial_id for trial in grid.trials})
+    ids = sorted({trial.trial_id for trial in grid.trials if trial.detector not in RELEASED})  # their rows came later
     return hashlib.sha256(" ".join(ids).encode()).hexdigest()[:12]
 
 
