@@ -37,8 +37,8 @@ examples:
   codetr report ablations/*.yaml --out reports                  one page, tables and figures
   codetr export --out records.zip                               finished records, for `codetr import` elsewhere
   codetr analyse a1b2c3                                         conflict, discriminability and queries of a trial
-  codetr import-weights released.pth --model co_dino_r50 --out ours.safetensors   official weights
-  codetr evaluate ours.safetensors --data data/coco             their AP beside the published one
+  codetr import-weights released.pth --model co_dino_5scale_r50_1x_coco   official weights
+  codetr evaluate released.safetensors --data data/coco         their AP beside the published one
   codetr ui                                                     the MLflow pages
   codetr doctor                                                 are the fast operators at work here?
 
@@ -268,7 +268,9 @@ def _add_weights_commands(commands: Any, store: argparse.ArgumentParser) -> None
         "evaluate", parents=[store], help="AP of trained weights, the published numbers beside it"
     )
     evaluate.add_argument("weights", metavar="WEIGHTS", help="imported or official file, or a trial")
-    evaluate.add_argument("--data", metavar="PATH", help="a data set folder in COCO layout, instead of the preset's")
+    evaluate.add_argument(
+        "--data", metavar="PATH", help="a data set folder (COCO, YOLO or VOC), instead of the preset's"
+    )
     evaluate.add_argument("--branches", metavar="LIST", type=_words, help="decoder and names of heads (default: all)")
     evaluate.add_argument("--max-detections", metavar="N", type=_at_least_one, help="of an image, from 100 on")
     evaluate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

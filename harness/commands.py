@@ -17,7 +17,7 @@ from pathlib import Path
 from harness.errors import UserError
 from harness.schedule.progress import duration
 from harness.spec.grid import Grid, Trial, open_grid
-from harness.spec.pretrained import frozen_at_random
+from harness.spec.pretrained import notes
 from harness.spec.space import describe
 from harness.spec.spec import DEFAULT_PRESET, OPTIONS
 from harness.spec.training_length import lengths
@@ -60,7 +60,7 @@ def plan(args: argparse.Namespace) -> int:
         trials = [trial for trial in grid.trials if trial.trial_id in chosen]
         states = {trial.trial_id: _state(store, trial) for trial in trials}
         listing = list_grid(grid, chosen, states)
-        if line := frozen_at_random(trial for trial in trials if states[trial.trial_id] != "finished"):
+        for line in notes([trial for trial in trials if states[trial.trial_id] != "finished"]):
             remark(f"note: {line}")
         total = count(states[trial.trial_id] for trial in trials)
         asked = len(grid.rows) * len(grid.seeds)
@@ -218,7 +218,7 @@ def _tell_of_other_code(store: RunStore, trial_ids: Sequence[str]) -> None:
 def submit(args: argparse.Namespace) -> int:
     """Run on a Ray cluster what `codetr run` would run here."""
     for grid in open_grids(args.asked, require_data=False):
-        if line := frozen_at_random(grid.trials):
+        for line in notes(grid.trials):
             remark(f"note: {line}")
     from harness.submit import hand_over
 

@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from harness.config import TrialConfig
+from harness.report.released import RELEASED
 from harness.spec.grid import expand, open_grid
 from harness.spec.identity import part_difference
 from harness.spec.parts import ROOMS, default_part
+from harness.spec.presets import detector_names
 from harness.spec.spec import AblationSpec, RowSpec
 from model.groups.configs import DenoisingConfig, ReplicasConfig
 
@@ -111,3 +113,14 @@ def test_a_detector_of_ones_own_is_known(tmp_path: Path) -> None:
     for scale, number in (("digits", 200), ("coco_r50_12e", 1500)):
         (trial,) = open_grid(tmp_path / "mine.yaml", scale, require_data=False).trials
         assert len(trial.config.model.heads) == 1 and trial.config.model.groups[0].number == number
+
+
+def test_the_table_of_released_models_is_what_is_published() -> None:
+    found = next(table for table in tables() if "published AP" in table[0])
+    names = [row["`model.preset`"].strip("`") for row in found]
+    assert [name.removesuffix("_coco") for name in names] == [name.removesuffix("_coco") for name in RELEASED]
+    for row, own in zip(found, RELEASED.values(), strict=True):
+        protocol = own.protocol
+        told = f"{protocol.post}, {protocol.detections} detections, {protocol.size}"
+        assert (row["published AP"], row["where"], row["measured by"]) == (str(own.metrics["AP"]), own.source, told)
+    assert set(names) <= set(detector_names())

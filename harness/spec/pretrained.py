@@ -102,6 +102,19 @@ def frozen_at_random(trials: Iterable[Trial]) -> str:
     )
 
 
+def notes(trials: Sequence[Trial]) -> list[str]:
+    """Lines on backbones of these trials that are random where a person may not expect it."""
+    words = [told for trial in trials if (told := asked(trial.config.model.backbone, "starts_at_random"))]
+    lines = list(filter(None, [frozen_at_random(trials)]))
+    if words:
+        lines.append(
+            f"model.backbone: {len(words)} trial{'s'[: len(words) != 1]} would start from random weights "
+            f"({' / '.join(dict.fromkeys(words))}), and published results do not: give {KEY}=FILE, to the rows of one "
+            "backbone at a time (--only)"
+        )
+    return lines
+
+
 def check_backbones(trials: Sequence[Trial]) -> None:
     """Can these trials' backbones be what they are asked to be? Reads each file of weights once.
 

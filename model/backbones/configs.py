@@ -20,6 +20,7 @@ ASKED: dict[str, Any] = {
     "norm": "",  # "batch": statistics of the images of one process, so that ranks cannot share a batch
     "frozen_at_random": "",  # which parts would stay as they were drawn, in words
     "random_frozen": False,  # train nevertheless
+    "starts_at_random": "",  # what is trained from random weights, where published results start from others, in words
 }
 
 
@@ -185,6 +186,11 @@ class SwinConfig:
         return tuple(2 ** (stage + 1) for stage in self.stages)
 
     @property
+    def starts_at_random(self) -> str:
+        """The Swin Transformer, where it is of a published size and no file sets its weights."""
+        return f"a Swin Transformer ({self.variant})" if self.weights is None and self.channels is None else ""
+
+    @property
     def frozen_at_random(self) -> str:
         """Which parts stay as they were drawn; empty when none do."""
         if self.weights is not None or self.frozen_stages < 0:
@@ -231,6 +237,11 @@ class ViTConfig:
     def strides(self) -> tuple[int, ...]:
         """Of the stage handed to the neck, in pixels of the image."""
         return (16,)
+
+    @property
+    def starts_at_random(self) -> str:
+        """The vision transformer, where it is of a published width and no file sets its weights."""
+        return "a vision transformer" if self.weights is None and self.channels >= 768 else ""
 
     @property
     def size_divisor(self) -> int:
