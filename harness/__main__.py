@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     grid.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="change a setting; repeatable"
     )
-    grid.add_argument("--data", metavar="PATH", help="a data set folder (COCO, YOLO or VOC), instead of the preset's")
+    grid.add_argument("--data", metavar="PATH", help="a folder (COCO, YOLO, VOC) instead of the preset's")
     grid.add_argument("--seeds", metavar="0,1,2", type=_numbers, help="instead of the file's seeds")
 
     only = argparse.ArgumentParser(add_help=False)
@@ -268,9 +268,7 @@ def _add_weights_commands(commands: Any, store: argparse.ArgumentParser) -> None
         "evaluate", parents=[store], help="AP of trained weights, the published numbers beside it"
     )
     evaluate.add_argument("weights", metavar="WEIGHTS", help="imported or official file, or a trial")
-    evaluate.add_argument(
-        "--data", metavar="PATH", help="a data set folder (COCO, YOLO or VOC), instead of the preset's"
-    )
+    evaluate.add_argument("--data", metavar="PATH", help="a folder (COCO, YOLO, VOC) instead of the preset's")
     evaluate.add_argument("--branches", metavar="LIST", type=_words, help="decoder and names of heads (default: all)")
     evaluate.add_argument("--max-detections", metavar="N", type=_at_least_one, help="of an image, from 100 on")
     evaluate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

@@ -196,12 +196,13 @@ def test_layers_of_ones_own_win_in_their_order(tmp_path: Path) -> None:
     assert [trial.config.model.num_queries for trial in found] == [9, 5]
 
 
-def test_plan_notes_large_backbones_that_would_start_at_random(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plan_notes_large_backbones_that_start_at_random(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "table.yaml").write_text("rows: [{label: a, set: {model.backbone: swin}}]", encoding="utf-8")
     assert main(["plan", str(tmp_path / "table.yaml"), "--preset", "coco_r50_12e"]) == 0
     told = capsys.readouterr()
     assert "1 trial would start from random weights (a Swin Transformer (tiny)), and published results do" in told.err
-    assert main(["plan", str(tmp_path / "table.yaml"), "--set", "model.backbone.channels=16"]) == 0
+    assert (
+        main(["plan", str(tmp_path / "table.yaml"), "--preset", "coco_r50_12e", "--set", "model.backbone.channels=24"])
+        == 0
+    )
     assert "random weights" not in capsys.readouterr().err
