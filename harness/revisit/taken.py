@@ -17,7 +17,7 @@ from harness.files import exists, is_folder
 from harness.revisit.described import Description, described
 from harness.revisit.trained import Found, read_translated
 from harness.trial.checkpoint import save_file_atomic
-from model.weights import FEW, file_trouble
+from model.weights import file_trouble
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,6 @@ def take(
         StorageError: it could not be written; what was there is whole.
     """
     made, _ = read_translated(found, verbose=verbose, say=say)
-    _check_finite(found, made.tensors)
     with open(found.weights, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     description = Description(model, found.weights.name, digest, made.family, made.num_classes, found.config)
@@ -94,13 +93,6 @@ def _said(path: Path) -> Description | None:
 
 def _is_same(one: Description | None, other: Description) -> bool:
     return one is not None and one.to_metadata() == other.to_metadata()
-
-
-def _check_finite(found: Found, tensors: dict[str, Tensor]) -> None:
-    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    if broken:
-        more = f" and {len(broken) - FEW} more" if len(broken) > FEW else ""
-        raise UserError(f"{found.where} has no finite numbers in {', '.join(broken[:FEW])}{more}; fetch it again")
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

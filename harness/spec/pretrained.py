@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from model.config import DetectorConfig
 
 KEY = "model.backbone.weights"
-WANTED = "name a state dict of this backbone, such as a torchvision ResNet's (.pth or .safetensors), or null for none"
+WANTED = (
+    "name a state dict of this backbone, such as a torchvision ResNet's (.pth or .safetensors), also by hub:OWNER/NAME/"
+    "FILE, or null for none"
+)
 
 
 def content_hash(name: str) -> str:
