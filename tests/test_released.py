@@ -276,6 +276,7 @@ def test_a_file_that_is_none_is_told_in_one_line(
         ((), "w.pth does not say which detector it is of; give --model NAME; known: conditional_c5, "),
         (("--model", "dino_5scal"), "--model: unknown detector 'dino_5scal'; did you mean 'dino_5scale'?"),
         (("--model", "coco_r50_12f"), "did you mean 'coco_r50_12e'?"),
+        (("--model", "co_dino_r50"), "did you mean 'co_dino_5scale_r50_1x_coco'?"),
         (("--model", "digits", "--preset", "digits_fast"), "--model digits names a preset of scale already"),
         (("--model", NAME, "--set", "model.num_querys=3"), "did you mean 'num_queries'?"),
         ((*SMALL, "--branches", "atts"), "--branches: unknown 'atts'; did you mean 'atss'?"),
@@ -293,6 +294,29 @@ def test_mistakes_of_the_command_line(
     assert main(["evaluate", "w.pth", *arguments]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert told in error
+
+
+def test_a_file_named_after_a_released_model_is_told_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    for stem in ("co_dino_5scale_r50_1x_coco", "co_dino_5scale_r50_1x", "co_dino_5scale_r50_1x_coco-7481f903"):
+        torch.save({"a": torch.zeros(1)}, f"{stem}.pth")
+        for command in ("evaluate", "import-weights"):
+            assert main([command, f"{stem}.pth"]) == 2
+            (error,) = capsys.readouterr().err.splitlines()
+            assert error.endswith("; its name is that of --model co_dino_5scale_r50_1x_coco"), error
+
+
+def test_where_nothing_can_be_written_is_told_without_a_temporary_name(capsys: pytest.CaptureFixture[str]) -> None:
+    save_official(trained())
+    Path("a.safetensors").write_text("", encoding="utf-8")
+    for out, told in (
+        ("a.safetensors/x.safetensors", "a.safetensors is a file, and no folder"),
+        ("/proc/x.safetensors", "cannot be written (No such file or directory); name a folder that can be there"),
+    ):
+        assert main(["import-weights", "official.pth", *SMALL, "--out", out]) == 2 + (out[0] == "/")
+        (error,) = capsys.readouterr().err.splitlines()
+        assert told in error and ".tmp" not in error, error
+    assert main(["evaluate", ""]) == 2
+    assert "the name of the weights is empty" in capsys.readouterr().err
 
 
 def test_what_a_file_says_of_itself_must_be_of_this_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,8 @@ def target(source: Path, out: str | None, force: bool) -> Path:
     """The file to write: `out`, or the source's name with the suffix of our files, in the working folder.
 
     Raises:
-        UserError: it is the source itself or a folder, has another suffix, or is there and may not be replaced.
+        UserError: it is the source itself or a folder, has another suffix, lies where nothing can be written, or is there
+            and may not be replaced.
     """
     path = Path(out) if out is not None else Path(f"{source.stem}{SUFFIX}")
     if path.suffix != SUFFIX:
@@ -47,6 +48,11 @@ def target(source: Path, out: str | None, force: bool) -> Path:
         raise UserError(f"{path} is the file that is read; name another one by --out")
     if is_folder(path):
         raise UserError(f"--out {path} is a folder; name the file in it")
+    above = next(own for own in path.absolute().parents if exists(own))
+    if not is_folder(above):
+        raise UserError(f"--out {path}: {above} is a file, and no folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"--out {path}: nothing can be written in {above}; see to the rights there, or name another")
     if exists(path) and not force and _said(path) is None:
         raise UserError(f"{path} is there already, and no imported weights; --out names another, --force replaces it")
     return path
