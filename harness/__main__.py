@@ -277,7 +277,6 @@ def _add_weights_commands(commands: Any, store: argparse.ArgumentParser) -> None
         command.add_argument(
             "--model",
             metavar="NAME",
-            required=command is take,
             help="the detector: one of ablations/presets/models, or a preset of a whole model",
         )
         command.add_argument("--preset", metavar="NAME", help="scale below the detector (default: coco_r50_12e)")

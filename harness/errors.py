@@ -9,6 +9,9 @@ from harness.passwords import masked
 
 RIGHTS = [os.strerror(code) for code in (errno.EACCES, errno.EPERM, errno.EROFS)]  # what room or time does not mend
 
+NO_FOLDER = [os.strerror(code) for code in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST)]
+ADVICE = dict.fromkeys(RIGHTS, "see to the rights there") | dict.fromkeys(NO_FOLDER, "name a folder that can be there")
+
 
 class UserError(ValueError):
     """A mistake in a file, a path or an option. The command line prints it without a traceback and exits 2."""
@@ -39,8 +42,8 @@ class StorageError(OSError):
         super().__init__(self.path, self.reason)
 
     def __str__(self) -> str:
-        advice = "see to the rights" if self.reason in RIGHTS else "make room"
-        return f"{self.path} cannot be written ({self.reason}); {advice} there, then run the same command again"
+        advice = ADVICE.get(self.reason, "make room there")
+        return f"{self.path} cannot be written ({self.reason}); {advice}, then run the same command again"
 
 
 class ReadError(StorageError):

@@ -69,6 +69,10 @@ def read_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
     if not found:
         raise ValueError(f"{path} cannot be read as weights: {NO_WEIGHTS}")
     key = next(iter(found)) if entry is None else entry
+    if strange := [name for name, value in found[key].items() if not _is_plain(value)]:
+        raise ValueError(
+            f"{path} cannot be read as weights: its {_few(strange)} are sparse, quantised or without numbers"
+        )
     return Checkpoint(dict(found[key]), key, tuple(own for own in found if own != key))
 
 
@@ -137,6 +141,13 @@ def _is_state(content: Any) -> bool:
     )
 
 
+def _is_plain(value: Tensor) -> bool:
+    """Whether a tensor's numbers are all there, one after the other."""
+    import torch
+
+    return value.layout is torch.strided and not value.is_quantized and not value.is_nested and not value.is_meta
+
+
 def _first_line(error: BaseException) -> str:
     lines = str(error).splitlines()
     return lines[0][:200] if lines else type(error).__name__
@@ -158,13 +169,12 @@ def misfits(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> st
         for name, value in there.items()
         if tuple(value.shape) != shapes[name]
     ]
-    broken = [name for name, value in there.items() if not _is_finite(value)]
     prefix = _prefix(missing, strange)
     told = [f"lacks {_few(missing)}, {len(missing)} of {len(shapes)} names"] if missing else []
     told += [f"whose names begin with '{prefix}' there"] if prefix else []
     told += [f"has another shape for {_few(other)}"] if other else []
     told += [f"has besides {_few(strange)}"] if strange and not prefix else []
-    told += [f"has no finite numbers in {_few(broken)}"] if broken else []
+    told += [numbers] if (numbers := wrong_numbers(there)) else []
     if told and (look := _look(weights)) and look != _look(expected):
         told.append(f"looks like {look}")
     return ", ".join(told)
@@ -189,8 +199,22 @@ def below_prefix(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) 
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
-def _is_finite(value: Tensor) -> bool:
-    return value.is_floating_point() and bool(value.isfinite().all())
+def wrong_numbers(weights: Mapping[str, Tensor]) -> str:
+    """Which of these are no weights by their numbers, to stand behind a file's name; empty where all are.
+
+    Counts of batches are whole numbers. Floating-point ones of 8 bits mean nothing without the scales beside them.
+    """
+    own = {name: value for name, value in weights.items() if not _is_count(name)}
+    kinds = {name: str(value.dtype).removeprefix("torch.") for name, value in own.items() if not _is_float(value)}
+    broken = [name for name, value in own.items() if name not in kinds and not value.float().isfinite().all()]
+    others = [f"{name} ({kind})" for name, kind in kinds.items()]
+    told = [f"has other numbers than floating-point ones of 16 to 64 bits in {_few(others)}"] if others else []
+    told += [f"has no finite numbers (of 32 bits) in {_few(broken)}"] if broken else []
+    return ", ".join(told)
+
+
+def _is_float(value: Tensor) -> bool:
+    return value.is_floating_point() and value.element_size() > 1
 
 
 def _is_count(name: str) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -14,8 +16,9 @@ from safetensors.torch import save_file
 from harness.errors import UserError
 from harness.spec.grid import Trial, expand
 from harness.spec.identity import config_from_dict, config_to_dict
-from harness.spec.pretrained import check_backbones
+from harness.spec.pretrained import check_backbones, check_norms
 from harness.spec.spec import AblationSpec, RowSpec
+from model.backbones import from_transformers
 from model.backbones.auto import AutoBackbone, check_weights
 from model.backbones.configs import AutoBackboneConfig
 from model.detector import Detector
@@ -95,6 +98,8 @@ REFUSED: dict[str, tuple[AutoBackboneConfig, str]] = {
     "setting": (auto(settings={"depth": [1]}), "settings: convnext has no 'depth'; did you mean 'depths'"),
     "value": (auto(settings={"depths": "many"}), "settings: convnext refuses them"),
     "one size": (auto("vitpose_backbone", {}), "model: vitpose_backbone does not take images of 256 x 384 pixels"),
+    "activation": (auto(settings={**CONVNEXT, "hidden_act": "foo"}), "settings: .* hold 'foo', which it does not know"),
+    "no width": (auto(settings={**CONVNEXT, "hidden_sizes": [8, 16, 0, 32]}), "model: transformers cannot build convn"),
     "missing library": (auto("dinat", {}), "model: transformers cannot build dinat"),
     "no stages": (auto("timm_backbone", {}), "model: timm_backbone does not say which stages it has"),
 }
@@ -104,7 +109,7 @@ REFUSED: dict[str, tuple[AutoBackboneConfig, str]] = {
 def test_what_cannot_be_built_is_told_in_one_line(case: str) -> None:
     config, told = REFUSED[case]
     for build in (AutoBackbone, check_weights):
-        with pytest.raises(ValueError, match=f"^{told}") as caught:
+        with warnings.catch_warnings(action="error"), pytest.raises(ValueError, match=f"^{told}") as caught:
             build(config)
         assert "\n" not in str(caught.value)
 
@@ -115,11 +120,36 @@ def test_the_driver_tells_before_anything_starts() -> None:
     check_backbones([trial_of("model.backbone=auto", "model.backbone.settings.depths=[1, 1, 1, 1]")])
 
 
+def test_more_stages_than_levels_are_told_before_anything_starts() -> None:
+    with pytest.raises(UserError, match=r"^model: transformer.num_levels \(2\) must not be smaller .* 3 stages; model"):
+        check_backbones([trial_of("model.backbone=auto", "model.transformer.num_levels=2")])
+
+
+def test_batch_norms_are_found_in_what_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = transformers.ResNetConfig(depths=[1] * 4, hidden_sizes=[8, 8, 16, 16], embedding_size=8)
+    monkeypatch.setattr(from_transformers, "_fetched", lambda name: kept)
+    trials = [trial_of("model.backbone={name: auto, model: x/resnet}", f"runtime.ranks={ranks}") for ranks in (1, 2)]
+    check_backbones(trials[:1])
+    with pytest.raises(UserError, match=r"^runtime.ranks: backbone\.\S+ is a batch norm, .* use runtime.ranks: 1"):
+        check_backbones(trials)
+    with pytest.raises(UserError, match="is a batch norm"):
+        check_norms(Detector(tiny_config("atss", backbone=auto("x/resnet", {})), NUM_CLASSES), ranks=2)
+
+
+@pytest.mark.parametrize(("name", "told"), [("out_features", "choose by stages"), ("model_type", "choose by model")])
+def test_a_setting_that_is_chosen_otherwise_is_refused(name: str, told: str) -> None:
+    with pytest.raises(ValueError, match=f"^settings: {name} is no setting here; {told}"):
+        auto(settings={name: ["stage1"]})
+    with pytest.raises(UserError, match=told):
+        trial_of("model.backbone=auto", f"model.backbone.settings={{{name}: [stage1]}}")
+
+
 def test_a_hub_that_is_away_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(name: str) -> None:
+    def away(url: str) -> None:
+        assert url.endswith("/facebook/dinov2-base/resolve/main/config.json")
         raise OSError("We couldn't connect to 'https://huggingface.co'.\nCheck your internet connection.")
 
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", away)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", away)
     told = (
         r"^model: facebook/dinov2-base is no folder .* cannot be fetched from the Hugging Face Hub \(We couldn't .*\)$"
     )
@@ -129,7 +159,8 @@ def test_a_hub_that_is_away_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_hub_gives_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     saved = transformers.ConvNextConfig(**CONVNEXT)
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda name: saved)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda name, file: "/kept/config.json")
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda name, local_files_only: saved)
     assert AutoBackbone(auto("somebody/convnext", {"hidden_sizes": [4, 4, 4, 12]})).channels == (4, 4, 12)
 
 
@@ -162,7 +193,8 @@ def test_a_folder_gives_the_name_and_the_settings(tmp_path: Path) -> None:
 
 def test_batch_norms_are_known_without_the_library() -> None:
     small = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16], "embedding_size": 8}
-    for config in (auto(), auto("resnet", small), auto("dinov2", VIT)):
+    rt_detr = {**small, "layer_type": "basic"}
+    for config in (auto(), auto("resnet", small), auto("rt_detr_resnet", rt_detr), auto("dinov2", VIT)):
         has = any(isinstance(own, torch.nn.BatchNorm2d) for own in AutoBackbone(config).modules())
         assert (config.norm == "batch") == has
 

@@ -142,10 +142,58 @@ def test_one_changed_key_is_refused_in_one_line(
     assert not Path("official.safetensors").exists()
 
 
-def test_numbers_that_are_not_finite_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    save_official(trained(), edit=lambda own: own["rpn_head.rpn_cls.bias"].fill_(torch.nan))
-    assert main(["import-weights", "official.pth", *SMALL]) == 2
-    assert "no finite numbers in heads.faster_rcnn.stages.proposals.objectness.bias" in capsys.readouterr().err
+NORM = "rpn_head.rpn_cls.bias"  # official for
+OBJECTNESS = "heads.faster_rcnn.stages.proposals.objectness.bias"
+
+
+@pytest.mark.parametrize(
+    ("command", "change", "told"),
+    [
+        *(
+            (command, lambda own: own.fill_(torch.nan), f"no finite numbers (of 32 bits) in {OBJECTNESS}")
+            for command in ("import-weights", "evaluate", "analyse")
+        ),
+        ("import-weights", lambda own: torch.full_like(own, 1e300, dtype=torch.float64), f"bits) in {OBJECTNESS}"),
+        ("import-weights", lambda own: own.to(torch.int64), f"of 16 to 64 bits in {OBJECTNESS} (int64)"),
+        ("evaluate", lambda own: own.to(torch.complex64), f"{OBJECTNESS} (complex64)"),
+        ("import-weights", lambda own: own.to(torch.float8_e4m3fn), f"{OBJECTNESS} (float8_e4m3fn)"),
+        ("import-weights", lambda own: own.to_sparse(), f"cannot be read as weights: its {NORM} are sparse"),
+        ("evaluate", lambda own: own.to("meta"), f"its {NORM} are sparse, quantised or without numbers"),
+    ],
+    ids=["nan", "nan, evaluated", "nan, analysed", "beyond fp32", "whole", "complex", "float8", "sparse", "meta"],
+)
+def test_numbers_that_are_no_weights_are_refused(
+    command: str,
+    change: Callable[[torch.Tensor], torch.Tensor],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_official(trained(), edit=lambda own: own.update({NORM: change(own[NORM])}))
+    model = ("--set", f"model.preset={NAME}", *SMALL[2:]) if command == "analyse" else SMALL
+    assert main([command, "official.pth", *model]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: official.pth ") and told in error
+    assert not Path("official.safetensors").exists() and not Path("evaluation").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "analyse"])
+def test_finite_weights_of_no_finite_prediction_are_told(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    state = trained()
+    name = next(own for own in state if own.startswith("decoder.class_branch") and own.endswith("weight"))
+    state[name] = torch.full_like(state[name], 3e38)
+    torch.save(state, "own.pth")
+    model = ("--set", f"model.preset={NAME}", *SMALL[2:]) if command == "analyse" else SMALL
+    assert main([command, "own.pth", *model]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: own.pth: its weights are finite, and what it predicts"), error
+
+
+def test_a_beginning_of_no_name_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    save_official(trained())
+    for name, hint in (("rpn_hed", "; did you mean 'rpn_head'?"), ("zzz", "; they begin with "), ("", "; they begin")):
+        assert main(["import-weights", "official.pth", *SMALL, "--drop", name]) == 2
+        (error,) = capsys.readouterr().err.splitlines()
+        assert f"official.pth: drop: no name begins with '{name}'{hint}" in error
     assert not Path("official.safetensors").exists()
 
 
@@ -228,6 +276,7 @@ def test_a_file_that_is_none_is_told_in_one_line(
         ((), "w.pth does not say which detector it is of; give --model NAME; known: conditional_c5, "),
         (("--model", "dino_5scal"), "--model: unknown detector 'dino_5scal'; did you mean 'dino_5scale'?"),
         (("--model", "coco_r50_12f"), "did you mean 'coco_r50_12e'?"),
+        (("--model", "co_dino_r50"), "did you mean 'co_dino_5scale_r50_1x_coco'?"),
         (("--model", "digits", "--preset", "digits_fast"), "--model digits names a preset of scale already"),
         (("--model", NAME, "--set", "model.num_querys=3"), "did you mean 'num_queries'?"),
         ((*SMALL, "--branches", "atts"), "--branches: unknown 'atts'; did you mean 'atss'?"),
@@ -245,6 +294,29 @@ def test_mistakes_of_the_command_line(
     assert main(["evaluate", "w.pth", *arguments]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert told in error
+
+
+def test_a_file_named_after_a_released_model_is_told_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    for stem in ("co_dino_5scale_r50_1x_coco", "co_dino_5scale_r50_1x", "co_dino_5scale_r50_1x_coco-7481f903"):
+        torch.save({"a": torch.zeros(1)}, f"{stem}.pth")
+        for command in ("evaluate", "import-weights"):
+            assert main([command, f"{stem}.pth"]) == 2
+            (error,) = capsys.readouterr().err.splitlines()
+            assert error.endswith("; its name is that of --model co_dino_5scale_r50_1x_coco"), error
+
+
+def test_where_nothing_can_be_written_is_told_without_a_temporary_name(capsys: pytest.CaptureFixture[str]) -> None:
+    save_official(trained())
+    Path("a.safetensors").write_text("", encoding="utf-8")
+    for out, told in (
+        ("a.safetensors/x.safetensors", "a.safetensors is a file, and no folder"),
+        ("/proc/x.safetensors", "cannot be written (No such file or directory); name a folder that can be there"),
+    ):
+        assert main(["import-weights", "official.pth", *SMALL, "--out", out]) == 2 + (out[0] == "/")
+        (error,) = capsys.readouterr().err.splitlines()
+        assert told in error and ".tmp" not in error, error
+    assert main(["evaluate", ""]) == 2
+    assert "the name of the weights is empty" in capsys.readouterr().err
 
 
 def test_what_a_file_says_of_itself_must_be_of_this_version(capsys: pytest.CaptureFixture[str]) -> None:

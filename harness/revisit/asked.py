@@ -14,7 +14,7 @@ from harness.config import AnalyseConfig, Analysis, ConflictVariant, EvaluateCon
 from harness.data.content import file_hash
 from harness.errors import UserError
 from harness.files import exists
-from harness.revisit.configured import Asked, of_file, of_presets
+from harness.revisit.configured import Asked, of_file, of_presets, of_stem
 from harness.revisit.kept import is_own, lacks
 from harness.revisit.trained import WEIGHT_FILES, Found, Reading, find_trial, read_trial
 from harness.spec.detection_metrics import STANDARD_LIMIT
@@ -117,8 +117,10 @@ def _located(name: str) -> _File:
     """The file of a path, or of a name on the Hub or of a package.
 
     Raises:
-        UserError: it cannot be fetched, or is another one than its name says.
+        UserError: it is empty, cannot be fetched, or is another one than its name says.
     """
+    if not name.strip():
+        raise UserError("the name of the weights is empty; name a file, or a trial")
     path = local_file(name)
     if is_named(name):
         check_content(name, path, file_hash(path, same_entry=True))
@@ -146,6 +148,8 @@ def imported(args: argparse.Namespace) -> Found:
     file, asked = _located(args.file), Asked(args.model, args.preset, tuple(args.overrides))
     if trouble := file_trouble(file.path):
         raise UserError(f"{file.where} {trouble}")
+    if args.model is None:
+        raise UserError(f"--model is missing: give the detector that {file.where} is of{of_stem(file.path)}")
     config = of_presets(asked)
     model = replace(config.model, backbone=without_weights(config.model.backbone))
     remedy = "give the detector that it is of (--model, --set)"

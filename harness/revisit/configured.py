@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from harness.spec.strict import Mistakes, suggest
 from model.weights import file_trouble
 
 SCALE = "coco_r50_12e"  # the preset of scale below a detector that is named: released ones are of this size
+SUFFIX = "_coco"  # of the names of released models; the released files lack it
 SECTIONS = ("model", "data", "train", "evaluate")
 
 
@@ -53,7 +55,7 @@ def of_file(path: Path, asked: Asked, default: str | None = None) -> tuple[Trial
     if description is not None:
         return _described(path, description, asked), description.model
     if not asked.names_any and default is None:
-        raise UserError(f"{path} does not say which detector it is of; give --model NAME{suggest('', _detectors())}")
+        raise UserError(f"{path} does not say which detector it is of; give --model NAME{of_stem(path)}")
     return of_presets(replace(asked, preset=asked.preset or default)), asked.model or ""
 
 
@@ -79,9 +81,24 @@ def of_presets(asked: Asked) -> TrialConfig:
 
 
 def _nearest(name: str) -> str:
-    """The preset that a name may mean, or all of detectors: the names of released models would fill a page."""
-    near = difflib.get_close_matches(name, [*detector_names(), *preset_files("")], 1)
-    return suggest(name, near or _detectors())
+    """The preset that a name may mean, or all of detectors: the names of released models would fill a page.
+
+    One of scale is meant where the name is nearly it, and a released one where it has every word of the name.
+    """
+    detectors = detector_names()
+    near = difflib.get_close_matches(name, detectors, 1) or difflib.get_close_matches(name, preset_files(""), 1, 0.8)
+    words = set(name.split("_"))
+    whole = sorted((own for own in detectors if words <= set(own.split("_"))), key=lambda own: (len(own), own))
+    found = [*near, *whole][:1]
+    return f"; did you mean '{found[0]}'?" if found else suggest("", _detectors())
+
+
+def of_stem(path: Path) -> str:
+    """The released model that a file is named after, with or without `_coco` and the hash behind it, or all."""
+    stem = re.sub(r"-[0-9a-f]{8}$", "", path.stem)
+    known = detector_names()
+    found = next((own for own in (stem, f"{stem}{SUFFIX}", stem.removesuffix(SUFFIX)) if own in known), None)
+    return f"; its name is that of --model {found}" if found else suggest("", _detectors())
 
 
 def _detectors() -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -75,25 +76,30 @@ def analyse_found(found: Found, opened: Opened, request: Request, store: RunStor
     """What `request.settings` ask for.
 
     Raises:
-        UserError: the two detectors of a floor do not fit.
+        UserError: the two detectors of a floor do not fit, or what it predicts is not finite.
     """
-    return analyse(
-        opened.detector,
-        opened.dataset,
-        opened.data,
-        request.settings,
-        opened.device,
-        batch_size=2 * opened.batch_size,
-        epoch=found.epoch,
-        floor=_floor(request, found, opened.detector, store, opened.device),
-        on_batch=_ticker(found, "analysed", say),
-    )
+    floor = _floor(request, found, opened.detector, store, opened.device)
+    with _predicting(found):
+        return analyse(
+            opened.detector,
+            opened.dataset,
+            opened.data,
+            request.settings,
+            opened.device,
+            batch_size=2 * opened.batch_size,
+            epoch=found.epoch,
+            floor=floor,
+            on_batch=_ticker(found, "analysed", say),
+        )
 
 
 def evaluate_found(found: Found, opened: Opened, say: Say, max_detections: int | None = None) -> Evaluation:
     """COCO's metrics on the whole split, as at the end of a training with this configuration.
 
     `max_detections` of an image in its place, if given.
+
+    Raises:
+        UserError: what it predicts is not finite.
     """
     config = found.config.evaluate
     config = config if max_detections is None else replace(config, max_detections=max_detections)
@@ -105,15 +111,28 @@ def evaluate_found(found: Found, opened: Opened, say: Say, max_detections: int |
         seed=0,
         size_divisor=opened.detector.size_divisor,
     )
-    return evaluate(
-        opened.detector,
-        loader,
-        opened.dataset,
-        config,
-        opened.device,
-        precision=found.config.evaluate.computes_in(found.config.train),
-        on_batch=_ticker(found, "evaluated", say),
-    )
+    with _predicting(found):
+        return evaluate(
+            opened.detector,
+            loader,
+            opened.dataset,
+            config,
+            opened.device,
+            precision=found.config.evaluate.computes_in(found.config.train),
+            on_batch=_ticker(found, "evaluated", say),
+        )
+
+
+@contextmanager
+def _predicting(found: Found) -> Iterator[None]:
+    """Within, predictions that are not finite are told as what they are here: nothing trains that could be changed."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise UserError(
+            f"{found.where}: its weights are finite, and what it predicts of these images is not; they are damaged, or "
+            "of a training that diverged: take others (or evaluate.precision: fp32, where that is another)"
+        ) from error
 
 
 def _ticker(found: Found, what: str, say: Say) -> Callable[[int, int], None]:

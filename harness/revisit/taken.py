@@ -17,7 +17,7 @@ from harness.files import exists, is_folder
 from harness.revisit.described import Description, described
 from harness.revisit.trained import Found, read_translated
 from harness.trial.checkpoint import save_file_atomic
-from model.weights import FEW, file_trouble
+from model.weights import file_trouble
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,8 @@ def target(source: Path, out: str | None, force: bool) -> Path:
     """The file to write: `out`, or the source's name with the suffix of our files, in the working folder.
 
     Raises:
-        UserError: it is the source itself or a folder, has another suffix, or is there and may not be replaced.
+        UserError: it is the source itself or a folder, has another suffix, lies where nothing can be written, or is there
+            and may not be replaced.
     """
     path = Path(out) if out is not None else Path(f"{source.stem}{SUFFIX}")
     if path.suffix != SUFFIX:
@@ -47,6 +48,11 @@ def target(source: Path, out: str | None, force: bool) -> Path:
         raise UserError(f"{path} is the file that is read; name another one by --out")
     if is_folder(path):
         raise UserError(f"--out {path} is a folder; name the file in it")
+    above = next(own for own in path.absolute().parents if exists(own))
+    if not is_folder(above):
+        raise UserError(f"--out {path}: {above} is a file, and no folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"--out {path}: nothing can be written in {above}; see to the rights there, or name another")
     if exists(path) and not force and _said(path) is None:
         raise UserError(f"{path} is there already, and no imported weights; --out names another, --force replaces it")
     return path
@@ -70,7 +76,6 @@ def take(
         StorageError: it could not be written; what was there is whole.
     """
     made, _ = read_translated(found, verbose=verbose, say=say)
-    _check_finite(found, made.tensors)
     with open(found.weights, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     description = Description(model, found.weights.name, digest, made.family, made.num_classes, found.config)
@@ -94,13 +99,6 @@ def _said(path: Path) -> Description | None:
 
 def _is_same(one: Description | None, other: Description) -> bool:
     return one is not None and one.to_metadata() == other.to_metadata()
-
-
-def _check_finite(found: Found, tensors: dict[str, Tensor]) -> None:
-    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    if broken:
-        more = f" and {len(broken) - FEW} more" if len(broken) > FEW else ""
-        raise UserError(f"{found.where} has no finite numbers in {', '.join(broken[:FEW])}{more}; fetch it again")
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -163,6 +163,9 @@ def read_translated(
     if told := trouble(made):
         more = "; --drop NAME leaves out what begins so" if made.unknown else ""
         raise UserError(f"{found.where}: {told}; {found.remedy}{more}")
+    if numbers := files.wrong_numbers(made.tensors):
+        remedy = "train it again" if found.reading is None else "fetch the file again, or another one"
+        raise UserError(f"{found.where} {numbers}; {remedy}")
     return made, checkpoint.entry
 
 

@@ -89,10 +89,10 @@ def local_file(name: str, say: Say | None = None) -> Path:
     except ValueError as error:
         raise UserError(str(error)) from error
     library = _library(name)
-    cached = library.try_to_load_from_cache(wanted.repository, wanted.file, revision=wanted.revision)
-    if isinstance(cached, str):
-        return Path(cached)
     try:
+        cached = library.try_to_load_from_cache(wanted.repository, wanted.file, revision=wanted.revision)
+        if isinstance(cached, str):
+            return Path(cached)
         with _quiet():
             return _fetched(wanted, name, say or _print_aside)
     except UserError:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harness.data.disk import shown
+from harness.errors import UserError
 from harness.spec import hub
-from harness.spec.packages import check_packaged, is_packaged, package_of, packaged_file
+from harness.spec.packages import PREFIX, check_packaged, is_packaged, package_of, packaged_file
+
+HOW = f"write {hub.FORM}, or {PREFIX}DISTRIBUTION"
 
 
 def is_named(name: str) -> bool:
@@ -14,7 +18,10 @@ def is_named(name: str) -> bool:
 
 
 def check_name(name: str) -> None:
-    """Raise `ValueError` where a name is written wrongly, in one line; of a path nothing is asked."""
+    """Raise `ValueError` where a name is written wrongly, in one line; of a path, that it does not look like one."""
+    prefix = name[: name.find(":") + 1]
+    if prefix.lower() in (hub.PREFIX, PREFIX) and not is_named(name):
+        raise ValueError(f"{shown(name)} begins with {prefix}; {HOW} (./{prefix}… is a path)")
     if hub.is_hub(name):
         hub.read_name(name)
     elif is_packaged(name):
@@ -25,8 +32,13 @@ def local_file(name: str, say: hub.Say | None = None) -> Path:
     """Where the file lies; fetched where it is on the Hub and not here (see `hub.local_file`).
 
     Raises:
-        UserError: it cannot be fetched, or its package is not installed; one line that begins with the name.
+        UserError: it is written wrongly, cannot be fetched, or its package is not installed; one line that begins with
+            the name.
     """
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     return packaged_file(name) if is_packaged(name) else hub.local_file(name, say)
 
 

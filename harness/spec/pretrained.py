@@ -20,15 +20,20 @@ from harness.spec.hub import Say, again, is_hub
 from harness.spec.named_files import check_content, is_named, local_file
 from harness.spec.spec import SHIPPED
 from model.backbones import BACKBONES
-from model.backbones.configs import asked
+from model.backbones.configs import asked, without_weights
 from model.weights import file_trouble
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from harness.spec.grid import Trial
     from model.config import DetectorConfig
 
 KEY = "model.backbone.weights"
-WANTED = "name a state dict of this backbone, such as a torchvision ResNet's (.pth or .safetensors), or null for none"
+WANTED = (
+    "name a state dict of this backbone, such as a torchvision ResNet's (.pth or .safetensors), also by hub:OWNER/NAME/"
+    "FILE, or null for none"
+)
 
 
 def content_hash(name: str) -> str:
@@ -118,16 +123,24 @@ def notes(trials: Sequence[Trial]) -> list[str]:
 def check_backbones(trials: Sequence[Trial]) -> None:
     """Can these trials' backbones be what they are asked to be? Reads each file of weights once.
 
-    One that a library builds is asked also without a file: the library may be missing, or refuse its settings.
+    One that a library builds is asked also without a file: the library may be missing, or refuse its settings. Where
+    only the built one knows its strides, the whole detector is built, without numbers.
 
     Raises:
-        UserError: a random part would stay frozen, or a file cannot be read or does not fit; one line for each.
+        UserError: a random part would stay frozen, a file cannot be read or does not fit, or a detector cannot be built
+            or not be trained by several ranks; one line for each.
     """
     if line := frozen_at_random(trials):
         raise UserError(line)
     backbones = dict.fromkeys(trial.config.model.backbone for trial in trials)
     told = [own for own in backbones if asked(own, "weights") is not None or asked(own, "library")]
     lines = [line for backbone in told if (line := _misfit(backbone))]
+    if not lines:
+        measured = (
+            own for own in trials if asked(own.config.model.backbone, "library") and not own.config.model.strides
+        )
+        cases = dict.fromkeys((own.config.model, own.runtime.ranks) for own in measured)
+        lines = [line for model, ranks in cases if (line := _unfit(model, ranks))]
     if lines:
         raise UserError("\n".join(dict.fromkeys(lines)))
 
@@ -144,6 +157,37 @@ def _misfit(backbone: Any) -> str:
         told = str(error)
         return told if path is None else told.replace(path, f"{name} ({path})", 1)
     return ""
+
+
+def _unfit(model: DetectorConfig, ranks: int) -> str:
+    """Why no such detector can be built of its backbone, or not be trained by so many ranks. Loads torch."""
+    import torch
+
+    from model.detector import Detector
+
+    try:
+        with torch.device("meta"):
+            detector = Detector(replace(model, backbone=without_weights(model.backbone)), num_classes=1)
+        check_norms(detector, ranks)
+    except UserError as error:
+        return str(error)
+    except ValueError as error:
+        return f"model: {error}; model.backbone.stages chooses the stages that are handed on"
+    return ""
+
+
+def check_norms(detector: Module, ranks: int) -> None:
+    """Raise `UserError` where several ranks would not train the detector that one process trains: by its modules."""
+    from torch.nn import SyncBatchNorm
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    kinds = {name: own for name, own in detector.named_modules() if isinstance(own, _BatchNorm)}
+    found = next((name for name, own in kinds.items() if not isinstance(own, SyncBatchNorm)), None)
+    if ranks > 1 and found is not None:
+        raise UserError(
+            f"runtime.ranks: {found} is a batch norm, which takes its statistics from the images of one process, so "
+            f"{ranks} ranks would train another detector; use runtime.ranks: 1, or a backbone without"
+        )
 
 
 # ---- where a trial starts -----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 from harness.config import AnalyseConfig, DataConfig, EvaluateConfig, RuntimeConfig, TrainConfig, TrialConfig
 from harness.spec.image_tokens import shortages
-from harness.spec.named_files import check_name
+from harness.spec.named_files import HOW, check_name
 from harness.spec.origins import Origins
 from harness.spec.parts import (
     HEAD_DEFAULTS,
@@ -41,6 +41,7 @@ SECTIONS: dict[str, type] = {
     "analyse": AnalyseConfig,
     "runtime": RuntimeConfig,
 }
+WEIGHTS = ("model", "backbone", "weights")
 
 
 def leaves(tree: Mapping[str, Any], origin: str, mistakes: Mistakes, whole: Iterable[str] = ()) -> list[Setting]:
@@ -122,6 +123,8 @@ def resolve(settings: Iterable[Setting], where: str, mistakes: Mistakes) -> Reso
             full = (name, *location)
             if what.startswith("unknown key") and "; known:" in what and location[0] not in LISTS:
                 what = f"unknown key{suggest_key(full)}" if suggest_key(full) else what
+            if full == WEIGHTS and what.startswith("must be a text"):
+                what += f"; write a path, or {HOW.removeprefix('write ')}"  # YAML takes `hub:` for a mapping
             mistakes.add(origins.place(full), what)
 
         def blame_section(conflict: Conflict, locations: Sequence[Location | None], name: str = name) -> int:

@@ -18,7 +18,7 @@ from harness.data import open_splits
 from harness.data.coco import CocoDataset
 from harness.data.loader import Loader
 from harness.errors import UserError
-from harness.spec.pretrained import by_path, check_start
+from harness.spec.pretrained import by_path, check_norms, check_start
 from harness.spec.training_length import epochs_of
 from harness.store.results import RunStore
 from harness.system.memory import await_free_memory, check_fits
@@ -110,7 +110,8 @@ def build_trial(
     """Data, detector and optimiser of a trial, at the point where it was left.
 
     Raises:
-        UserError: the data cannot be used, or the file of pretrained weights is another one by now.
+        UserError: the data cannot be used, the file of pretrained weights is another one by now, or several ranks would
+            not train the detector that one process trains.
         OutOfMemory: less GPU memory is free than the trial demands, or the GPU has less than a step takes.
     """
     from harness.spec.identity import config_to_dict
@@ -140,6 +141,7 @@ def build_trial(
         check_fits(footprint_or_none(config, train_data.num_classes, **options), trial, device)
     torch.manual_seed(config.seed)
     detector = Detector(by_path(config.model), train_data.num_classes).to(device)
+    check_norms(detector, ranks.size)
     recompute(detector, config.train)
     check_start(trial)  # again: reading the data may have taken minutes
     optimizer = build_optimizer(detector, config.train)

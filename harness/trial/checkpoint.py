@@ -106,6 +106,7 @@ def _save(
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        open(path, "wb").close()  # safetensors' own error would not say what the system says
         save_file(tensors, path, metadata)
         with open(path, "rb") as file:
             os.fsync(file.fileno())

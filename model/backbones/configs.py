@@ -257,12 +257,23 @@ class Settings(dict[str, Any]):
 
 
 # Models of transformers with trainable batch norms
-OF_BATCH_NORM = frozenset({"hgnet_v2", "pp_lcnet", "pp_lcnet_v3", "pp_lcnet_v4", "resnet", "textnet", "uvdoc_backbone"})
-# What a config.json says besides, and what is chosen here
+OF_BATCH_NORM = frozenset(
+    {
+        *("hgnet_v2", "pp_lcnet", "pp_lcnet_v3", "pp_lcnet_v4", "resnet", "rt_detr_resnet", "textnet"),
+        "uvdoc_backbone",
+    }
+)
+# What a config.json says, and is chosen here: by which field
+CHOSEN = {
+    "model_type": "model",
+    **dict.fromkeys(("out_features", "out_indices", "stage_names", "_out_features", "_out_indices"), "stages"),
+}
+# What it says besides
 NO_SETTINGS = frozenset(
     {
-        *("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"),
-        *("id2label", "label2id", "num_labels", "problem_type", "out_features", "out_indices", "stage_names"),
+        *CHOSEN,
+        *("architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path"),
+        *("id2label", "label2id", "num_labels", "problem_type"),
     }
 )
 
@@ -286,6 +297,9 @@ class AutoBackboneConfig:
         require(bool(self.model.strip()), "model must name a backbone of transformers")
         _require_file(self.weights)
         model, settings = self.model, dict(self.settings)
+        for name in sorted(NO_SETTINGS & settings.keys()):
+            remedy = f"choose by {CHOSEN[name]}" if name in CHOSEN else "it changes no backbone; leave it out"
+            require(False, f"settings: {name} is no setting here; {remedy}")
         if "/" in model and (folder := Path(model).expanduser()).is_dir():
             model, own = _saved(folder)
             settings = own | settings

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
-from model.backbones.configs import AutoBackboneConfig
+from model.backbones.configs import NO_SETTINGS, AutoBackboneConfig
 from model.checks import require
 
 INSTALL = 'pip install "codetr-harness[backbones]"'
+CONFIG = "config.json"
 STEM = "stem"  # of the library's names of stages: what lies before the first
-# What settings say of themselves, and what is chosen here
-NOT_GIVEN = frozenset({"model_type", "out_features", "out_indices", "stage_names", "transformers_version"})
 
 
 def library() -> Any:
@@ -44,7 +44,7 @@ def auto_settings(config: AutoBackboneConfig) -> Any:
         raise ValueError(f"model: transformers cannot build {kind} ({_line(error)})") from error
     for name in config.settings:
         require(name in base, f"settings: {kind} has no {name!r}{_near(name, base)}")
-    given = {name: value for name, value in base.items() if fetched is not None and name not in NOT_GIVEN}
+    given = {name: value for name, value in base.items() if fetched is not None and name not in NO_SETTINGS}
     try:
         found = transformers.AutoConfig.for_model(kind, **(given | json.loads(json.dumps(config.settings))))
     except Exception as error:  # noqa: BLE001 - the library checks in many ways
@@ -60,7 +60,13 @@ def auto_settings(config: AutoBackboneConfig) -> Any:
 def auto_model(settings: Any) -> nn.Module:
     """The library's backbone of these settings, with random parameters; a `ValueError` where it cannot be built."""
     try:
-        model: nn.Module = library().AutoBackbone.from_config(settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of layers without numbers: what is wrong is told in one line
+            model: nn.Module = library().AutoBackbone.from_config(settings)
+    except KeyError as error:  # of a table of activations or the like
+        raise ValueError(
+            f"settings: transformers cannot build {settings.model_type}: they hold {error}, which it does not know"
+        ) from error
     except Exception as error:  # noqa: BLE001 - anything may be wrong with settings, or a library be missing
         raise ValueError(f"model: transformers cannot build {settings.model_type} ({_line(error)})") from error
     return model
@@ -69,12 +75,22 @@ def auto_model(settings: Any) -> nn.Module:
 def _fetched(name: str) -> Any:
     """Settings from the Hugging Face Hub, or from the copy that the library keeps of them."""
     try:
-        return library().AutoConfig.from_pretrained(name)
+        return library().AutoConfig.from_pretrained(name, local_files_only=_is_kept(name))
     except Exception as error:  # noqa: BLE001 - of the network, of the hub, of the file
         raise ValueError(
             f"model: {name} is no folder with a config.json, and cannot be fetched from the Hugging Face Hub "
             f"({_line(error)})"
         ) from error
+
+
+def _is_kept(name: str) -> bool:
+    """Whether a copy of these settings is here; otherwise the Hub is asked once, since the library asks much longer."""
+    import huggingface_hub
+
+    if isinstance(huggingface_hub.try_to_load_from_cache(name, CONFIG), str):
+        return True
+    huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(name, CONFIG))
+    return False
 
 
 def _backbones() -> list[str]:

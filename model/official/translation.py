@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -89,9 +90,11 @@ def translate(
         drop: names that begin so are left out.
 
     Raises:
-        ValueError: the names are of no known family, or of another backbone than the configuration's; one line.
+        ValueError: the names are of no known family, or of another backbone than the configuration's, or none begins
+            as one of `drop`; one line.
     """
     state = _unwrapped(state)
+    _check_drop(state, drop)
     dropped = _besides(state, drop)
     state = {name: tensor for name, tensor in state.items() if name not in dropped}
     _check_backbone(state, config)
@@ -150,6 +153,18 @@ def _besides(names: Collection[str], drop: Collection[str]) -> dict[str, str]:
     raw = {f"ema_{name.replace('.', '_')}" for name in names}  # official: before they were averaged
     besides = {name: "weights before the moving average" for name in names if name in raw}
     return besides | {name: "asked for" for name in names if name.startswith(tuple(drop))}
+
+
+def _check_drop(names: Collection[str], drop: Collection[str]) -> None:
+    for own in drop:
+        if own and any(name.startswith(own) for name in names):
+            continue
+        parts = [name.split(".") for name in names]
+        beginnings = dict.fromkeys(".".join(part[:end]) for part in parts for end in range(1, len(part) + 1))
+        near = difflib.get_close_matches(own, beginnings, 1, 0.5)
+        first = ", ".join(dict.fromkeys(part[0] for part in parts))
+        hint = f"; did you mean '{near[0]}'?" if near else f"; they begin with {first[:200]}"
+        raise ValueError(f"drop: no name begins with '{own}'{hint}")
 
 
 def _check_backbone(state: Mapping[str, Tensor], config: DetectorConfig) -> None:
