@@ -70,9 +70,8 @@ def read_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:
         raise ValueError(f"{path} cannot be read as weights: {NO_WEIGHTS}")
     key = next(iter(found)) if entry is None else entry
     if strange := [name for name, value in found[key].items() if not _is_plain(value)]:
-        raise ValueError(
-            f"{path} cannot be read as weights: its {_few(strange)} are sparse, quantised or without numbers"
-        )
+        kind = "sparse, quantised or without numbers"
+        raise ValueError(f"{path} cannot be read as weights: its {_few(strange)} are {kind}")
     return Checkpoint(dict(found[key]), key, tuple(own for own in found if own != key))
 
 

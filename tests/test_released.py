@@ -312,7 +312,7 @@ def test_where_nothing_can_be_written_is_told_without_a_temporary_name(capsys: p
         ("a.safetensors/x.safetensors", "a.safetensors is a file, and no folder"),
         ("/proc/x.safetensors", "cannot be written (No such file or directory); name a folder that can be there"),
     ):
-        assert main(["import-weights", "official.pth", *SMALL, "--out", out]) == 2 + (out[0] == "/")
+        assert main(["import-weights", "official.pth", *SMALL, "--out", out]) == 2
         (error,) = capsys.readouterr().err.splitlines()
         assert told in error and ".tmp" not in error, error
     assert main(["evaluate", ""]) == 2

@@ -38,8 +38,8 @@ def target(source: Path, out: str | None, force: bool) -> Path:
     """The file to write: `out`, or the source's name with the suffix of our files, in the working folder.
 
     Raises:
-        UserError: it is the source itself or a folder, has another suffix, lies where nothing can be written, or is there
-            and may not be replaced.
+        UserError: it is the source itself or a folder, has another suffix, lies where nothing can be written, or is
+            there and may not be replaced.
     """
     path = Path(out) if out is not None else Path(f"{source.stem}{SUFFIX}")
     if path.suffix != SUFFIX:

@@ -136,11 +136,8 @@ def check_backbones(trials: Sequence[Trial]) -> None:
     told = [own for own in backbones if asked(own, "weights") is not None or asked(own, "library")]
     lines = [line for backbone in told if (line := _misfit(backbone))]
     if not lines:
-        measured = (
-            own for own in trials if asked(own.config.model.backbone, "library") and not own.config.model.strides
-        )
-        cases = dict.fromkeys((own.config.model, own.runtime.ranks) for own in measured)
-        lines = [line for model, ranks in cases if (line := _unfit(model, ranks))]
+        cases = dict.fromkeys((trial.config.model, trial.runtime.ranks) for trial in trials)
+        lines = [line for model, ranks in cases if _is_measured(model.backbone) and (line := _unfit(model, ranks))]
     if lines:
         raise UserError("\n".join(dict.fromkeys(lines)))
 
@@ -157,6 +154,11 @@ def _misfit(backbone: Any) -> str:
         told = str(error)
         return told if path is None else told.replace(path, f"{name} ({path})", 1)
     return ""
+
+
+def _is_measured(backbone: Any) -> bool:
+    """Whether a library builds it, and only then its strides are known."""
+    return bool(asked(backbone, "library")) and not asked(backbone, "strides")
 
 
 def _unfit(model: DetectorConfig, ranks: int) -> str:
