@@ -481,6 +481,7 @@ WRONG_XML: dict[str, tuple[str | bytes, str]] = {
         ".xml is broken XML (no element found in line 1); correct it or export it again",
     ),
     "empty": (" ", ".xml is broken XML (no element found in line 1); correct it or export it again"),
+    "no bytes": (b"", ".xml is broken XML (no element found in line 1); correct it or export it again"),
     "bytes": (b"\xff\xd8\xff\xe0", ".xml is broken XML (not well-formed (invalid token) in line 1); correct it"),
     "encoding": ('<?xml version="1.0" encoding="gb2312"?><annotation/>', ".xml cannot be read as XML ("),
     "no such encoding": (
@@ -502,6 +503,22 @@ WRONG_XML: dict[str, tuple[str | bytes, str]] = {
     "half a box": (
         voc_xml("b", [box(xmin=1, ymin=2, xmax="")]),
         "xmin 1, ymin 2, xmax missing, ymax missing: must be four",
+    ),
+    "two boxes": (
+        voc_xml("b", [voc_object("cow", 1, 1, 5, 5, "<bndbox><xmin>1</xmin></bndbox>")]),
+        ".xml:3: the object has 2 bndbox; keep one",
+    ),
+    "two names": (
+        voc_xml("b", [voc_object("cow", 1, 1, 5, 5, "<name>ant</name>")]),
+        ".xml:3: the object has 2 name; keep one",
+    ),
+    "two corners": (
+        voc_xml("b", [box(xmin="1</xmin><xmin>2", ymin=2, xmax=3, ymax=5)]),
+        ".xml:3: the bndbox has 2 xmin; keep one",
+    ),
+    "two sizes": (
+        voc_xml("b", [f"<size><width>{HEIGHT}</width></size>"]),
+        ".xml:1: the annotation has 2 size; keep one",
     ),
     "words": (
         voc_xml("b", [box(xmin="a", ymin=2, xmax=3, ymax="nan")]),

@@ -59,7 +59,7 @@ def read_all(found: Foreign, progress: Progress) -> tuple[dict[Split, dict[str, 
             width, height, traits = look.verdict[2:5]
             images[split].append({"id": number, "file_name": names[number - 1], "width": width, "height": height})
             turned += [found.place(picture.image)] if any(trait.startswith("orientation") for trait in traits) else []
-            if picture.labels and look.content:
+            if picture.labels and not look.trouble:  # an empty file too: YOLO's means no objects, VOC's is broken
                 own = reader.rows(look.content, found.place(picture.labels), (width, height))
                 rows[split] += [{"image_id": number, **row} for row in own]
     if turned and found.kind == "YOLO":
