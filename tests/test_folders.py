@@ -136,6 +136,43 @@ def test_names_by_number_and_names_that_yaml_takes_for_something_else(tmp_path):
     assert opened(root)[0].category_names == ("no", "007", "2024-01-01")
 
 
+MERGED = {
+    "names": "d: &d\n  names: {0: ant, 1: bee, 2: cow}\n<<: *d\n",
+    "all": "d: &d {train: images/train, val: elsewhere, names: [ant, bee, cow]}\n<<: *d\nval: images/val\n",
+    "several": "a: &a {names: [ant, bee, cow]}\nb: &b {names: [x], nc: 3}\n<<: [*a, *b]\n",
+    "nested": "a: &a {names: &n {0: ant, 1: wasp}}\nnames: {<<: *n, 1: bee, 2: cow}\n",
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_merge_keys_of_yaml_are_followed(tmp_path, name):
+    root = write_yolo(tmp_path / "set")
+    splits = "" if name == "all" else "train: images/train\nval: images/val\n"
+    write(root / "data.yaml", splits + MERGED[name])
+    assert not [line for line in check(root) if line.startswith("note")]
+
+
+def test_two_keys_for_one_split_are_noted_where_they_differ(tmp_path):
+    root = write_yolo(tmp_path / "set", yaml="train: images/train\nval: images/val\nvalid: images/train\n")
+    told = f"note: {root / 'data.yaml'}: val: is taken for the val images; valid: is there too, which is not read"
+    assert told in check(root)
+    write(root / "data.yaml", "train: images/train\nval: images/val\nvalid: [images/val]\nnames: [ant, bee, cow]\n")
+    assert not [line for line in check(root) if line.startswith("note")]
+
+
+def test_two_folders_for_one_split_are_noted(tmp_path):
+    for number, write_set in enumerate((write_yolo, write_voc)):
+        root = write_set(tmp_path / str(number), **({"yaml": None} if write_set is write_yolo else {"by_lists": False}))
+        write(root / "classes.txt", "ant\nbee\ncow\n")
+        for folder in ("images/val", "labels/val", "val"):
+            if (root / folder).is_dir():
+                shutil.copytree(root / folder, (root / folder).with_name("valid"))
+                shutil.copytree(root / folder, (root / folder).with_name("test"))
+        places = ("images/val", "images/valid") if write_set is write_yolo else ("val", "valid")
+        told = f"note: {root}: {places[0]} is taken for the val images; {places[1]} is there too, which is not read"
+        assert told in check(root)
+
+
 def test_lists_of_images(tmp_path):
     root = write_yolo(tmp_path / "set", "images", "train: train.txt\nval: val.txt\n")
     write(root / "train.txt", "./images/a.png\nimages/b.png\n/content/images/c.png\r\n\nimages/b.png\n")
@@ -150,6 +187,8 @@ def test_lists_of_images(tmp_path):
     )
     (root / "train.txt").replace(root / "kept.txt")
     assert "train: 'data/train.txt' is not there" in complaint(root)
+    write(root / "obj.data", "classes = 3\ntrain = kept.txt\ntrain = val.txt\nvalid=val.txt\nnames=obj.names\n")
+    assert complaint(root) == f"{root / 'obj.data'}: 'train' stands there twice; correct it"
     (root / "kept.txt").replace(root / "data" / "train.txt") if (root / "data").is_dir() else None
 
 
@@ -361,6 +400,9 @@ DESCRIPTIONS = {
     "train: images/train\nval: images/val\nnc: many\n": "nc: 'many' must be the number of classes; correct it",
     "train: images/train\nval: images/val\nkpt_shape: [17, 3]\n": "kpt_shape: is of a pose data set",
     "train: images/train\nval: images/empty\n": "val: images/empty names no images that are there",
+    "train: images/train\nval: images/val\n<<: images\n": "is broken YAML in line 3: << must name a mapping",
+    "train: images/train\nval: images/val\n<<: [{nc: 3}, x]\n": "is broken YAML in line 3: << must name a mapping",
+    "d: &d {<<: *d}\ntrain: images/train\nval: images/val\n": "is broken YAML",
     "a: &a [*a]\ntrain: images/train\nval: *a\n": "is broken YAML",
 }
 

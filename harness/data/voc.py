@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from harness.data.checks import Problems, brief
+from harness.data.described import two_places
 from harness.data.disk import IMAGE_SUFFIXES, is_file, is_folder, is_image, shown
 from harness.data.foreign import Foreign, Picture, distinct, has, images_by_stem, lines_of, names_in, read_text
 from harness.data.layout import ALIASES, SPLITS, Split
@@ -43,7 +45,7 @@ def find_voc(path: Path) -> Foreign | None:
         return found
     if whole is not None and _by_lists(found, whole):
         return found
-    parts = {split: _part(path, split) for split in SPLITS}
+    parts = {split: _parts(path, split) for split in SPLITS}
     if any(parts.values()):
         _by_folders(found, parts)
         return found
@@ -81,10 +83,10 @@ def _places(root: Path, alias: str) -> Iterator[_Place]:
     return (pair for pair in pairs if is_folder(pair[1]) and has(pair[0], ".xml"))
 
 
-def _part(root: Path, split: Split) -> tuple[str, _Place] | None:
-    """The name of a split's folder and its places; None where there is none."""
+def _parts(root: Path, split: Split) -> list[tuple[str, _Place]]:
+    """The names of a split's folders and their places, the likeliest first."""
     names = (name for alias in ALIASES[split] for name in dict.fromkeys((alias, alias.capitalize())))
-    return next(((name, place) for name in names for place in _places(root, name)), None)
+    return [(name, place) for name in names for place in islice(_places(root, name), 1)]
 
 
 # ---- by lists -----------------------------------------------------------------------------------------------------
@@ -155,16 +157,19 @@ def _image(found: Foreign, xml: Path, folder: Path, images: dict[str, list[str]]
 # ---- by folders ---------------------------------------------------------------------------------------------------
 
 
-def _by_folders(found: Foreign, parts: dict[Split, tuple[str, _Place] | None]) -> None:
+def _by_folders(found: Foreign, parts: dict[Split, list[tuple[str, _Place]]]) -> None:
     """Take all images of the folders of both splits."""
-    for split, part in parts.items():
-        if part is None:
+    for split, there in parts.items():
+        if not there:
             told = f"is a VOC folder without {split} images; put them and their XML files into {split}/"
             found.problems.add("split", told)
             continue
-        name, (xml_folder, image_folder) = part
+        name, (xml_folder, image_folder) = there[0]
         if name != split:
             found.problems.note(f"{found.place(image_folder)} is taken for the {split} images")
+        for other, (_, folder) in there[1:]:
+            if not other.lower().startswith("test") and not os.path.samefile(folder, image_folder):
+                found.problems.note(two_places(found.place(image_folder), split, found.place(folder)))
         images = images_by_stem(image_folder)
         used: set[str] = set()
         for xml in sorted(xml_folder / name for name in names_in(xml_folder) if name.lower().endswith(".xml")):
