@@ -271,11 +271,49 @@ def test_images_without_objects_and_labels_without_images(tmp_path):
     assert any(
         "1 of 4 images have no label file and count as images without objects (images/train/c.png" in s for s in said
     )
-    assert any("1 label files have no image, so nobody reads them (labels/train/gone.txt" in line for line in said)
+    assert any(
+        "1 label files have no image of their own, so nobody reads them (labels/train/gone.txt" in line for line in said
+    )
     shutil.rmtree(root / "labels")
     assert "none of 4 images has a label file; that of images/train/a.png would be labels/train/a.txt" in complaint(
         root
     )
+
+
+def test_label_files_in_capitals_are_read(tmp_path):
+    root = write_yolo(tmp_path / "set")
+    for name, suffix in zip("abc", (".TXT", ".Txt", ".tXt"), strict=True):
+        path = root / "labels" / "train" / f"{name}.txt"
+        path.rename(path.with_suffix(suffix))
+    assert not [line for line in check(root) if line.startswith("note")]
+    write(root / "labels" / "train" / "gone.TXT", yolo_line(0, 0, 0, 8, 8))
+    write(root / TRAIN, (root / TRAIN).with_suffix(".TXT").read_text())
+    told = "2 label files have no image of their own, so nobody reads them (labels/train/a.TXT is the first)"
+    assert any(told in line for line in check(root))
+    beside = write_yolo(tmp_path / "beside", "{split}", None)
+    for path in beside.rglob("*.txt"):
+        path.rename(path.with_suffix(".TXT"))
+    write(beside / "classes.txt", "ant\nbee\ncow\n")
+    check(beside)
+
+
+@pytest.mark.parametrize("by_lists", [True, False])
+def test_xml_files_in_capitals_are_read(tmp_path, by_lists):
+    root = write_voc(tmp_path / "set", by_lists)
+    for path in sorted(root.rglob("*.xml")):
+        path.rename(path.with_suffix(".XML"))
+    check(root)
+
+
+@pytest.mark.parametrize("by_lists", [True, False])
+def test_an_image_with_two_xml_files_is_told(tmp_path, by_lists):
+    root = write_voc(tmp_path / "set", by_lists)
+    first = next(root.rglob("b.xml"))
+    write(first.with_name("other.xml"), voc_xml("b.png", []))
+    if by_lists:
+        write(root / "ImageSets" / "Main" / "train.txt", "a\nb\nother\nc\n")
+    place = first.parent.name
+    assert complaint(root) == f"{root}: {place}/other.xml: b.png has {place}/b.xml already; remove one of them"
 
 
 def test_a_line_that_stands_there_twice_counts_once(tmp_path):
@@ -302,6 +340,60 @@ def test_four_corners_are_noted_as_oriented_boxes_may_be_meant(tmp_path):
     train, _, said = opened(root)
     assert train.ground_truth["annotations"][0]["bbox"] == [16, 12, 32, 24]
     assert any("4 objects have four corners, as oriented boxes do" in line for line in said)
+
+
+POSES = {
+    "seen": "{c} .5 .5 .{w} .2 .45 .45 1 .55 .5{w} 1",
+    "partly seen": "{c} .5 .5 .{w} .2 .45 .45 1 0 0 0",
+    "four points": "{c} .5 .5 .{w} .2 .45 .45 1 .55 .55 0 .5 .5 1 .41 .59 1",
+}
+
+
+def write_lines(root: Path, line: str) -> None:
+    """A line in each label file, another width in each."""
+    for number, path in enumerate(sorted((root / "labels").rglob("*.txt"))):
+        path.write_text(line.format(c=number % 3, w=2 + number) + "\n")
+
+
+@pytest.mark.parametrize("name", POSES)
+def test_poses_are_no_polygons_though_nothing_tells_of_points(tmp_path, name):
+    root = write_yolo(tmp_path / "set")
+    write_lines(root, POSES[name])
+    assert complaint(root) == (
+        f"{root / 'data.yaml'}: 4 of 4 lines with more than five numbers fit as a box and points in it, each with a 0, "
+        "1 or 2, as poses have (labels/train/a.txt:1 is the first); keep the first five numbers of each line"
+    )
+
+
+def test_what_may_be_poses_is_noted(tmp_path):
+    told = "lines with more than five numbers fit as a box and points in it, "
+    root = write_yolo(tmp_path / "one")
+    write(root / TRAIN, "0 .5 .5 .2 .2 .45 .45 1 .55 .55 1\n0 .5 .5 .2 .3\n")  # by chance a polygon is so, too
+    assert [line for line in opened(root)[2] if f"1 of 1 {told}each with a 0, 1 or 2, as poses" in line]
+    root = write_yolo(tmp_path / "points")
+    write_lines(root, "{c} .5 .5 .{w} .2 .45 .45 .55 .55")
+    assert [line for line in opened(root)[2] if f"4 of 4 {told}as poses have (labels/train/a.txt:1 is" in line]
+
+
+def polygons(kind: str, count: int = 200) -> list[str]:
+    """Lines of polygons anywhere in their images: ellipses of many points, or oriented boxes; some cut at borders."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for _ in range(count):
+        corners = 4 if kind == "oriented" else 5 if kind == "cut" else int(rng.integers(5, 40))
+        angles = rng.uniform(0, 7) + np.arange(corners) / corners * 2 * np.pi
+        centre = rng.uniform(0.4, 0.6, 2) if kind == "central" else rng.uniform(0.1, 0.9, 2)
+        sides = rng.uniform(0.05, 0.1 if kind != "cut" else 0.6, 2)
+        points = centre + sides * np.stack([np.cos(angles), np.sin(angles)], 1)
+        lines.append(" ".join(["0", *(f"{number:.4f}" for number in points.clip(0, 1).ravel())]))
+    return lines
+
+
+@pytest.mark.parametrize("kind", ["dense", "central", "oriented", "cut"])
+def test_polygons_are_no_poses(tmp_path, kind):
+    root = write_yolo(tmp_path / "set")
+    write(root / TRAIN, "\n".join(polygons(kind)))
+    assert not [line for line in opened(root)[2] if "as poses have" in line]
 
 
 WRONG_LINES = {

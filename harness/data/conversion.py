@@ -114,7 +114,7 @@ def _note_missing(found: Foreign) -> None:
         told = f"{len(bare):,} of {len(pictures):,} images have no label file and count as images without objects"
         found.problems.note(f"{told} ({found.place(bare[0].image)} is the first)")
     if found.kind == "YOLO" and (left := orphans(found)):
-        told = f"{len(left):,} label files have no image, so nobody reads them"
+        told = f"{len(left):,} label files have no image of their own, so nobody reads them"
         found.problems.note(f"{told} ({found.place(left[0])} is the first)")
     if found.kind == "YOLO" and (shared := shared_labels(found)):
         told = f"{len(shared):,} label files go with several images of one name each"

@@ -13,7 +13,7 @@ from pathlib import Path
 from harness.data.checks import Problems, brief
 from harness.data.described import two_places
 from harness.data.disk import IMAGE_SUFFIXES, is_file, is_folder, is_image, shown
-from harness.data.foreign import Foreign, Picture, distinct, has, images_by_stem, lines_of, names_in, read_text
+from harness.data.foreign import Foreign, Picture, by_stem, distinct, has, images_by_stem, lines_of, names_in, read_text
 from harness.data.layout import ALIASES, SPLITS, Split
 from harness.data.voc_labels import filename_of
 from harness.errors import UserError
@@ -117,13 +117,13 @@ def _by_lists(found: Foreign, whole: _Place) -> bool:
 def _listed(found: Foreign, path: Path, xml_folder: Path, image_folder: Path) -> list[Picture]:
     """The pictures that the lines of a list name."""
     pictures: list[Picture] = []
-    images = images_by_stem(image_folder)
+    images, files = images_by_stem(image_folder), by_stem(names_in(xml_folder), ".xml")
     for line, text in lines_of(read_text(path)):
         where = f"{found.place(path)}:{line}"
         name = text.replace("\\", "/")
         stem = os.path.splitext(name)[0] if is_image(name) or name.lower().endswith(".xml") else name
         stem = stem if is_file(xml_folder / f"{stem}.xml") else stem.rpartition("/")[2]
-        xml = xml_folder / f"{stem}.xml"
+        xml = xml_folder / files.get(stem, f"{stem}.xml")
         if not is_file(xml):
             told = f"{found.place(xml_folder)}/{shown(stem)}.xml is not there; add it or remove the line"
             found.problems.add("listed", f"{where}: {told}")
@@ -131,9 +131,19 @@ def _listed(found: Foreign, path: Path, xml_folder: Path, image_folder: Path) ->
             pictures.append(Picture(image, str(xml)))
     if not pictures and not found.problems.count:
         found.problems.add("listed", f"{found.place(path)} names no image; write the name of an image a line")
-    if twice := len(pictures) - len({picture.image for picture in pictures}):
+    _tell_shared(found, pictures)
+    if twice := len(pictures) - len(set(pictures)):
         found.problems.note(f"{found.place(path)}: {twice:,} lines stand there twice and count once")
     return pictures
+
+
+def _tell_shared(found: Foreign, pictures: list[Picture]) -> None:
+    """Images with several XML files, of which one alone could be read."""
+    first: dict[str, str] = {}
+    for image, xml in dict.fromkeys(pictures):
+        if xml and (other := first.setdefault(image, xml)) != xml:
+            told = f"{shown(os.path.basename(image))} has {found.place(other)} already; remove one of them"
+            found.problems.add("shared", f"{found.place(xml)}: {told}")
 
 
 def _image(found: Foreign, xml: Path, folder: Path, images: dict[str, list[str]]) -> str | None:
@@ -176,5 +186,6 @@ def _by_folders(found: Foreign, parts: dict[Split, list[tuple[str, _Place]]]) ->
             if image := _image(found, xml, image_folder, images):
                 used.add(image)
                 found.pictures[split].append(Picture(image, str(xml)))
+        _tell_shared(found, found.pictures[split])
         rest = {os.path.join(image_folder, name) for names in images.values() for name in names} - used
         found.pictures[split] = distinct([*found.pictures[split], *(Picture(image, None) for image in sorted(rest))])
