@@ -136,6 +136,43 @@ def test_names_by_number_and_names_that_yaml_takes_for_something_else(tmp_path):
     assert opened(root)[0].category_names == ("no", "007", "2024-01-01")
 
 
+MERGED = {
+    "names": "d: &d\n  names: {0: ant, 1: bee, 2: cow}\n<<: *d\n",
+    "all": "d: &d {train: images/train, val: elsewhere, names: [ant, bee, cow]}\n<<: *d\nval: images/val\n",
+    "several": "a: &a {names: [ant, bee, cow]}\nb: &b {names: [x], nc: 3}\n<<: [*a, *b]\n",
+    "nested": "a: &a {names: &n {0: ant, 1: wasp}}\nnames: {<<: *n, 1: bee, 2: cow}\n",
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_merge_keys_of_yaml_are_followed(tmp_path, name):
+    root = write_yolo(tmp_path / "set")
+    splits = "" if name == "all" else "train: images/train\nval: images/val\n"
+    write(root / "data.yaml", splits + MERGED[name])
+    assert not [line for line in check(root) if line.startswith("note")]
+
+
+def test_two_keys_for_one_split_are_noted_where_they_differ(tmp_path):
+    root = write_yolo(tmp_path / "set", yaml="train: images/train\nval: images/val\nvalid: images/train\n")
+    told = f"note: {root / 'data.yaml'}: val: is taken for the val images; valid: is there too, which is not read"
+    assert told in check(root)
+    write(root / "data.yaml", "train: images/train\nval: images/val\nvalid: [images/val]\nnames: [ant, bee, cow]\n")
+    assert not [line for line in check(root) if line.startswith("note")]
+
+
+def test_two_folders_for_one_split_are_noted(tmp_path):
+    for number, write_set in enumerate((write_yolo, write_voc)):
+        root = write_set(tmp_path / str(number), **({"yaml": None} if write_set is write_yolo else {"by_lists": False}))
+        write(root / "classes.txt", "ant\nbee\ncow\n")
+        for folder in ("images/val", "labels/val", "val"):
+            if (root / folder).is_dir():
+                shutil.copytree(root / folder, (root / folder).with_name("valid"))
+                shutil.copytree(root / folder, (root / folder).with_name("test"))
+        places = ("images/val", "images/valid") if write_set is write_yolo else ("val", "valid")
+        told = f"note: {root}: {places[0]} is taken for the val images; {places[1]} is there too, which is not read"
+        assert told in check(root)
+
+
 def test_lists_of_images(tmp_path):
     root = write_yolo(tmp_path / "set", "images", "train: train.txt\nval: val.txt\n")
     write(root / "train.txt", "./images/a.png\nimages/b.png\n/content/images/c.png\r\n\nimages/b.png\n")
@@ -150,6 +187,8 @@ def test_lists_of_images(tmp_path):
     )
     (root / "train.txt").replace(root / "kept.txt")
     assert "train: 'data/train.txt' is not there" in complaint(root)
+    write(root / "obj.data", "classes = 3\ntrain = kept.txt\ntrain = val.txt\nvalid=val.txt\nnames=obj.names\n")
+    assert complaint(root) == f"{root / 'obj.data'}: 'train' stands there twice; correct it"
     (root / "kept.txt").replace(root / "data" / "train.txt") if (root / "data").is_dir() else None
 
 
@@ -232,11 +271,49 @@ def test_images_without_objects_and_labels_without_images(tmp_path):
     assert any(
         "1 of 4 images have no label file and count as images without objects (images/train/c.png" in s for s in said
     )
-    assert any("1 label files have no image, so nobody reads them (labels/train/gone.txt" in line for line in said)
+    assert any(
+        "1 label files have no image of their own, so nobody reads them (labels/train/gone.txt" in line for line in said
+    )
     shutil.rmtree(root / "labels")
     assert "none of 4 images has a label file; that of images/train/a.png would be labels/train/a.txt" in complaint(
         root
     )
+
+
+def test_label_files_in_capitals_are_read(tmp_path):
+    root = write_yolo(tmp_path / "set")
+    for name, suffix in zip("abc", (".TXT", ".Txt", ".tXt"), strict=True):
+        path = root / "labels" / "train" / f"{name}.txt"
+        path.rename(path.with_suffix(suffix))
+    assert not [line for line in check(root) if line.startswith("note")]
+    write(root / "labels" / "train" / "gone.TXT", yolo_line(0, 0, 0, 8, 8))
+    write(root / TRAIN, (root / TRAIN).with_suffix(".TXT").read_text())
+    told = "2 label files have no image of their own, so nobody reads them (labels/train/a.TXT is the first)"
+    assert any(told in line for line in check(root))
+    beside = write_yolo(tmp_path / "beside", "{split}", None)
+    for path in beside.rglob("*.txt"):
+        path.rename(path.with_suffix(".TXT"))
+    write(beside / "classes.txt", "ant\nbee\ncow\n")
+    check(beside)
+
+
+@pytest.mark.parametrize("by_lists", [True, False])
+def test_xml_files_in_capitals_are_read(tmp_path, by_lists):
+    root = write_voc(tmp_path / "set", by_lists)
+    for path in sorted(root.rglob("*.xml")):
+        path.rename(path.with_suffix(".XML"))
+    check(root)
+
+
+@pytest.mark.parametrize("by_lists", [True, False])
+def test_an_image_with_two_xml_files_is_told(tmp_path, by_lists):
+    root = write_voc(tmp_path / "set", by_lists)
+    first = next(root.rglob("b.xml"))
+    write(first.with_name("other.xml"), voc_xml("b.png", []))
+    if by_lists:
+        write(root / "ImageSets" / "Main" / "train.txt", "a\nb\nother\nc\n")
+    place = first.parent.name
+    assert complaint(root) == f"{root}: {place}/other.xml: b.png has {place}/b.xml already; remove one of them"
 
 
 def test_a_line_that_stands_there_twice_counts_once(tmp_path):
@@ -263,6 +340,60 @@ def test_four_corners_are_noted_as_oriented_boxes_may_be_meant(tmp_path):
     train, _, said = opened(root)
     assert train.ground_truth["annotations"][0]["bbox"] == [16, 12, 32, 24]
     assert any("4 objects have four corners, as oriented boxes do" in line for line in said)
+
+
+POSES = {
+    "seen": "{c} .5 .5 .{w} .2 .45 .45 1 .55 .5{w} 1",
+    "partly seen": "{c} .5 .5 .{w} .2 .45 .45 1 0 0 0",
+    "four points": "{c} .5 .5 .{w} .2 .45 .45 1 .55 .55 0 .5 .5 1 .41 .59 1",
+}
+
+
+def write_lines(root: Path, line: str) -> None:
+    """A line in each label file, another width in each."""
+    for number, path in enumerate(sorted((root / "labels").rglob("*.txt"))):
+        path.write_text(line.format(c=number % 3, w=2 + number) + "\n")
+
+
+@pytest.mark.parametrize("name", POSES)
+def test_poses_are_no_polygons_though_nothing_tells_of_points(tmp_path, name):
+    root = write_yolo(tmp_path / "set")
+    write_lines(root, POSES[name])
+    assert complaint(root) == (
+        f"{root / 'data.yaml'}: 4 of 4 lines with more than five numbers fit as a box and points in it, each with a 0, "
+        "1 or 2, as poses have (labels/train/a.txt:1 is the first); keep the first five numbers of each line"
+    )
+
+
+def test_what_may_be_poses_is_noted(tmp_path):
+    told = "lines with more than five numbers fit as a box and points in it, "
+    root = write_yolo(tmp_path / "one")
+    write(root / TRAIN, "0 .5 .5 .2 .2 .45 .45 1 .55 .55 1\n0 .5 .5 .2 .3\n")  # by chance a polygon is so, too
+    assert [line for line in opened(root)[2] if f"1 of 1 {told}each with a 0, 1 or 2, as poses" in line]
+    root = write_yolo(tmp_path / "points")
+    write_lines(root, "{c} .5 .5 .{w} .2 .45 .45 .55 .55")
+    assert [line for line in opened(root)[2] if f"4 of 4 {told}as poses have (labels/train/a.txt:1 is" in line]
+
+
+def polygons(kind: str, count: int = 200) -> list[str]:
+    """Lines of polygons anywhere in their images: ellipses of many points, or oriented boxes; some cut at borders."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for _ in range(count):
+        corners = 4 if kind == "oriented" else 5 if kind == "cut" else int(rng.integers(5, 40))
+        angles = rng.uniform(0, 7) + np.arange(corners) / corners * 2 * np.pi
+        centre = rng.uniform(0.4, 0.6, 2) if kind == "central" else rng.uniform(0.1, 0.9, 2)
+        sides = rng.uniform(0.05, 0.1 if kind != "cut" else 0.6, 2)
+        points = centre + sides * np.stack([np.cos(angles), np.sin(angles)], 1)
+        lines.append(" ".join(["0", *(f"{number:.4f}" for number in points.clip(0, 1).ravel())]))
+    return lines
+
+
+@pytest.mark.parametrize("kind", ["dense", "central", "oriented", "cut"])
+def test_polygons_are_no_poses(tmp_path, kind):
+    root = write_yolo(tmp_path / "set")
+    write(root / TRAIN, "\n".join(polygons(kind)))
+    assert not [line for line in opened(root)[2] if "as poses have" in line]
 
 
 WRONG_LINES = {
@@ -361,6 +492,9 @@ DESCRIPTIONS = {
     "train: images/train\nval: images/val\nnc: many\n": "nc: 'many' must be the number of classes; correct it",
     "train: images/train\nval: images/val\nkpt_shape: [17, 3]\n": "kpt_shape: is of a pose data set",
     "train: images/train\nval: images/empty\n": "val: images/empty names no images that are there",
+    "train: images/train\nval: images/val\n<<: images\n": "is broken YAML in line 3: << must name a mapping",
+    "train: images/train\nval: images/val\n<<: [{nc: 3}, x]\n": "is broken YAML in line 3: << must name a mapping",
+    "d: &d {<<: *d}\ntrain: images/train\nval: images/val\n": "is broken YAML",
     "a: &a [*a]\ntrain: images/train\nval: *a\n": "is broken YAML",
 }
 
@@ -481,6 +615,7 @@ WRONG_XML: dict[str, tuple[str | bytes, str]] = {
         ".xml is broken XML (no element found in line 1); correct it or export it again",
     ),
     "empty": (" ", ".xml is broken XML (no element found in line 1); correct it or export it again"),
+    "no bytes": (b"", ".xml is broken XML (no element found in line 1); correct it or export it again"),
     "bytes": (b"\xff\xd8\xff\xe0", ".xml is broken XML (not well-formed (invalid token) in line 1); correct it"),
     "encoding": ('<?xml version="1.0" encoding="gb2312"?><annotation/>', ".xml cannot be read as XML ("),
     "no such encoding": (
@@ -502,6 +637,22 @@ WRONG_XML: dict[str, tuple[str | bytes, str]] = {
     "half a box": (
         voc_xml("b", [box(xmin=1, ymin=2, xmax="")]),
         "xmin 1, ymin 2, xmax missing, ymax missing: must be four",
+    ),
+    "two boxes": (
+        voc_xml("b", [voc_object("cow", 1, 1, 5, 5, "<bndbox><xmin>1</xmin></bndbox>")]),
+        ".xml:3: the object has 2 bndbox; keep one",
+    ),
+    "two names": (
+        voc_xml("b", [voc_object("cow", 1, 1, 5, 5, "<name>ant</name>")]),
+        ".xml:3: the object has 2 name; keep one",
+    ),
+    "two corners": (
+        voc_xml("b", [box(xmin="1</xmin><xmin>2", ymin=2, xmax=3, ymax=5)]),
+        ".xml:3: the bndbox has 2 xmin; keep one",
+    ),
+    "two sizes": (
+        voc_xml("b", [f"<size><width>{HEIGHT}</width></size>"]),
+        ".xml:1: the annotation has 2 size; keep one",
     ),
     "words": (
         voc_xml("b", [box(xmin="a", ymin=2, xmax=3, ymax="nan")]),

@@ -149,6 +149,60 @@ def test_a_file_that_says_so_of_some_images_only_is_never_evaluated_as_coco(tmp_
         open_tables(tmp_path, content)
 
 
+def test_a_class_that_is_there_and_is_told_not_to_be_is_noted(tmp_path: Path) -> None:
+    content = federated_tables()
+    first, second = content["annotations"][0], content["annotations"][3]
+    images = {row["id"]: row for row in content["images"]}
+    for row in (first, second):
+        images[row["image_id"]]["neg_category_ids"] = [0, 7, 90]
+    content["annotations"].append({**first, "id": 10**6, "bbox": [1, 1, 9, 9], "area": 81})  # of the same class
+    open_tables(tmp_path, content)
+    said: list[str] = []
+    CocoDataset(tmp_path, "val", progress=said.append)
+    own = {(row["image_id"], row["category_id"]) for row in content["annotations"]}
+    count = sum(row["image_id"] in (first["image_id"], second["image_id"]) for row in content["annotations"]) - 1
+    assert len({pair for pair in own if pair[0] in (first["image_id"], second["image_id"])}) == count
+    told = f"{count} times an image has objects of a class that its neg_category_ids say is not there (image 10"
+    assert [line for line in said if told in line and "the objects count" in line]
+
+
+def both_splits(root: Path, train: dict[str, Any], val: dict[str, Any]) -> list[str]:
+    """What is said of two splits together."""
+    for row in val["images"]:
+        row["file_name"] = f"val_{row['file_name']}"
+    write_split(root, "train", train)
+    write_split(root, "val", val, seed=1)
+    said: list[str] = []
+    open_splits(DataConfig(path=str(root)), progress=said.append)
+    return said
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_splits_of_two_protocols_are_refused(tmp_path: Path, split: str) -> None:
+    contents = {"train": federated_tables(0), "val": federated_tables(1)}
+    for row in contents[split]["images"]:
+        del row["neg_category_ids"], row["not_exhaustive_category_ids"]
+    other = "val" if split == "train" else "train"
+    told = f"images of instances_{other}.json have neg_category_ids, as in LVIS, those of instances_{split}.json do not"
+    with pytest.raises(UserError) as caught:
+        both_splits(tmp_path, contents["train"], contents["val"])
+    assert str(caught.value) == f"{tmp_path}/annotations/instances_val.json: {told}; give both files one format"
+
+
+def test_frequencies_that_differ_between_splits_are_noted(tmp_path: Path) -> None:
+    train, val = federated_tables(0), federated_tables(1)
+    val["categories"][2]["frequency"] = "r"
+    said = both_splits(tmp_path / "a", train, val)
+    told = (
+        "1 of its classes have another frequency in instances_train.json ('cow': r here, f there): APr, APc and APf go"
+    )
+    assert [line for line in said if told in line]
+    train, val = federated_tables(0), federated_tables(1)
+    for row in train["categories"]:
+        del row["frequency"]
+    assert not [line for line in both_splits(tmp_path / "b", train, val) if "another frequency" in line]
+
+
 # ---- the numbers ----------------------------------------------------------------------------------------------------
 
 

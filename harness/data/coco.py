@@ -19,7 +19,7 @@ from harness.data.checks import brief
 from harness.data.columns import Column, Lists, Segmentations, Texts
 from harness.data.disk import shown
 from harness.data.duplicates import shared_images
-from harness.data.federated import NEGATIVE, NOT_EXHAUSTIVE
+from harness.data.federated import NEGATIVE, NOT_EXHAUSTIVE, other_frequencies
 from harness.data.layout import Split, find_split, own_named
 from harness.data.pixels import UNREADABLE, read_rgb
 from harness.data.tables import Wanted, open_tables
@@ -274,7 +274,12 @@ def without_objects(data: CocoDataset) -> str:
 
 
 def same_categories(train: CocoDataset, val: CocoDataset) -> None:
-    """Raise `UserError` unless both splits name the same categories with the same ids."""
+    """Raise `UserError` unless both splits name the same categories with the same ids, by one protocol."""
+    if train.protocol != val.protocol:
+        with_keys, without = (train, val) if train.protocol == "lvis" else (val, train)
+        told = f"images of {with_keys.annotation_file.name} have {NEGATIVE}, as in LVIS"
+        other = f"those of {without.annotation_file.name} do not; give both files one format"
+        raise UserError(f"{val.annotation_file}: {told}, {other}")
     first, second = (dict(zip(data.category_ids, data.category_names, strict=True)) for data in (train, val))
     if first == second:
         return
@@ -286,7 +291,7 @@ def same_categories(train: CocoDataset, val: CocoDataset) -> None:
 
 
 def notes_across(train: CocoDataset, val: CocoDataset) -> list[str]:
-    """What is odd about the two splits together: images of both, classes that are measured but not learnt."""
+    """What is odd about the two splits together: images of both, classes measured but not learnt, other frequencies."""
     notes = []
     both = shared_images(train.files(), val.files())
     if both:
@@ -294,6 +299,11 @@ def notes_across(train: CocoDataset, val: CocoDataset) -> list[str]:
         names = here if there == here else f"{here}, there {there}"
         told = f"{len(both):,} of {len(val):,} images are in the training split too ({names})"
         notes.append(f"note: {val.annotation_file}: {told}: what is measured on them was learnt by heart")
+    if val.protocol == "lvis" and (changed := other_frequencies(val.frequencies, train.frequencies)):
+        label, told = changed[0], f"{len(changed):,} of its classes have another frequency in"
+        own = f"{val.frequencies[label]} here, {train.frequencies[label]} there"
+        told = f"{told} {train.annotation_file.name} ({brief(val.category_names[label])}: {own})"
+        notes.append(f"note: {val.annotation_file}: {told}: APr, APc and APf go by what stands here")
     unseen = np.setdiff1d(val._labels[~val._crowd], train._labels[~train._crowd])
     if len(unseen):
         names = ", ".join(brief(val.category_names[label]) for label in unseen[:5]) + (", …" if len(unseen) > 5 else "")

@@ -59,7 +59,7 @@ def read_all(found: Foreign, progress: Progress) -> tuple[dict[Split, dict[str, 
             width, height, traits = look.verdict[2:5]
             images[split].append({"id": number, "file_name": names[number - 1], "width": width, "height": height})
             turned += [found.place(picture.image)] if any(trait.startswith("orientation") for trait in traits) else []
-            if picture.labels and look.content:
+            if picture.labels and not look.trouble:  # an empty file too: YOLO's means no objects, VOC's is broken
                 own = reader.rows(look.content, found.place(picture.labels), (width, height))
                 rows[split] += [{"image_id": number, **row} for row in own]
     if turned and found.kind == "YOLO":
@@ -114,7 +114,7 @@ def _note_missing(found: Foreign) -> None:
         told = f"{len(bare):,} of {len(pictures):,} images have no label file and count as images without objects"
         found.problems.note(f"{told} ({found.place(bare[0].image)} is the first)")
     if found.kind == "YOLO" and (left := orphans(found)):
-        told = f"{len(left):,} label files have no image, so nobody reads them"
+        told = f"{len(left):,} label files have no image of their own, so nobody reads them"
         found.problems.note(f"{told} ({found.place(left[0])} is the first)")
     if found.kind == "YOLO" and (shared := shared_labels(found)):
         told = f"{len(shared):,} label files go with several images of one name each"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from harness.data.layout import SPLITS, Split
 
 LARGEST = 4_000_000  # bytes of a description
 NOTHING = ("", "~", "null", "None")  # how a key is left empty
+MERGE = "<<"
 KEYS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid")}
 
 
@@ -30,6 +32,7 @@ class Description:
     count: int | None = None  # of classes
     is_pose: bool = False
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def is_one(self) -> bool:
@@ -38,18 +41,34 @@ class Description:
 
 
 class _Loader(yaml.BaseLoader):
-    """All scalars are texts (a class may be called `no`), and a key that stands there twice is a mistake."""
+    """All scalars are texts (a class may be called `no`), and a key that stands there twice is a mistake.
+
+    What a merge key (`<<: *defaults`) leads to is taken where the mapping has no such key itself.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(node, yaml.MappingNode):
+            self._merge(node)
+        return super().construct_mapping(node, deep)
+
+    def _merge(self, node: yaml.MappingNode) -> None:
+        """Put what is merged in place of the merge key, once and for all places that name this mapping."""
+        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key is no text", key.start_mark)
-            if key.value in seen:
+            if key.value in own:
                 told = f"{brief(key.value)} stands there twice"
                 raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+            own[key.value] = key, value
+        if MERGE in own and own[MERGE][0].style is None:  # no quotes around it
+            key, value = own.pop(MERGE)
+            for other in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(other, yaml.MappingNode):
+                    raise yaml.constructor.ConstructorError(None, None, "<< must name a mapping", key.start_mark)
+                self._merge(other)
+                own = {inner.value: (inner, below) for inner, below in other.value} | own
+        node.value = list(own.values())
 
 
 def describe(path: Path) -> Description:
@@ -65,7 +84,10 @@ def describe(path: Path) -> Description:
         return found
     text = read_text(path)
     if path.suffix.lower() == ".data":
-        content = dict(_pair(line) for _, line in lines_of(text) if line[0] != "#")
+        pairs = [_pair(line) for _, line in lines_of(text) if line[0] != "#"]
+        content = dict(pairs)
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        found.problems += [f"{brief(key)} stands there twice; correct it" for key in twice]
     else:
         try:
             content = yaml.load(text, _Loader)  # noqa: S506 - of BaseLoader, which makes texts alone
@@ -77,6 +99,11 @@ def describe(path: Path) -> Description:
         return found
     _take(found, content, path)
     return found
+
+
+def two_places(taken: str, split: Split, other: str) -> str:
+    """What is noted where a data set names two places for one split."""
+    return f"{taken} is taken for the {split} images; {other} is there too, which is not read"
 
 
 def _pair(line: str) -> tuple[str, str]:
@@ -101,6 +128,7 @@ def _take(found: Description, content: dict[str, Any], path: Path) -> None:
     elif base is not None:
         found.problems.append(f"path: {brief(base)} is no folder's name; correct it")
     for split in SPLITS:
+        taken = ""
         for key in KEYS[split]:
             value = content.get(key, [])
             entries = [value] if isinstance(value, str) else value
@@ -108,8 +136,12 @@ def _take(found: Description, content: dict[str, Any], path: Path) -> None:
                 found.problems.append(
                     f"{key}: {brief(value)} must be a folder, a list of images, or several; correct it"
                 )
-            elif not found.entries[split]:
-                found.entries[split] = [entry for entry in entries if entry not in NOTHING]
+                continue
+            entries = [entry for entry in entries if entry not in NOTHING]
+            if not found.entries[split]:
+                found.entries[split], taken = entries, key
+            elif entries and entries != found.entries[split]:
+                found.notes.append(two_places(f"{taken}:", split, f"{key}:"))
     found.is_pose = "kpt_shape" in content
     _take_names(found, content.get("names"))
     count = content.get("nc", content.get("classes"))

@@ -76,6 +76,23 @@ def _check_frequencies(categories: _Rows, problems: Problems) -> None:
         problems.add("frequency", f"{told}: category {brief(without[0].get('id'))}; add one")
 
 
+def note_contradictions(images: _Rows, annotations: _Rows, problems: Problems) -> None:
+    """Note classes that are in an image whose list says they are not.
+
+    Args:
+        images: checked, with both lists.
+        annotations: checked.
+        problems: takes the note.
+    """
+    negative = {row["id"]: frozenset(row[NEGATIVE]) for row in images if row[NEGATIVE]}
+    pairs = ((row["image_id"], row["category_id"]) for row in annotations)
+    found = dict.fromkeys(pair for pair in pairs if pair[1] in negative.get(pair[0], ()))
+    if found:
+        image, category = next(iter(found))
+        told = f"{len(found):,} times an image has objects of a class that its {NEGATIVE} say is not there"
+        problems.note(f"{told} (image {image}, category {category} is the first): the objects count")
+
+
 def frequencies_of(categories: _Rows) -> list[str]:
     """r, c or f of each category, checked before; empty texts where the file tells nothing."""
     return [_frequency(row) for row in categories]
@@ -87,6 +104,12 @@ def _frequency(row: Mapping[str, Any]) -> str:
     if (count := row.get("image_count")) is None:
         return ""
     return "r" if count <= MOST_RARE else "c" if count <= MOST_COMMON else "f"
+
+
+def other_frequencies(here: Sequence[str], there: Sequence[str]) -> list[int]:
+    """Labels of the classes of which two files tell different frequencies; a file that tells none is no other."""
+    pairs = enumerate(zip(here, there, strict=True))
+    return [label for label, (own, other) in pairs if own and other and own != other]
 
 
 def lists_of(images: _Rows, label: Mapping[int, int]) -> dict[str, np.ndarray]:

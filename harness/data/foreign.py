@@ -125,6 +125,12 @@ def images_by_stem(folder: str | Path) -> dict[str, list[str]]:
     return found
 
 
+def by_stem(names: Iterable[str], suffix: str) -> dict[str, str]:
+    """Names that end so, in small letters or large ones, by what stands before; small letters go first."""
+    found = sorted(name for name in names if name.lower().endswith(suffix))  # capitals sort before small letters
+    return {name[: -len(suffix)]: name for name in found}
+
+
 def distinct(pictures: Iterable[Picture]) -> list[Picture]:
     """Each image once, in order of its path."""
     return sorted({picture.image: picture for picture in pictures}.values())

@@ -32,7 +32,7 @@ from harness.data.columns import Segmentations, Texts
 from harness.data.content import file_hash
 from harness.data.disk import no_access, open_file
 from harness.data.duplicates import GONE, check_same_image, file_marks, marks_of, note_same_objects
-from harness.data.federated import check_protocol, frequencies_of, lists_of
+from harness.data.federated import check_protocol, frequencies_of, lists_of, note_contradictions
 from harness.data.files import VERDICTS, check_files
 from harness.data.mapped import Mapped, map_arrays, write_arrays
 from harness.data.names import naming_of
@@ -227,6 +227,7 @@ def _columns(
     }
     if protocol == "lvis":
         arrays |= lists_of(images, label)
+        note_contradictions(images, kept, problems)
     if with_masks:
         arrays |= Segmentations.of(row["segmentation"] for row in kept).columns()
     return header, arrays, files

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from harness.data.checks import Problems, brief
+from harness.data.described import two_places
 from harness.data.disk import IMAGE_SUFFIXES, is_file, is_folder, is_image, shown
-from harness.data.foreign import Foreign, Picture, distinct, has, images_by_stem, lines_of, names_in, read_text
+from harness.data.foreign import Foreign, Picture, by_stem, distinct, has, images_by_stem, lines_of, names_in, read_text
 from harness.data.layout import ALIASES, SPLITS, Split
 from harness.data.voc_labels import filename_of
 from harness.errors import UserError
@@ -43,7 +45,7 @@ def find_voc(path: Path) -> Foreign | None:
         return found
     if whole is not None and _by_lists(found, whole):
         return found
-    parts = {split: _part(path, split) for split in SPLITS}
+    parts = {split: _parts(path, split) for split in SPLITS}
     if any(parts.values()):
         _by_folders(found, parts)
         return found
@@ -81,10 +83,10 @@ def _places(root: Path, alias: str) -> Iterator[_Place]:
     return (pair for pair in pairs if is_folder(pair[1]) and has(pair[0], ".xml"))
 
 
-def _part(root: Path, split: Split) -> tuple[str, _Place] | None:
-    """The name of a split's folder and its places; None where there is none."""
+def _parts(root: Path, split: Split) -> list[tuple[str, _Place]]:
+    """The names of a split's folders and their places, the likeliest first."""
     names = (name for alias in ALIASES[split] for name in dict.fromkeys((alias, alias.capitalize())))
-    return next(((name, place) for name in names for place in _places(root, name)), None)
+    return [(name, place) for name in names for place in islice(_places(root, name), 1)]
 
 
 # ---- by lists -----------------------------------------------------------------------------------------------------
@@ -115,13 +117,13 @@ def _by_lists(found: Foreign, whole: _Place) -> bool:
 def _listed(found: Foreign, path: Path, xml_folder: Path, image_folder: Path) -> list[Picture]:
     """The pictures that the lines of a list name."""
     pictures: list[Picture] = []
-    images = images_by_stem(image_folder)
+    images, files = images_by_stem(image_folder), by_stem(names_in(xml_folder), ".xml")
     for line, text in lines_of(read_text(path)):
         where = f"{found.place(path)}:{line}"
         name = text.replace("\\", "/")
         stem = os.path.splitext(name)[0] if is_image(name) or name.lower().endswith(".xml") else name
         stem = stem if is_file(xml_folder / f"{stem}.xml") else stem.rpartition("/")[2]
-        xml = xml_folder / f"{stem}.xml"
+        xml = xml_folder / files.get(stem, f"{stem}.xml")
         if not is_file(xml):
             told = f"{found.place(xml_folder)}/{shown(stem)}.xml is not there; add it or remove the line"
             found.problems.add("listed", f"{where}: {told}")
@@ -129,9 +131,19 @@ def _listed(found: Foreign, path: Path, xml_folder: Path, image_folder: Path) ->
             pictures.append(Picture(image, str(xml)))
     if not pictures and not found.problems.count:
         found.problems.add("listed", f"{found.place(path)} names no image; write the name of an image a line")
-    if twice := len(pictures) - len({picture.image for picture in pictures}):
+    _tell_shared(found, pictures)
+    if twice := len(pictures) - len(set(pictures)):
         found.problems.note(f"{found.place(path)}: {twice:,} lines stand there twice and count once")
     return pictures
+
+
+def _tell_shared(found: Foreign, pictures: list[Picture]) -> None:
+    """Images with several XML files, of which one alone could be read."""
+    first: dict[str, str] = {}
+    for image, xml in dict.fromkeys(pictures):
+        if xml and (other := first.setdefault(image, xml)) != xml:
+            told = f"{shown(os.path.basename(image))} has {found.place(other)} already; remove one of them"
+            found.problems.add("shared", f"{found.place(xml)}: {told}")
 
 
 def _image(found: Foreign, xml: Path, folder: Path, images: dict[str, list[str]]) -> str | None:
@@ -155,21 +167,25 @@ def _image(found: Foreign, xml: Path, folder: Path, images: dict[str, list[str]]
 # ---- by folders ---------------------------------------------------------------------------------------------------
 
 
-def _by_folders(found: Foreign, parts: dict[Split, tuple[str, _Place] | None]) -> None:
+def _by_folders(found: Foreign, parts: dict[Split, list[tuple[str, _Place]]]) -> None:
     """Take all images of the folders of both splits."""
-    for split, part in parts.items():
-        if part is None:
+    for split, there in parts.items():
+        if not there:
             told = f"is a VOC folder without {split} images; put them and their XML files into {split}/"
             found.problems.add("split", told)
             continue
-        name, (xml_folder, image_folder) = part
+        name, (xml_folder, image_folder) = there[0]
         if name != split:
             found.problems.note(f"{found.place(image_folder)} is taken for the {split} images")
+        for other, (_, folder) in there[1:]:
+            if not other.lower().startswith("test") and not os.path.samefile(folder, image_folder):
+                found.problems.note(two_places(found.place(image_folder), split, found.place(folder)))
         images = images_by_stem(image_folder)
         used: set[str] = set()
         for xml in sorted(xml_folder / name for name in names_in(xml_folder) if name.lower().endswith(".xml")):
             if image := _image(found, xml, image_folder, images):
                 used.add(image)
                 found.pictures[split].append(Picture(image, str(xml)))
+        _tell_shared(found, found.pictures[split])
         rest = {os.path.join(image_folder, name) for names in images.values() for name in names} - used
         found.pictures[split] = distinct([*found.pictures[split], *(Picture(image, None) for image in sorted(rest))])

@@ -22,6 +22,8 @@ from harness.data.foreign import Foreign, Row, box_trouble, within
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 DEEPEST = 100  # elements inside each other
+SINGLE = {"annotation": ("size",), "size": ("width", "height"), "object": ("name", "difficult", "bndbox")}
+SINGLE |= {"bndbox": CORNERS}  # what an element must not hold twice, as one of both would be left out
 LINE = "line"  # of an element's attributes: where it begins
 
 
@@ -53,8 +55,12 @@ class VocLabels:
             told = f"is no VOC annotation: it holds {brief(root.tag)} instead of annotation"
             self._problems.add("XML", f"{place} {told}; export it as Pascal VOC")
             return []
-        self._check_size(root.find("size"), place, size)
-        found = (self._object(node, f"{place}:{node.get(LINE)}", size) for node in root.findall("object"))
+        self._check_single(root, place)
+        if (sides := root.find("size")) is not None:
+            self._check_single(sides, place)
+        self._check_size(sides, place, size)
+        nodes = [node for node in root.findall("object") if self._check_object(node, place)]
+        found = (self._object(node, f"{place}:{node.get(LINE)}", size) for node in nodes)
         return [row for row in found if row is not None]
 
     def categories(self) -> dict[Any, Row]:
@@ -80,6 +86,18 @@ class VocLabels:
     def _note(self, kind: str, where: str) -> None:
         self._count[kind] += 1
         self._first.setdefault(kind, where)
+
+    def _check_single(self, node: Element, place: str) -> bool:
+        """Does an element hold once what it can hold once?"""
+        counts = Counter(inner.tag for inner in node)
+        twice = [tag for tag in SINGLE[node.tag] if counts[tag] > 1]
+        for tag in twice:
+            self._problems.add("twice", f"{place}:{node.get(LINE)}: the {node.tag} has {counts[tag]} {tag}; keep one")
+        return not twice
+
+    def _check_object(self, node: Element, place: str) -> bool:
+        box = node.find("bndbox")
+        return self._check_single(node, place) and (box is None or self._check_single(box, place))
 
     def _check_size(self, node: Element | None, place: str, size: tuple[int, int]) -> None:
         """Does the file tell the image's size, if any?"""

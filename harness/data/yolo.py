@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.data.checks import Problems, brief
-from harness.data.described import Description, describe
+from harness.data.described import Description, describe, two_places
 from harness.data.disk import IMAGE_SUFFIXES, is_file, is_folder, shown
 from harness.data.foreign import FEW_ENTRIES, Foreign, has, lines_of, names_in, read_text
 from harness.data.layout import ALIASES, SPLITS, Split
@@ -74,6 +74,8 @@ def _described(path: Path) -> Foreign:
     for trouble in description.problems:
         found.problems.add("description", trouble)
     found.problems.raise_if_any()
+    for note in description.notes:
+        found.problems.note(note)
     found.names = description.names or _names_of_file(found, description) or _listed_names(root)
     _check_names(found, description)
     if not any(description.entries.values()) and any(places := _places(root).values()):
@@ -223,3 +225,12 @@ def _tell_missing(found: Foreign, places: dict[Split, list[Path]]) -> None:
             found.problems.add("images", f"{found.place(places[split][0])} holds no images; put them there")
         elif split not in found.place(places[split][0]):
             found.problems.note(f"{found.place(places[split][0])} is taken for the {split} images")
+        for other in _others(places[split]):
+            if not any(part.startswith("test") for part in other.relative_to(found.root).parts):
+                found.problems.note(two_places(found.place(places[split][0]), split, found.place(other)))
+
+
+def _others(places: Sequence[Path]) -> list[Path]:
+    """What lies beside the place of a split that is taken, neither in it nor around it."""
+    taken = places[:1]
+    return [place for place in places[1:] if not {*taken} & {*place.parents} and place not in taken[0].parents]

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from harness.data.checks import brief
 from harness.data.disk import is_file, is_folder, is_image, list_images, shown, status
-from harness.data.foreign import Foreign, Picture, lines_of, names_in, read_text
+from harness.data.foreign import Foreign, Picture, by_stem, lines_of, names_in, read_text
 from harness.data.layout import SPLITS
 
 NO_LABELS = ("classes.txt", "labels.txt", "names.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "readme.txt")
 FOLDERS = {"images": "labels", "Images": "Labels", "IMAGES": "LABELS"}
+SUFFIX = ".txt"  # of label files
 THREADS, FILES_AT_ONCE = 8, 1024
 
 
@@ -89,7 +90,9 @@ def with_labels(images: Sequence[str]) -> list[Picture]:
     own = sorted(set(images))
     parts = [own[start : start + FILES_AT_ONCE] for start in range(0, len(own), FILES_AT_ONCE)]
     with ThreadPoolExecutor(THREADS) as pool:  # storage answers several questions at once
-        return [picture for part in pool.map(_pictures, parts) for picture in part]
+        found = [picture for part in pool.map(_pictures, parts) for picture in part]
+    texts: dict[str, dict[str, str]] = {}  # by folder, as far as images lack labels
+    return [picture if picture.labels else Picture(picture.image, _spelt(picture.image, texts)) for picture in found]
 
 
 def _pictures(images: Sequence[str]) -> list[Picture]:
@@ -99,8 +102,18 @@ def _pictures(images: Sequence[str]) -> list[Picture]:
     return [Picture(image, labels(image)) for image in images]
 
 
+def _spelt(image: str, texts: dict[str, dict[str, str]]) -> str | None:
+    """An image's label file whose suffix has capitals; `texts` takes what is found in folders."""
+    for folder, name in map(os.path.split, label_places(image)):
+        if folder not in texts:
+            texts[folder] = by_stem(names_in(folder), SUFFIX)
+        if found := texts[folder].get(name[: -len(SUFFIX)]):
+            return os.path.join(folder, found)
+    return None
+
+
 def orphans(found: Foreign) -> list[str]:
-    """Label files that no image of the data set goes with, as paths."""
+    """Label files that no image of the data set goes with, or goes with instead of another one, as paths."""
     pairs = {
         (os.path.dirname(picture.image), os.path.dirname(label_places(picture.image)[0])) for picture in _all(found)
     }
@@ -108,12 +121,17 @@ def orphans(found: Foreign) -> list[str]:
         (os.path.dirname(picture.image), os.path.dirname(picture.labels)) for picture in _all(found) if picture.labels
     }
     known = {picture.labels for picture in _all(found)}
+    read = {os.path.splitext(labels)[0] for labels in known if labels}
     left = []
     for images, labels in sorted(pairs):
-        texts = [name for name in names_in(labels) if name.endswith(".txt") and name.lower() not in NO_LABELS]
+        texts = [name for name in names_in(labels) if name.lower().endswith(SUFFIX) and name.lower() not in NO_LABELS]
         texts = [name for name in texts if os.path.join(labels, name) not in known]
         stems = {os.path.splitext(name)[0] for name in names_in(images) if is_image(name)} if texts else set()
-        left += [os.path.join(labels, name) for name in texts if name[:-4] not in stems]
+        left += [
+            os.path.join(labels, name)
+            for name in texts
+            if name[: -len(SUFFIX)] not in stems or os.path.join(labels, name[: -len(SUFFIX)]) in read
+        ]
     return left
 
 

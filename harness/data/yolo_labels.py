@@ -10,6 +10,7 @@ import numpy as np
 
 from harness.data.checks import FEWEST_MISREAD, MISREAD_SHARE, brief
 from harness.data.foreign import Foreign, Row, box_trouble, decoded, lines_of, within
+from harness.data.poses import Poses
 from harness.data.readings import other_reading
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -41,6 +42,7 @@ class YoloLabels:
         self._outside: list[_Outside] = []
         self._count: dict[str, int] = defaultdict(int)
         self._first: dict[str, str] = {}
+        self._poses = Poses(found.problems)
 
     def rows(self, content: bytes, place: str, size: tuple[int, int]) -> list[Row]:
         """See `foreign.Labels`."""
@@ -59,6 +61,8 @@ class YoloLabels:
                 self._note("twice", where)
                 continue
             seen.add(tuple(numbers))
+            if len(numbers) > BOX + 1:
+                self._poses.see(numbers[1:], where)
             row = self._box(numbers[1:], where, size) if len(numbers) == BOX + 1 else None
             row = self._polygon(numbers[1:], where, size) if len(numbers) > BOX + 1 else row
             if row is not None:
@@ -68,6 +72,7 @@ class YoloLabels:
     def categories(self) -> dict[Any, Row]:
         """See `foreign.Labels`."""
         self._report_outside()
+        self._poses.tell()
         for kind, told in {
             "clipped": "boxes clipped by at most 1 pixel",
             "twice": "lines stand there twice and count once",
