@@ -109,7 +109,6 @@ def test_the_parts_of_a_name(name, parts):
 
 MALFORMED = [
     *(
-        "'hub:'",
         "hub:resnet",
         "hub:owner/resnet",
         "hub:owner/resnet@main",
@@ -122,7 +121,6 @@ MALFORMED = [
         "hub:a/b/c.pth#sha256=12",
         "hub:a/b/c.pth@main",
         "hub:a b/c/d.pth",
-        "hub:",
         "HUB:a/b/c.pth",
     ),
 ]
@@ -139,14 +137,21 @@ def test_a_malformed_name_is_told_where_it_was_written(said, name, command):
 
 @pytest.mark.parametrize("name", ["hub:a--b/c..d/f.bin", "hub:a-/b/f.bin"])
 def test_a_name_that_the_library_refuses_is_told_in_one_line(hub, said, name):
-    code, _, [line] = said("plan", name)
+    code, _, [line] = said("run", name)
     assert code == 2 and f"{name} names no file on the Hugging Face Hub (" in line
 
 
 def test_what_is_not_written_as_a_name_is_told_with_how(said):
-    for name in ("pip:", "Pip:a"):
+    for name, told in (
+        ("'pip:'", "names no package with weights"),
+        ("Pip:a", "pip:DISTRIBUTION"),
+        ("'hub:'", "hub:OWNER/NAME/FILE"),
+    ):
         code, _, [line] = said("plan", name)
-        assert code == 2 and f"model.backbone.weights={name}: " in line and "pip:DISTRIBUTION" in line
+        assert code == 2 and "--set model.backbone.weights=" in line and told in line, line
+    for name in ("pip:", "hub:"):  # which YAML takes for a mapping
+        code, _, [line] = said("plan", name)
+        assert code == 2 and f"model.backbone.weights.{name[:-1]}: " in line
 
 
 # ---- identity

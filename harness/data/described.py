@@ -53,7 +53,7 @@ class _Loader(yaml.BaseLoader):
 
     def _merge(self, node: yaml.MappingNode) -> None:
         """Put what is merged in place of the merge key, once and for all places that name this mapping."""
-        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        own: dict[str, tuple[yaml.ScalarNode, yaml.Node]] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key is no text", key.start_mark)
