@@ -150,10 +150,14 @@ OBJECTNESS = "heads.faster_rcnn.stages.proposals.objectness.bias"
     ("command", "change", "told"),
     [
         *(
-            (command, lambda own: own.fill_(torch.nan), f"no finite numbers (of 32 bits) in {OBJECTNESS}")
+            (command, lambda own: own.fill_(torch.nan), f"no finite numbers in {OBJECTNESS}")
             for command in ("import-weights", "evaluate", "analyse")
         ),
-        ("import-weights", lambda own: torch.full_like(own, 1e300, dtype=torch.float64), f"bits) in {OBJECTNESS}"),
+        (
+            "import-weights",
+            lambda own: torch.full_like(own, 1e300, dtype=torch.float64),
+            f"{OBJECTNESS} (beyond 32 bits)",
+        ),
         ("import-weights", lambda own: own.to(torch.int64), f"of 16 to 64 bits in {OBJECTNESS} (int64)"),
         ("evaluate", lambda own: own.to(torch.complex64), f"{OBJECTNESS} (complex64)"),
         ("import-weights", lambda own: own.to(torch.float8_e4m3fn), f"{OBJECTNESS} (float8_e4m3fn)"),
