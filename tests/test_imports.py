@@ -30,7 +30,7 @@ ROOMS = {  # foreign service: the only files that know it
     "pycocotools": ("harness/trial/evaluators.py", "harness/analyse/resample.py", "harness/data/masks.py"),
     "faster_coco_eval": ("harness/trial/evaluators.py",),
     "transformers": ("model/backbones/from_transformers.py",),
-    "huggingface_hub": ("harness/spec/hub.py", "model/backbones/from_transformers.py"),  # transformers brings it
+    "huggingface_hub": ("harness/spec/hub.py",),
     "matplotlib": tuple(path.relative_to(ROOT).as_posix() for path in (ROOT / "harness/figures").glob("*.py")),
 }
 
