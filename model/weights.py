@@ -205,10 +205,14 @@ def wrong_numbers(weights: Mapping[str, Tensor]) -> str:
     """
     own = {name: value for name, value in weights.items() if not _is_count(name)}
     kinds = {name: str(value.dtype).removeprefix("torch.") for name, value in own.items() if not _is_float(value)}
-    broken = [name for name, value in own.items() if name not in kinds and not value.float().isfinite().all()]
+    broken = [
+        name if not value.isfinite().all() else f"{name} (beyond 32 bits)"
+        for name, value in own.items()
+        if name not in kinds and not value.float().isfinite().all()
+    ]
     others = [f"{name} ({kind})" for name, kind in kinds.items()]
     told = [f"has other numbers than floating-point ones of 16 to 64 bits in {_few(others)}"] if others else []
-    told += [f"has no finite numbers (of 32 bits) in {_few(broken)}"] if broken else []
+    told += [f"has no finite numbers in {_few(broken)}"] if broken else []
     return ", ".join(told)
 
 

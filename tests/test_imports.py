@@ -22,7 +22,7 @@ STORY = [
 ]
 ON_TOP = 12  # files of harness/ that lie in no package
 
-MODEL_MAY_IMPORT = {"huggingface_hub", "model", "numpy", "safetensors", "scipy", "torch", "transformers"}
+MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch", "transformers"}
 
 ROOMS = {  # foreign service: the only files that know it
     "ray": tuple(f"harness/schedule/{name}.py" for name in ("on_ray", "cluster", "workers", "tuner")),
@@ -30,7 +30,7 @@ ROOMS = {  # foreign service: the only files that know it
     "pycocotools": ("harness/trial/evaluators.py", "harness/analyse/resample.py", "harness/data/masks.py"),
     "faster_coco_eval": ("harness/trial/evaluators.py",),
     "transformers": ("model/backbones/from_transformers.py",),
-    "huggingface_hub": ("harness/spec/hub.py", "model/backbones/from_transformers.py"),
+    "huggingface_hub": ("harness/spec/hub.py",),
     "matplotlib": tuple(path.relative_to(ROOT).as_posix() for path in (ROOT / "harness/figures").glob("*.py")),
 }
 

@@ -397,7 +397,14 @@ def below(prefix: str, state: dict[str, torch.Tensor] | None = None) -> dict[str
         (state_of(replace(FAST, depths=(2, 2, 2, 2))), ["looks like a ResNet-18 of torchvision or timm; expected"]),
         ({"patch_embed.proj.weight": torch.zeros(96, 3, 4, 4)}, ["looks like a vision transformer (ViT)"]),
         ({**state_of(), "bn1.weight": torch.full((16,), torch.nan)}, ["has no finite numbers in bn1.weight"]),
-        ({**state_of(), "bn1.weight": torch.ones(16, dtype=torch.int64)}, ["has no finite numbers in bn1.weight"]),
+        (
+            {**state_of(), "bn1.weight": torch.ones(16, dtype=torch.int64)},
+            ["has other numbers than floating-point ones of 16 to 64 bits in bn1.weight (int64)"],
+        ),
+        (
+            {**state_of(), "bn1.weight": torch.ones(16).to(torch.float8_e4m3fn)},
+            ["floating-point ones of 16 to 64 bits in bn1.weight (float8_e4m3fn)"],
+        ),
         (
             {**without(2), "bn1.bias": torch.ones(9)},
             ["lacks conv1.weight, bn1.weight, 2 of ", "bn1.bias (9 instead of 16)"],

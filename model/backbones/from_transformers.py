@@ -85,11 +85,11 @@ def _fetched(name: str) -> Any:
 
 def _is_kept(name: str) -> bool:
     """Whether a copy of these settings is here; otherwise the Hub is asked once, since the library asks much longer."""
-    import huggingface_hub
-
-    if isinstance(huggingface_hub.try_to_load_from_cache(name, CONFIG), str):
+    has_file = library().utils.has_file
+    if has_file(name, CONFIG, local_files_only=True):
         return True
-    huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(name, CONFIG))
+    if not has_file(name, CONFIG):
+        raise OSError(f"there is no answer, or no {CONFIG}")
     return False
 
 
