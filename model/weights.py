@@ -11,7 +11,8 @@ import stat
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,6 +41,15 @@ class Checkpoint(NamedTuple):
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors by name, on the CPU (see `read_checkpoint`)."""
     return read_checkpoint(path).tensors
+
+
+@contextmanager
+def of_backbone() -> Iterator[None]:
+    """Within, what is wrong with a file is told as a mistake in the setting that names a backbone's."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"model.backbone.weights: {error}") from error
 
 
 def read_checkpoint(path: Path, entry: str | None = None) -> Checkpoint:

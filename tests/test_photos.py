@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +14,8 @@ from harness.spec.spec import AblationSpec, RowSpec
 from harness.spec.training_length import epochs_of
 from harness.trial.train import build_optimizer, train_step
 from model.detector import Detector
+from tests.support.folders import real_data
 from tests.support.tiny import NUM_CLASSES, tiny_batch
-
-DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def trial_of(*settings: str, data: str | None = None) -> Trial:
@@ -58,6 +56,4 @@ def test_it_trains_with_every_head(heads: str) -> None:
 
 @pytest.mark.parametrize("name", ["bccd", "cards"])
 def test_real_photographs_have_an_id(name: str) -> None:
-    if not (DATA / name).is_dir():
-        pytest.skip("no photographs here")
-    assert trial_of(data=str(DATA / name)).has_id
+    assert trial_of(data=str(real_data(name))).has_id

@@ -20,7 +20,7 @@ from model.backbones.configs import AutoBackboneConfig
 from model.backbones.from_transformers import auto_model, auto_settings
 from model.checks import require
 from model.layers import zero_padding
-from model.weights import misfits, read_weights
+from model.weights import misfits, of_backbone, read_weights
 
 PROBE = (256, 384)  # height and width of the image that is measured with: no square
 FINEST = 8  # of the strides that are handed to the neck where no stages are named
@@ -157,10 +157,8 @@ def _depths(names: list[str]) -> dict[str, int]:
 def _weights(model: Any, unused: Collection[str], path: Path) -> dict[str, Tensor]:
     """The model's tensors out of a file; norms of outputs, and what no output depends on, may be missing."""
     expected = model.state_dict()
-    try:
+    with of_backbone():
         weights = read_weights(path)
-    except ValueError as error:
-        raise ValueError(f"model.backbone.weights: {error}") from error
     whole = {f"{model.base_model_prefix}.", f"{model.config.model_type}."}  # before names of a file of a whole model
     if not any(name in expected for name in weights):
         for prefix in whole:

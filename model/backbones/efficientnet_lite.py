@@ -23,7 +23,7 @@ from model.layers import MaskedGroupNorm, num_norm_groups, zero_padding
 from model.linear import Conv2d
 from model.pixels import MEAN, STD
 from model.recompute import run
-from model.weights import misfits, read_weights
+from model.weights import misfits, of_backbone, read_weights
 
 STEM = 32  # channels
 # Of each stage its groups of blocks: expansion, channels, number of blocks, kernel, stride of the first
@@ -192,10 +192,8 @@ def check_weights(config: EfficientNetLiteConfig) -> None:
 
 def _weights(backbone: EfficientNetLite0, path: Path) -> dict[str, Tensor]:
     """The tensors of a file under our names; its classifier, and stages that nobody reads, are left out."""
-    try:
+    with of_backbone():
         tensors = read_weights(path)
-    except ValueError as error:
-        raise ValueError(f"model.backbone.weights: {error}") from error
     expected = backbone.state_dict()
     found = from_wheel(tensors) if any(name.startswith("_blocks.") for name in tensors) else tensors
     later = tuple(f"stage{stage}." for stage in range(max(backbone.config.stages) + 1, len(STAGES) + 1))

@@ -20,7 +20,7 @@ from model.backbones.resnet_names import torchvision_names
 from model.layers import MaskedGroupNorm, num_norm_groups, zero_padding
 from model.linear import Conv2d
 from model.recompute import run
-from model.weights import below_prefix, misfits, read_weights
+from model.weights import below_prefix, misfits, of_backbone, read_weights
 
 Norm = Callable[[int], nn.Module]
 
@@ -233,11 +233,9 @@ def check_weights(config: ResNetConfig) -> None:
 def _weights(backbone: ResNet, path: Path) -> dict[str, Tensor]:
     """A file's tensors under our names; what stands beside the backbone, its classifier among it, is left out."""
     config, expected = backbone.config, backbone.state_dict()
-    try:
+    with of_backbone():
         read = read_weights(path)
         weights = below_prefix(expected, torchvision_names(read, path))
-    except ValueError as error:
-        raise ValueError(f"model.backbone.weights: {error}") from error
     weights = {name: value for name, value in weights.items() if not name.startswith(CLASSIFIERS)}
     if trouble := misfits(expected, weights):
         group = "; norm: group has no running statistics, files of torchvision suit frozen_batch and batch"

@@ -24,7 +24,7 @@ from model.layers import zero_padding
 from model.official import swin
 from model.recompute import run
 from model.share import rand
-from model.weights import misfits, read_weights
+from model.weights import misfits, of_backbone, read_weights
 
 HIDDEN = -100.0  # added to the scores of tokens that do not see each other (official)
 
@@ -212,10 +212,8 @@ def check_weights(config: SwinConfig) -> None:
 def _swin_weights(backbone: Swin, path: Path) -> dict[str, Tensor]:
     """Our tensors out of a file; norms of outputs, which files of classifiers do not have, may be missing."""
     config, expected = backbone.config, backbone.state_dict()
-    try:
+    with of_backbone():
         weights = swin.translate(read_weights(path), expected)
-    except ValueError as error:
-        raise ValueError(f"model.backbone.weights: {error}") from error
     asked_for = {name: value for name, value in expected.items() if name in weights or not name.startswith("norms.")}
     if trouble := misfits(asked_for, weights):
         raise ValueError(

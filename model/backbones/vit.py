@@ -21,7 +21,7 @@ from model.layers import zero_padding
 from model.linear import Conv2d, Linear, linear
 from model.recompute import run
 from model.share import rand
-from model.weights import misfits, read_weights
+from model.weights import misfits, of_backbone, read_weights
 
 PATCH = 16  # pixels
 GRID = 16  # rows and columns that rotary positions are stretched to, whatever the map's size: those of pretraining
@@ -248,10 +248,8 @@ def check_weights(config: ViTConfig) -> None:
 
 def _weights(backbone: ViT, path: Path) -> dict[str, Tensor]:
     config, expected = backbone.config, backbone.state_dict()
-    try:
+    with of_backbone():
         found = read_weights(path)
-    except ValueError as error:
-        raise ValueError(f"model.backbone.weights: {error}") from error
     weights = _resized(_of_backbone(found), config)
     # Files from before a detector have none: it starts as the identity, as the official code has it.
     if not any(name.startswith("out_norm.") for name in weights):

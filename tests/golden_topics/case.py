@@ -12,10 +12,6 @@ import torch
 from torch import Tensor
 
 
-class NotYetBuilt(Exception):
-    """A case of something that this package does not have yet, and what that is."""
-
-
 class Tolerance(NamedTuple):
     """As in `torch.testing.assert_close`."""
 

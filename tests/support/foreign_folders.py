@@ -1,4 +1,4 @@
-"""YOLO and VOC folders for tests: small, whole, and easy to break in one place."""
+"""YOLO and VOC folders for tests: small, whole, easy to break in one place, and how they are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from harness.config import DataConfig
+from harness.data import fingerprint, open_splits
+from harness.data.coco import CocoDataset
+from harness.errors import UserError
 
 NAMES = ("ant", "bee", "cow")
 WIDTH, HEIGHT = 64, 48
@@ -100,3 +106,51 @@ def coco_as_yolo(source: Path, root: Path) -> Path:
     names: list[Any] = [row["name"] for row in content["categories"]]
     write(root / "data.yaml", f"path: .\ntrain: images/train\nval: images/val\nnames: {json.dumps(names)}\n")
     return root
+
+
+# ---- how they are read --------------------------------------------------------------------------------------------
+
+
+def opened(root: Path, masks: bool = False) -> tuple[CocoDataset, CocoDataset, list[str]]:
+    """Both splits of a folder, and what is said of it."""
+    said: list[str] = []
+    train, val = open_splits(DataConfig(path=str(root)), progress=said.append, with_masks=masks)
+    return train, val, said
+
+
+def of(root: Path) -> str:
+    """The fingerprint of a folder."""
+    return fingerprint(DataConfig(path=str(root)))
+
+
+def complaint(root: Path) -> str:
+    """Why a folder is refused."""
+    with pytest.raises(UserError) as caught:
+        open_splits(DataConfig(path=str(root)), progress=lambda line: None)
+    return str(caught.value)
+
+
+def objects(*splits: CocoDataset) -> dict[str, list[tuple[str, list[float]]]]:
+    """Class and x, y, width, height of each object, by the image's bare name."""
+    found: dict[str, list[tuple[str, list[float]]]] = {}
+    for data in splits:
+        rows = data.ground_truth["annotations"]
+        names = dict(zip(data.category_ids, data.category_names, strict=True))
+        for image, name in zip(data.image_ids, data.file_names, strict=True):
+            own = [(names[row["category_id"]], row["bbox"]) for row in rows if row["image_id"] == image]
+            found[Path(name).stem] = own
+    return found
+
+
+def check(root: Path) -> list[str]:
+    """Both splits are those of `OBJECTS`; returns what is said."""
+    train, val, said = opened(root)
+    found = objects(train, val)
+    for key, rows in OBJECTS.items():
+        own = found[key.split("/")[1]]
+        assert [name for name, _ in own] == [NAMES[row[0]] for row in rows]
+        for (_, box), row in zip(own, rows, strict=True):
+            np.testing.assert_allclose(box, row[1:], atol=1e-3)
+    assert (len(train), len(val)) == (3, 1)
+    assert len(list(train.load_image(0).shape)) == 3
+    return said
