@@ -202,7 +202,9 @@ def build_parser() -> argparse.ArgumentParser:
         type=_at_least_one,
         help="of an image, more than 100: adds AP@N, AP50@N and the like to a trial that has them not",
     )
-    analyse.add_argument("--variant", metavar="LIST", type=_words, help="of the conflict (default: cam-v1; or: all)")
+    analyse.add_argument(
+        "--variant", metavar="LIST", type=_words, help="further definitions (default: cam-v1; or: all)"
+    )
     analyse.add_argument("--floor", metavar="RUN", help="a trial with the same heads and another seed, as an anchor")
     analyse.add_argument("--out", metavar="DIR", help="folder for the files (default: the trial's own)")
     analyse.add_argument("--verbose", action="store_true", help="of a file of weights: what became of every name")

@@ -6,7 +6,7 @@ Everything here except `AnalyseConfig`, `RuntimeConfig` and paths decides a tria
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from model.checks import FORBID_UNKNOWN, require, require_together
 from model.config import DetectorConfig
@@ -246,6 +246,7 @@ ConflictVariant = Literal[
     "cam-v1-each-level",
     "cam-v1-encoder-levels",
 ]
+DiscriminabilityVariant = Literal["discriminability.v1", "discriminability.concatenated"]
 
 
 @dataclass(frozen=True)
@@ -256,12 +257,25 @@ class AnalyseConfig:
     metrics: tuple[Analysis, ...] = ()  # at the end of a trial; `analyse: [conflict]` is short for this key
     every_epochs: int = 0  # also after every so many epochs, for curves over the training; 0: at the end only
     num_images: int = 200  # of the validation split, the first by id; all if there are fewer
-    variants: tuple[ConflictVariant, ...] = ("cam-v1",)  # ways to measure the conflict, each under its own name
+    # further ways to measure the conflict (cam-…) and the discriminability, each under its own name
+    variants: tuple[ConflictVariant | DiscriminabilityVariant, ...] = ("cam-v1",)
 
     def __post_init__(self) -> None:
         require(self.every_epochs >= 0, f"every_epochs must not be negative, got {self.every_epochs}")
         require(self.num_images >= 1, f"num_images must be at least 1, got {self.num_images}")
         require(len(self.variants) > 0, "variants must name at least one, such as [cam-v1]")
+
+    @property
+    def conflict_variants(self) -> tuple[ConflictVariant, ...]:
+        """Those of `variants` that measure the conflict; cam-v1 where none does."""
+        known = get_args(ConflictVariant)
+        return tuple(name for name in dict.fromkeys(self.variants) if name in known) or ("cam-v1",)
+
+    @property
+    def discriminability_variants(self) -> tuple[DiscriminabilityVariant, ...]:
+        """Those of `variants` that measure the discriminability otherwise than as a rule, which is always measured."""
+        known = get_args(DiscriminabilityVariant)
+        return tuple(name for name in dict.fromkeys(self.variants) if name in known)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON types, for the record."""

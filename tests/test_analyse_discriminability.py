@@ -113,28 +113,50 @@ def test_a_region_without_pixels_is_undefined() -> None:
     assert np.isfinite(iof).all() and np.isnan(iob).all()
 
 
-def plain_map(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
+def stretched(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """[D, h, w] to [D, h', w']."""
+    return F.interpolate(values[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def plain_map(levels: list[Tensor], size: tuple[int, int], reading: str) -> Tensor:
     """D(F) of one image alone, in float64."""
+    if reading == "discriminability.concatenated":
+        finest = (levels[0].shape[1], levels[0].shape[2])
+        norm = torch.cat([stretched(level.double(), finest) for level in levels]).norm(dim=0, keepdim=True)
+        return stretched(norm / norm.max(), size)[0]
     total = torch.zeros(size, dtype=torch.float64)
     for level in levels:
-        norm = level.double().square().sum(0).sqrt()
-        resized = F.interpolate(norm[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-        total += resized / resized.max()
+        norm = level.double().square().sum(0, keepdim=True).sqrt()
+        if reading == "discriminability":
+            total += stretched(norm / norm.max(), size)[0]
+        else:
+            total += stretched(norm, size)[0] / stretched(norm, size).max()
     return total / len(levels)
 
 
-def test_maps_of_a_batch_are_those_of_each_image_alone() -> None:
+@pytest.mark.parametrize("reading", d.READINGS)
+def test_maps_of_a_batch_are_those_of_each_image_alone(reading: str) -> None:
     generator = torch.Generator().manual_seed(1)
     sizes, canvas, strides = [(96, 96), (81, 70), (40, 90)], (96, 96), (8, 16, 32)
     valid_hw = torch.tensor(sizes)
     levels = [torch.randn(3, 5, canvas[0] // s, canvas[1] // s, generator=generator) * 9 for s in strides]
     cells = [valid_cells(valid_hw, stride) for stride in strides]
-    maps = d.discriminability_map(d.feature_strength(tuple(levels)), cells, canvas, valid_hw)
+    for level, own in zip(levels, cells, strict=True):  # what the padding holds takes no part, however large it is
+        level.masked_fill_(~inside(own, (level.shape[2], level.shape[3]))[:, None], 1e3)
+    maps = d.READINGS[reading](tuple(levels), cells, canvas, valid_hw)
     for image, (height, width) in enumerate(sizes):
         own = [level[image, :, : -(-height // s), : -(-width // s)] for level, s in zip(levels, strides, strict=True)]
-        expected = plain_map(own, (height, width))
+        expected = plain_map(own, (height, width), reading)
         torch.testing.assert_close(maps[image, :height, :width].double(), expected, rtol=1e-5, atol=1e-5)
         assert maps[image, height:].abs().sum() == 0 and maps[image, :, width:].abs().sum() == 0
+
+
+def test_the_maximum_is_that_of_the_cells_before_they_are_resized() -> None:
+    """Three cells over two pixels, each of which sees a quarter of the peak between them."""
+    levels, cells, valid_hw = (torch.tensor([[[[0.0, 4.0, 0.0]]]]),), [torch.tensor([[1, 3]])], torch.tensor([[1, 2]])
+    for reading, expected in (("discriminability", 0.25), ("discriminability.v1", 1.0)):
+        found = d.READINGS[reading](levels, cells, (1, 2), valid_hw)
+        torch.testing.assert_close(found, torch.full((1, 1, 2), expected))
 
 
 def smooth_levels(cells: tuple[int, ...]) -> list[Tensor]:
@@ -152,10 +174,11 @@ def test_the_image_size_hardly_matters() -> None:
     """The same scene at 160 and at 250 pixels, encoded on grids that fit: areas within 2 %."""
     areas = []
     for side in (160, 250):
-        levels = smooth_levels(tuple(-(-side // stride) for stride in (8, 16, 32)))
+        levels = tuple(level[None] for level in smooth_levels(tuple(-(-side // stride) for stride in (8, 16, 32))))
         valid_hw = torch.tensor([[side, side]])
-        cells = [torch.tensor([level.shape]) for level in levels]
-        maps = d.discriminability_map(levels, [own[:, 1:] for own in cells], (side, side), valid_hw)
+        maps = d.discriminability_map(
+            levels, [torch.tensor([level.shape[2:]]) for level in levels], (side,) * 2, valid_hw
+        )
         boxes = torch.tensor([[[0.2, 0.15, 0.6, 0.45]]]) * side
         foreground = d.inside_boxes(boxes, torch.ones(1, 1, dtype=torch.bool), (side, side))
         iof, iob = shares(maps, foreground)

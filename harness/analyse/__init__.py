@@ -110,9 +110,9 @@ def analyse(
     metrics, heads = set(settings.metrics), feed.heads_of(detector)
     collectors: dict[str, Any] = {}
     if "discriminability" in metrics:
-        collectors["discriminability"] = Discriminability()
+        collectors["discriminability"] = Discriminability(("discriminability", *settings.discriminability_variants))
     if "conflict" in metrics:
-        collectors["conflict"] = Conflict(heads, tuple(dict.fromkeys(settings.variants)), floor[1] if floor else None)
+        collectors["conflict"] = Conflict(heads, settings.conflict_variants, floor[1] if floor else None)
     if "queries" in metrics:
         collectors["queries"] = Queries(heads)
     with computing_in("fp32", torch.device(device)):
@@ -192,10 +192,13 @@ def _tables(
                     table["floor"]["against"] = floor
                 tables[name if variant == "cam-v1" else f"{name}.{variant}"] = table
                 scalars |= conflict_scalars(table)
+        elif name == "discriminability":
+            for reading in collector.readings:
+                tables[reading] = collector.table(reading)
+                scalars |= discriminability_scalars(tables[reading])
         else:
             tables[name] = collector.table()
-            read = discriminability_scalars if name == "discriminability" else queries_scalars
-            scalars |= read(tables[name])
+            scalars |= queries_scalars(tables[name])
     kinds = {name: name.split(".")[0] for name in tables}
     return {name: {**common, "kind": kinds[name], **table} for name, table in tables.items()}, scalars
 

@@ -38,9 +38,10 @@ class Observed:
 
 @dataclass
 class Discriminability:
-    """IoF-IoB curves of encoder features and decoder attention."""
+    """IoF-IoB curves of encoder features and decoder attention, by one or more readings of the definition."""
 
-    shares: dict[str, list[np.ndarray]] = field(default_factory=lambda: {"encoder": [], "attention": []})
+    readings: tuple[str, ...] = ("discriminability",)  # names of `discriminability.READINGS`
+    shares: dict[tuple[str, str], list[np.ndarray]] = field(default_factory=dict)  # by reading and source
     maps: dict[str, np.ndarray] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -54,30 +55,41 @@ class Discriminability:
         ignored = discriminability.inside_boxes(seen.crowd_xyxy, some, size)
         valid = inside(batch.valid_hw, size)
         sources = {
-            "encoder": ("image", discriminability.feature_strength(root.features)),
-            "attention": ("attention", seen.decoded.attention),
+            "encoder": ("image", root.features),
+            "attention": ("attention", tuple(level[:, None] for level in seen.decoded.attention)),
         }
-        for name, (short, strengths) in sources.items():
-            maps = discriminability.discriminability_map(strengths, cells, size, batch.valid_hw)
-            iof, iob = discriminability.iof_iob(maps, foreground, ignored, valid)
-            rows = torch.stack([iof, iob], 1).cpu().numpy()  # [B, 2, 101]
-            self.shares[name] += [row for row in rows if np.isfinite(row).all()]
-            for image in seen.examples:
-                h, w = batch.valid_hw[image].tolist()
-                self.maps[f"{short}_{batch.image_ids[image]}"] = maps[image, :h, :w].cpu().numpy().astype(np.float16)
+        for reading in self.readings:
+            for name, (short, levels) in sources.items():
+                maps = discriminability.READINGS[reading](levels, cells, size, batch.valid_hw)
+                iof, iob = discriminability.iof_iob(maps, foreground, ignored, valid)
+                rows = torch.stack([iof, iob], 1).cpu().numpy()  # [B, 2, 101]
+                kept = self.shares.setdefault((reading, name), [])
+                kept += [row for row in rows if np.isfinite(row).all()]
+                for image in seen.examples if reading == self.readings[0] else ():
+                    h, w = batch.valid_hw[image].tolist()
+                    shown = maps[image, :h, :w].cpu().numpy().astype(np.float16)
+                    self.maps[f"{short}_{batch.image_ids[image]}"] = shown
 
-    def table(self) -> dict[str, Any]:
-        """The two curves."""
+    def table(self, reading: str = "discriminability") -> dict[str, Any]:
+        """The two curves by one reading."""
         curves = {}
-        for name, rows in self.shares.items():
+        for name in ("encoder", "attention"):
+            rows = self.shares.get((reading, name), [])
             both = np.array(rows).reshape(-1, 2, discriminability.NUM_THRESHOLDS)
             curves[name] = discriminability.curve(both[:, 0], both[:, 1])
-        return {"thresholds": discriminability.thresholds().tolist(), "num_images_used": len(rows), **curves}
+        version = {"version": discriminability.VERSION} if reading == "discriminability" else {}
+        used = {"thresholds": discriminability.thresholds().tolist(), "num_images_used": len(rows)}
+        return {"reading": reading, **version, **used, **curves}
 
 
 def discriminability_scalars(table: dict[str, Any]) -> dict[str, float | None]:
-    """`discriminability/encoder_auc` and `discriminability/attention_auc`."""
-    return {f"discriminability/{name}_auc": table[name]["auc"] for name in ("encoder", "attention")}
+    """`discriminability/encoder_auc`, `discriminability/attention_auc`, and the version of the definition.
+
+    Other readings have their own name in front: `discriminability.v1/encoder_auc`.
+    """
+    reading = table["reading"]
+    areas = {f"{reading}/{name}_auc": table[name]["auc"] for name in ("encoder", "attention")}
+    return areas | ({f"{reading}/version": table["version"]} if "version" in table else {})
 
 
 # ---- queries ------------------------------------------------------------------------------------------------------

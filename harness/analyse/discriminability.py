@@ -1,26 +1,34 @@
 """Discriminability: how much stronger features are on objects than beside them (paper Figures 2 and 3).
 
-For level j of the encoder output F the l2 norm over channels gives a map F̂_j; resized to the image,
+For level j of the encoder output F the l2 norm over channels gives a map F̂_j, which is resized to the image:
 
-    D(F) = 1/J Σ_j F̂_j / max F̂_j
+    D(F) = 1/J Σ_j resize( F̂_j / max F̂_j )
     IoF(S) = Σ 1(D > S) M_fg / Σ M_fg,    IoB(S) = Σ 1(D > S) M_bg / Σ M_bg
 
 with the foreground M_fg inside any box. Sweeping S from 0 to 1 draws the IoF-IoB curve from (1, 1) to (0, 0); its area
 is 1 for features that are on where objects are and off elsewhere, and 0.5 for features that know nothing of objects.
-The same recipe on the decoder's attention instead of F̂_j gives the second curve. docs/metrics.md has every choice.
+The same recipe on the decoder's attention instead of F̂_j gives the second curve. This is version 2 of the definition,
+the author's own order (Sense-X/Co-DETR, issue 95); other readings have names of their own in `READINGS`.
+docs/metrics.md has every choice.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from harness.analyse.bootstrap import interval, resamples
-from harness.analyse.grids import divide_by_max, resize
+from harness.analyse.grids import divide_by_max, inside, resize
 from model.ops import ms_deform_attn
 
 NUM_THRESHOLDS = 101
+VERSION = 2  # of the definition: of what stands under the plain name
+
+
+Levels = tuple[Tensor, ...]
 
 
 def thresholds(device: torch.device | str = "cpu") -> Tensor:
@@ -28,7 +36,7 @@ def thresholds(device: torch.device | str = "cpu") -> Tensor:
     return torch.linspace(0, 1, NUM_THRESHOLDS, device=device)
 
 
-def feature_strength(levels: tuple[Tensor, ...]) -> list[Tensor]:
+def feature_strength(levels: Levels) -> list[Tensor]:
     """F̂_j [B, h, w]: the l2 norm over channels of each level [B, D, h, w]."""
     return [level.float().norm(dim=1) for level in levels]
 
@@ -60,19 +68,52 @@ def attention_strength(
     return [level.unflatten(1, size) for level, size in zip(levels, sizes, strict=True)]
 
 
-def discriminability_map(
-    strengths: list[Tensor], cells: list[Tensor], size: tuple[int, int], valid_hw: Tensor
-) -> Tensor:
-    """D [B, H, W] in [0, 1]: each level resized to the image and divided by its maximum, then their mean.
+def discriminability_map(levels: Levels, cells: list[Tensor], size: tuple[int, int], valid_hw: Tensor) -> Tensor:
+    """D [B, H, W] in [0, 1]: each level's norm over its maximum, resized to the image, then their mean.
 
     Args:
-        strengths: J maps [B, h, w], not negative.
+        levels: J levels [B, D, h, w]; of attention D is 1.
         cells: J x [B, 2] valid rows and columns of them.
         size: (H, W) of the batch in pixels.
         valid_hw: [B, 2] pixels of each image; D is zero outside.
     """
-    resized = [resize(level, own, size, valid_hw) for level, own in zip(strengths, cells, strict=True)]
-    return torch.stack([divide_by_max(level) for level in resized]).mean(0)
+    maps = []
+    for strength, own in zip(feature_strength(levels), cells, strict=True):
+        strength = strength.masked_fill(~inside(own, (strength.shape[1], strength.shape[2])), 0.0)
+        maps.append(resize(divide_by_max(strength), own, size, valid_hw))
+    return torch.stack(maps).mean(0)
+
+
+def resized_first(levels: Levels, cells: list[Tensor], size: tuple[int, int], valid_hw: Tensor) -> Tensor:
+    """D by version 1: the maximum is that of the map at the image's size, so that each level reaches 1 there.
+
+    Arguments are those of `discriminability_map`.
+    """
+    both = zip(feature_strength(levels), cells, strict=True)
+    return torch.stack([divide_by_max(resize(level, own, size, valid_hw)) for level, own in both]).mean(0)
+
+
+def concatenated(levels: Levels, cells: list[Tensor], size: tuple[int, int], valid_hw: Tensor) -> Tensor:
+    """D of one map: the levels' features resized to the finest level and set side by side, then the norm of all.
+
+    So the author answered another question (Sense-X/Co-DETR, issue 136). Arguments are those of `discriminability_map`.
+    """
+    finest, first = (levels[0].shape[2], levels[0].shape[3]), cells[0]
+    squares = torch.zeros_like(levels[0][:, 0], dtype=torch.float32)
+    for level, own in zip(levels, cells, strict=True):
+        channels = level.shape[1]
+        old, new = (number.repeat_interleave(channels, 0) for number in (own, first))
+        resized = resize(level.float().flatten(0, 1), old, finest, new)
+        squares += resized.unflatten(0, (-1, channels)).square().sum(1)
+    return resize(divide_by_max(squares.sqrt()), first, size, valid_hw)
+
+
+Reading = Callable[[Levels, list[Tensor], tuple[int, int], Tensor], Tensor]
+READINGS: dict[str, Reading] = {
+    "discriminability": discriminability_map,
+    "discriminability.v1": resized_first,
+    "discriminability.concatenated": concatenated,
+}
 
 
 def inside_boxes(boxes_xyxy: Tensor, valid: Tensor, size: tuple[int, int]) -> Tensor:

@@ -55,7 +55,9 @@ def draw_discriminability(tables: Iterable[tuple[str, Table]]) -> Figure:
     shown = [label for label in groups if label in handles]
     areas = [" | ".join(area_text(_area(present[key].get(label))) for key in keys) for label in shown]
     texts = [f"{label}: {area.replace(' ', NO_BREAK)}" for label, area in zip(shown, areas, strict=True)]
-    legend_below(figure, [handles[label] for label in shown], texts, _note(present, keys, len(groups) <= CROWDED))
+    first = any(table.get("reading") == "discriminability.v1" for seeds in groups.values() for table in seeds)
+    note = _note(present, keys, len(groups) <= CROWDED, "version 1 of the definition" if first else "")
+    legend_below(figure, [handles[label] for label in shown], texts, note)
     return figure
 
 
@@ -106,10 +108,12 @@ def area_text(area: Estimate | None) -> str:
     return f"{area.mean:.3f}" + ("" if area.low is None else f" [{area.low:.3f}, {area.high:.3f}]")
 
 
-def _note(present: Mapping[str, Mapping[str, Sequence[Table]]], keys: Sequence[str], has_bands: bool) -> str:
+def _note(
+    present: Mapping[str, Mapping[str, Sequence[Table]]], keys: Sequence[str], has_bands: bool, reading: str
+) -> str:
     counts = [len(seeds) for key in keys for seeds in present[key].values()]
     seeds = seed_note(counts) if has_bands else seed_note(counts).partition(";")[0]
     single = any(t.get("interval") for key in keys for s in present[key].values() if len(s) == 1 for t in s)
     spread = [*(["± sample deviation"] if seeds else []), *(["[95 % interval over images]"] if single else [])]
     area = f"area below the curve, {' | '.join(keys)}" if len(keys) > 1 else "area below the curve"
-    return "\n".join(filter(None, (seeds, ", ".join([area, *spread]))))
+    return "\n".join(filter(None, (seeds, ", ".join([area, *spread]), reading)))

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 HISTORY = {"ap": ("AP",), "instability": ("instability", "instability_gt")}  # figure -> what it needs per epoch
-TABLES = {  # figure -> the table of the analysis that it needs
-    "discriminability": "discriminability",
-    "conflict": "conflict",
-    "conflict_matrix": "conflict",
-    "queries": "queries",
+TABLES = {  # figure -> the table of the analysis that it needs, or another that it takes where no trial has that one
+    "discriminability": ("discriminability", "discriminability.v1"),
+    "conflict": ("conflict",),
+    "conflict_matrix": ("conflict",),
+    "queries": ("queries",),
 }
 
 
@@ -55,11 +55,18 @@ def analysis_figures(grid: Grid, records: Iterable[Record]) -> dict[str, Figure]
         if name in HISTORY:
             figures |= _over_epochs(name, grid.title, [(label, record.get("history") or ()) for label, record in runs])
         else:
-            tables = [
-                (label, found) for label, record in runs if (found := (record.get("analysis") or {}).get(TABLES[name]))
-            ]
-            figures |= figures_of_tables(name, tables)
+            made = [(label, record.get("analysis") or {}) for label, record in runs]
+            figures |= figures_of_tables(name, tables_for(name, made))
     return figures | (_against_axis(grid, by_id) if grid.figures else {})
+
+
+def tables_for(name: str, analyses: Iterable[tuple[str, Mapping[str, Any]]]) -> list[tuple[str, Any]]:
+    """What the figure `name` (a key of `TABLES`) shows of (label, analysis): all of one definition."""
+    analyses = list(analyses)
+    for kind in TABLES[name]:
+        if found := [(label, own[kind]) for label, own in analyses if own.get(kind)]:
+            return found
+    return []
 
 
 def _against_axis(grid: Grid, by_id: Mapping[str, Record]) -> dict[str, Figure]:

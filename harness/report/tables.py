@@ -53,6 +53,7 @@ INSTABILITY = (
     Metric("instability", "instability", "lower", 2),
     Metric("instability_gt", "instability by ground truth", "lower", 2),
 )
+READINGS = {"discriminability.v1": ", version 1", "discriminability.concatenated": ", concatenated"}
 KNOWN = {metric.name: metric for metric in (*COSTS, *INSTABILITY)}
 
 
@@ -62,8 +63,9 @@ def metric_of(name: str) -> Metric:
     if is_detection_metric(name):
         own = own.replace("segm_", "mask ")
         return Metric(name, f"{branch} {own}".strip(), "higher", 1)
-    if name.startswith("discriminability/"):
-        return Metric(name, f"IoF-IoB area ({own.removesuffix('_auc')})", "higher", 3)
+    if name.startswith("discriminability"):
+        reading = READINGS.get(branch, "")
+        return Metric(name, f"IoF-IoB area ({own.removesuffix('_auc')}){reading}", "higher", 3)
     if name.startswith("conflict"):
         bounds = name in ("conflict/floor", "conflict/ceiling", "conflict/left_out_share")
         return Metric(name, name.replace("/", " "), "" if bounds else "lower", 4)

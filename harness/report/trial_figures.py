@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.report.figures import TABLES, figures_of_tables
+from harness.report.figures import TABLES, figures_of_tables, tables_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,10 +48,9 @@ def trial_figures(
         from harness.figures.epochs import draw_instability
 
         figures["instability"] = draw_instability([(label, history)])
-    for name, kind in TABLES.items():
-        if kind in tables:
-            for figure in figures_of_tables(name, [(label, tables[kind])]).values():
-                figures[name] = figure  # one trial has one matrix, whose name needs no label
+    for name in TABLES:
+        for figure in figures_of_tables(name, tables_for(name, [(label, tables)])).values():
+            figures[name] = figure  # one trial has one matrix, whose name needs no label
     shown = examples or {}
     figures |= _positions(tables.get("queries") or {}, shown)
     figures |= _maps(maps or {}, list((tables.get("conflict") or {}).get("heads") or ()), shown)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from harness.config import AnalyseConfig, Analysis, ConflictVariant, EvaluateConfig
+from harness.config import AnalyseConfig, Analysis, ConflictVariant, DiscriminabilityVariant, EvaluateConfig
 from harness.data.content import file_hash
 from harness.errors import UserError
 from harness.files import exists
@@ -78,7 +78,8 @@ def _request(args: argparse.Namespace, settings: AnalyseConfig, *, is_file: bool
     A trial has evaluated itself, a file has not.
     """
     mistakes = Mistakes()
-    variants = list(get_args(ConflictVariant)) if args.variant == ["all"] else args.variant
+    every = [*get_args(ConflictVariant), *get_args(DiscriminabilityVariant)]
+    variants = every if args.variant == ["all"] else args.variant
     known = (*get_args(Analysis), EVALUATION)
     for name in [name for name in args.metrics or () if name not in known]:
         mistakes.add("--metrics", f"unknown '{name}'{suggest(name, known)}")

@@ -28,9 +28,9 @@ COST_METRICS = (
     *("device_hours", "peak_memory_mb", "num_parameters"),
 )
 FIGURES = ("ap", "instability", "discriminability", "conflict", "conflict_matrix", "queries")
-# a number of harness/analyse: of a head (conflict/atss), of two (conflict/atss-gfl), of another variant than cam-v1
+# a number of harness/analyse: of a head (conflict/atss), of two (conflict/atss-gfl), of another variant than the rule
 ANALYSIS_METRIC = re.compile(
-    r"conflict(\.[\w-]+)?/[\w.-]+|discriminability/(encoder|attention)_auc|instability(_gt)?"
+    r"conflict(\.[\w-]+)?/[\w.-]+|discriminability(\.(v1|concatenated))?/(encoder|attention)_auc|instability(_gt)?"
     r"|queries/[\w.]+/(positives_per_gt|distance_to_(positives|negatives))"
 )
 SHIPPED = Path(__file__).resolve().parents[2] / "ablations"

@@ -19,6 +19,7 @@ from harness import files
 from harness.errors import StorageError, UserError
 from harness.files import store_dir, to_json, without_nan, write_atomic
 from harness.store import lease
+from harness.store.renamed import renamed_numbers, renamed_record
 
 STATUSES = ("pending", "running", "finished", "failed", "interrupted", "pruned")
 
@@ -129,7 +130,7 @@ class RunStore:
             record = json.loads(data)
             flaw = record_flaw(record)
             if not flaw:
-                return dict(record)
+                return renamed_record(record)
         except (ValueError, RecursionError) as error:
             flaw = str(error)
         return {"trial_id": trial_id, "status": "failed", "error": f"{path} cannot be read: {flaw}", "metrics": {}}
@@ -206,7 +207,7 @@ class RunStore:
             with suppress(ValueError, RecursionError):
                 entry = json.loads(line)
                 if isinstance(entry, dict) and isinstance(entry.get("epoch"), int):
-                    entries.append(entry)
+                    entries.append(renamed_numbers(entry))
         return entries
 
     def heartbeat(self, trial_id: str, event: dict[str, Any]) -> None:
