@@ -235,7 +235,7 @@ class EvaluateConfig:
         return train.precision if self.precision == "training" else "fp32"
 
 
-Analysis = Literal["conflict", "discriminability", "queries"]
+Analysis = Literal["conflict", "discriminability", "queries", "gradient", "transfer"]
 ConflictVariant = Literal[
     "cam-v1",
     "cam-v1-positions",
@@ -268,14 +268,13 @@ class AnalyseConfig:
     @property
     def conflict_variants(self) -> tuple[ConflictVariant, ...]:
         """Those of `variants` that measure the conflict; cam-v1 where none does."""
-        known = get_args(ConflictVariant)
-        return tuple(name for name in dict.fromkeys(self.variants) if name in known) or ("cam-v1",)
+        chosen = [name for name in get_args(ConflictVariant) if name in self.variants]
+        return tuple(sorted(chosen, key=self.variants.index)) or ("cam-v1",)
 
     @property
     def discriminability_variants(self) -> tuple[DiscriminabilityVariant, ...]:
         """Those of `variants` that measure the discriminability otherwise than as a rule, which is always measured."""
-        known = get_args(DiscriminabilityVariant)
-        return tuple(name for name in dict.fromkeys(self.variants) if name in known)
+        return tuple(name for name in get_args(DiscriminabilityVariant) if name in self.variants)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON types, for the record."""

@@ -37,7 +37,8 @@ from tests.support.scattered_detector import build_detector as build
 from tests.support.tiny import ON_ONE_LEVEL, PLAIN
 
 REGIONS = "{name: faster_rcnn, rpn: {num_proposals: 16, train_candidates: 32}, roi: {num_samples: 16, fc_channels: 16}}"
-ALL = "analyse=[conflict, discriminability, queries]"
+METRICS = ("conflict", "discriminability", "queries", "gradient", "transfer")
+ALL = f"analyse=[{', '.join(METRICS)}]"
 EVERY = ("analyse.every_epochs=1", "analyse.num_images=6")
 
 
@@ -75,8 +76,7 @@ def unrendered() -> Iterator[None]:
 
 
 def without_analysis(history: list[dict]) -> list[dict]:
-    prefixes = ("conflict", "discriminability", "queries")
-    return [{name: value for name, value in entry.items() if not name.startswith(prefixes)} for entry in history]
+    return [{name: value for name, value in entry.items() if not name.startswith(METRICS)} for entry in history]
 
 
 def test_an_analysed_training_is_the_very_same_training(plain: tuple[RunStore, Trial], tmp_path: Path) -> None:
@@ -95,10 +95,10 @@ def test_an_analysed_training_is_the_very_same_training(plain: tuple[RunStore, T
     folder = store.dir(trial.trial_id) / "analysis"
     names = {path.name for path in folder.iterdir()}
     assert {name for name in names if not name.endswith((".png", ".pdf"))} == {
-        *("conflict.json", "discriminability.json", "maps.npz", "queries.json")
+        *("maps.npz", *(f"{name}.json" for name in METRICS))
     }
-    drawn = ("conflict", "conflict_matrix", "detections", "discriminability", "instability", "maps_cam", "queries")
-    assert {f"{name}.{ending}" for name in drawn for ending in ("png", "pdf")} <= names
+    drawn = ("conflict", "conflict_matrix", "detections", "discriminability", "influence", "instability", "maps_cam")
+    assert {f"{name}.{ending}" for name in (*drawn, "queries") for ending in ("png", "pdf")} <= names
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
     for kind, table in found.items():
         assert (table["schema"], table["kind"], table["epoch"], table["num_images"]) == (1, kind, 2, 6)
@@ -115,7 +115,9 @@ def test_an_analysed_training_is_the_very_same_training(plain: tuple[RunStore, T
     assert record["metrics"]["queries/decoder/positives_per_gt"] == 1.0
     assert store.metrics(trial.trial_id)[-1]["conflict/atss"] == distance["value"]
     kept = record["analysis"]
-    assert kept["metrics"] == ["conflict", "discriminability", "queries"] and kept["error"] is None
+    assert kept["metrics"] == list(METRICS) and kept["error"] is None
+    for name in ("gradient/decoder-atss", "gradient.shared/atss-faster_rcnn", "transfer/atss-decoder"):
+        assert record["metrics"][name] == record["history"][-1][name] != record["history"][0][name]
     assert kept["conflict"] == conflict and kept["discriminability"] == found["discriminability"]
     assert kept["queries"] == {key: value for key, value in found["queries"].items() if key != "examples"}
     assert record == store.read(trial.trial_id)
@@ -223,7 +225,7 @@ def test_a_floor_is_another_training_of_the_same_heads(
         (["nothere"], "'nothere': no trial, MLflow run or file of weights"),
         (["gone.pth"], "gone.pth does not exist"),
         (["TRIAL", "--metrics", "conflicts"], "--metrics: unknown 'conflicts'; did you mean 'conflict'?"),
-        (["TRIAL", "--metrics", "AP"], "known: conflict, discriminability, queries, evaluation"),
+        (["TRIAL", "--metrics", "AP"], "known: conflict, discriminability, queries, gradient, transfer, evaluation"),
         (["TRIAL", "--max-detections", "300", "--images", "4"], "--images: an evaluation is of the whole split"),
         (["TRIAL", "--variant", "cam-v2"], "--variant: must be 'cam-v1'"),
         (["TRIAL", "--data", "nowhere"], "nowhere"),
@@ -339,7 +341,8 @@ def test_mlflow_has_numbers_tables_and_finds_the_trial(tmp_path: Path, tracking_
     assert tracking.trial_of_run(back["run_id"]) == trial.trial_id and tracking.trial_of_run("0" * 32) is None
     record = store.read(trial.trial_id)
     assert record is not None
-    scalars = {"conflict/decoder-atss": 0.25, "discriminability/encoder_auc": 0.75, "conflict/floor": None}
+    areas = {"discriminability/encoder_auc": 0.75, "discriminability/version": 2}
+    scalars = {"conflict/decoder-atss": 0.25, "conflict/floor": None, **areas}
     folder = store.dir(trial.trial_id) / "analysis"
     folder.mkdir()
     (folder / "conflict.json").write_text("{}")
@@ -359,7 +362,7 @@ def test_crowds_empty_images_and_no_heads(tmp_path: Path) -> None:
     write_split(tmp_path, "val", content)
     dataset = CocoDataset(tmp_path, "val")
     detector = build()
-    settings = AnalyseConfig(metrics=("conflict", "discriminability", "queries"), num_images=100)
+    settings = AnalyseConfig(metrics=METRICS, num_images=100)
     data = DataConfig(eval_short_side=64, max_long_side=128)
     found = analyse(detector, dataset, data, settings, "cpu")
     conflict, curves = found.tables["conflict"], found.tables["discriminability"]
@@ -368,7 +371,8 @@ def test_crowds_empty_images_and_no_heads(tmp_path: Path) -> None:
     assert curves["num_images"] == 4 and curves["num_images_used"] == 3
     assert found.tables["queries"]["positives_per_gt"] == {"decoder": 1.0}
     assert set(found.scalars) == {
-        *("discriminability/encoder_auc", "discriminability/attention_auc", "queries/decoder/positives_per_gt")
+        *("discriminability/encoder_auc", "discriminability/attention_auc", "discriminability/version"),
+        *("queries/decoder/positives_per_gt", "transfer/decoder-decoder", "transfer.far/decoder-decoder"),
     }
     assert not detector.training
     detector.train()
@@ -392,7 +396,7 @@ def test_the_batch_size_changes_nothing(changes: dict[str, Any], tmp_path: Path)
     write_split(tmp_path, "val", tables(1))
     detector = build("atss", "faster_rcnn", **changes)
     data = DataConfig(eval_short_side=64, max_long_side=128)
-    settings = AnalyseConfig(metrics=("conflict", "discriminability", "queries"))
+    settings = AnalyseConfig(metrics=METRICS)
     dataset = CocoDataset(tmp_path, "val")
     together, alone = (analyse(detector, dataset, data, settings, "cpu", batch_size=size) for size in (4, 1))
     assert together.scalars.keys() == alone.scalars.keys() and together.scalars["conflict/mean"]
@@ -403,10 +407,13 @@ def test_the_batch_size_changes_nothing(changes: dict[str, Any], tmp_path: Path)
 def test_nothing_but_empty_images(tmp_path: Path) -> None:
     content = {**tables(1), "annotations": []}
     write_split(tmp_path, "val", content)
-    settings = AnalyseConfig(metrics=("conflict", "discriminability", "queries"))
+    settings = AnalyseConfig(metrics=METRICS)
     data = DataConfig(eval_short_side=64, max_long_side=128)
     found = analyse(build("atss"), CocoDataset(tmp_path, "val"), data, settings, "cpu")
-    assert found.scalars and all(value is None for value in found.scalars.values())
+    undefined = {name: value for name, value in found.scalars.items() if not name.startswith(METRICS[3:])}
+    assert undefined.pop("discriminability/version") == 2
+    assert undefined and all(value is None for value in undefined.values())
+    assert found.scalars["gradient/decoder-atss"] is not None  # background is learnt, too
     assert found.maps == {} and found.tables["conflict"]["left_out_share"] is None
 
 
@@ -414,7 +421,7 @@ def test_blood_cells_with_every_analysis() -> None:
     """Real photographs of several sizes, more objects than queries: all of these are matched, none is a negative."""
     dataset = CocoDataset(real_data("bccd"), "val")
     data = DataConfig(eval_short_side=96, max_long_side=160)
-    settings = AnalyseConfig(metrics=("conflict", "discriminability", "queries"), num_images=6)
+    settings = AnalyseConfig(metrics=METRICS, num_images=6)
     found = analyse(build("atss", "faster_rcnn", "fcos"), dataset, data, settings, "cpu")
     undefined = {name for name, value in found.scalars.items() if value is None or not np.isfinite(value)}
     assert undefined == {f"queries/{head}/distance_to_negatives" for head in ("atss", "faster_rcnn", "fcos")}
@@ -446,7 +453,10 @@ def test_analyses_are_asked_for_in_short_and_in_full(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("base: {analyse: [conflit]}\nrows: [{label: a}]\n", "'conflict', 'discriminability' or 'queries'"),
+        (
+            "base: {analyse: [conflit]}\nrows: [{label: a}]\n",
+            "'conflict', 'discriminability', 'queries', 'gradient' or 'transfer'",
+        ),
         ("base: {analyse.num_images: 0}\nrows: [{label: a}]\n", "num_images must be at least 1"),
         ("base: {analyse.variants: []}\nrows: [{label: a}]\n", "variants must name at least one"),
         ("rows: [{label: a, set: {analyse: [conflict]}}]\n", "cannot differ between rows"),

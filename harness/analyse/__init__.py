@@ -2,14 +2,16 @@
 
 `discriminability`, `conflict` and `queries` hold the definitions as pure functions on tensors; the instability is
 measured during training (harness/trial/instability.py). `feed` brings a detector's tensors to them, `collect` and
-`compare` gather batches into tables, and `analyse` is the whole. docs/metrics.md tells every choice.
+`compare` gather batches into tables. `gradients` and `transfer` are about what heads teach the parts that they share,
+which `shared` gives them and `influence` image by image. `analyse` is the whole. docs/metrics.md tells every choice.
 """
 
 from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +31,9 @@ from harness.analyse.collect import (
     queries_scalars,
 )
 from harness.analyse.compare import Conflict, conflict_scalars
+from harness.analyse.gradients import Gradients, gradient_scalars
+from harness.analyse.influence import measure
+from harness.analyse.transfer import Transfer, transfer_scalars
 from harness.config import AnalyseConfig, DataConfig
 from harness.data.coco import CocoDataset
 from harness.data.loader import Loader
@@ -41,6 +46,7 @@ from model.types import Batch
 __all__ = ["Analysed", "analyse", "write_tables"]
 
 SCHEMA = 1  # of the tables
+SCALARS = {"queries": queries_scalars, "gradient": gradient_scalars, "transfer": transfer_scalars}
 
 
 @dataclass(frozen=True)
@@ -115,10 +121,28 @@ def analyse(
         collectors["conflict"] = Conflict(heads, settings.conflict_variants, floor[1] if floor else None)
     if "queries" in metrics:
         collectors["queries"] = Queries(heads)
-    with computing_in("fp32", torch.device(device)):
-        examples = _gather(detector, dataset, loader, collectors, torch.device(device), on_batch)
+    both: dict[str, Gradients | Transfer] = {"gradient": Gradients(heads), "transfer": Transfer(heads)}
+    influence: dict[str, Any] = {name: own for name, own in both.items() if name in metrics}
+    examples: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    with _evaluating(detector, torch.device(device)):
+        if collectors:
+            examples = _gather(detector, dataset, loader, collectors, torch.device(device), on_batch)
+        if influence:
+            other = floor[1] if floor else None
+            singles = Loader(
+                dataset,
+                data,
+                batch_size=1,
+                training=False,
+                seed=0,
+                size_divisor=detector.size_divisor,
+                num_workers=num_workers,
+                limit=-(-loader.num_images // 2),
+            )
+            own = list(influence.values())
+            measure(detector, singles.epoch(0), own, torch.device(device), floor=other, on_batch=on_batch)
     common = {"schema": SCHEMA, "num_images": loader.num_images, "epoch": epoch}
-    tables, scalars = _tables(collectors, common, floor[0] if floor else None)
+    tables, scalars = _tables({**collectors, **influence}, common, floor[0] if floor else None)
     maps = {name: values for own in collectors.values() for name, values in getattr(own, "maps", {}).items()}
     return Analysed(tables, scalars, maps, examples, loader.num_images, epoch, time.monotonic() - started)
 
@@ -135,27 +159,34 @@ def _gather(
     place = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
     compare = collectors.get("conflict")
     examples: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    with torch.set_grad_enabled(compare is not None):
+        torch.manual_seed(0)
+        for done, cpu_batch in enumerate(loader.epoch(0), 1):
+            batch = cpu_batch.to(device)
+            with_objects = [row for row, count in enumerate(batch.targets.host_counts()) if count]
+            rows = with_objects[: NUM_EXAMPLES - len(examples)]
+            examples |= {batch.image_ids[row]: _example(cpu_batch, row) for row in rows}
+            root = feed.encode(detector, batch)
+            decoded = feed.decode(detector, root, batch)
+            seen = Observed(batch, root, decoded, _crowd(dataset, place, batch), rows)
+            for name, collector in collectors.items():
+                collector.add(seen) if name == "discriminability" else collector.add(seen, detector)
+            if on_batch:
+                on_batch(done, len(loader))
+    return examples
+
+
+@contextmanager
+def _evaluating(detector: Detector, device: torch.device) -> Iterator[None]:
+    """The detector in evaluation mode and float32, with random numbers of its own."""
     was_training = detector.training
     cuda = [device.index or 0] if device.type == "cuda" else []
     detector.eval()
     try:
-        with torch.random.fork_rng(cuda), torch.set_grad_enabled(compare is not None):
-            torch.manual_seed(0)
-            for done, cpu_batch in enumerate(loader.epoch(0), 1):
-                batch = cpu_batch.to(device)
-                with_objects = [row for row, count in enumerate(batch.targets.host_counts()) if count]
-                rows = with_objects[: NUM_EXAMPLES - len(examples)]
-                examples |= {batch.image_ids[row]: _example(cpu_batch, row) for row in rows}
-                root = feed.encode(detector, batch)
-                decoded = feed.decode(detector, root, batch)
-                seen = Observed(batch, root, decoded, _crowd(dataset, place, batch), rows)
-                for name, collector in collectors.items():
-                    collector.add(seen) if name == "discriminability" else collector.add(seen, detector)
-                if on_batch:
-                    on_batch(done, len(loader))
+        with computing_in("fp32", device), torch.random.fork_rng(cuda):
+            yield
     finally:
         detector.train(was_training)
-    return examples
 
 
 def _example(batch: Batch, row: int) -> tuple[np.ndarray, np.ndarray]:
@@ -198,7 +229,7 @@ def _tables(
                 scalars |= discriminability_scalars(tables[reading])
         else:
             tables[name] = collector.table()
-            scalars |= queries_scalars(tables[name])
+            scalars |= SCALARS[name](tables[name])
     kinds = {name: name.split(".")[0] for name in tables}
     return {name: {**common, "kind": kinds[name], **table} for name, table in tables.items()}, scalars
 

@@ -31,6 +31,7 @@ TABLES = {  # figure -> the table of the analysis that it needs, or another that
     "conflict": ("conflict",),
     "conflict_matrix": ("conflict",),
     "queries": ("queries",),
+    "influence": ("gradient",),
 }
 
 
@@ -54,10 +55,35 @@ def analysis_figures(grid: Grid, records: Iterable[Record]) -> dict[str, Figure]
     for name in grid.figures:
         if name in HISTORY:
             figures |= _over_epochs(name, grid.title, [(label, record.get("history") or ()) for label, record in runs])
+        elif name in TABLES:
+            figures |= figures_of_analyses(name, [(label, record.get("analysis") or {}) for label, record in runs])
         else:
-            made = [(label, record.get("analysis") or {}) for label, record in runs]
-            figures |= figures_of_tables(name, tables_for(name, made))
+            figures |= _curve(name, grid.title, [(label, record.get("history") or ()) for label, record in runs])
     return figures | (_against_axis(grid, by_id) if grid.figures else {})
+
+
+def _curve(metric: str, title: str, runs: list[tuple[str, Any]]) -> dict[str, Figure]:
+    """A number of the analysis after each epoch that had one (`analyse.every_epochs`)."""
+    if not any(entry.get(metric) is not None for _, history in runs for entry in history):
+        return {}
+    from harness.figures.epochs import draw_curves
+
+    return {re.sub(r"[^A-Za-z0-9_.-]+", "_", metric): draw_curves(runs, metric, title)}
+
+
+def figures_of_analyses(name: str, analyses: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Figure]:
+    """The figure `name` (a key of `TABLES`) of (label, tables by name); none where nobody has what it shows."""
+    if name != "influence":
+        return figures_of_tables(name, tables_for(name, analyses))
+    both = [
+        [(label, own[kind]) for label, own in analyses if len((own.get(kind) or {}).get("heads") or ()) > 1]
+        for kind in ("gradient", "transfer")
+    ]
+    if not any(both):
+        return {}
+    from harness.figures.influence import draw_influence
+
+    return {name: draw_influence(*both)}
 
 
 def tables_for(name: str, analyses: Iterable[tuple[str, Mapping[str, Any]]]) -> list[tuple[str, Any]]:

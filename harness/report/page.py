@@ -45,6 +45,7 @@ CAPTIONS = {  # by the beginning of a figure's name, the longest that fits
     "conflict": "Distance between heads",
     "conflict_matrix": "Distance between each two heads",
     "queries": "Distance of customised queries",
+    "influence": "Agreement of the heads' gradients with the decoder's, and what a step for a head is worth to it",
     "detections": "Detections on the worst images",
     "axis": "against an axis, with 95 % intervals over seeds",
 }

@@ -69,6 +69,10 @@ def metric_of(name: str) -> Metric:
     if name.startswith("conflict"):
         bounds = name in ("conflict/floor", "conflict/ceiling", "conflict/left_out_share")
         return Metric(name, name.replace("/", " "), "" if bounds else "lower", 4)
+    if name.startswith(("transfer", "gradient")):
+        is_share = "below_zero" in name or "magnitude" in name
+        better = "" if is_share or own in ("floor", "ceiling") else "higher"
+        return Metric(name, name.replace("_", " ").replace("/", " "), better, 2 if is_share else 3)
     if name.startswith("queries/"):
         return Metric(name, f"{branch.removeprefix('queries/')} {own.replace('_', ' ')}", "", 2)
     return KNOWN.get(name, Metric(name, name))

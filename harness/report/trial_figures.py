@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.report.figures import TABLES, figures_of_tables, tables_for
+from harness.report.figures import TABLES, figures_of_analyses
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,14 +33,14 @@ def trial_figures(
 
     Args:
         label: the trial's name in legends and titles.
-        tables: of the analysis, by name: `discriminability`, `conflict`, `queries`.
+        tables: of the analysis, by name: `discriminability`, `conflict`, `queries`, `gradient`, `transfer`.
         history: of its record, for the instability.
         maps: `image_<id>` (discriminability), `attention_<id>` and `cam_<head>_<id>`, each [h, w].
         examples: by image id (image [H, W, 3] uint8, boxes [G, 4] xyxy in its pixels), of the images to show.
         sheet: of detections on the worst images (see `harness.report.detected`).
 
     Returns:
-        Figures by name: `instability`, `discriminability`, `conflict`, `conflict_matrix`, `queries`,
+        Figures by name: `instability`, `discriminability`, `conflict`, `conflict_matrix`, `queries`, `influence`,
         `queries_<id>` (positions on that image), `maps_encoder`, `maps_attention`, `maps_cam`, `detections`.
     """
     figures: dict[str, Figure] = {}
@@ -49,7 +49,7 @@ def trial_figures(
 
         figures["instability"] = draw_instability([(label, history)])
     for name in TABLES:
-        for figure in figures_of_tables(name, tables_for(name, [(label, tables)])).values():
+        for figure in figures_of_analyses(name, [(label, tables)]).values():
             figures[name] = figure  # one trial has one matrix, whose name needs no label
     shown = examples or {}
     figures |= _positions(tables.get("queries") or {}, shown)

@@ -27,11 +27,12 @@ COST_METRICS = (
     *("loss", "wall_seconds", "train_seconds", "eval_seconds", "checkpoint_seconds", "seconds_per_step"),
     *("device_hours", "peak_memory_mb", "num_parameters"),
 )
-FIGURES = ("ap", "instability", "discriminability", "conflict", "conflict_matrix", "queries")
+FIGURES = ("ap", "instability", "discriminability", "conflict", "conflict_matrix", "queries", "influence")
 # a number of harness/analyse: of a head (conflict/atss), of two (conflict/atss-gfl), of another variant than the rule
 ANALYSIS_METRIC = re.compile(
     r"conflict(\.[\w-]+)?/[\w.-]+|discriminability(\.(v1|concatenated))?/(encoder|attention)_auc|instability(_gt)?"
     r"|queries/[\w.]+/(positives_per_gt|distance_to_(positives|negatives))"
+    r"|gradient(\.shared|\.(shared_)?(below_zero|magnitude))?/[\w.-]+|transfer(\.far)?/[\w.-]+"
 )
 SHIPPED = Path(__file__).resolve().parents[2] / "ablations"
 DEFAULT_PRESET = "digits"
@@ -90,7 +91,7 @@ class AblationSpec(BaseModel):
     search: SearchSpec | None = None  # instead of rows and axes
     seeds: tuple[int, ...] = (0,)
     metrics: tuple[str, ...] = ("AP", "AP50", "AP75")
-    figures: tuple[str, ...] = ("ap",)  # some of `FIGURES`
+    figures: tuple[str, ...] = ("ap",)  # some of `FIGURES`, or numbers of an analysis, which are drawn over epochs
     baseline: Any = ""  # what gains are measured from: a row's label, or values on axes
     claims: tuple[ClaimSpec, ...] = ()  # what the rows are said to show
     path: str = ""  # where the file lies; filled in by `read_spec`
@@ -121,7 +122,8 @@ class AblationSpec(BaseModel):
     @classmethod
     def _figures(cls, figures: tuple[str, ...]) -> tuple[str, ...]:
         for name in figures:
-            require(name in FIGURES, f"unknown figure '{name}'{suggest(name, FIGURES)}")
+            is_curve = ANALYSIS_METRIC.fullmatch(name) is not None
+            require(name in FIGURES or is_curve, f"unknown figure '{name}'{suggest(name, FIGURES)}")
         return tuple(dict.fromkeys(figures))
 
     @field_validator("baseline")

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 PLAIN, FIRST = "discriminability", "discriminability.v1"
+VERSION = f"{PLAIN}/version"
 
 
 def renamed_numbers(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Metrics of a record, or an epoch's line, by their names of today."""
-    if f"{PLAIN}/version" in numbers:
+    if VERSION in numbers:
         return dict(numbers)
     prefix = f"{PLAIN}/"
     return {FIRST + name[len(PLAIN) :] if name.startswith(prefix) else name: own for name, own in numbers.items()}

@@ -24,6 +24,7 @@ from harness.files import store_dir
 from harness.passwords import basic_login, shown, without_login
 from harness.store.agreement import unpacked
 from harness.store.lease import file_lock
+from harness.store.renamed import VERSION, renamed_record
 from harness.tracking.failures import ELSEWHERE, ExperimentDeleted, user_error
 from harness.tracking.metric_names import GROUPS, renamed
 from harness.tracking.sqlite import check_database, database_file, is_missing
@@ -255,7 +256,7 @@ def read_records(
         if analysis:
             for record in records:
                 record["analysis"] = _analysis(client, record["run_id"]) if record["status"] == "finished" else {}
-        return records
+        return [record if VERSION in record["metrics"] else renamed_record(record) for record in records]
 
 
 def read_suggestions(key: str, uri: str | None = None) -> list[dict[str, Any]]:

@@ -47,6 +47,31 @@ def conflict(num_auxiliary: int, level: float = 0.01, heads: tuple[str, ...] = H
     return {"kind": "conflict", "variant": "cam-v1", "heads": names, "matrix": matrix, "distance": summary, **anchors}
 
 
+def gradient(*heads: str, level: float = 0.2) -> dict[str, Any]:
+    """Cosines that fall from head to head, at the encoder's output and twice that at the parameters."""
+    names, size = ["decoder", *heads], range(len(heads) + 1)
+
+    def at(factor: float) -> dict[str, Any]:
+        matrix = [[1.0 if i == j else factor * (level - 0.1 * (i + j - 1)) for j in size] for i in size]
+        low, high = ([[value + more for value in row] for row in matrix] for more in (-0.05, 0.05))
+        shares = [[0.25 * (i != j) for j in size] for i in size]
+        ceiling = {"value": 0.01, "low": -0.02, "high": 0.04}
+        found = {"cosine": matrix, "low": low, "high": high, "below_zero": shares, "magnitude": matrix}
+        return {**found, "ceiling": ceiling, "floor": None, "num_images_used": 9}
+
+    return {"kind": "gradient", "heads": names, "root": at(1), "shared": at(2)}
+
+
+def transfer(*heads: str, level: float = 0.001) -> dict[str, Any]:
+    """Heads that help, less and less."""
+    own = {
+        name: {"value": level * (1 - number), "low": level * (0.5 - number), "high": level * (1.5 - number)}
+        for number, name in enumerate(("decoder", *heads))
+    }
+    table = {"heads": own, "ceiling": {"value": 0.0, "low": -level, "high": level}, "floor": None}
+    return {"kind": "transfer", "heads": list(own), "transfer": table, "transfer.far": table}
+
+
 def queries(*heads: str, near: float = 0.1) -> dict[str, Any]:
     distances = {head: {"to_positives": near, "to_negatives": 4 * near} for head in heads}
     objects = [[0.3, 0.4, 0.2, 0.4], [0.7, 0.6, 0.3, 0.3]]

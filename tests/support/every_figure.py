@@ -12,6 +12,7 @@ from harness.figures.conflict import draw_conflict_distances
 from harness.figures.detections import Scene, draw_detections
 from harness.figures.discriminability import draw_discriminability
 from harness.figures.epochs import draw_curves, draw_instability
+from harness.figures.influence import draw_influence
 from harness.figures.maps import draw_maps
 from harness.figures.matrices import draw_conflict_matrices
 from harness.figures.queries import draw_query_distances, draw_query_positions
@@ -68,6 +69,14 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "query distances of models": lambda: draw_query_distances(
         [("a", made.queries("atss")), (LONG, made.queries("fcos"))]
     ),
+    "influence": lambda: draw_influence(
+        [(label, made.gradient("atss", "faster_rcnn", level=s / 9)) for label in ("K = 2", LONG) for s in SEEDS],
+        [(label, made.transfer("atss", "faster_rcnn", level=s / 900)) for label in ("K = 2", LONG) for s in SEEDS],
+    ),
+    "influence of one": lambda: draw_influence(
+        [("one", made.gradient("atss", "fcos"))], [("one", made.transfer("atss"))]
+    ),
+    "influence of gradients": lambda: draw_influence([("one", made.gradient("a_head_with_a_very_long_name_indeed"))]),
     "maps": lambda: draw_maps(
         [(made.image(), np.array([[1, 1, 20, 30]])), (made.image(60, 40), np.zeros((0, 4)))],
         [(LONG, [np.eye(4), np.ones((8, 6)) / 2]), ("two", [None, np.eye(3, dtype=np.float16)])],
