@@ -3,7 +3,7 @@
 Others print tables of their own (their modules say more): `losses COMMIT`, `speed COMMIT` and `shares COMMIT` compare
 losses, the time of training steps, or what a training waits for beside them, with another commit; `memory` counts what
 a step keeps; `loading` and `evaluation` take time and memory at COCO's size, `lvis_size` at LVIS's, `coco_run`
-trains there; `machine_code` reads what the CUDA kernels take of a GPU.
+trains there; `analyses` takes the time of a trial's analyses; `machine_code` reads what the CUDA kernels take of a GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 
 SUITES = ("ops", "assignment", "step", "detectors", "heads", "schedule")  # modules of this package that have `rows()`
 # With tables of their own:
-APART = ("losses", "speed", "shares", "memory", "evaluation", "loading", "lvis_size", "coco_run", "machine_code")
+APART = (
+    "losses",
+    "speed",
+    "shares",
+    "memory",
+    "evaluation",
+    "loading",
+    "lvis_size",
+    "coco_run",
+    "analyses",
+    "machine_code",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
