@@ -22,15 +22,7 @@ if TYPE_CHECKING:
 SUITES = ("ops", "assignment", "step", "detectors", "heads", "schedule")  # modules of this package that have `rows()`
 # With tables of their own:
 APART = (
-    "losses",
-    "speed",
-    "shares",
-    "memory",
-    "evaluation",
-    "loading",
-    "lvis_size",
-    "coco_run",
-    "analyses",
+    *("losses", "speed", "shares", "memory", "evaluation", "loading", "lvis_size", "coco_run", "analyses"),
     "machine_code",
 )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -45,19 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         for batch in batches:
             train_step(detector, [batch], optimizer, config.train, step=0, total_steps=99, steps_per_epoch=9)
 
+    def asked_for(*metrics: Analysis) -> None:
+        analyse(detector, val, config.data, AnalyseConfig(metrics=metrics), "cpu", batch_size=2 * size)
+
     kinds: list[Analysis] = list(get_args(Analysis))
     seconds: dict[str, list[float]] = {"steps": [], **{kind: [] for kind in kinds}}
     for _ in range(ROUNDS):
         seconds["steps"].append(processor_seconds(steps))
         for kind in kinds:
-            settings = AnalyseConfig(metrics=(kind,))
-            seconds[kind].append(processor_seconds(lambda: analyse(detector, val, config.data, settings, "cpu")))
-    together = AnalyseConfig(metrics=tuple(kinds))
-    all_of_them = processor_seconds(lambda: analyse(detector, val, config.data, together, "cpu", batch_size=2 * size))
+            seconds[kind].append(processor_seconds(partial(asked_for, kind)))
+    all_of_them = processor_seconds(partial(asked_for, *kinds))
     epoch = median(seconds.pop("steps")) / STEPS * len(loader)
     print(f"an epoch of {len(loader)} steps, {HEADS}: {epoch:.1f} processor seconds of one thread")
-    for kind, own in seconds.items():
-        print(f"  {kind:<20} {median(own):6.2f} s {100 * median(own) / epoch:6.1f} % of an epoch")
+    for name, own in seconds.items():
+        print(f"  {name:<20} {median(own):6.2f} s {100 * median(own) / epoch:6.1f} % of an epoch")
     print(f"  {'all in one analysis':<20} {all_of_them:6.2f} s {100 * all_of_them / epoch:6.1f} %")
     return 0
 

@@ -9,6 +9,7 @@ which `shared` gives them and `influence` image by image. `analyse` is the whole
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ from harness.analyse.collect import (
 )
 from harness.analyse.compare import Conflict, conflict_scalars
 from harness.analyse.gradients import Gradients, gradient_scalars
-from harness.analyse.influence import measure
+from harness.analyse.influence import SHARE, measure
 from harness.analyse.transfer import Transfer, transfer_scalars
 from harness.config import AnalyseConfig, DataConfig
 from harness.data.coco import CocoDataset
@@ -137,7 +138,7 @@ def analyse(
                 seed=0,
                 size_divisor=detector.size_divisor,
                 num_workers=num_workers,
-                limit=-(-loader.num_images // 2),
+                limit=math.ceil(SHARE * loader.num_images),
             )
             own = list(influence.values())
             measure(detector, singles.epoch(0), own, torch.device(device), floor=other, on_batch=on_batch)

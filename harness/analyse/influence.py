@@ -1,4 +1,4 @@
-"""Gradients and transfer are measured on images one by one: the first half of the analysed ones, taken in turns.
+"""Gradients and transfer are measured on images one by one: the first two fifths of the analysed ones, by turns.
 
 Every other image gives gradients; the images between them are held out, and say what a step along a gradient is worth.
 """
@@ -14,6 +14,8 @@ from harness.analyse.shared import HeadGradients, gradients, losses, see, shared
 from harness.analyse.transfer import LENGTHS, Transfer
 from model.detector import Detector
 from model.types import Batch
+
+SHARE = 0.4  # of the analysed images: each costs several backward passes through the whole detector
 
 
 class Collector(Protocol):
