@@ -180,6 +180,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--wide", action="store_true", help="LaTeX with every column (default: AP and its gain)")
 
+    pairs = commands.add_parser(
+        "pairs", parents=[grid, store], help="which numbers of single heads tell which two help most together"
+    )
+    pairs.add_argument("files", nargs=1, metavar="FILE", help="ablation file with each head alone and each pair")
+    pairs.add_argument(
+        "--from",
+        choices=("auto", "tracking", "records"),
+        default="auto",
+        dest="source",
+        help="where numbers come from, as for report",
+    )
+    pairs.add_argument("--out", metavar="FILE.csv", help="write all numbers, too")
+
     analyse = commands.add_parser("analyse", parents=[grid, store], help="what the heads of a trained detector look at")
     analyse.add_argument(
         "names",

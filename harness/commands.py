@@ -271,6 +271,25 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
+def pairs(args: argparse.Namespace) -> int:
+    """Print how well numbers of single heads tell which pairs of them help most."""
+    from harness.files import write_atomic
+    from harness.report.pairs import as_csv, predict, read, rows_of, words
+    from harness.report.reading import identified, read_trials, trial_ids
+
+    (grid,) = [identified(grid) for grid in open_grids(args, require_data=False)]
+    trainings = read(grid, read_trials(trial_ids([grid]), args.source))
+    found = predict(trainings)
+    columns = ("measure", "feature", "Spearman", "95 %, seeds", "without a head", "p", "p of any")
+    table(f"{grid.title}: which pair helps, told by single heads", dict.fromkeys(columns, False), rows_of(found))
+    for line in words(trainings):
+        print(fitted(line, WIDTH))
+    if args.out:
+        write_atomic(Path(args.out), as_csv(found))
+        print(f"wrote {args.out}")
+    return 0
+
+
 def _options(args: argparse.Namespace) -> list[str]:
     """The options that decide which trials a grid has, as they were given."""
     options = ["--preset", args.preset] if args.preset else []
