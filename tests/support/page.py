@@ -10,7 +10,7 @@ import pytest
 from harness.store.results import RunStore
 from tests.support.report_grid import make_record
 
-VOID = {"meta", "link", "img", "br", "line", "circle", "polygon"}
+VOID = {"meta", "link", "img", "br", "input", "line", "circle", "polygon"}
 
 
 class Page(HTMLParser):
