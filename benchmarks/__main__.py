@@ -2,7 +2,7 @@
 
 Others print tables of their own (their modules say more): `losses COMMIT`, `speed COMMIT` and `shares COMMIT` compare
 losses, the time of training steps, or what a training waits for beside them, with another commit; `memory` counts what
-a step keeps; `loading` and `evaluation` take time and memory at COCO's size, `lvis_size` at LVIS's, `coco_run`
+a step keeps; `loading`, `evaluation` and `mistakes` take time at COCO's size, `lvis_size` at LVIS's, `coco_run`
 trains there; `analyses` takes the time of a trial's analyses; `machine_code` reads what the CUDA kernels take of a GPU.
 """
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SUITES = ("ops", "assignment", "step", "detectors", "heads", "schedule")  # modules of this package that have `rows()`
 # With tables of their own:
 APART = (
-    *("losses", "speed", "shares", "memory", "evaluation", "loading", "lvis_size", "coco_run", "analyses"),
-    "machine_code",
+    *("losses", "speed", "shares", "memory", "evaluation", "mistakes", "loading", "lvis_size", "coco_run"),
+    *("analyses", "machine_code"),
 )
 
 

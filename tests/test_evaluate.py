@@ -13,7 +13,9 @@ from harness.config import DataConfig, EvaluateConfig
 from harness.data import CocoDataset
 from harness.data.loader import Loader
 from harness.errors import UserError
-from harness.trial.evaluate import EVALUATORS, evaluate, evaluate_detections, evaluator_version
+from harness.spec.error_metrics import ERROR_METRICS
+from harness.trial.detections import DetectionTable
+from harness.trial.evaluate import EVALUATORS, errors_of, evaluate, evaluate_detections, evaluator_version
 from model.types import Detections
 from tests.support.folders import real_data, tables
 from tests.support.oracle import METRICS, Oracle, no_matching, open_tables
@@ -202,7 +204,7 @@ def batches(dataset):
 def test_every_branch_is_scored_from_one_pass(dataset, batches):
     detector, seen = Oracle().train(), []
     config = EvaluateConfig(branches=("decoder", "atss", "blind"))
-    metrics, per_class, results, matching = evaluate(
+    metrics, per_class, results, matching, _ = evaluate(
         detector, batches, dataset, config, "cpu", on_batch=lambda done, total: seen.append((done, total))
     )
     assert detector.calls == [("decoder", "atss", "blind")] * 3 and seen == [(1, 3), (2, 3), (3, 3)]
@@ -221,7 +223,7 @@ def test_every_branch_is_scored_from_one_pass(dataset, batches):
 
 def test_without_the_decoder_the_first_branch_gives_classes_and_results(dataset, batches):
     config = EvaluateConfig(branches=("atss",), evaluator="pycocotools")
-    metrics, per_class, results, matching = evaluate(Oracle(), batches, dataset, config, "cpu")
+    metrics, per_class, results, matching, _ = evaluate(Oracle(), batches, dataset, config, "cpu")
     assert "AP" not in metrics and metrics["atss/AP"] == pytest.approx(100 / 3)
     assert per_class == pytest.approx({"ant": 100, "bee": 0, "cow": 0})
     assert {row["category_id"] for row in results} == {0}
@@ -245,5 +247,41 @@ def test_boxes_are_clipped_to_the_image(dataset, batches):
             wide = Detections(torch.tensor([[-9.0, -9, 999, 999]]), torch.ones(1), torch.zeros(1, dtype=torch.int64))
             return {branch: [wide] * len(batch.image_ids) for branch in branches}, no_matching(batch)
 
-    _, _, results, _ = evaluate(Generous(), batches, dataset, EvaluateConfig(), "cpu")
+    _, _, results, *_ = evaluate(Generous(), batches, dataset, EvaluateConfig(), "cpu")
     assert all(row["bbox"] == [0, 0, 160, 120] for row in results)
+
+
+# ---- errors -------------------------------------------------------------------------------------------------------
+
+
+def test_errors_of_every_branch_come_with_its_metrics(dataset, batches):
+    config = EvaluateConfig(branches=("decoder", "atss", "blind"))
+    plain = evaluate(Oracle(), batches, dataset, config, "cpu")
+    found = evaluate(Oracle(), batches, dataset, config, "cpu", errors=True)
+    assert {name: found.metrics[name] for name in plain.metrics} == plain.metrics and plain.classes == {}
+    prefixes = ("", "atss/", "blind/")
+    assert set(found.metrics) - set(plain.metrics) == {p + name for p in prefixes for name in ERROR_METRICS}
+    assert found.metrics["errors/miss"] == 0 and found.metrics["best_f1"] == pytest.approx(100)
+    assert found.metrics["errors/best_regressed_recall"] == pytest.approx(100)
+    # of three classes one is found; the others have nothing to be as precise as
+    assert found.metrics["atss/errors/miss"] == 0 and found.metrics["atss/errors/false_negatives"] == 0
+    assert found.metrics["blind/best_f1"] is None and found.metrics["blind/errors/duplicate_gap"] == 0
+    assert set(found.classes) == {"decoder", "atss", "blind"}
+    classes = found.classes["atss"]
+    assert classes["class"] == ["ant", "bee", "cow"] and sum(classes["objects"]) == dataset.num_boxes
+    assert classes["AP"] == pytest.approx([100, 0, 0]) and classes["f1"] == [pytest.approx(100), None, None]
+    assert list(classes) == ["class", "objects", "AP", "f1", "threshold", "precision", "recall"]
+
+
+def test_the_duplicate_gap_is_what_nms_gives(dataset):
+    """Every object three times, the second one as the first: NMS takes it, and leaves the third, which is far off."""
+    rows = [row for row in dataset.ground_truth["annotations"] if not row["iscrowd"]]
+    near = [{**row, "bbox": (np.array(row["bbox"]) * [1, 1, 1, 0.9]).tolist()} for row in rows]
+    far = [{**row, "bbox": (np.array(row["bbox"]) * [1, 1, 1, 0.3]).tolist()} for row in rows]
+    sides = {0.9: rows, 0.95: near, 0.4: far}
+    table = DetectionTable.of({**row, "score": score} for score, own in sides.items() for row in own)
+    scores = evaluate_detections(dataset, table, "faster_coco_eval")
+    costs, _ = errors_of(dataset, table, "faster_coco_eval", scores)
+    left = DetectionTable.of({**row, "score": score} for score, own in sides.items() if score != 0.9 for row in own)
+    alone = evaluate_detections(dataset, left, "faster_coco_eval")["AP"]
+    assert costs["errors/duplicate_gap"] == pytest.approx(alone - scores["AP"])

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from harness.mistakes.thresholds import Threshold, threshold_of
+
 Row = Mapping[str, Any]
 SCORE, IOU = 0.5, 0.5  # what counts as a detection unless a split tells better, and as found
-SCORES = np.array([*(number / 1000 for number in range(1, 10)), *(number / 100 for number in range(1, 100))])
 
 
 @dataclass(frozen=True)
@@ -79,21 +80,6 @@ def _overlaps(detections: Sequence[Row], annotations: Sequence[Row], is_crowd: n
     return np.where(categories[0][:, None] == categories[1][None], share, -1.0)
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """A score, and how right the detections of at least this score are over a split."""
-
-    score: float
-    precision: float
-    recall: float
-
-    @property
-    def f1(self) -> float:
-        """Harmonic mean of precision and recall; 0 where both are."""
-        total = self.precision + self.recall
-        return 2 * self.precision * self.recall / total if total else 0.0
-
-
 def best_threshold(
     annotations: Mapping[int, Sequence[Row]], detections: Mapping[int, Sequence[Row]]
 ) -> Threshold | None:
@@ -112,14 +98,7 @@ def best_threshold(
         right += [own[index]["score"] for _, index in matches.true_positives]
         wrong += [own[index]["score"] for index in matches.false_positives]
         objects += len(matches.true_positives) + len(matches.false_negatives)
-    thresholds = [_threshold(float(score), np.array(right), np.array(wrong), objects) for score in SCORES]
-    best = max(thresholds, key=lambda one: (one.f1, one.score))
-    return best if best.f1 > 0 else None
-
-
-def _threshold(score: float, right: np.ndarray, wrong: np.ndarray, objects: int) -> Threshold:
-    hits, misses = int((right >= score).sum()), int((wrong >= score).sum())
-    return Threshold(score, hits / max(hits + misses, 1), hits / max(objects, 1))
+    return threshold_of(np.array(right), np.array(wrong), objects)
 
 
 def worst_images(

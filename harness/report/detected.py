@@ -17,7 +17,8 @@ import numpy as np
 
 from harness.data.federated import Judged, is_federated
 from harness.errors import UserError
-from harness.figures.matching import SCORE, Matches, Threshold, best_threshold, worst_images
+from harness.figures.matching import SCORE, Matches, best_threshold, worst_images
+from harness.mistakes.thresholds import Threshold
 from harness.report.frames import recorded
 from harness.report.tables import metric_of
 from harness.store.results import RunStore

@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DECIDING = (  # patterns below the repository
     "model/**/*.py",
     *("csrc/*.h", "csrc/*.cpp", "csrc/*.cu"),
-    *("harness/trial/**/*.py", "harness/data/**/*.py"),
-    *("harness/spec/detection_metrics.py", "harness/spec/training_length.py"),
+    *("harness/trial/**/*.py", "harness/data/**/*.py", "harness/mistakes/**/*.py"),
+    *("harness/spec/detection_metrics.py", "harness/spec/error_metrics.py", "harness/spec/training_length.py"),
     *("harness/system/process.py", "harness/system/precision.py"),
 )
 # Other files of `model/` count as far as a trial or these import them.

@@ -24,7 +24,7 @@ from harness.store.renamed import renamed_numbers, renamed_record
 STATUSES = ("pending", "running", "finished", "failed", "interrupted", "pruned")
 
 RECORD_PARTS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("metrics", "cost", "config", "factors", "provenance", "per_class"), (dict, type(None))),
+    **dict.fromkeys(("metrics", "cost", "config", "factors", "provenance", "per_class", "classes"), (dict, type(None))),
     **dict.fromkeys(("error", "started", "finished", "label", "fingerprint", "weights_hash"), (str, type(None))),
     "history": (list, type(None)),
 }

@@ -27,7 +27,13 @@ from harness.files import attributes, chunks, exists, files_below, is_file, writ
 from harness.store.parcel import Parcel, Refused, opened, read, unpack
 from harness.store.results import RunStore
 
-FILES = ("config.yaml", "metrics.jsonl", "per_class.json", "result.json")  # the record itself comes last
+FILES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "per_class.json",
+    "classes.json",
+    "result.json",
+)  # the record itself comes last
 ANALYSIS = "analysis"  # a folder
 CHECKPOINT = "checkpoint/model.safetensors"  # the rest of a checkpoint only serves to go on training
 DETECTIONS = "detections.json"

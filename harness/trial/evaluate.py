@@ -17,7 +17,10 @@ import numpy as np
 
 from harness.data.federated import is_federated
 from harness.errors import UserError
+from harness.mistakes.duplicates import kept_by_nms
+from harness.mistakes.measured import CLASS_COLUMNS, measure
 from harness.spec.detection_metrics import AT_LIMIT, STANDARD_LIMIT, STANDARD_LIMITS, evaluator_trouble, limit_asked
+from harness.spec.error_metrics import ERROR_METRICS, PREFIX
 from harness.trial.detections import DetectionTable, joined, to_results
 from harness.trial.evaluators import EVALUATORS as EVALUATORS
 from harness.trial.evaluators import Kind, Protocol, run_evaluator
@@ -46,6 +49,8 @@ class Evaluation(NamedTuple):
     per_class: dict[str, float | None]  # AP of the decoder, or of the first branch where it is not evaluated
     detections: DetectionTable  # of that branch
     matching: torch.Tensor  # [N, 2, Q] int32, ground truth and source of each query (see `Detector.detect_and_match`)
+    # by branch and by `harness.mistakes.measured.CLASS_COLUMNS`, an entry for each class; empty unless asked for errors
+    classes: dict[str, dict[str, list[Any]]]
 
 
 def evaluate(
@@ -58,6 +63,7 @@ def evaluate(
     precision: str = "fp32",
     on_batch: Callable[[int, int], None] | None = None,
     ranks: Ranks | None = None,
+    errors: bool = False,
 ) -> Evaluation:
     """Detect on every image once and score each branch of `config.branches`.
 
@@ -71,6 +77,7 @@ def evaluate(
         on_batch: called with (batches done, batches in all).
         ranks: that share the images; `loader` gives this one its part. The first scores what all have found, the
             others return nothing.
+        errors: add what AP does not say, of each branch's boxes (see `harness.spec.error_metrics`).
 
     Raises:
         UserError: the evaluator does not know the data set's protocol, or is not installed.
@@ -92,23 +99,59 @@ def evaluate(
 
         parts = ranks.gather((results, matching))
         if not ranks.is_first:
-            return Evaluation({}, {}, joined([]), matching)
+            return Evaluation({}, {}, joined([]), matching, {})
         results = {name: joined([found[name] for found, _ in parts]) for name in results}
         matching = torch.cat([own for _, own in parts])
-    main = DECODER if DECODER in results else config.branches[0]
+    main = main_branch(config)
     metrics: dict[str, float | None] = {}
     per_class: dict[str, float | None] = {}
+    classes: dict[str, dict[str, list[Any]]] = {}
     for branch, detections in results.items():
         scores = _scores(dataset, detections, config, "bbox")
-        if branch == main:
-            per_class = scores.pop("per_class")
-        else:
-            del scores["per_class"]
+        costs: dict[str, float | None] = {}
+        if errors:
+            costs, classes[branch] = errors_of(dataset, detections, config.evaluator, scores)
+        own = scores.pop("per_class")
+        per_class = own if branch == main else per_class
         if dataset.has_masks and detections.masks is not None:
             masks = _scores(dataset, detections, config, "segm")
             scores |= {f"segm_{name}": score for name, score in masks.items() if name != "per_class"}
-        metrics.update(scores if branch == DECODER else {f"{branch}/{name}": score for name, score in scores.items()})
-    return Evaluation(metrics, per_class, results[main], matching)
+        metrics |= named(branch, scores | costs)
+    return Evaluation(metrics, per_class, results[main], matching, classes)
+
+
+def main_branch(config: EvaluateConfig) -> str:
+    """The branch whose detections and AP by class are kept: the decoder, or the first one."""
+    return DECODER if DECODER in config.branches else config.branches[0]
+
+
+def named(branch: str, scores: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Metrics of a branch by the names under which a trial has them."""
+    return dict(scores) if branch == DECODER else {f"{branch}/{name}": score for name, score in scores.items()}
+
+
+def errors_of(
+    dataset: CocoDataset, detections: DetectionTable, evaluator: str, scores: Mapping[str, Any]
+) -> tuple[dict[str, float | None], dict[str, list[Any]]]:
+    """The error metrics of one branch's boxes, and its classes in columns (`harness.mistakes.measured.CLASS_COLUMNS`).
+
+    Args:
+        dataset: gives the ground truth.
+        detections: of the branch.
+        evaluator: of AP after NMS.
+        scores: `evaluate_detections` of the same boxes.
+    """
+    counted = detections.best_of_images(STANDARD_LIMITS[dataset.protocol])
+    measured = measure(dataset.ground_truth, counted)
+    gap = None
+    if scores["AP"] is not None:
+        kept = counted.at(kept_by_nms(measured.sides))
+        gap = evaluate_detections(dataset, kept, evaluator)["AP"] - scores["AP"]
+    names = [str(row["name"]) for row in dataset.ground_truth["categories"]]
+    average = [scores["per_class"].get(name) for name in names]
+    columns = {"class": names, "AP": average} | measured.classes
+    costs = measured.metrics | {f"{PREFIX}duplicate_gap": gap}
+    return {name: costs[name] for name in ERROR_METRICS}, {name: columns[name] for name in CLASS_COLUMNS}
 
 
 def _scores(dataset: CocoDataset, detections: DetectionTable, config: EvaluateConfig, kind: Kind) -> dict[str, Any]:

@@ -158,13 +158,14 @@ def write_record(state: TrialState, status: str) -> dict[str, Any]:
     evaluated = [entry for entry in progress.history if "AP" in entry]
     bookkeeping = ("epoch", "step", "loss", "losses", "seconds")
     metrics = {k: v for k, v in evaluated[-1].items() if k not in bookkeeping} if evaluated else {}
-    per_class = read_bytes(state.folder / "per_class.json") if evaluated else None
+    names = ("per_class", "classes")
+    kept = {name: read_bytes(state.folder / f"{name}.json") if evaluated else None for name in names}
     record = {
         **identity_fields(trial),
         "status": status,
         "metrics": metrics,
         "history": progress.history,
-        "per_class": json.loads(per_class) if per_class is not None else {},
+        **{name: json.loads(text) if text is not None else {} for name, text in kept.items()},
         "cost": _cost(state),
         "provenance": provenance(named_parts(trial.config.model)) | _circumstances(state),
         "analysis": state.analysis,

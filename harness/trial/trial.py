@@ -214,7 +214,7 @@ def finish_epoch(state: TrialState) -> None:
     entry: dict[str, Any] = {"epoch": epoch, "step": progress.step, "loss": means.pop("total", None)}
     if epoch % config.evaluate.every_epochs == 0 or epoch == state.epochs:
         started = time.monotonic()
-        found = _evaluate(state, entry["loss"])
+        found = _evaluate(state, entry["loss"], errors=epoch == state.epochs)
         progress.eval_seconds += time.monotonic() - started
         entry |= found.metrics
         if state.ranks.is_first:
@@ -222,6 +222,7 @@ def finish_epoch(state: TrialState) -> None:
             progress.matching = found.matching
             state.store.write(state.trial.trial_id, "detections.json", found.detections.to_json())
             state.store.write(state.trial.trial_id, "per_class.json", json.dumps(found.per_class))
+            state.store.write(state.trial.trial_id, "classes.json", json.dumps(found.classes))
     progress.epoch, progress.loss_sums = epoch, {}
     every = state.trial.analyse.every_epochs
     if state.ranks.is_first and every and epoch % every == 0 and epoch < state.epochs:
@@ -240,7 +241,7 @@ def finish_epoch(state: TrialState) -> None:
         raise Interrupted(f"stopped after epoch {progress.epoch}")
 
 
-def _evaluate(state: TrialState, loss: float | None) -> Evaluation:
+def _evaluate(state: TrialState, loss: float | None, *, errors: bool) -> Evaluation:
     """Evaluate without moving the random state; when asked to stop, give up and leave the epoch's last step."""
     tell = share_reporter(state, "evaluate", loss)
 
@@ -262,6 +263,7 @@ def _evaluate(state: TrialState, loss: float | None) -> Evaluation:
                 precision=config.evaluate.computes_in(config.train),
                 on_batch=on_batch,
                 ranks=state.ranks,
+                errors=errors,
             )
     except Interrupted:
         save(state)
