@@ -148,7 +148,7 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report", parents=[grid, store], help="one page, tables and figures, ours beside the paper"
     )
-    report.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
+    report.add_argument("files", nargs="+", metavar="FILE", help="ablation file; or a trial, for a page of its own")
     report.add_argument("--out", metavar="DIR", default="reports", help="folder for the files (default: reports)")
     report.add_argument(
         "--format",

@@ -226,7 +226,9 @@ def submit(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write the page, tables and figures of the grids, and print the tables."""
+    """Write the page, tables and figures of the grids, and print the tables; of a trial its own page."""
+    if not any(name.endswith((".yaml", ".yml")) for name in args.files):
+        return _trial_pages(args)
     from harness.report import DEFAULT_FORMATS, TRACKING, How, chosen_source, identified, write_report
     from harness.tracking.tracking import read_suggestions
 
@@ -268,6 +270,23 @@ def report(args: argparse.Namespace) -> int:
     print(made.text)
     for path in made.paths:
         print(f"wrote {path}")
+    return 0
+
+
+def _trial_pages(args: argparse.Namespace) -> int:
+    """A page for each trial that is named instead of a file."""
+    from harness.report.trial_page import write_trial_page
+    from harness.store.ledger import find_trial
+
+    given = {"--set": args.overrides, "--preset": args.preset, "--seeds": args.seeds, "--data": args.data}
+    given |= {"--allow-mixed": args.allow_mixed, "--images": args.images, "--wide": args.wide}
+    if wrong := [option for option, value in given.items() if value]:
+        raise UserError(f"{wrong[0]} is about ablation files, and {args.files[0]} is none")
+    if args.formats not in (None, ["html"]):
+        raise UserError("--format: the page of a trial is HTML; its figures lie in the trial's folder, in analysis/")
+    store = RunStore()
+    for trial_id in [find_trial(store, name) for name in args.files]:
+        print(f"wrote {write_trial_page(store, trial_id, args.out, args.score)}")
     return 0
 
 

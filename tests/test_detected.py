@@ -109,7 +109,8 @@ def test_they_are_in_the_page_and_beside_it(tmp_path, capsys, monkeypatch):
     ):
         assert part in page.text, part
     assert re.search(rf"{re.escape(CLASSES[0])} 10 0.5 2.5 4.5", page.text)
-    assert len(page.all("img")) == 2
+    assert len(page.all("img")) == 1  # the images themselves are drawn over by the browser
+    assert len(page.all("image")) == 2 and len(page.all("use")) == 4  # the two with mistakes, in two panels
     assert (tmp_path / "out" / "quickstart_detections.png").exists()
     assert "quickstart_detections.png" in (tmp_path / "out" / "quickstart.md").read_text()
     before = (tmp_path / "out" / "report.html").read_bytes()

@@ -7,26 +7,23 @@ is not here is said in a line.
 from __future__ import annotations
 
 import json
+import re
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from harness.data.federated import Judged, is_federated
 from harness.errors import UserError
 from harness.figures.matching import SCORE, Matches, best_threshold, worst_images
 from harness.mistakes.thresholds import Threshold
 from harness.report.frames import recorded
+from harness.report.shown_images import ShownImages, by_image, judged, local_dataset, objects, shown_images
 from harness.report.tables import metric_of
 from harness.store.results import RunStore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from harness.config import DataConfig
     from harness.data.coco import CocoDataset
     from harness.figures.detections import Scene
     from harness.spec.grid import Grid
@@ -85,6 +82,7 @@ class Detected:
     seed: int | None = None
     sheet: Sheet | None = None
     missing: str = ""  # why there is no sheet
+    images: ShownImages | None = None  # the gallery, beside the baseline's detections where there are any
 
 
 def detected(grid: Grid, records: Sequence[Record], store: RunStore, score: float | None = None) -> Detected | None:
@@ -111,10 +109,22 @@ def detected(grid: Grid, records: Sequence[Record], store: RunStore, score: floa
         for seed, record in own:
             key = str(record["trial_id"])
             if (store.dir(key) / "detections.json").exists():
-                return _of_trial(grid, key, label, seed, classes, store, score)
+                return _of_trial(
+                    grid, key, label, seed, classes, store, score, _baseline(grid, label, seed, finished, store)
+                )
     return Detected(
         classes, missing="no pictures: the detections of these trials are not in the store, only their records"
     )
+
+
+def _baseline(
+    grid: Grid, label: str, seed: int, finished: Mapping[str, list[tuple[int, Record]]], store: RunStore
+) -> list[tuple[str, str]]:
+    """Label and id of the baseline's trial of a seed, where it is another one and its detections are here."""
+    if grid.baseline == label:
+        return []
+    own = [str(record["trial_id"]) for other, record in finished.get(str(grid.baseline), ()) if other == seed]
+    return [(str(grid.baseline), key) for key in own if (store.dir(key) / "detections.json").exists()]
 
 
 def _best_first(
@@ -153,42 +163,31 @@ def _per_class(record: Record, store: RunStore) -> Mapping[str, float]:
 
 
 def _of_trial(
-    grid: Grid, key: str, label: str, seed: int, classes: Classes, store: RunStore, score: float | None
+    grid: Grid,
+    key: str,
+    label: str,
+    seed: int,
+    classes: Classes,
+    store: RunStore,
+    score: float | None,
+    baseline: list[tuple[str, str]],
 ) -> Detected:
     found = Detected(classes, key, label, seed)
     try:
-        dataset = _dataset(grid.trial(key).config.data)
+        dataset = local_dataset(grid.trial(key).config.data)
         detections = json.loads((store.dir(key) / "detections.json").read_bytes())
         sheet = sheet_of(dataset, detections, score)
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         told = str(error).strip().splitlines()[0] if isinstance(error, UserError | OSError) else "they are damaged"
         return Detected(classes, key, label, seed, missing=f"no pictures of the detections of {key}: {told}")
-    counts = _objects(dataset)
+    counts = objects(dataset)
     known = {name: values for name, _, values in classes.lines}
     order = [name for name in counts if name in known] + [name for name in known if name not in counts]
     lines = tuple((name, counts.get(name), known[name]) for name in order)
-    return Detected(Classes(classes.rows, lines), found.trial, found.row, found.seed, sheet)
-
-
-def _dataset(config: DataConfig) -> CocoDataset:
-    """The validation split, if it is here: nothing is generated for a picture.
-
-    Raises:
-        UserError: it is not here, or not sound.
-    """
-    from harness.data import open_dataset
-    from harness.data.digits import digits_folder
-
-    if config.path is None and not digits_folder(config.digits).is_dir():
-        raise UserError("the digit scenes are not in the cache; a training writes them")
-    return open_dataset(config, "val", progress=lambda line: None)
-
-
-def _objects(dataset: CocoDataset) -> dict[str, int]:
-    """Objects of each class, without crowd regions, in the order of the category ids."""
-    names = dict(zip(dataset.category_ids, dataset.category_names, strict=True))
-    counts = Counter(row["category_id"] for row in dataset.ground_truth["annotations"] if not row["iscrowd"])
-    return {name: counts[category] for category, name in names.items()}
+    data = grid.trial(key).config.data
+    anchor = re.sub(r"[^\w-]+", "_", grid.name)
+    images = shown_images([*baseline, (label, key)], data, store, score, anchor)
+    return Detected(Classes(classes.rows, lines), found.trial, found.row, found.seed, sheet, images=images)
 
 
 def sheet_of(dataset: CocoDataset, detections: Sequence[Record], score: float | None = None) -> Sheet:
@@ -205,15 +204,8 @@ def sheet_of(dataset: CocoDataset, detections: Sequence[Record], score: float | 
     """
     from harness.figures.detections import Scene
 
-    if is_federated(dataset.ground_truth):  # what an image is not annotated for is no mistake there
-        pairs = np.array([(row["image_id"], row["category_id"]) for row in detections], np.int64).reshape(-1, 2).T
-        counts = Judged(dataset.ground_truth).counts(*pairs)
-        detections = [row for row, is_counted in zip(detections, counts.tolist(), strict=True) if is_counted]
-    truth: dict[int, list[Record]] = {image_id: [] for image_id in dataset.image_ids}
-    found: dict[int, list[Record]] = {image_id: [] for image_id in dataset.image_ids}
-    for rows, by_image in ((dataset.ground_truth["annotations"], truth), (detections, found)):
-        for row in rows:
-            by_image[row["image_id"]].append(row)
+    truth = by_image(dataset, dataset.ground_truth["annotations"])
+    found = by_image(dataset, judged(dataset, detections))
     chosen, why = _chosen_score(best_threshold(truth, found), score)
     index = {image_id: number for number, image_id in enumerate(dataset.image_ids)}
     names = dataset.file_names

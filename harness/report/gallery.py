@@ -126,7 +126,7 @@ def to_gallery(
             "data": _jpeg(image),
             "width": image.shape[1],
             "height": image.shape[0],
-            "size": round(max(image.shape[:2]) / 26, 1),  # of letters
+            "size": round(max(image.shape[:2]) / 30, 1),  # of letters
             "panels": panels,
             "classes": classes,
         }

@@ -14,7 +14,6 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -24,6 +23,7 @@ from harness.report.frames import recorded
 from harness.report.notes import PAPER, WARNING, paper_place, plural
 from harness.report.pivot import Pivot, headings, lines
 from harness.report.tables import Table, metric_of
+from harness.report.templates import template
 from harness.report.verdicts import VERDICTS, Comparison, Verdict, rules_of
 from harness.store.agreement import short
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 Href = dict[str, str]  # `href` and `ending`, what the link says
-TEMPLATE = Path(__file__).with_name("page.html")
 SIGNS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?"}
 TITLE = "Ablations of Co-DETR"
 
@@ -98,12 +97,8 @@ def to_page(
         links: address and words for what a record's trial can be looked up in.
         claims_file: all comparisons as CSV, beside the page.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     verdicts = [(section, verdict) for section in sections for verdict in section.table.verdicts]
-    return template.render(
+    return template("page.html").render(
         title=TITLE,
         lead=_lead(sections),
         claims=[_claim(section, verdict) for section, verdict in verdicts],
@@ -209,7 +204,7 @@ def _section(section: Section, links: Callable[[Record], list[tuple[str, str]]])
         "footnotes": table.footnotes,
         "notes": [note for note in table.notes if not note.startswith(WARNING)],
         "claims": [_claim_rows(verdict) for verdict in table.verdicts],
-        "figures": [_figure(picture) for picture in section.pictures],
+        "figures": [figure_of(picture) for picture in section.pictures],
         "detected": _detected(section),
         "files": [_file(name) for name in section.files],
         "commands": section.commands,
@@ -259,7 +254,8 @@ def _style(anchor: str) -> Style:
 COLUMN_PIXELS = 900  # a wider figure was made for a whole page
 
 
-def _figure(picture: Picture) -> dict[str, Any]:
+def figure_of(picture: Picture) -> dict[str, Any]:
+    """What a template needs to show a picture."""
     width, height = struct.unpack(">II", picture.png[16:24])  # of the header that every PNG begins with
     return {
         "data": base64.b64encode(picture.png).decode(),
@@ -308,7 +304,9 @@ def _detected(section: Section) -> dict[str, Any] | None:
             for name, count, values in shown
         ],
         "worst": _worst(found.sheet) if found.sheet else [],
-        "figure": _figure(section.sheet) if section.sheet else None,
+        "figure": figure_of(section.sheet) if section.sheet else None,
+        "gallery": found.images.gallery if found.images else None,
+        "gallery_words": found.images.words if found.images else "",
     }
 
 

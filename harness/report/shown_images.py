@@ -62,13 +62,12 @@ def shown_images(
             groups.insert(0, ("Images that changed most", changed(truth, models)))
         gallery = to_gallery(dataset, truth, models, groups, anchor)
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
-        told = str(error).strip().splitlines()[0] if isinstance(error, UserError | OSError) else "they are damaged"
-        return ShownImages(missing=f"no pictures of the detections of {trials[-1][1]}: {told}")
-    told = "; ".join(f"{own.label} (trial {own.trial}) from a score of {own.score:g} on" for own in models)
-    words = f"Detections of {told}: that with the best F1 of the split. Dashed: missed, or without an object."
-    if score is not None:
-        words = words.replace(": that with the best F1 of the split", ", as asked")
-    return ShownImages(gallery, words if gallery else "no image has a mistake", "", objects(dataset))
+        reason = str(error).strip().splitlines()[0] if isinstance(error, UserError | OSError) else "they are damaged"
+        return ShownImages(missing=f"no pictures of the detections of {trials[-1][1]}: {reason}")
+    told = [f"{own.label}: trial {own.trial}, detections from a score of {own.score:g} on" for own in models]
+    why = "the best F1 of the split" if score is None else "as asked"
+    words = f"{'; '.join(told)} ({why}). Dashed: missed, or without an object; point at a box for its name."
+    return ShownImages(gallery, words if gallery else "No image has a mistake.", "", objects(dataset))
 
 
 def _detections(store: RunStore, key: str) -> list[Row]:
@@ -87,7 +86,7 @@ def _model(
     return Model(label, key, detections, chosen)
 
 
-def judged(dataset: CocoDataset, rows: list[Row]) -> list[Row]:
+def judged(dataset: CocoDataset, rows: Sequence[Row]) -> Sequence[Row]:
     """Detections that can be right or wrong: on LVIS data not those of classes that an image is not annotated for."""
     if not is_federated(dataset.ground_truth):
         return rows

@@ -41,7 +41,9 @@ def write_trial_page(store: RunStore, trial_id: str, out_dir: str | Path, score:
     """
     status, record = store.look(trial_id)
     if record is None or status != "finished":
-        raise UserError(f"trial {trial_id} is {status}: only a finished one has a page; `codetr status --all` lists them")
+        raise UserError(
+            f"trial {trial_id} is {status}: only a finished one has a page; `codetr status --all` lists them"
+        )
     path = Path(out_dir) / f"{trial_id}.html"
     write_atomic(path, to_trial_page(record, store, score))
     return path
@@ -50,7 +52,7 @@ def write_trial_page(store: RunStore, trial_id: str, out_dir: str | Path, score:
 def to_trial_page(record: Record, store: RunStore, score: float | None = None) -> str:
     """The page of a finished record, with the figures and detections that its folder in the store has."""
     key, config = str(record["trial_id"]), config_from_dict(record.get("config") or {})
-    found = shown_images([(str(record.get("label") or key), key)], config.data, store, score)
+    found = shown_images([("what is detected", key)], config.data, store, score)
     tables = [_branches(record), _others(record), _classes(record, found.counts), _costs(record)]
     return template("trial.html").render(
         title=f"Trial {key}",
@@ -181,7 +183,12 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def _commands(key: str) -> list[str]:
-    lines = (["report", key], ["analyse", key], ["detect", key, "IMAGES"], ["export-model", key, "--onnx", f"{key}.onnx"])
+    lines = (
+        ["report", key],
+        ["analyse", key],
+        ["detect", key, "IMAGES"],
+        ["export-model", key, "--onnx", f"{key}.onnx"],
+    )
     return [shlex.join(["codetr", *words]) for words in lines]
 
 
