@@ -93,7 +93,7 @@ def test_what_trains_once_for_all_does_so_at_paper_scale(scale: str) -> None:
 @pytest.mark.parametrize(
     ("name", "alone"),
     [
-        *(("repeats", 1), ("head_pairs", 13), ("num_queries", 4), ("decoder_depth", 4)),
+        *(("repeats", 1), ("head_pairs", 18), ("num_queries", 4), ("decoder_depth", 4)),
         *(("table10_longer_schedules", 3), ("table02_plain_baselines", 9), ("table03_strong_baselines", 9)),
         *(("table04_comparison", 6), ("hybrid", 15), ("detectors", 13)),
     ],

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.figures.matching import Matches, match
+from harness.report.notes import plural
 
 if TYPE_CHECKING:
     from harness.data.coco import CocoDataset
@@ -159,7 +160,8 @@ def _truth_panel(
         _box(row, names, place, "crowd" if row.get("iscrowd") else "wrong" if number in missed else "", "")
         for number, row in enumerate(rows)
     ]
-    words = f"{sum(not row.get('iscrowd') for row in rows)} objects"
+    number = sum(not row.get("iscrowd") for row in rows)
+    words = f"{number} {plural('object', number)}"
     if missed and num_models > 1:
         words += f", {len(missed)} found by none"
     return {"title": "what is there", "words": words, "boxes": _named(boxes)}
