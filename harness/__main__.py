@@ -27,6 +27,7 @@ examples:
   codetr run    ablations/quickstart.yaml --preset digits_fast  the same in seconds, to see it work
   codetr run    ablations/quickstart.yaml --data my_coco_folder --set train.epochs=20 --seeds 0,1,2
   codetr submit --store /shared/codetr ablations/quickstart.yaml   the same on a Ray cluster
+  codetr decide ablations/quickstart.yaml --budget 6h           seeds where claims are open, until all are settled
   codetr plan   ablations/quickstart.yaml --cost                what is left will take, from what was measured
   codetr plan   ablations/quickstart.yaml --memory              what a training step takes of a GPU's memory
   codetr run    ablations/quickstart.yaml --only heads=atss     some of its trials
@@ -74,6 +75,18 @@ def _score(text: str) -> float:
     if not 0.0 <= score <= 1.0:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got '{text}'")
     return score
+
+
+def _seconds(text: str) -> float:
+    """`6h`, `90m` or `1200s`."""
+    number, unit = text[:-1], {"h": 3600.0, "m": 60.0, "s": 1.0}.get(text[-1:].lower())
+    try:
+        value = float(number) * (unit or 0.0)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a time such as 6h, 90m or 1200s, got '{text}'")
+    return value
 
 
 def _words(text: str) -> list[str]:
@@ -124,6 +137,26 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--memory", action="store_true", help="what a training step of each takes, carried on from small images"
     )
+
+    plan.add_argument("--decide", action="store_true", help="the claims, and what their next looks need")
+
+    decide = commands.add_parser(
+        "decide",
+        parents=[grid, means, store],
+        help="train seeds where they decide: look by look, until every claim is settled",
+    )
+    decide.add_argument("files", nargs="+", metavar="FILE", help="ablation file with claims")
+    decide.add_argument(
+        "--budget", metavar="6h", type=_seconds, help="device time for all looks together, such as 6h or 90m"
+    )
+    decide.add_argument(
+        "--max-seeds",
+        metavar="N",
+        type=_at_least_one,
+        help="at the last look (default: the file's decide.max_seeds, or 12); fixed with the first look",
+    )
+    decide.add_argument("--executor", choices=("ray", "local"), default="ray", help="as for run")
+    decide.add_argument("--concurrent", metavar="N", type=_at_least_one, help="as for run")
 
     run = commands.add_parser(
         "run",

@@ -48,8 +48,31 @@ def status(args: argparse.Namespace) -> int:
         if rows:
             table("", {"trial": False, "label": True, "status": False, "progress": False, "result": True}, rows)
 
+    _claims(store, args)
     print(f"{store.root}  {count(states.values())}")
     return 2 if UNREADABLE in states.values() else 0
+
+
+def _claims(store: RunStore, args: argparse.Namespace) -> None:
+    """How the claims stand of what is being decided; of files only theirs."""
+    if args.files:
+        from harness.commands import open_grids
+        from harness.decide.kept import path_of
+
+        paths = [path for grid in open_grids(args, require_data=False) if (path := path_of(grid, store)).exists()]
+    else:
+        paths = [path for path in sorted((store.root / "grids").glob("*/decide.*.json")) if "lease" not in path.name]
+    for path in paths:
+        from harness.decide.told import of_file
+
+        try:
+            heading, lines = of_file(path)
+        except UserError as error:
+            remark(f"warning: {error}")
+            continue
+        print(f"{heading}  claims")
+        for line in lines:
+            print(f"  {line}")
 
 
 def _row(store: RunStore, trial_id: str, label: str) -> tuple[str, list[str]]:

@@ -3,10 +3,10 @@
 `follow` replays a claim from its paired differences alone, over the first seeds of each look, so that a run that was
 killed and resumed decides what an undisturbed one does, and seeds that others bring change nothing. Rules:
 
-- A row is *reproduced* at the first look whose interval at 1 - α lies on the better side (or within the margin). A claim
-  is when all its rows are, each at its own look: an intersection, for which nothing is corrected.
-- A claim is *not reproduced* as soon as the interval of one of its m rows at 1 - α / m lies on the worse side (or beyond
-  the margin): a union.
+- A row is *reproduced* at the first look whose interval at 1 - α lies on the better side (or within the margin). A
+  claim is when all its rows are, each at its own look: an intersection, for which nothing is corrected.
+- A claim is *not reproduced* as soon as the interval of one of its m rows at 1 - α / m lies on the worse side (or
+  beyond the margin): a union.
 - It is given up, from 5 seeds on, when even a favourable continuation would not decide. That spends no error.
 """
 

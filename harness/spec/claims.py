@@ -27,6 +27,7 @@ class ClaimSpec(BaseModel):
     equal: tuple[str, ...] = ()
     to: str = ""
     within: float | None = None
+    margin: float | None = None  # of better: a difference below it does not matter; default: by the metric
     metric: str = ""  # default: the file's first
 
     @field_validator("better", "equal", mode="before")
@@ -40,9 +41,11 @@ class ClaimSpec(BaseModel):
         if self.better:
             require(bool(self.than), "than is missing: name the row that the others are better than")
             require(not self.to and self.within is None, "better takes than; to and within belong to equal")
+            require(self.margin is None or self.margin > 0, f"margin must be positive, got {self.margin}")
         else:
             require(bool(self.to), "to is missing: name the row that the others are equal to")
-            require(not self.than, "equal takes to and within; than belongs to better")
+            own = not self.than and self.margin is None
+            require(own, "equal takes to and within; than and margin belong to better")
             enough = self.within is not None and self.within > 0
             require(enough, "within is missing: say up to which difference rows count as equal, such as within: 0.5")
         return self
@@ -57,6 +60,7 @@ class Claim:
     reference: str
     metric: str
     within: float | None = None  # None: the rows are better; otherwise equal within this difference
+    margin: float | None = None  # of a claim that rows are better: less does not matter; None: by the metric
 
 
 def claims_of(
@@ -91,5 +95,5 @@ def claims_of(
         reference = known(spec.than or spec.to, f"{place}.{anchor}")
         if reference in rows:
             mistakes.add(f"{place}.{anchor}", f"'{reference}' is compared with itself; take it out of {kind}")
-        found.append(Claim(spec.text, rows, reference, metric, spec.within))
+        found.append(Claim(spec.text, rows, reference, metric, spec.within, spec.margin))
     return tuple(found)

@@ -63,6 +63,7 @@ class Grid:
     description: str = ""
     figures: tuple[str, ...] = ("ap",)  # which figures its report draws
     claims: tuple[Claim, ...] = ()  # what its rows are said to show
+    max_seeds: int | None = None  # at the last look of `codetr decide`; None: the file does not say
     notes: tuple[str, ...] = ()  # what a person should know before running
     command: str = ""  # runs what is missing of it; "" when it was not read from a file
     search: Search | None = None  # None: all trials are listed
@@ -249,6 +250,7 @@ def expand(
         description=spec.description,
         figures=spec.figures,
         claims=claims,
+        max_seeds=spec.decide.max_seeds,
         notes=tuple(dict.fromkeys(notes)),
         variant=_variant(above, trials),
         waiting=tuple(

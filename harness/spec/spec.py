@@ -76,6 +76,19 @@ class RowSpec(BaseModel):
     _check = field_validator("published")(_published)
 
 
+class DecideSpec(BaseModel):
+    """How `codetr decide` settles the claims."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    max_seeds: int | None = None  # at the last look, from 3 to 24; None: 12
+
+    @field_validator("max_seeds")
+    @classmethod
+    def _most(cls, number: int | None) -> int | None:
+        require(number is None or 3 <= number <= 24, f"must be from 3 to 24, got {number}")
+        return number
+
+
 class AblationSpec(BaseModel):
     """An ablation file."""
 
@@ -94,6 +107,7 @@ class AblationSpec(BaseModel):
     figures: tuple[str, ...] = ("ap",)  # some of `FIGURES`, or numbers of an analysis, which are drawn over epochs
     baseline: Any = ""  # what gains are measured from: a row's label, or values on axes
     claims: tuple[ClaimSpec, ...] = ()  # what the rows are said to show
+    decide: DecideSpec = DecideSpec()
     path: str = ""  # where the file lies; filled in by `read_spec`
 
     @field_validator("name")

@@ -1,0 +1,5 @@
+"""Seeds go where they decide: `codetr decide` trains the claims of a file look by look, until each is settled.
+
+`questions` are the claims with what was seen of them, `kept` in a file beside the grid's; `rounds` trains what the
+next looks need and takes them; `told` says how things stand. The rules are those of `harness.report.sequential`.
+"""

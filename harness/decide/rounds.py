@@ -1,0 +1,178 @@
+"""Train what the next looks need, take them, and go on until every claim is settled or the budget is spent.
+
+A round is for the claims whose next look needs the fewest seeds; all their trials run together. Nothing depends on the
+order in which trials end: looks are taken after a round, and the budget counts the device seconds that records tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from harness.decide import kept
+from harness.decide.kept import Decision
+from harness.decide.questions import Question, take_look, trials_needed
+from harness.errors import UserError
+from harness.spec.grid import Grid
+from harness.store import lease
+from harness.store.results import RunStore
+
+RunTrials = Callable[[Sequence[str]], None]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What would run next."""
+
+    number: int  # seeds of the looks
+    admitted: tuple[int, ...]  # places of the questions
+    held: tuple[int, ...]  # that the budget does not allow
+    trials: tuple[str, ...]  # still to run
+    seconds: float | None  # of devices, from the rows' own trials; None: of some row none has finished
+
+
+def decide(
+    grid: Grid,
+    store: RunStore,
+    run: RunTrials,
+    *,
+    max_seeds: int | None = None,
+    budget: float | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Decision, str]:
+    """Settle the claims of a grid.
+
+    Args:
+        grid: with the seeds 0, 1, 2 … up to the last look.
+        store: of the records.
+        run: trains trials, by id, as far as they are not finished.
+        max_seeds: see `kept.read`.
+        budget: device seconds for trials that were not finished at the start; None: no end.
+        say: takes a line before each round.
+
+    Returns:
+        where things stand, and why it stopped before every claim was settled (empty: they are).
+
+    Raises:
+        UserError: another process decides this grid, or see `kept.read`.
+    """
+    store.prepare()
+    with _alone(grid, store):
+        decision = kept.read(grid, store, max_seeds)
+        if not decision.started:
+            done = frozenset(key for row in grid.rows for key in row.trial_ids if store.status(key) == "finished")
+            decision = kept.write(replace(decision, before=done), grid, store)
+        while (found := next_round(decision, grid, store, budget)) is not None:
+            if not found.admitted:
+                return decision, "the budget is spent"
+            say(_words(found, decision))
+            if found.trials:
+                run(found.trials)
+            taken = {
+                place: take_look(decision.questions[place], grid, decision.looks, store) for place in found.admitted
+            }
+            if any(own is None for own in taken.values()):
+                return decision, "some trials of this look have not ended; the same command goes on"
+            questions = [taken.get(place) or own for place, own in enumerate(decision.questions)]
+            decision = kept.write(replace(decision, questions=tuple(questions)), grid, store)
+        return decision, ""
+
+
+def next_round(decision: Decision, grid: Grid, store: RunStore, budget: float | None = None) -> Round | None:
+    """The claims whose next look needs the fewest seeds, as many as the budget allows; None: all have ended."""
+    courses = [question.course(decision.looks) for question in decision.questions]
+    open_looks = [course.next_look for course in courses if course.next_look is not None]
+    for number in sorted(set(open_looks)):
+        places = [place for place, course in enumerate(courses) if course.next_look == number]
+        found = _admit(places, number, decision, grid, store, budget)
+        if found.admitted:
+            return found
+    if not open_looks:
+        return None
+    waiting = tuple(place for place, course in enumerate(courses) if course.next_look is not None)
+    return Round(min(open_looks), (), waiting, (), 0.0)
+
+
+def _admit(
+    places: Sequence[int], number: int, decision: Decision, grid: Grid, store: RunStore, budget: float | None
+) -> Round:
+    """As many of the questions, in the file's order, as the budget has room for."""
+    left = None if budget is None else budget - spent(decision, grid, store)
+    trials: dict[str, None] = {}
+    admitted, held, seconds, is_known = [], [], 0.0, True
+    for place in places:
+        needed = trials_needed(decision.questions[place], grid, decision.looks)
+        missing = [key for key in needed if store.status(key) != "finished" and key not in trials]
+        cost = _cost(missing, decision, grid, store)
+        if left is not None and (left <= 0 or seconds + (cost or 0.0) > left) and missing:
+            held.append(place)
+            continue
+        admitted.append(place)
+        trials |= dict.fromkeys(missing)
+        seconds, is_known = seconds + (cost or 0.0), is_known and cost is not None
+    return Round(number, tuple(admitted), tuple(held), tuple(trials), seconds if is_known else None)
+
+
+def spent(decision: Decision, grid: Grid, store: RunStore) -> float:
+    """Device seconds of all trials that looks have seen or asked for, but those that were finished at the start."""
+    asked: dict[str, None] = {}
+    for question in decision.questions:
+        asked |= dict.fromkeys(_seen(question, grid))
+        asked |= dict.fromkeys(trials_needed(question, grid, decision.looks))
+    return sum(_seconds(store, key) or 0.0 for key in asked if key not in decision.before)
+
+
+def _seen(question: Question, grid: Grid) -> Iterable[str]:
+    """Trials of the looks that were taken."""
+    rows = {row.label: row for row in grid.rows}
+    most = max((len(values) for values in question.seen.values()), default=0)
+    yield from rows[question.claim.reference].trial_ids[:most]
+    for label, values in question.seen.items():
+        yield from rows[label].trial_ids[: len(values)]
+
+
+def _seconds(store: RunStore, key: str) -> float | None:
+    """Device seconds of a trial that has ended."""
+    record = store.read(key) or {}
+    hours = (record.get("cost") or {}).get("device_hours")
+    return 3600.0 * hours if isinstance(hours, int | float) else None
+
+
+def _cost(missing: Sequence[str], decision: Decision, grid: Grid, store: RunStore) -> float | None:
+    """Device seconds of trials that are to run, each by the mean of its row's that looks have seen; None: unknown."""
+    seen = {key for question in decision.questions for key in _seen(question, grid)}
+    total = 0.0
+    for row in grid.rows:
+        own = [key for key in missing if key in row.trial_ids]
+        if not own:
+            continue
+        known = [value for key in row.trial_ids if key in seen and (value := _seconds(store, key)) is not None]
+        if not known:
+            return None
+        total += len(own) * fmean(known)
+        missing = [key for key in missing if key not in own]
+    return total
+
+
+def _words(found: Round, decision: Decision) -> str:
+    claims = "1 claim" if len(found.admitted) == 1 else f"{len(found.admitted)} claims"
+    words = f"{claims} at {found.number} seeds: {len(found.trials)} trials to run"
+    if found.held:
+        words += f"; {len(found.held)} more wait for a larger budget"
+    return words
+
+
+def _alone(grid: Grid, store: RunStore) -> lease.Lease | nullcontext[None]:
+    """The lease on deciding a grid.
+
+    Raises:
+        UserError: another process has it.
+    """
+    path = kept.path_of(grid, store).with_name(f"decide.{grid.preset}.lease.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = lease.claim(path)
+    if held is None:
+        raise UserError(f"{grid.name}: another process is deciding its claims ({path}); wait for it, or end it")
+    return held

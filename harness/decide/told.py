@@ -1,0 +1,113 @@
+"""How the claims of a grid stand, in words: verdicts with their looks, what is open, and why others ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.decide.kept import Decision, load
+from harness.decide.questions import Question, trials_needed
+from harness.report.cells import written
+from harness.report.looks import Looks, looks_for
+from harness.report.sequential import Course, Estimate, RowCourse, Rule, follow
+from harness.report.tables import Metric, metric_of
+from harness.report.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from harness.spec.grid import Grid
+from harness.store.results import RunStore
+
+COLUMNS = {"claim": True, "verdict": False, "decided by": True, "difference": False, "seeds": False, "more": True}
+ORDER = (NOT_REPRODUCED, UNDECIDED, REPRODUCED)
+TOO_LARGE = "of a claim that was decided early the mean is too large in expectation: read its interval"
+
+
+def lines(decision: Decision, grid: Grid, store: RunStore | None = None, held: str = "") -> list[list[str]]:
+    """A line for each claim, by `COLUMNS`."""
+    return [_line(question, decision.looks, grid, store, held) for question in decision.questions]
+
+
+def _line(question: Question, looks: Looks, grid: Grid, store: RunStore | None, held: str) -> list[str]:
+    course, metric = question.course(looks), metric_of(question.claim.metric)
+    own = deciding(course, question.rule)
+    notes = []
+    if course.next_look is not None:
+        missing = trials_needed(question, grid, looks)
+        left = [key for key in missing if store is None or store.status(key) != "finished"]
+        notes.append(f"next look at {course.next_look} seeds, {len(left)} trials to run{held}")
+    notes.append(course.reason)
+    estimate = own.estimate
+    if estimate is not None and estimate.lonely:
+        notes.append("one pair carries more than half of the sum of squares: a training may have collapsed")
+    verdict = course.verdict if course.next_look is None else "open"
+    return [
+        question.claim.text,
+        verdict,
+        f"{own.label} against {question.claim.reference}",
+        difference_words(estimate, metric),
+        "" if estimate is None else str(estimate.seeds),
+        "; ".join(note for note in notes if note),
+    ]
+
+
+def deciding(course: Course, rule: Rule) -> RowCourse:
+    """The row that decides: with the worst verdict, and of several the one that speaks least for the claim."""
+
+    def support(own: RowCourse) -> tuple[int, float]:
+        if own.estimate is None:
+            return ORDER.index(own.verdict), float("-inf")
+        if rule.margin is not None:
+            return ORDER.index(own.verdict), -max(abs(own.estimate.low), abs(own.estimate.high))
+        return ORDER.index(own.verdict), own.estimate.low if rule.sign > 0 else -own.estimate.high
+
+    return min(course.rows, key=support)
+
+
+def difference_words(estimate: Estimate | None, metric: Metric) -> str:
+    """`+2.1 [+0.4, +3.8] at 99.6 %`."""
+    if estimate is None:
+        return ""
+    mean, low, high = (written(value, metric, signed=True) for value in (estimate.mean, estimate.low, estimate.high))
+    return f"{mean} [{low}, {high}] at {100 * (1 - estimate.alpha):.3g} %"
+
+
+def tally(decision: Decision) -> str:
+    """How many claims came out how, and what was saved against as many seeds as there are everywhere."""
+    courses = [question.course(decision.looks) for question in decision.questions]
+    open_ones = sum(course.next_look is not None for course in courses)
+    counts = {name: sum(c.verdict == name and c.next_look is None for c in courses) for name in ORDER[::-1]}
+    told = [f"{number} {name}" for name, number in counts.items() if number]
+    told += [f"{open_ones} open"] if open_ones else []
+    spent = sum(course.look or 0 for course in courses)
+    whole = decision.looks.most * len(courses)
+    words = f"{len(courses)} claims: {', '.join(told)}" if len(courses) != 1 else f"1 claim: {', '.join(told)}"
+    return f"{words}; looked at {spent} seeds of {whole} that {decision.looks.most} for each would be"
+
+
+def of_file(path: Path) -> tuple[str, list[str]]:
+    """Grid and preset of a kept file, and a line for each of its claims; the grid itself need not be known.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    kept = load(path)
+    assert kept is not None, path
+    return f"{kept['grid']} ({kept['preset']})", _kept_lines(kept)
+
+
+def _kept_lines(kept: dict[str, Any]) -> list[str]:
+    looks = looks_for(int(kept["max_seeds"]))
+    told = []
+    for own in kept["claims"]:
+        rule = Rule(float(own["sign"]), own["within"])
+        course = follow({row: own["differences"].get(row, ()) for row in own["rows"]}, rule, looks)
+        words = course.verdict
+        if course.next_look is not None:
+            rows = 1 + sum(row.verdict == UNDECIDED for row in course.rows)
+            words = (
+                f"open, next look at {course.next_look} seeds ({rows * (course.next_look - (course.look or 0))} trials)"
+            )
+        elif course.reason:
+            words += f": {course.reason}"
+        elif course.look is not None:
+            words += f" at {course.look} seeds"
+        told.append(f"{own['text']}: {words}")
+    return told

@@ -1,0 +1,326 @@
+"""`codetr decide`: seeds go where claims are open, kills change nothing, and what was planned stays."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.__main__ import main
+from harness.decide import kept, told
+from harness.decide.rounds import decide, next_round, spent
+from harness.errors import UserError
+from harness.report.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from harness.spec.grid import Grid, open_grid
+from harness.store.results import RunStore
+
+FILE = """
+name: claims
+title: Claims
+base: {data.digits.num_train: 8, train.epochs: 1, train.min_steps: 0}
+rows:
+  - {label: none, set: {model.heads: []}}
+  - {label: clear, set: {model.heads: [atss]}}
+  - {label: small, set: {model.heads: [fcos]}}
+  - {label: worse, set: {model.heads: [gfl]}}
+baseline: none
+claims:
+  - {text: A clear gain, better: clear, than: none}
+  - {text: A small gain, better: small, than: none}
+  - {text: Two gains, better: [clear, worse], than: none}
+  - {text: Nearly equal, equal: small, to: none, within: 4.0}
+"""
+EFFECTS = {"none": 0.0, "clear": 8.0, "small": 0.15, "worse": -6.0}
+
+
+def ap_of(label: str, seed: int) -> float:
+    """What a training of this row and seed comes to."""
+    rng = np.random.default_rng([seed, len(label)])
+    return 40 + EFFECTS[label] + float(rng.normal(scale=0.1))
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    path = tmp_path / "claims.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def grid_of(file: Path, most: int = 12) -> Grid:
+    return open_grid(file, seeds=range(most))
+
+
+def finish(store: RunStore, grid: Grid, key: str, **more: Any) -> None:
+    """As if the trial had trained."""
+    (row, seed) = next((row, seed) for row in grid.rows for seed, own in enumerate(row.trial_ids) if own == key)
+    cost = {"device_hours": 0.1, "seconds_per_step": 0.1}
+    record = {"trial_id": key, "status": "finished", "metrics": {"AP": ap_of(row.label, seed)}, "cost": cost}
+    store.dir(key).mkdir(parents=True, exist_ok=True)
+    store.write_result(key, {**record, "history": [], "error": None, **more})
+
+
+def trainer(store: RunStore, grid: Grid, asked: list[str]) -> Callable[[Sequence[str]], None]:
+    def run(ids: Sequence[str]) -> None:
+        for key in ids:
+            asked.append(key)
+            finish(store, grid, key)
+
+    return run
+
+
+def verdicts(decision: kept.Decision) -> dict[str, str]:
+    return {own.claim.text: own.course(decision.looks).verdict for own in decision.questions}
+
+
+def settled(file: Path) -> tuple[kept.Decision, list[str], RunStore, Grid]:
+    grid, store, asked = grid_of(file), RunStore(), []
+    decision, why = decide(grid, store, trainer(store, grid, asked))
+    assert why == ""
+    return decision, asked, store, grid
+
+
+def test_seeds_go_where_claims_are_open(file: Path) -> None:
+    decision, asked, store, grid = settled(file)
+    found = verdicts(decision)
+    assert found["A clear gain"] == REPRODUCED and found["Two gains"] == NOT_REPRODUCED
+    assert found["A small gain"] in (UNDECIDED, REPRODUCED)
+    assert len(asked) == len(set(asked)), "nothing trains twice"
+    rows = {row.label: sum(key in asked for key in row.trial_ids) for row in grid.rows}
+    looks = {own.claim.text: own.course(decision.looks).look for own in decision.questions}
+    assert looks["A clear gain"] == 3 and rows["clear"] == 3, "a settled row takes no more seeds"
+    assert rows["none"] == max(filter(None, looks.values())) >= rows["small"] >= 5
+    assert all(own.course(decision.looks).next_look is None for own in decision.questions)
+
+
+def test_again_it_does_nothing(file: Path) -> None:
+    decision, _, store, grid = settled(file)
+    before = kept.path_of(grid, store).read_bytes()
+    again, why = decide(grid, store, lambda ids: pytest.fail(f"{ids} ran"))
+    assert verdicts(again) == verdicts(decision) and why == "" and kept.path_of(grid, store).read_bytes() == before
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_killed_at_random_and_resumed_it_decides_the_same(seed: int, file: Path, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    undisturbed, asked, _, grid = settled(file)
+    store, draw, ran = RunStore(tmp_path / "other"), random.Random(seed), []
+
+    def run(ids: Sequence[str]) -> None:
+        order = list(ids)
+        draw.shuffle(order)
+        for key in order:
+            if draw.random() < 0.15:
+                raise Killed
+            ran.append(key)
+            finish(store, grid, key)
+        if draw.random() < 0.3:
+            raise Killed
+
+    for _ in range(500):
+        try:
+            decision, why = decide(grid, store, run)
+            break
+        except Killed:
+            continue
+    assert why == "" and verdicts(decision) == verdicts(undisturbed)
+    assert [own.seen for own in decision.questions] == [own.seen for own in undisturbed.questions]
+    assert sorted(ran) == sorted(asked)
+
+
+def test_seeds_that_others_bring_do_not_reopen_a_verdict(file: Path) -> None:
+    decision, _, store, grid = settled(file)
+    for row in grid.rows:
+        for key in row.trial_ids:
+            if store.status(key) != "finished":
+                finish(store, grid, key, metrics={"AP": 0.0})
+    again, _ = decide(grid, store, lambda ids: None)
+    assert verdicts(again) == verdicts(decision)
+
+
+def test_what_was_seen_stays_even_if_a_record_is_lost(file: Path) -> None:
+    decision, _, store, grid = settled(file)
+    for key in grid.rows[1].trial_ids[:3]:
+        store.write_result(key, {"trial_id": key, "status": "failed", "error": "gone", "metrics": {}, "history": []})
+    again, _ = decide(grid, store, lambda ids: pytest.fail("no look is open"))
+    assert verdicts(again) == verdicts(decision)
+
+
+def test_a_failed_seed_is_a_missing_pair(file: Path) -> None:
+    grid, store = grid_of(file), RunStore()
+    broken = {grid.rows[2].trial_ids[1]}
+
+    def run(ids: Sequence[str]) -> None:
+        for key in ids:
+            status = {"status": "failed", "error": "ValueError", "metrics": {}} if key in broken else {}
+            finish(store, grid, key, **status)
+
+    decision, why = decide(grid, store, run)
+    small = next(own for own in decision.questions if own.claim.text == "A small gain")
+    assert why == "" and small.seen["small"][1] is None
+    assert sum(value is None for value in small.seen["small"]) == 1
+
+
+def test_too_many_failed_seeds_end_a_claim(file: Path) -> None:
+    grid, store = grid_of(file), RunStore()
+
+    def run(ids: Sequence[str]) -> None:
+        for key in ids:
+            fails = key in grid.rows[2].trial_ids[::2]
+            finish(store, grid, key, **({"status": "failed", "error": "no", "metrics": {}} if fails else {}))
+
+    decision, _ = decide(grid, store, run)
+    course = next(own for own in decision.questions if own.claim.text == "A small gain").course(decision.looks)
+    assert course.next_look is None and course.reason.startswith("failing: of the 5 pairs of 'small' 3 are missing")
+
+
+# ---- budget
+
+
+def test_the_budget_counts_recorded_device_seconds(file: Path) -> None:
+    grid, store, asked = grid_of(file), RunStore(), []
+    first, why = decide(grid, store, trainer(store, grid, asked), budget=1.0)
+    assert why == "the budget is spent" and len(asked) == 12  # the first looks: nobody knows yet what they cost
+    assert spent(first, grid, store) == pytest.approx(12 * 360)
+    again, why = decide(grid, store, lambda ids: pytest.fail("over budget"), budget=12 * 360.0)
+    assert why == "the budget is spent" and verdicts(again)["A clear gain"] == REPRODUCED
+    found = next_round(again, grid, store)
+    assert found is not None and found.number == 5 and found.seconds == pytest.approx(len(found.trials) * 360)
+    whole, why = decide(grid, store, trainer(store, grid, asked), budget=1e9)
+    other = RunStore(file.parent / "other")
+    undisturbed, _ = decide(grid, other, trainer(other, grid, []))
+    assert why == "" and verdicts(whole) == verdicts(undisturbed)
+
+
+def test_what_was_finished_before_costs_nothing(file: Path) -> None:
+    grid, store, asked = grid_of(file), RunStore(), []
+    for row in grid.rows:
+        for key in row.trial_ids[:3]:
+            finish(store, grid, key)
+    decision, why = decide(grid, store, trainer(store, grid, asked), budget=1.0)
+    assert why == "the budget is spent" and asked == [] and spent(decision, grid, store) == 0
+    assert verdicts(decision)["A clear gain"] == REPRODUCED, "looks that need no training are taken"
+
+
+# ---- what was planned stays
+
+
+def test_more_seeds_afterwards_are_refused(file: Path) -> None:
+    grid, store = grid_of(file, 7), RunStore()
+    decision, _ = decide(grid, store, trainer(store, grid, []), max_seeds=7)
+    assert decision.looks.numbers == (3, 5, 7)
+    with pytest.raises(UserError, match="planned for 7 seeds before the first one was taken"):
+        decide(grid_of(file), store, lambda ids: None, max_seeds=12)
+    assert kept.max_seeds_kept(grid, store) == 7
+
+
+def test_a_margin_that_changed_since_is_refused(file: Path) -> None:
+    _, _, store, grid = settled(file)
+    file.write_text(FILE.replace("within: 4.0", "within: 9.0"))
+    with pytest.raises(UserError, match="the margin of 'Nearly equal' was 4 when its first look was taken, and is 9"):
+        decide(grid_of(file), store, lambda ids: None)
+
+
+def test_a_damaged_file_is_told_and_kept(file: Path) -> None:
+    _, _, store, grid = settled(file)
+    path = kept.path_of(grid, store)
+    path.write_text(path.read_text()[:-40])
+    with pytest.raises(UserError, match=r"decide\.digits\.json is damaged"):
+        decide(grid, store, lambda ids: None)
+    assert len(path.read_text()) > 100
+
+
+# ---- the commands
+
+
+def test_the_commands_tell_how_claims_stand(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid, store = grid_of(file), RunStore()
+    monkeypatch.setattr(
+        "harness.schedule.schedule.run_grid", lambda grid, store, only, **_: [finish(store, grid, key) for key in only]
+    )
+    assert main(["plan", str(file), "--decide"]) == 0
+    told_before = capsys.readouterr().out
+    assert "next look at 3 seeds, 6 trials to run" in told_before and "3 seeds at 99.9 %" in told_before
+    assert "next: 12 trials for looks at 3 seeds" in told_before
+    assert main(["decide", str(file), "--budget", "1s"]) == 0
+    first = capsys.readouterr()
+    assert "the budget is spent" in first.err and "open" in first.out and "reproduced" in first.out
+    assert main(["decide", str(file)]) == 0
+    told_after = capsys.readouterr().out
+    assert "A clear gain" in told_after and "at 99.9 %" in told_after and "4 claims: " in told_after
+    assert main(["status"]) == 0
+    lines = capsys.readouterr().out
+    assert "claims (digits)  claims" in lines and "A clear gain: reproduced at 3 seeds" in lines
+    assert main(["status", str(file)]) == 0
+    assert "A clear gain: reproduced at 3 seeds" in capsys.readouterr().out
+    assert main(["plan", str(file), "--decide"]) == 0
+    assert "every claim is settled" in capsys.readouterr().out
+    heading, own = told.of_file(kept.path_of(grid, store))
+    assert heading == "claims (digits)" and len(own) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["decide", "FILE", "--seeds", "0,1"], "leave out --seeds"),
+        (["decide", "FILE", "--max-seeds", "2"], "max_seeds must be from 3 to 24, got 2"),
+        (["decide", "FILE", "--max-seeds", "99"], "max_seeds must be from 3 to 24, got 99"),
+        (["plan", "FILE", "--decide", "--only", "heads=atss"], "leave out --seeds and --only"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], error: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(file) if word == "FILE" else word for word in words]) == 2
+    told_line = capsys.readouterr().err
+    assert error in told_line and told_line.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["6", "h", "-1h", "0m", "nan", "infh", "sixh"])
+def test_a_budget_is_a_time(text: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["decide", str(file), f"--budget={text}"])
+    assert ended.value.code == 2 and "must be a time such as 6h" in capsys.readouterr().err
+
+
+def test_a_file_without_claims(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text(FILE[: FILE.index("claims:\n")])
+    assert main(["decide", str(file)]) == 2
+    assert "states no claim" in capsys.readouterr().err
+
+
+def test_the_file_says_how_many_seeds(file: Path) -> None:
+    file.write_text(FILE + "decide: {max_seeds: 5}\n")
+    assert grid_of(file).max_seeds == 5
+    file.write_text(FILE + "decide: {max_seeds: 2}\n")
+    with pytest.raises(UserError, match="must be from 3 to 24"):
+        grid_of(file)
+
+
+def test_only_one_process_decides(file: Path) -> None:
+    grid, store = grid_of(file), RunStore()
+
+    def run(ids: Sequence[str]) -> None:
+        with pytest.raises(UserError, match="another process is deciding its claims"):
+            decide(grid, store, lambda ids: None)
+        for key in ids:
+            finish(store, grid, key)
+
+    decide(grid, store, run)
+
+
+def test_the_kept_file_holds_looks_and_differences(file: Path) -> None:
+    decision, _, store, grid = settled(file)
+    content = json.loads(kept.path_of(grid, store).read_text())
+    assert content["looks"]["seeds"] == [3, 5, 7, 9, 12] and sum(content["looks"]["alphas"]) == pytest.approx(0.05)
+    own = content["claims"][0]["differences"]["clear"]
+    assert own == [pytest.approx(ap_of("clear", seed) - ap_of("none", seed)) for seed in range(3)]
+    assert kept.read(grid, store) == decision
