@@ -191,7 +191,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--metrics",
         metavar="LIST",
         type=_words,
-        help="of conflict,discriminability,queries,evaluation (all; evaluation: AP of a file of weights)",
+        help="of conflict,discriminability,queries (all); errors (of an old trial); evaluation (of a file of weights)",
     )
     analyse.add_argument(
         "--images", metavar="N", type=_at_least_one, help="of the validation split (default: 200; evaluation: all)"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness.report.ground import mixtures
 from harness.report.statistics import smallest_p_value
 from harness.spec.detection_metrics import COCO_METRICS, LVIS_METRICS, RARE_TO_FREQUENT, limit_of, limit_words, own_name
+from harness.spec.error_metrics import branch_of, is_error_metric
 from harness.spec.hub import title
 from harness.spec.rows import OWN_BASELINES
 from harness.spec.space import describe as describe_search
@@ -56,6 +57,8 @@ def missing_reason(record: Record | None) -> str:
 
 def undefined_reason(metric: str, records: Sequence[Record]) -> str:
     """Say why finished trials have no number for `metric`."""
+    if is_error_metric(metric):
+        return _without_errors(metric, records)
     branch, slash, _ = metric.rpartition("/")
     name, at, limit = own_name(metric).partition("@")
     evaluated = any(f"{branch}{slash}AP{at}{limit}" in (record.get("metrics") or {}) for record in records)
@@ -72,6 +75,18 @@ def undefined_reason(metric: str, records: Sequence[Record]) -> str:
     if limit_of(metric):
         return f"{metric} was not recorded; evaluate.max_detections={limit} measures it"
     return f"{metric} was not recorded"
+
+
+def _without_errors(metric: str, records: Sequence[Record]) -> str:
+    """Why there is no number for a metric of errors, and how it comes into the record."""
+    measured = [record.get("metrics") or {} for record in records]
+    if any(metric in own for own in measured):
+        why = "nothing is right at any score" if "best_f1" in metric else "the validation split has no objects"
+        return f"{metric} is undefined: {why}"
+    branch = branch_of(metric)
+    if branch and not any(f"{branch}/AP" in own for own in measured):
+        return f"{metric} was not recorded; evaluate.branches must name {branch}"
+    return f"{metric} was not recorded; `codetr analyse TRIAL --metrics errors` adds it to a finished trial"
 
 
 def _other_protocol(metric: str, name: str, records: Sequence[Record]) -> str:

@@ -16,11 +16,17 @@ from harness.system.console import size, table
 
 def analyse(args: argparse.Namespace) -> int:
     """Look at trained detectors: trials of the store, all of an ablation file that lack it, or files of weights."""
-    from harness.revisit import asked, kept, opened
+    from harness.revisit import asked, kept, mistakes, opened
 
     store = RunStore()
     jobs = asked.jobs(args, store)  # mistakes are told before anything is computed
     for found, request in jobs:
+        if request.errors:
+            metrics, paths = mistakes.add_errors(found, request, store, print)
+            _numbers(f"{found.where}: errors", metrics, 2)
+            print(f"wrote {paths[0].parent}: {', '.join(path.name for path in paths)}")
+        if not (request.evaluate or request.settings.metrics):
+            continue
         shown = opened.open_found(found, request, print)
         paths = kept.keep_keys(found, shown.built, request)
         if request.evaluate:
