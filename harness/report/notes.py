@@ -6,7 +6,6 @@ and be warned where rows do not stand on the same ground.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from harness.report.ground import mixtures
+from harness.report.protocols import evaluated_by
 from harness.report.statistics import smallest_p_value
 from harness.spec.detection_metrics import COCO_METRICS, LVIS_METRICS, RARE_TO_FREQUENT, limit_of, limit_words, own_name
 from harness.spec.error_metrics import branch_of, is_error_metric
@@ -36,7 +36,6 @@ LONGEST_ERROR = 160  # characters
 FEW_PAIRS = 6  # the fewest whose p-value can fall below 0.05
 SIZES = {"APS": "small", "APM": "medium", "APL": "large"}
 FREQUENCIES = dict(zip(RARE_TO_FREQUENT, ("rare", "common", "frequent"), strict=True))
-PROTOCOLS = {"lvis": "LVIS's federated evaluation, 300 detections per image"}  # that are not COCO's
 
 
 def missing_reason(record: Record | None) -> str:
@@ -109,15 +108,10 @@ def describe(grid: Grid, rows: Sequence[TableRow], records: Sequence[Record]) ->
     data = sorted({_data(config.data, record) for config, record in zip(configs, records, strict=True)})
     weights = sorted({_weights(config, record) for config, record in zip(configs, records, strict=True)} - {""})
     made = [f"preset {grid.preset}", " and ".join(data), " and ".join(weights), _schedule(configs, records), versions]
-    made += [
-        _distinct(provenance, "evaluator"),
-        _protocol(provenance),
-        _area_bounds(provenance),
-        _distinct(provenance, "ops", "operators "),
-    ]
-    made += [_distinct(provenance, "device", "on "), _precision(provenance), _threads(provenance)]
+    made += [_distinct(provenance, "ops", "operators "), _distinct(provenance, "device", "on ")]
+    made += [_precision(provenance), _threads(provenance)]
     notes = [*(WARNING + text for text in warnings), *_reading(grid, rows), *_limits(configs, provenance)]
-    return (*notes, "; ".join(part for part in made if part))
+    return (*notes, evaluated_by(configs, provenance), "; ".join(part for part in made if part))
 
 
 def _reading(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
@@ -229,11 +223,6 @@ def _distinct(provenance: Sequence[Record], key: str, before: str = "") -> str:
     return before + " and ".join(values) if values else ""
 
 
-def _protocol(provenance: Sequence[Record]) -> str:
-    """By which protocols trials were evaluated, where it is not COCO's for all."""
-    return " and ".join(sorted({PROTOCOLS[entry["protocol"]] for entry in provenance if entry.get("protocol")}))
-
-
 def _precision(provenance: Sequence[Record]) -> str:
     """In which precision trials were trained and evaluated, where it is not fp32 for all."""
     trained, evaluated = (
@@ -250,23 +239,12 @@ def _threads(provenance: Sequence[Record]) -> str:
     return f"{' or '.join(map(str, numbers))} {plural('thread', numbers[-1])} a trial" if numbers else ""
 
 
-def _area_bounds(provenance: Sequence[Record]) -> str:
-    """Which areas part small, medium and large objects."""
-    bounds = sorted({tuple(entry["area_bounds"]) for entry in provenance if entry.get("area_bounds")})
-    return " or ".join(f"sizes S, M, L split at areas of {' and '.join(map(_area, pair))} px" for pair in bounds)
-
-
 def _limits(configs: Sequence[TrialConfig], provenance: Sequence[Record]) -> list[str]:
     """Where the validation images hold more objects than AP counts detections."""
     known = [entry["beyond_limit"] for entry in provenance if entry.get("beyond_limit")]
     return list(
         dict.fromkeys(limit_words(words, min(config.evaluate.max_detections for config in configs)) for words in known)
     )
-
-
-def _area(area: float) -> str:
-    side = math.sqrt(area)
-    return f"{side:g}²" if side == int(side) else f"{area:g}"
 
 
 def one_line(text: Any, longest: int = LONGEST_ERROR) -> str:

@@ -53,6 +53,7 @@ def _numbers(title: str, numbers: Mapping[str, float | None], digits: int) -> No
 
 def evaluate(args: argparse.Namespace) -> int:
     """Evaluate trained weights on a validation split, the published numbers beside ours."""
+    from harness.report.protocols import protocol_of
     from harness.report.released import released
     from harness.revisit import asked, beside, kept, opened
     from harness.system.precision import ran_in
@@ -72,7 +73,7 @@ def evaluate(args: argparse.Namespace) -> int:
     table("", {"": False} | dict.fromkeys(columns, False), rows)
     precision = ran_in(settings.computes_in(found.config.train), shown.device)
     federated = beside.is_federated(evaluation.metrics)
-    protocol = beside.protocol_of(found.config, precision, federated=federated)
+    protocol = protocol_of(found.config, precision, federated=federated)
     for line in beside.protocol_lines(protocol, published, found.model, federated=federated):
         print(line)
     print(f"wrote {paths[0].parent}: {', '.join(path.name for path in paths)}")
