@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from harness.report.released import METRICS, Protocol, Released
 from harness.spec.detection_metrics import RARE_TO_FREQUENT, STANDARD_LIMIT
+from harness.spec.error_metrics import BEST, COSTS, PREFIX
 
 DECODER = "decoder"  # the branch that is no head
 Numbers = Mapping[str, float | None]
@@ -44,6 +45,24 @@ def _of_branch(metrics: Numbers, branch: str, columns: list[str], limit: int) ->
     plain = () if is_federated(metrics) else ("AP",)
     counted = {name: f"{prefix}{name}@{limit}" for name in columns if name not in plain and limit > STANDARD_LIMIT}
     return [metrics.get(counted.get(name, ""), metrics.get(f"{prefix}{name}")) for name in columns]
+
+
+ERROR_HEADINGS = {  # of the columns of `error_rows`, by metric
+    **{f"{PREFIX}{kind}": kind for kind in COSTS},
+    f"{PREFIX}duplicate_gap": "NMS adds",
+    BEST: "best F1",
+    f"{BEST}_threshold": "at score",
+}
+
+
+def error_rows(metrics: Numbers, branches: tuple[str, ...]) -> list[list[str]]:
+    """Cells of the table of errors, a row for each branch; what is undefined is `-`."""
+    rows = []
+    for branch in branches:
+        prefix = "" if branch == DECODER else f"{branch}/"
+        values = [metrics.get(f"{prefix}{name}") for name in ERROR_HEADINGS]
+        rows.append([branch, *("-" if value is None else f"{value:.2f}" for value in values)])
+    return rows
 
 
 def is_federated(metrics: Numbers) -> bool:

@@ -76,6 +76,9 @@ def evaluate(args: argparse.Namespace) -> int:
     protocol = protocol_of(found.config, precision, federated=federated)
     for line in beside.protocol_lines(protocol, published, found.model, federated=federated):
         print(line)
+    print("what each kind of error costs, in points of AP (docs/metrics.md)")
+    headings = {"": False} | dict.fromkeys(beside.ERROR_HEADINGS.values(), False)
+    table("", headings, beside.error_rows(evaluation.metrics, settings.branches))
     print(f"wrote {paths[0].parent}: {', '.join(path.name for path in paths)}")
     return 0
 
