@@ -42,7 +42,8 @@ def trial_figures(
 
     Returns:
         Figures by name: `instability`, `errors`, `discriminability`, `conflict`, `conflict_matrix`, `queries`,
-        `influence`, `queries_<id>` (positions on that image), `maps_encoder`, `maps_attention`, `maps_cam`, `detections`.
+        `influence`, `queries_<id>` (positions on that image), `maps_encoder`, `maps_attention`, `maps_cam` and
+        `detections`.
     """
     figures: dict[str, Figure] = {}
     if any(entry.get("instability") is not None for entry in history):
