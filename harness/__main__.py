@@ -237,7 +237,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--metrics",
         metavar="LIST",
         type=_words,
-        help="of conflict,discriminability,queries,gradient,transfer,evaluation (all; evaluation: AP of weights)",
+        help="of conflict,discriminability,queries,gradient,transfer (all); errors (old trials); evaluation (weights)",
     )
     analyse.add_argument(
         "--images", metavar="N", type=_at_least_one, help="of the validation split (default: 200; evaluation: all)"

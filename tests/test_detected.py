@@ -122,6 +122,26 @@ def test_they_are_in_the_page_and_beside_it(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
 
 
+def test_classes_have_their_thresholds_where_errors_were_measured(tmp_path, monkeypatch):
+    """Those of the best row's first seed that has them; the objects are then known without the data."""
+    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
+    data = write_data(tmp_path / "data")
+    grid, store = filled_store(tmp_path / "store", str(data), detections=False)
+    key = grid.rows[-1].trial_ids[1]
+    columns = {"class": CLASSES, "objects": [10, 1], "AP": [4, None], "f1": [80.0, None]}
+    columns |= {"threshold": [0.25, None], "precision": [88.888, None], "recall": [72.7, None]}
+    store.write_result(key, store.read(key) | {"classes": {"atss": {}, "decoder": columns}})
+    found = detected(grid, [store.read(trial.trial_id) for trial in grid.trials], store)
+    assert found.best.classes == {CLASSES[0]: (0.25, 88.888, 72.7)}
+    assert (found.best.trial, found.best.row, found.best.seed) == (key, grid.rows[-1].label, 1)
+    assert [(name, count) for name, count, _ in found.classes.lines] == [(CLASSES[0], 10), (CLASSES[1], 1)]
+    assert main(arguments(grid, store, tmp_path / "out", data)) == 0
+    text = Page((tmp_path / "out" / "report.html").read_text()).text
+    assert re.search(rf"{re.escape(CLASSES[0])} 10 0.5 2.5 4.5 0.25 88.9 72.7", text)
+    assert re.search(rf"{re.escape(CLASSES[1])} 1 – – – – – –", text)
+    assert f"of trial {key} ({grid.rows[-1].label}, seed 1)" in text
+
+
 @pytest.mark.parametrize("score", ["nan", "1.5", "-0.1", "high"])
 def test_a_score_is_a_number_from_0_to_1(score, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -519,7 +519,10 @@ def test_the_words_below_a_table() -> None:
         record["provenance"]["protocol"] = "lvis"
         record["metrics"]["APr"] = 20.0
     table = make_table(grid, list(records.values()))
-    assert any("LVIS's federated evaluation, 300 detections per image" in note for note in table.notes)
+    assert any(
+        "evaluated by LVIS's federated evaluation" in note and "the 300 best detections of an image" in note
+        for note in table.notes
+    )
     assert table.rows[0].cells["APr"].summary.mean == 20
 
 

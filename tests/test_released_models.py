@@ -14,8 +14,9 @@ import torch
 from harness.__main__ import main
 from harness.config import TrainConfig, TrialConfig
 from harness.errors import UserError
+from harness.report.protocols import protocol_of
 from harness.report.released import PRECISION, RELEASED, released
-from harness.revisit.beside import protocol_lines, protocol_of
+from harness.revisit.beside import protocol_lines
 from harness.revisit.key_report import trouble
 from harness.spec.grid import expand, open_grid
 from harness.spec.presets import preset_files, released_models

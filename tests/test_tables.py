@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from harness.config import DataConfig, EvaluateConfig
 from harness.errors import UserError
 from harness.report import grid_text, write_report
 from harness.report.formats import escape_markdown, to_csv, to_markdown, to_text
 from harness.report.latex import to_latex
 from harness.report.letters import escape_latex
 from harness.report.tables import make_table, metric_of
+from model.postprocess.configs import SoftNMSConfig
 from tests.support.report_grid import full_grid, full_records, make_grid, make_record
 
 EXPECTED = Path(__file__).parent / "expected"
@@ -128,6 +130,27 @@ def test_mixed_or_changed_code_and_data_are_shouted():
     assert "code beef00000000 (1 trial), code c0de12345678 (1 trial)" in warnings[0]
     assert "0123456789ab (1 trial), fedcba987654 (1 trial)" in warnings[1]
     assert "1 of 2 trials ran with uncommitted changes" in warnings[2]
+
+
+def test_the_protocol_stands_below_every_table():
+    """With what differs between trials side by side."""
+    grid = make_grid({"a": {}, "b": {}}, seeds=(0,))
+    records = [make_record("0-0", 1.0), make_record("1-0", 2.0)]
+    expected = (
+        "evaluated by COCO's protocol (faster_coco_eval 1.8.0), the 100 best detections of an image, decoder: no NMS, "
+        "images of at most 240 x 160 px, sizes S, M, L split at areas of 16² and 32² px"
+    )
+    assert expected in make_table(grid, records).notes
+    soft = replace(grid.trials[1].config, evaluate=EvaluateConfig(max_detections=300))
+    soft = replace(soft, model=replace(soft.model, postprocess=SoftNMSConfig()), data=DataConfig(eval_short_side=96))
+    other = replace(grid, trials=(grid.trials[0], replace(grid.trials[1], config=soft)))
+    records[1]["provenance"]["protocol"] = "lvis"
+    (words,) = [note for note in make_table(other, records).notes if note.startswith("evaluated by")]
+    for part in (
+        *("COCO's protocol or LVIS's federated evaluation", "the 100 or 300 best detections of an image"),
+        *("300 for AP@300", "decoder: no NMS or soft-NMS at 0.8", "240 x 160 or 240 x 96 px"),
+    ):
+        assert part in words, part
 
 
 def test_the_small_print_names_data_code_evaluator_and_area_bounds():

@@ -42,7 +42,7 @@ def finish(store: RunStore, trial: Trial, status: str = "finished", **fields: An
     for name in ("checkpoint/model.safetensors", "checkpoint/state.safetensors", *analysis):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text('{"of": "this trial"}')
-    for name in ("per_class.json", "heartbeat.json", "detections.json", ".result.json.1.tmp"):
+    for name in ("per_class.json", "classes.json", "heartbeat.json", "detections.json", ".result.json.1.tmp"):
         (folder / name).write_text("{}")
 
 

@@ -25,6 +25,24 @@ class AxisPoint:
     n: int
 
 
+@dataclass(frozen=True)
+class Change:
+    """A mean difference over seeds that two rows share."""
+
+    mean: float
+    interval: tuple[float, float] | None  # 95 %; None on one seed
+    n: int
+
+
+@dataclass(frozen=True)
+class ErrorChanges:
+    """What one row changes of its baseline's errors, in points of AP."""
+
+    label: str
+    kinds: Mapping[str, Change]  # by `harness.spec.error_metrics.COSTS`
+    total: Change  # of their sum
+
+
 def grouped(labelled: Iterable[tuple[str, Table]]) -> dict[str, list[Table]]:
     """Tables by label, in the order in which the labels come first."""
     groups: dict[str, list[Table]] = {}

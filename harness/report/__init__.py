@@ -2,10 +2,10 @@
 
 `reading.py` fetches records, `ground.py` refuses those that do not compare, `tables.py` gathers them into rows,
 `frames.py` gives them as data, `pivot.py` against an axis, `statistics.py` gives deviations and intervals,
-`verdicts.py` says which claims held, `notes.py` the small print, `cells.py`, `formats.py` and `latex.py` write
-Markdown, CSV, plain text and LaTeX (with `letters.py`, `widths.py`), `figures.py` and `trial_figures.py` gather what is
-drawn of a grid and of one trial, `detected.py` what its detections tell by class and by image, `published.py` holds
-numbers of the paper that belong to no row, and `page.py` puts all of it on one page.
+`verdicts.py` says which claims held, `notes.py` and `protocols.py` the small print, `cells.py`, `formats.py` and
+`latex.py` write Markdown, CSV, plain text and LaTeX (with `letters.py`, `widths.py`), `figures.py` and
+`trial_figures.py` gather what is drawn of a grid and of one trial, `detected.py` what its detections tell by class and
+by image, `published.py` holds numbers of the paper that belong to no row, and `page.py` puts all of it on one page.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
@@ -73,6 +73,16 @@ class Sheet:
 
 
 @dataclass(frozen=True)
+class BestScores:
+    """By class the score with the best F1 in one trial, with its precision and recall in percent."""
+
+    trial: str  # its id
+    row: str
+    seed: int
+    classes: Mapping[str, tuple[float, float, float]]  # those of which anything is right at any score
+
+
+@dataclass(frozen=True)
 class Detected:
     """What a page says of one grid's detections."""
 
@@ -83,6 +93,7 @@ class Detected:
     sheet: Sheet | None = None
     missing: str = ""  # why there is no sheet
     images: ShownImages | None = None  # the gallery, beside the baseline's detections where there are any
+    best: BestScores | None = None
 
 
 def detected(grid: Grid, records: Sequence[Record], store: RunStore, score: float | None = None) -> Detected | None:
@@ -105,16 +116,15 @@ def detected(grid: Grid, records: Sequence[Record], store: RunStore, score: floa
     classes = _classes({label: [record for _, record in own] for label, own in finished.items() if own}, store)
     if classes is None:
         return None
-    for label, own in _best_first(grid, finished):
-        for seed, record in own:
-            key = str(record["trial_id"])
-            if (store.dir(key) / "detections.json").exists():
-                return _of_trial(
-                    grid, key, label, seed, classes, store, score, _baseline(grid, label, seed, finished, store)
-                )
-    return Detected(
-        classes, missing="no pictures: the detections of these trials are not in the store, only their records"
-    )
+    ordered = [(label, seed, record) for label, own in _best_first(grid, finished) for seed, record in own]
+    best = _best_scores(ordered, store)
+    for label, seed, record in ordered:
+        key = str(record["trial_id"])
+        if (store.dir(key) / "detections.json").exists():
+            baseline = _baseline(grid, label, seed, finished, store)
+            return replace(_of_trial(grid, key, label, seed, classes, store, score, baseline), best=best)
+    missing = "no pictures: the detections of these trials are not in the store, only their records"
+    return Detected(classes, missing=missing, best=best)
 
 
 def _baseline(
@@ -146,13 +156,14 @@ def _classes(rows: Mapping[str, Sequence[Record]], store: RunStore) -> Classes |
     names = list(dict.fromkeys(name for seeds in own.values() for seed in seeds for name in seed))
     if not names:
         return None
+    counts = next((found for records in rows.values() for one in records if (found := _counts(one, store))), {})
     lines = []
     for name in names:
         values: list[float | None] = []
         for seeds in own.values():
             there = [seed[name] for seed in seeds if seed.get(name) is not None]
             values.append(statistics.fmean(there) if there else None)
-        lines.append((name, None, tuple(values)))
+        lines.append((name, counts.get(name), tuple(values)))
     return Classes(tuple(own), tuple(lines))
 
 
@@ -160,6 +171,28 @@ def _per_class(record: Record, store: RunStore) -> Mapping[str, float]:
     """The trial's own file has the names as they are; MLflow may have had to change them."""
     kept = store.read(str(record["trial_id"])) or {}
     return kept.get("per_class") or record.get("per_class") or {}
+
+
+def _columns(record: Record, store: RunStore) -> Mapping[str, Sequence[Any]]:
+    """The classes of a trial's main branch in columns; empty where its errors were not measured."""
+    kept = store.read(str(record["trial_id"])) or {}
+    branches = kept.get("classes") or record.get("classes") or {}
+    return branches.get("decoder") or next(iter(branches.values()), {})
+
+
+def _counts(record: Record, store: RunStore) -> dict[str, int]:
+    columns = _columns(record, store)
+    return dict(zip(columns.get("class", ()), columns.get("objects", ()), strict=True))
+
+
+def _best_scores(ordered: Sequence[tuple[str, int, Record]], store: RunStore) -> BestScores | None:
+    """Those of the first trial that has them."""
+    for label, seed, record in ordered:
+        if columns := _columns(record, store):
+            lines = zip(*(columns[name] for name in ("class", "threshold", "precision", "recall")), strict=True)
+            found = {name: (score, precision, recall) for name, score, precision, recall in lines if score is not None}
+            return BestScores(str(record["trial_id"]), label, seed, found)
+    return None
 
 
 def _of_trial(

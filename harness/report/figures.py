@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.figures.series import AxisPoint
+from harness.figures.series import AxisPoint, Change, ErrorChanges
 from harness.report.frames import recorded
 from harness.report.pivot import across, axis_values, is_numeric, line_label
 from harness.report.published import PUBLISHED_CONFLICT, published_conflict
-from harness.report.statistics import mean_interval
+from harness.report.statistics import Difference, mean_interval, paired_difference
 from harness.report.tables import metric_of
+from harness.spec.error_metrics import COSTS, PREFIX
 from harness.spec.labels import short_names
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 HISTORY = {"ap": ("AP",), "instability": ("instability", "instability_gt")}  # figure -> what it needs per epoch
+ERRORS = "errors"  # the figure of what rows remove
 TABLES = {  # figure -> the table of the analysis that it needs, or another that it takes where no trial has that one
     "discriminability": ("discriminability", "discriminability.v1"),
     "conflict": ("conflict",),
@@ -53,7 +55,9 @@ def analysis_figures(grid: Grid, records: Iterable[Record]) -> dict[str, Figure]
     runs = [(row.label, by_id[key]) for row in grid.rows for key in row.trial_ids if key in by_id]
     figures: dict[str, Figure] = {}
     for name in grid.figures:
-        if name in HISTORY:
+        if name == ERRORS:
+            figures |= _errors(grid, by_id)
+        elif name in HISTORY:
             figures |= _over_epochs(name, grid.title, [(label, record.get("history") or ()) for label, record in runs])
         elif name in TABLES:
             figures |= figures_of_analyses(name, [(label, record.get("analysis") or {}) for label, record in runs])
@@ -115,6 +119,55 @@ def _against_axis(grid: Grid, by_id: Mapping[str, Record]) -> dict[str, Figure]:
     places = axis_values(grid, axis)
     figure = draw_against(lines, places, is_numeric(places), name, metric.heading, grid.title)
     return {f"axis_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}": figure}
+
+
+def _errors(grid: Grid, by_id: Mapping[str, Record]) -> dict[str, Figure]:
+    """What each row removes of its baseline's errors, as far as both have measured them on a seed."""
+    rows, baselines = [], []
+    for row in grid.listed:
+        baseline = grid.baseline_of(row)
+        if baseline is None or baseline.trial_ids == row.trial_ids or baseline.needs or row.needs:
+            continue
+        own, other = (_costs(grid, line.trial_ids, by_id) for line in (row, baseline))
+        if changes := _changes(row.label, own, other):
+            rows.append(changes)
+            baselines.append(baseline.label)
+    if not rows:
+        return {}
+    from harness.figures.errors import draw_error_changes
+
+    words = baselines[0] if len(set(baselines)) == 1 else "that of each row"
+    return {ERRORS: draw_error_changes(rows, words, grid.title)}
+
+
+def _costs(grid: Grid, trial_ids: Sequence[str], by_id: Mapping[str, Record]) -> dict[str, dict[int, float]]:
+    """By kind of error what it costs on each seed; a trial without one of them is left out."""
+    costs: dict[str, dict[int, float]] = {kind: {} for kind in COSTS}
+    for seed, key in zip(grid.seeds, trial_ids, strict=True):
+        found = {kind: recorded(by_id[key], f"{PREFIX}{kind}") if key in by_id else None for kind in COSTS}
+        for kind, value in found.items():
+            if value is not None and None not in found.values():
+                costs[kind][seed] = value
+    return costs
+
+
+def _changes(
+    label: str, own: Mapping[str, Mapping[int, float]], other: Mapping[str, Mapping[int, float]]
+) -> ErrorChanges | None:
+    """None where both share no seed."""
+    first, second = (
+        {seed: math.fsum(costs[kind][seed] for kind in COSTS) for seed in costs[COSTS[0]]} for costs in (own, other)
+    )
+    found = {kind: paired_difference(own[kind], other[kind]) for kind in COSTS}
+    total = paired_difference(first, second)
+    if total is None:
+        return None
+    return ErrorChanges(label, {kind: _change(one) for kind, one in found.items() if one}, _change(total))
+
+
+def _change(difference: Difference) -> Change:
+    low, high = difference.low, difference.high
+    return Change(difference.mean, None if low is None or high is None else (low, high), difference.n)
 
 
 def _over_epochs(name: str, title: str, runs: list[tuple[str, Any]]) -> dict[str, Figure]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.errors import UserError
 from harness.files import write_atomic
 from harness.spec.detection_metrics import METRICS
+from harness.spec.error_metrics import ERROR_METRICS
 from harness.spec.labels import factor_of, show_value
 from harness.spec.spec import COST_METRICS, DEFAULT_PRESET
 from harness.store.agreement import short
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 PROVENANCE = ("commit", "dirty", "code", "ops", "device", "torch")
 NOT_MEASURED = ("epoch", "step", "seconds")  # numbers of an epoch that say where it is
-ORDER = (*METRICS, *COST_METRICS)  # of columns; others follow by name
+ORDER = (*METRICS, *ERROR_METRICS, *COST_METRICS)  # of columns; others follow by name
 
 
 class Frames(NamedTuple):

@@ -6,7 +6,6 @@ and be warned where rows do not stand on the same ground.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +13,10 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from harness.report.ground import mixtures
+from harness.report.protocols import evaluated_by
 from harness.report.statistics import smallest_p_value
 from harness.spec.detection_metrics import COCO_METRICS, LVIS_METRICS, RARE_TO_FREQUENT, limit_of, limit_words, own_name
+from harness.spec.error_metrics import branch_of, is_error_metric
 from harness.spec.hub import title
 from harness.spec.rows import OWN_BASELINES
 from harness.spec.space import describe as describe_search
@@ -35,7 +36,6 @@ LONGEST_ERROR = 160  # characters
 FEW_PAIRS = 6  # the fewest whose p-value can fall below 0.05
 SIZES = {"APS": "small", "APM": "medium", "APL": "large"}
 FREQUENCIES = dict(zip(RARE_TO_FREQUENT, ("rare", "common", "frequent"), strict=True))
-PROTOCOLS = {"lvis": "LVIS's federated evaluation, 300 detections per image"}  # that are not COCO's
 
 
 def missing_reason(record: Record | None) -> str:
@@ -56,6 +56,8 @@ def missing_reason(record: Record | None) -> str:
 
 def undefined_reason(metric: str, records: Sequence[Record]) -> str:
     """Say why finished trials have no number for `metric`."""
+    if is_error_metric(metric):
+        return _without_errors(metric, records)
     branch, slash, _ = metric.rpartition("/")
     name, at, limit = own_name(metric).partition("@")
     evaluated = any(f"{branch}{slash}AP{at}{limit}" in (record.get("metrics") or {}) for record in records)
@@ -72,6 +74,18 @@ def undefined_reason(metric: str, records: Sequence[Record]) -> str:
     if limit_of(metric):
         return f"{metric} was not recorded; evaluate.max_detections={limit} measures it"
     return f"{metric} was not recorded"
+
+
+def _without_errors(metric: str, records: Sequence[Record]) -> str:
+    """Why there is no number for a metric of errors, and how it comes into the record."""
+    measured = [record.get("metrics") or {} for record in records]
+    if any(metric in own for own in measured):
+        why = "nothing is right at any score" if "best_f1" in metric else "the validation split has no objects"
+        return f"{metric} is undefined: {why}"
+    branch = branch_of(metric)
+    if branch and not any(f"{branch}/AP" in own for own in measured):
+        return f"{metric} was not recorded; evaluate.branches must name {branch}"
+    return f"{metric} was not recorded; `codetr analyse TRIAL --metrics errors` adds it to a finished trial"
 
 
 def _other_protocol(metric: str, name: str, records: Sequence[Record]) -> str:
@@ -94,15 +108,10 @@ def describe(grid: Grid, rows: Sequence[TableRow], records: Sequence[Record]) ->
     data = sorted({_data(config.data, record) for config, record in zip(configs, records, strict=True)})
     weights = sorted({_weights(config, record) for config, record in zip(configs, records, strict=True)} - {""})
     made = [f"preset {grid.preset}", " and ".join(data), " and ".join(weights), _schedule(configs, records), versions]
-    made += [
-        _distinct(provenance, "evaluator"),
-        _protocol(provenance),
-        _area_bounds(provenance),
-        _distinct(provenance, "ops", "operators "),
-    ]
-    made += [_distinct(provenance, "device", "on "), _precision(provenance), _threads(provenance)]
+    made += [_distinct(provenance, "ops", "operators "), _distinct(provenance, "device", "on ")]
+    made += [_precision(provenance), _threads(provenance)]
     notes = [*(WARNING + text for text in warnings), *_reading(grid, rows), *_limits(configs, provenance)]
-    return (*notes, "; ".join(part for part in made if part))
+    return (*notes, evaluated_by(configs, provenance), "; ".join(part for part in made if part))
 
 
 def _reading(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
@@ -214,11 +223,6 @@ def _distinct(provenance: Sequence[Record], key: str, before: str = "") -> str:
     return before + " and ".join(values) if values else ""
 
 
-def _protocol(provenance: Sequence[Record]) -> str:
-    """By which protocols trials were evaluated, where it is not COCO's for all."""
-    return " and ".join(sorted({PROTOCOLS[entry["protocol"]] for entry in provenance if entry.get("protocol")}))
-
-
 def _precision(provenance: Sequence[Record]) -> str:
     """In which precision trials were trained and evaluated, where it is not fp32 for all."""
     trained, evaluated = (
@@ -235,23 +239,12 @@ def _threads(provenance: Sequence[Record]) -> str:
     return f"{' or '.join(map(str, numbers))} {plural('thread', numbers[-1])} a trial" if numbers else ""
 
 
-def _area_bounds(provenance: Sequence[Record]) -> str:
-    """Which areas part small, medium and large objects."""
-    bounds = sorted({tuple(entry["area_bounds"]) for entry in provenance if entry.get("area_bounds")})
-    return " or ".join(f"sizes S, M, L split at areas of {' and '.join(map(_area, pair))} px" for pair in bounds)
-
-
 def _limits(configs: Sequence[TrialConfig], provenance: Sequence[Record]) -> list[str]:
     """Where the validation images hold more objects than AP counts detections."""
     known = [entry["beyond_limit"] for entry in provenance if entry.get("beyond_limit")]
     return list(
         dict.fromkeys(limit_words(words, min(config.evaluate.max_detections for config in configs)) for words in known)
     )
-
-
-def _area(area: float) -> str:
-    side = math.sqrt(area)
-    return f"{side:g}²" if side == int(side) else f"{area:g}"
 
 
 def one_line(text: Any, longest: int = LONGEST_ERROR) -> str:

@@ -46,6 +46,7 @@ CAPTIONS = {  # by the beginning of a figure's name, the longest that fits
     "queries": "Distance of customised queries",
     "influence": "Agreement of the heads' gradients with the decoder's, and what a step for a head is worth to it",
     "detections": "Detections on the worst images",
+    "errors": "What each row removes of the baseline's errors (TIDE's dAP)",
     "axis": "against an axis, with 95 % intervals over seeds",
 }
 
@@ -295,10 +296,12 @@ def _detected(section: Section) -> dict[str, Any] | None:
         "title": f"AP of each class{which}",
         "rows": found.classes.rows,
         "has_counts": bool(shown) and shown[0][1] is not None,
+        "best_words": _best_words(found),
         "classes": [
             {
                 "name": name,
                 "count": "" if count is None else f"{count:,}",
+                "best": _best_cells(found, name),
                 "values": ["–" if value is None else f"{value:.1f}" for value in values],
             }
             for name, count, values in shown
@@ -308,6 +311,24 @@ def _detected(section: Section) -> dict[str, Any] | None:
         "gallery": found.images.gallery if found.images else None,
         "gallery_words": found.images.words if found.images else "",
     }
+
+
+def _best_words(found: Detected) -> str:
+    """What the columns of thresholds are; empty where there are none."""
+    if found.best is None:
+        return ""
+    of = f"trial {found.best.trial} ({found.best.row}, seed {found.best.seed})"
+    return f"Threshold, precision and recall: at the score with the best F1 of each class, at IoU 0.5, of {of}."
+
+
+def _best_cells(found: Detected, name: str) -> list[str]:
+    """Threshold, precision and recall of a class; dashes where nothing of it is right."""
+    if found.best is None:
+        return []
+    if name not in found.best.classes:
+        return ["–"] * 3
+    score, precision, recall = found.best.classes[name]
+    return [f"{score:g}", f"{precision:.1f}", f"{recall:.1f}"]
 
 
 def _chosen_classes(shown: Sequence[tuple[str, int | None, Any]]) -> str:

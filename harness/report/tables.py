@@ -16,6 +16,7 @@ from harness.report.notes import describe, listed, missing_reason, plural, undef
 from harness.report.statistics import Difference, Summary, paired_difference, summarise
 from harness.report.verdicts import Verdict, judge_claims
 from harness.spec.detection_metrics import is_detection_metric
+from harness.spec.error_metrics import PREFIX, better, branch_of, error_name, is_error_metric
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,6 +64,8 @@ def metric_of(name: str) -> Metric:
     if is_detection_metric(name):
         own = own.replace("segm_", "mask ")
         return Metric(name, f"{branch} {own}".strip(), "higher", 1)
+    if is_error_metric(name):
+        return _error_metric(name)
     if name.startswith("discriminability"):
         reading = READINGS.get(branch, "")
         return Metric(name, f"IoF-IoB area ({own.removesuffix('_auc')}){reading}", "higher", 3)
@@ -76,6 +79,22 @@ def metric_of(name: str) -> Metric:
     if name.startswith("queries/"):
         return Metric(name, f"{branch.removeprefix('queries/')} {own.replace('_', ' ')}", "", 2)
     return KNOWN.get(name, Metric(name, name))
+
+
+def _error_metric(name: str) -> Metric:
+    """`dAP duplicate` in points of AP, `best F1` in percent, its threshold as a score."""
+    own = error_name(name)
+    words = {
+        f"{PREFIX}duplicate_gap": "duplicate gap",
+        f"{PREFIX}best_regressed_recall": "best-regressed recall",
+        "best_f1": "best F1",
+        "best_f1_threshold": "threshold of best F1",
+        "best_f1_precision": "precision at best F1",
+        "best_f1_recall": "recall at best F1",
+    }.get(own, f"dAP {own.removeprefix(PREFIX).replace('_', ' ')}")
+    percent = own.startswith("best_f1") or own.endswith("recall")
+    decimals = 3 if own == "best_f1_threshold" else 1 if percent else 2
+    return Metric(name, f"{branch_of(name)} {words}".strip(), better(name), decimals)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.report.figures import TABLES, figures_of_analyses
+from harness.spec.error_metrics import COSTS, PREFIX, branch_of, is_error_metric
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,14 +35,15 @@ def trial_figures(
     Args:
         label: the trial's name in legends and titles.
         tables: of the analysis, by name: `discriminability`, `conflict`, `queries`, `gradient`, `transfer`.
-        history: of its record, for the instability.
+        history: of its record, for the instability and the errors.
         maps: `image_<id>` (discriminability), `attention_<id>` and `cam_<head>_<id>`, each [h, w].
         examples: by image id (image [H, W, 3] uint8, boxes [G, 4] xyxy in its pixels), of the images to show.
         sheet: of detections on the worst images (see `harness.report.detected`).
 
     Returns:
-        Figures by name: `instability`, `discriminability`, `conflict`, `conflict_matrix`, `queries`, `influence`,
-        `queries_<id>` (positions on that image), `maps_encoder`, `maps_attention`, `maps_cam`, `detections`.
+        Figures by name: `instability`, `errors`, `discriminability`, `conflict`, `conflict_matrix`, `queries`,
+        `influence`, `queries_<id>` (positions on that image), `maps_encoder`, `maps_attention`, `maps_cam` and
+        `detections`.
     """
     figures: dict[str, Figure] = {}
     if any(entry.get("instability") is not None for entry in history):
@@ -51,12 +53,28 @@ def trial_figures(
     for name in TABLES:
         for figure in figures_of_analyses(name, [(label, tables)]).values():
             figures[name] = figure  # one trial has one matrix, whose name needs no label
+    if branches := _branches(history):
+        from harness.figures.errors import draw_error_costs
+
+        figures["errors"] = draw_error_costs(branches)
     shown = examples or {}
     figures |= _positions(tables.get("queries") or {}, shown)
     figures |= _maps(maps or {}, list((tables.get("conflict") or {}).get("heads") or ()), shown)
     if sheet is not None:
         figures["detections"] = sheet.draw()
     return figures
+
+
+def _branches(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, float]]]:
+    """What each kind of error costs each branch in the last epoch; none where that was not measured."""
+    last = history[-1] if history else {}
+    names = dict.fromkeys(branch_of(name) for name in last if is_error_metric(name))
+    costs = {branch: {kind: last.get(f"{branch}/{PREFIX}{kind}".lstrip("/")) for kind in COSTS} for branch in names}
+    return [
+        (branch or "decoder", {kind: float(cost) for kind, cost in own.items() if cost is not None})
+        for branch, own in costs.items()
+        if None not in own.values()
+    ]
 
 
 def _positions(table: Mapping[str, Any], examples: Examples) -> dict[str, Figure]:

@@ -28,6 +28,7 @@ from model.backbones.configs import without_weights
 from model.weights import file_trouble
 
 DECODER = "decoder"  # the branch that is no head
+ERRORS = "errors"  # of what `--metrics` can name: what AP does not say; an evaluation has it anyway
 EVALUATION = "evaluation"  # of what `--metrics` can name: COCO's metrics of the detections, on the whole split
 
 
@@ -43,6 +44,7 @@ class Request:
     device: str = "auto"
     verbose: bool = False
     max_detections: int | None = None  # of an image, in the evaluation; None: as configured
+    errors: bool = False  # of a trial, where it has not measured them itself
 
 
 def jobs(args: argparse.Namespace, store: RunStore) -> list[tuple[Found, Request]]:
@@ -60,7 +62,7 @@ def jobs(args: argparse.Namespace, store: RunStore) -> list[tuple[Found, Request
             grid = open_grid(name, args.preset or DEFAULT_PRESET, args.overrides, seeds=args.seeds)
             for trial in grid.trials:
                 request = _request(args, trial.analyse)
-                wanted = request.settings.metrics, request.max_detections
+                wanted = request.settings.metrics, request.max_detections, request.errors
                 if request.data or request.out or lacks(store, trial.trial_id, *wanted):
                     found.append((read_trial(store, trial.trial_id), request))
         elif is_named(name) or Path(name).suffix in WEIGHT_FILES:
@@ -80,11 +82,13 @@ def _request(args: argparse.Namespace, settings: AnalyseConfig, *, is_file: bool
     mistakes = Mistakes()
     every = [*get_args(ConflictVariant), *get_args(DiscriminabilityVariant)]
     variants = every if args.variant == ["all"] else args.variant
-    known = (*get_args(Analysis), EVALUATION)
+    known = (*get_args(Analysis), ERRORS, EVALUATION)
     for name in [name for name in args.metrics or () if name not in known]:
         mistakes.add("--metrics", f"unknown '{name}'{suggest(name, known)}")
     mistakes.check()
-    asked = None if args.metrics is None else [name for name in args.metrics if name != EVALUATION]
+    asked = None if args.metrics is None else [name for name in args.metrics if name not in (ERRORS, EVALUATION)]
+    elsewhere = is_file or args.data is not None or args.out is not None
+    errors = ERRORS in (args.metrics or ())
     given = {"num_images": args.images, "variants": variants}
     options = {"metrics": "--metrics", "num_images": "--images", "variants": "--variant"}
     tree = {**settings.as_dict(), **{name: value for name, value in given.items() if value is not None}}
@@ -96,13 +100,16 @@ def _request(args: argparse.Namespace, settings: AnalyseConfig, *, is_file: bool
         made = replace(made, metrics=())
     return Request(
         made,
-        evaluate=args.max_detections is not None or (is_file if args.metrics is None else EVALUATION in args.metrics),
+        evaluate=args.max_detections is not None
+        or (is_file if args.metrics is None else EVALUATION in args.metrics)
+        or (errors and elsewhere),
         data=args.data,
         floor=args.floor,
         out=Path(args.out) if args.out else None,
         device=args.device,
         verbose=args.verbose,
         max_detections=args.max_detections,
+        errors=errors and not elsewhere,
     )
 
 
@@ -203,6 +210,10 @@ def _branches(names: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...
 def _check_options(found: Found, request: Request, args: argparse.Namespace, store: RunStore) -> None:
     """Refuse what has no meaning for a trial."""
     limit = request.max_detections
+    if request.errors and not lacks(store, found.name, (), errors=True):
+        raise UserError(f"--metrics {ERRORS}: {found.where} has them already; a report's `metrics` show them")
+    if request.errors and args.images is not None and not request.settings.metrics:
+        raise UserError(f"--images: errors are of the whole split, which --metrics {ERRORS} asks for; leave it out")
     if limit is not None and args.images is not None and not request.settings.metrics:
         raise UserError("--images: an evaluation is of the whole split, which --max-detections asks for; leave it out")
     if limit is not None and limit <= STANDARD_LIMIT:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from harness.config import TrialConfig
 from harness.report.released import METRICS, Protocol, Released
-from harness.spec.detection_metrics import RARE_TO_FREQUENT, STANDARD_LIMIT, limit_asked
-from model.postprocess import POSTPROCESSORS
+from harness.spec.detection_metrics import RARE_TO_FREQUENT, STANDARD_LIMIT
+from harness.spec.error_metrics import BEST, COSTS, PREFIX
 
 DECODER = "decoder"  # the branch that is no head
 Numbers = Mapping[str, float | None]
@@ -48,23 +47,27 @@ def _of_branch(metrics: Numbers, branch: str, columns: list[str], limit: int) ->
     return [metrics.get(counted.get(name, ""), metrics.get(f"{prefix}{name}")) for name in columns]
 
 
+ERROR_HEADINGS = {  # of the columns of `error_rows`, by metric
+    **{f"{PREFIX}{kind}": kind for kind in COSTS},
+    f"{PREFIX}duplicate_gap": "NMS adds",
+    BEST: "best F1",
+    f"{BEST}_threshold": "at score",
+}
+
+
+def error_rows(metrics: Numbers, branches: tuple[str, ...]) -> list[list[str]]:
+    """Cells of the table of errors, a row for each branch; what is undefined is `-`."""
+    rows = []
+    for branch in branches:
+        prefix = "" if branch == DECODER else f"{branch}/"
+        values = [metrics.get(f"{prefix}{name}") for name in ERROR_HEADINGS]
+        rows.append([branch, *("-" if value is None else f"{value:.2f}" for value in values)])
+    return rows
+
+
 def is_federated(metrics: Numbers) -> bool:
     """Whether these are LVIS's numbers."""
     return "AR300" in metrics
-
-
-def protocol_of(config: TrialConfig, precision: str, *, federated: bool = False) -> Protocol:
-    """What a configuration evaluates by, in the words of the published ones; `federated`: on LVIS's data."""
-    name = POSTPROCESSORS.name_of(config.model.postprocess)
-    post = {"top_k": "no NMS"}.get(name, name.replace("_", "-"))
-    if name == "soft_nms":
-        post = f"soft-NMS at {config.model.postprocess.iou_threshold:g}"
-    data = config.data
-    size = f"{data.evaluated_long_side} x {data.eval_short_side}"
-    if data.square:
-        size = f"padded to {data.square} x {data.square}"
-    limit = limit_asked("lvis" if federated else "coco", config.evaluate.max_detections)
-    return Protocol(post, limit, size, precision)
 
 
 def protocol_lines(ours: Protocol, published: Released | None, name: str, *, federated: bool = False) -> list[str]:

@@ -16,11 +16,17 @@ from harness.system.console import size, table
 
 def analyse(args: argparse.Namespace) -> int:
     """Look at trained detectors: trials of the store, all of an ablation file that lack it, or files of weights."""
-    from harness.revisit import asked, kept, opened
+    from harness.revisit import asked, kept, mistakes, opened
 
     store = RunStore()
     jobs = asked.jobs(args, store)  # mistakes are told before anything is computed
     for found, request in jobs:
+        if request.errors:
+            metrics, paths = mistakes.add_errors(found, request, store, print)
+            _numbers(f"{found.where}: errors", metrics, 2)
+            print(f"wrote {paths[0].parent}: {', '.join(path.name for path in paths)}")
+        if not (request.evaluate or request.settings.metrics):
+            continue
         shown = opened.open_found(found, request, print)
         paths = kept.keep_keys(found, shown.built, request)
         if request.evaluate:
@@ -47,6 +53,7 @@ def _numbers(title: str, numbers: Mapping[str, float | None], digits: int) -> No
 
 def evaluate(args: argparse.Namespace) -> int:
     """Evaluate trained weights on a validation split, the published numbers beside ours."""
+    from harness.report.protocols import protocol_of
     from harness.report.released import released
     from harness.revisit import asked, beside, kept, opened
     from harness.system.precision import ran_in
@@ -66,9 +73,12 @@ def evaluate(args: argparse.Namespace) -> int:
     table("", {"": False} | dict.fromkeys(columns, False), rows)
     precision = ran_in(settings.computes_in(found.config.train), shown.device)
     federated = beside.is_federated(evaluation.metrics)
-    protocol = beside.protocol_of(found.config, precision, federated=federated)
+    protocol = protocol_of(found.config, precision, federated=federated)
     for line in beside.protocol_lines(protocol, published, found.model, federated=federated):
         print(line)
+    print("what each kind of error costs, in points of AP (docs/metrics.md)")
+    headings = {"": False} | dict.fromkeys(beside.ERROR_HEADINGS.values(), False)
+    table("", headings, beside.error_rows(evaluation.metrics, settings.branches))
     print(f"wrote {paths[0].parent}: {', '.join(path.name for path in paths)}")
     return 0
 

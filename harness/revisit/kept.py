@@ -15,6 +15,7 @@ from harness.files import read_bytes, to_json, write_atomic
 from harness.revisit.key_report import as_json
 from harness.revisit.trained import Built, Found
 from harness.spec.detection_metrics import limit_of
+from harness.spec.error_metrics import is_error_metric
 from harness.store.results import RunStore
 from harness.trial.evaluate import Evaluation, evaluator_version
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from harness.revisit.asked import Request
 
 Say = Callable[[str], None]
+Numbers = Mapping[str, float | None]
 
 
 def is_own(found: Found, request: Request, store: RunStore) -> bool:
@@ -56,7 +58,12 @@ def keep_evaluation(
     if is_own(found, request, store):
         return _add_protocol(found, evaluation, request, store)
     evaluator = evaluator_version(found.config.evaluate.evaluator)
-    numbers = {"metrics": evaluation.metrics, "per_class": evaluation.per_class, "evaluator": evaluator}
+    numbers = {
+        "metrics": evaluation.metrics,
+        "per_class": evaluation.per_class,
+        "classes": evaluation.classes,
+        "evaluator": evaluator,
+    }
     texts: dict[str, bytes | str] = {
         "evaluation.json": to_json({"schema": 1, "num_images": num_images, **numbers}) + "\n",
         "detections.json": evaluation.detections.to_json(),
@@ -98,6 +105,15 @@ def _add_protocol(found: Found, evaluation: Evaluation, request: Request, store:
         _add_numbers(found, fenced, record, added)
         fenced.write_result(found.name, record)
     return [store.dir(found.name) / "result.json"]
+
+
+def keep_errors(found: Found, metrics: Numbers, classes: dict[str, Any], store: RunStore) -> list[Path]:
+    """Add the errors of a finished trial to its record, and its classes in columns; returns the files."""
+    with _finished(found, store) as (fenced, record):
+        fenced.write(found.name, "classes.json", json.dumps(classes))
+        _add_numbers(found, fenced, record, dict(metrics))
+        fenced.write_result(found.name, record | {"classes": classes})
+    return [store.dir(found.name) / name for name in ("result.json", "classes.json")]
 
 
 @contextmanager
@@ -151,14 +167,18 @@ def _draw(
     )
 
 
-def lacks(store: RunStore, trial_id: str, metrics: Iterable[str], max_detections: int | None = None) -> bool:
-    """Whether a trial is finished and some of these analyses, or AP at so many detections, are missing or failed."""
+def lacks(
+    store: RunStore, trial_id: str, metrics: Iterable[str], max_detections: int | None = None, errors: bool = False
+) -> bool:
+    """Whether a trial is finished and some of these analyses, AP at so many detections, or errors are missing."""
     record = store.read(trial_id) or {}
     made = record.get("analysis") or {}
     wanted = set(metrics)
     missing = bool(wanted) and (made.get("error") or not wanted <= set(made.get("metrics") or ()))
     if max_detections is not None:
         missing = missing or f"AP@{max_detections}" not in (record.get("metrics") or {})
+    if errors:
+        missing = missing or not any(map(is_error_metric, record.get("metrics") or {}))
     return bool(missing) and store.status(trial_id) == "finished"
 
 

@@ -120,6 +120,7 @@ def evaluate_found(found: Found, opened: Opened, say: Say, max_detections: int |
             opened.device,
             precision=found.config.evaluate.computes_in(found.config.train),
             on_batch=_ticker(found, "evaluated", say),
+            errors=True,
         )
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from harness.spec.claims import ClaimSpec
 from harness.spec.detection_metrics import METRICS, is_detection_metric, own_name, trouble
+from harness.spec.error_metrics import ERROR_METRICS, is_error_metric
 from harness.spec.parts import Setting, names_first
 from harness.spec.resolve import leaves
 from harness.spec.space import SearchSpec
@@ -27,7 +28,7 @@ COST_METRICS = (
     *("loss", "wall_seconds", "train_seconds", "eval_seconds", "checkpoint_seconds", "seconds_per_step"),
     *("device_hours", "peak_memory_mb", "num_parameters"),
 )
-FIGURES = ("ap", "instability", "discriminability", "conflict", "conflict_matrix", "queries", "influence")
+FIGURES = ("ap", "instability", "discriminability", "conflict", "conflict_matrix", "queries", "influence", "errors")
 # a number of harness/analyse: of a head (conflict/atss), of two (conflict/atss-gfl), of another variant than the rule
 ANALYSIS_METRIC = re.compile(
     r"conflict(\.[\w-]+)?/[\w.-]+|discriminability(\.(v1|concatenated))?/(encoder|attention)_auc|instability(_gt)?"
@@ -55,9 +56,9 @@ def _published(value: Any) -> dict[str, Published]:
 
 
 def _metric(name: str) -> None:
-    if ANALYSIS_METRIC.fullmatch(name) or is_detection_metric(name):
+    if ANALYSIS_METRIC.fullmatch(name) or is_detection_metric(name) or is_error_metric(name):
         return
-    known = (*METRICS, *COST_METRICS)
+    known = (*METRICS, *COST_METRICS, *ERROR_METRICS)
     require(own_name(name) in known, trouble(name) or f"unknown metric '{name}'{suggest(name, known)}")
 
 
