@@ -313,6 +313,7 @@ def report(args: argparse.Namespace) -> int:
     """Write the page, tables and figures of the grids, and print the tables; of a trial its own page."""
     if not any(name.endswith((".yaml", ".yml")) for name in args.files):
         return _trial_pages(args)
+    from harness.decide.told import settled_verdicts
     from harness.report import DEFAULT_FORMATS, TRACKING, How, chosen_source, identified, write_report
     from harness.tracking.tracking import read_suggestions
 
@@ -345,6 +346,7 @@ def report(args: argparse.Namespace) -> int:
         wide=args.wide,
         score=args.score,
         how=how,
+        settled=lambda grid: settled_verdicts(grid, RunStore()),
     )
     for note in made.notes:
         remark(f"note: {note}")

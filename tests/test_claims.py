@@ -11,7 +11,7 @@ import pytest
 
 from harness.errors import UserError
 from harness.report.formats import claims_to_csv, to_text
-from harness.report.statistics import Difference, paired_difference
+from harness.report.statistics import Difference, detectable, paired_difference
 from harness.report.tables import make_table
 from harness.report.verdicts import judge
 from harness.spec.claims import Claim
@@ -136,6 +136,35 @@ def test_the_interval_decides(low, high, better, within, verdict):
     assert judge(difference, better, within) == verdict
 
 
+def test_a_claim_about_many_rows_fails_by_a_stricter_interval_than_it_holds_by():
+    """At -1.0 ± 0.97 one row refutes a claim about itself; among five it does not, for some row is so low by chance."""
+    records = {0: 40.0, 1: 40.0, 2: 40.0}
+    gains = (-0.61, -1.0, -1.39)  # deviation 0.39, half of the 95 % interval 0.97
+    for others in (0, 4):
+        labels = {"none": {}, "worse": {}, **{f"fine {n}": {} for n in range(others)}}
+        rows = [label for label in labels if label != "none"]
+        grid = make_grid(labels, seeds=(0, 1, 2), claims=(Claim("t", tuple(rows), "none", "AP"),))
+        made = [make_record(f"0-{seed}", value) for seed, value in records.items()]
+        made += [make_record(f"1-{seed}", records[seed] + gain) for seed, gain in enumerate(gains)]
+        made += [make_record(f"{2 + n}-{seed}", 50.0 + seed) for n in range(others) for seed in records]
+        (verdict,) = make_table(grid, made).verdicts
+        assert verdict.verdict == ("undecided" if others else "not reproduced")
+        assert verdict.deciding.row == "worse" and verdict.deciding.difference.high < 0
+
+
+def test_a_comparison_says_what_it_could_have_shown():
+    grid = make_grid({"a": {}, "b": {}}, seeds=(0, 1, 2, 3), claims=(Claim("t", ("b",), "a", "AP"),))
+    made = [make_record(f"0-{seed}", 40.0) for seed in range(4)]
+    made += [make_record(f"1-{seed}", 41.0 + gain) for seed, gain in enumerate((-1.0, 0.0, 0.5, 0.5))]
+    table = make_table(grid, made)
+    (found,) = table.verdicts[0].comparisons
+    assert found.detectable == pytest.approx(detectable(found.difference.deviation, 4))
+    assert f"could show {found.detectable:.1f}" in to_text(table)
+    line = next(csv.DictReader(io.StringIO(claims_to_csv([table]))))
+    assert float(line["could_show"]) == pytest.approx(found.detectable, abs=1e-5)
+    assert float(line["q"]) == float(line["p"]) == pytest.approx(found.p, abs=1e-5)
+
+
 def test_without_a_shared_seed_nothing_is_decided():
     assert judge(None, "higher") == "undecided"
 
@@ -160,7 +189,7 @@ def test_of_several_rows_the_one_that_says_least_decides():
     table = verdict_of(claim, none=(30.0, 31, 32), good=(31, 32, 33.1), better=(35, 36, 37.1), bad=(30.5, 31.5, 32.6))
     assert (table.verdicts[0].verdict, table.verdicts[0].deciding.row) == ("reproduced", "bad")
     text = " ".join(to_text(table).split())
-    assert "claim: all help: reproduced (of 3 rows 'bad' decides; AP +0.5 [+0.4, +0.7], n = 3)" in text
+    assert "claim: all help: reproduced (of 3 rows 'bad' decides; AP +0.5 [+0.4, +0.7], n = 3; could show 0.1)" in text
 
 
 def test_claims_as_csv_have_a_line_for_each_comparison():

@@ -11,8 +11,8 @@ from scipy import stats
 
 from harness.errors import UserError
 from harness.report.looks import ERROR, looks_for
-from harness.report.sequential import Course, Rule, detectable, estimated, follow
-from harness.report.statistics import paired_difference
+from harness.report.sequential import Course, Rule, estimated, follow
+from harness.report.statistics import detectable, paired_difference
 from harness.report.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 
 HIGHER, LOWER, EQUAL = Rule(1.0), Rule(-1.0), Rule(1.0, margin=1.0)

@@ -6,13 +6,16 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from harness.report.statistics import (
+    FEWEST_FOR_P,
+    false_discovery_rates,
     paired_difference,
     sign_flip_p_value,
-    smallest_p_value,
     summarise,
     t_quantile,
+    t_test,
 )
 
 
@@ -46,8 +49,8 @@ def test_interval_by_hand():
     assert difference.mean == pytest.approx(5.0)
     assert difference.low == pytest.approx(5.0 - 4.9683, abs=1e-4)
     assert difference.high == pytest.approx(5.0 + 4.9683, abs=1e-4)
-    assert difference.p_value == 0.25
-    assert difference.n == 3
+    assert difference.p_value is None  # of three pairs it cannot be below 0.25
+    assert (difference.n, difference.deviation, difference.confidence) == (3, pytest.approx(2.0), 0.95)
 
 
 def test_pairing_takes_out_what_a_seed_shares():
@@ -106,8 +109,32 @@ def test_many_differences_are_drawn_and_repeatable():
     assert sign_flip_p_value([(-1.0) ** k for k in range(24)]) == 1.0
 
 
-def test_smallest_p_value():
-    assert [smallest_p_value(n) for n in (1, 3, 5)] == [1.0, 0.25, 0.0625]
+@pytest.mark.parametrize("n", range(2, 9))
+def test_a_p_value_is_given_where_it_can_reach_five_percent(n):
+    gains = {seed: 1.0 + seed for seed in range(n)}
+    found = paired_difference(gains, dict.fromkeys(gains, 0.0)).p_value
+    assert found == (None if n < FEWEST_FOR_P else pytest.approx(2 / 2**n))
+    assert 2 / 2**FEWEST_FOR_P < 0.05 <= 2 / 2 ** (FEWEST_FOR_P - 1)
+
+
+def test_students_p_value_goes_with_the_interval():
+    generator = np.random.default_rng(4)
+    for values in generator.normal(0.8, 1.0, size=(200, 5)):
+        found = paired_difference(dict(enumerate(values.tolist())), dict.fromkeys(range(5), 0.0))
+        p = t_test(found.mean, found.deviation, 5)
+        assert p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+        assert (p < 0.05) == (found.low > 0 or found.high < 0)
+        within = t_test(found.mean, found.deviation, 5, margin=2.0)
+        assert (within < 0.05) == (-2 < found.low and found.high < 2)
+    assert t_test(0.0, 0.0, 5) == 1.0 and t_test(1.0, 0.0, 5) == 0.0 and t_test(0.0, 0.0, 5, margin=1.0) == 0.0
+
+
+def test_q_values_are_those_of_benjamini_and_hochberg():
+    generator = np.random.default_rng(9)
+    for count in (1, 2, 7, 21):
+        values = generator.random(count).tolist()
+        assert false_discovery_rates(values) == pytest.approx(stats.false_discovery_control(values))
+    assert false_discovery_rates([]) == []
 
 
 @pytest.mark.parametrize("n", [3, 5])

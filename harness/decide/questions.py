@@ -76,7 +76,7 @@ def take_look(question: Question, grid: Grid, looks: Looks, store: RunStore) -> 
                 return None
             row, reference = pair
             known = row is not None and reference is not None
-            values.append((row - reference) * metric.scale if known else None)
+            values.append(row - reference if known else None)
         seen[own.label] = values
     return replace(question, seen=seen)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.decide.kept import Decision, load
+from harness.decide.kept import Decision, load, max_seeds_kept, read
 from harness.decide.questions import Question, trials_needed
 from harness.report.cells import written
 from harness.report.looks import Looks, looks_for
 from harness.report.sequential import Course, Estimate, RowCourse, Rule, follow
+from harness.report.statistics import Difference
 from harness.report.tables import Metric, metric_of
-from harness.report.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
+from harness.report.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Comparison, Verdict
+from harness.spec.claims import Claim
 from harness.spec.grid import Grid
 from harness.store.results import RunStore
 
@@ -67,6 +69,34 @@ def difference_words(estimate: Estimate | None, metric: Metric) -> str:
         return ""
     mean, low, high = (written(value, metric, signed=True) for value in (estimate.mean, estimate.low, estimate.high))
     return f"{mean} [{low}, {high}] at {100 * (1 - estimate.alpha):.3g} %"
+
+
+def settled_verdicts(grid: Grid, store: RunStore) -> dict[Claim, Verdict]:
+    """Verdicts of the claims that looks were taken of, for a report; those that are open say what they wait for.
+
+    Raises:
+        UserError: what is kept is damaged, or a claim was changed since.
+    """
+    if max_seeds_kept(grid, store) is None:
+        return {}
+    decision, found = read(grid, store), {}
+    for question in decision.questions:
+        course = question.course(decision.looks)
+        if course.look is None:
+            continue
+        waits = "" if course.next_look is None else f"open until {course.next_look} seeds are there"
+        rows = tuple(Comparison(own.label, _difference(own.estimate), None, own.verdict, own.p) for own in course.rows)
+        metric = metric_of(question.claim.metric)
+        found[question.claim] = Verdict(
+            question.claim, metric, rows, course.verdict, course.look, course.reason or waits
+        )
+    return found
+
+
+def _difference(own: Estimate | None) -> Difference | None:
+    if own is None:
+        return None
+    return Difference(own.mean, own.low, own.high, None, own.pairs, own.deviation, 1 - own.alpha)
 
 
 def tally(decision: Decision) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
     from harness.report.detected import Detected
     from harness.report.page import Picture, Section
+    from harness.report.verdicts import Verdict
+    from harness.spec.claims import Claim
     from harness.spec.grid import Grid
 
 __all__ = [
@@ -108,6 +110,7 @@ def write_report(
     wide: bool = False,
     score: float | None = None,
     how: How | None = None,
+    settled: Callable[[Grid], Mapping[Claim, Verdict]] = lambda grid: {},
 ) -> Report:
     """Write each grid's table and the figures that it asks for into `out_dir`, and one page with all of them.
 
@@ -124,6 +127,7 @@ def write_report(
         wide: LaTeX with every column, instead of the first metric with its gain.
         score: lowest score of a detection on the sheet of the worst images; None takes that with the best F1.
         how: commands for the page.
+        settled: verdicts of a grid's claims whose seeds were looked at one look after the other.
 
     Raises:
         UserError: an unknown format, two grids of one name, mixed trials, or a tracking store that cannot be reached.
@@ -154,7 +158,7 @@ def write_report(
     known = list(records)
     if not allow_mixed:
         check_ground(grids, known)
-    tables = [make_table(grid, known) for grid in grids]
+    tables = [make_table(grid, known, settled(grid)) for grid in grids]
     if images:
         from harness.report.images import over_images
 

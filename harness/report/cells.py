@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from harness.report.statistics import Difference
+from harness.report.statistics import CONFIDENCE, Difference
 from harness.report.tables import Cell, Metric, Table, TableRow
 from harness.report.verdicts import Verdict
 
@@ -114,10 +114,16 @@ def verdict_words(verdict: Verdict, style: Style) -> str:
         parts.append(f"{style.escape(metric.heading)} {difference_words(found.difference, metric, style)}")
         if claim.within is not None:
             parts[-1] += f", margin {style.number(written(claim.within, metric))}"
+        if found.detectable is not None:
+            parts.append(f"could show {style.number(written(found.detectable, metric))}")
     if found.published is not None:
         parts.append(f"paper {style.number(written(found.published, metric, signed=True))}")
     if len(claim.rows) > 1:
         parts.insert(0, style.escape(f"of {len(claim.rows)} rows '{found.row}' decides"))
+    if verdict.seeds is not None:
+        parts.append(f"looked at {verdict.seeds} seeds")
+    if verdict.reason:
+        parts.append(style.escape(verdict.reason))
     return f"{style.escape(claim.text)}: {verdict.verdict} ({'; '.join(parts)})"
 
 
@@ -132,7 +138,8 @@ def interval_words(difference: Difference, metric: Metric, style: Style) -> str:
     if difference.low is None or difference.high is None:
         return text
     low, high = (_bound(bound, metric) for bound in (difference.low, difference.high))
-    return f"{text} {style.number(f'[{low}, {high}]')}"
+    sure = "" if difference.confidence == CONFIDENCE else f" at {style.escape(f'{100 * difference.confidence:.3g} %')}"
+    return f"{text} {style.number(f'[{low}, {high}]')}{sure}"
 
 
 def _bound(value: float, metric: Metric) -> str:

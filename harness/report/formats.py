@@ -18,7 +18,7 @@ from harness.report.cells import PLAIN, Style, layout, verdict_words
 from harness.report.frames import PARTS, summary_frame
 from harness.report.pivot import Pivot, headings, lines
 from harness.report.tables import Table
-from harness.report.verdicts import rules_of
+from harness.report.verdicts import q_values, rules_of
 
 
 def to_text(table: Table) -> str:
@@ -111,16 +111,19 @@ def claims_to_csv(tables: Sequence[Table]) -> str:
     """Return what became of every claim, a line per comparison; a claim's worst line decides it (see `verdicts.py`)."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    numbers = ["difference", "low", "high", "p", "n", "margin", "paper_difference"]
-    writer.writerow(["table", "claim", "verdict", "metric", "row", "than", *numbers, "row_verdict"])
+    numbers = ["difference", "low", "high", "confidence", "p", "n", "could_show", "margin", "paper_difference"]
+    writer.writerow(["table", "claim", "verdict", "metric", "row", "than", *numbers, "row_verdict", "looks", "q"])
+    every = [verdict for table in tables for verdict in table.verdicts]
+    rates = dict(zip(map(id, every), q_values(every), strict=True))
     for table in tables:
         for verdict in table.verdicts:
             claim = verdict.claim
             for found in verdict.comparisons:
                 gap = found.difference
                 line = [table.name, claim.text, verdict.verdict, claim.metric, found.row, claim.reference]
-                line += _plain([gap.mean, gap.low, gap.high, gap.p_value, gap.n] if gap else [None] * 5)
-                writer.writerow([*line, *_plain([claim.within, found.published]), found.verdict])
+                line += _plain([gap.mean, gap.low, gap.high, gap.confidence, found.p, gap.n] if gap else [None] * 6)
+                line += _plain([found.detectable, claim.within, found.published])
+                writer.writerow([*line, found.verdict, verdict.seeds or "", *_plain([rates[id(verdict)]])])
     return stream.getvalue()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.report.ground import mixtures
 from harness.report.protocols import evaluated_by
-from harness.report.statistics import smallest_p_value
+from harness.report.statistics import FEWEST_FOR_P
 from harness.spec.detection_metrics import COCO_METRICS, LVIS_METRICS, RARE_TO_FREQUENT, limit_of, limit_words, own_name
 from harness.spec.error_metrics import branch_of, is_error_metric
 from harness.spec.hub import title
@@ -33,7 +33,6 @@ Record = Mapping[str, Any]
 WARNING = "WARNING: "
 PAPER = "Co-DETR (arXiv 2211.12860)"
 LONGEST_ERROR = 160  # characters
-FEW_PAIRS = 6  # the fewest whose p-value can fall below 0.05
 SIZES = {"APS": "small", "APM": "medium", "APL": "large"}
 FREQUENCIES = dict(zip(RARE_TO_FREQUENT, ("rare", "common", "frequent"), strict=True))
 
@@ -130,14 +129,10 @@ def _reading(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
         one_row = not grid.held and grid.baseline != OWN_BASELINES
         text = f"gain: over {'the row ' if one_row else ''}{grid.baseline_words}, paired by seed"
         if max(pairs) > 1:
-            text += ", with its 95 % t interval; p: exact two-sided sign-flip permutation test"
+            text += ", with its 95 % t interval"
+        if max(pairs) >= FEWEST_FOR_P:
+            text += f"; p: exact two-sided sign-flip permutation test, from {FEWEST_FOR_P} pairs on"
         notes.append(text)
-    if pairs and 1 < max(pairs) < FEW_PAIRS:
-        best = f"{smallest_p_value(max(pairs)):.2g}"
-        notes.append(
-            f"p cannot be below {best} with {max(pairs)} pairs: of the {2 ** max(pairs)} ways to flip their signs two "
-            f"always count; p = {best} says that all pairs agree in sign, and the interval by how much"
-        )
     if any(cell.published is not None for row in rows for cell in row.cells.values()):
         setting = f", published for {grid.published_preset}" if grid.published_preset else ""
         scale = "; at another scale compare gains, not levels" if grid.published_preset != grid.preset else ""

@@ -24,7 +24,8 @@ from harness.report.notes import PAPER, WARNING, paper_place, plural
 from harness.report.pivot import Pivot, headings, lines
 from harness.report.tables import Table, metric_of
 from harness.report.templates import template
-from harness.report.verdicts import VERDICTS, Comparison, Verdict, rules_of
+from harness.report.verdicts import VERDICTS, Comparison, Verdict, q_values, rules_of
+from harness.spec.detection_metrics import is_detection_metric
 from harness.store.agreement import short
 
 if TYPE_CHECKING:
@@ -102,10 +103,13 @@ def to_page(
     return template("page.html").render(
         title=TITLE,
         lead=_lead(sections),
-        claims=[_claim(section, verdict) for section, verdict in verdicts],
+        claims=[
+            _claim(section, verdict, q)
+            for (section, verdict), q in zip(verdicts, q_values([verdict for _, verdict in verdicts]), strict=True)
+        ],
         claims_file=claims_file,
         tally=_tally([verdict for _, verdict in verdicts]),
-        rules=rules_of([verdict for _, verdict in verdicts]) + ([CHANCE] if len(verdicts) > 1 else []),
+        rules=rules_of([verdict for _, verdict in verdicts]) + ([CHANCE, RATES] if len(verdicts) > 1 else []),
         sections=[_section(section, links) for section in sections],
         report_command=command,
         making=[*making, f"the paper: {PAPER}"],
@@ -113,6 +117,12 @@ def to_page(
 
 
 CHANCE = "of twenty such intervals, one misses the truth by chance: read many verdicts together, not the best one alone"
+
+
+RATES = (
+    "q: of the claims with a q no larger, so many are expected to have no effect (Benjamini-Hochberg on Student's p of "
+    "the weakest row; approximate, as claims share rows and looks share seeds)"
+)
 
 
 def _lead(sections: Sequence[Section]) -> str:
@@ -142,7 +152,7 @@ def _tally(verdicts: Sequence[Verdict]) -> str:
     return f"{len(verdicts)} {plural('claim', len(verdicts))}: {', '.join(told)}."
 
 
-def _claim(section: Section, verdict: Verdict) -> dict[str, Any]:
+def _claim(section: Section, verdict: Verdict, q: float | None) -> dict[str, Any]:
     """A claim's line in the list of all: the comparison that decides it."""
     claim = verdict.claim
     return {
@@ -155,6 +165,9 @@ def _claim(section: Section, verdict: Verdict) -> dict[str, Any]:
         "others": len(claim.rows) if len(claim.rows) > 1 else 0,
         "metric": verdict.metric.heading,
         "margin": "" if claim.within is None else f"±{written(claim.within, verdict.metric)}",
+        "q": "" if q is None else f"{q:.3f}" if q >= 0.001 else "<0.001",
+        "looks": "" if verdict.seeds is None else f"looked at {verdict.seeds} seeds",
+        "reason": verdict.reason,
     }
 
 
@@ -179,7 +192,24 @@ def _comparison(verdict: Verdict, found: Comparison) -> dict[str, str]:
         "difference": "no shared seed" if difference is None else _minus(interval_words(difference, metric, PLAIN)),
         "n": "0" if difference is None else str(difference.n),
         "paper": "" if found.published is None else _minus(written(found.published, metric, signed=True)),
+        "shows": "" if found.detectable is None else written(found.detectable, metric),
+        "size": _size(verdict, found),
     }
+
+
+AP_MARGIN = 0.5  # of metrics in points of AP: less does not matter, where a claim does not say otherwise
+
+
+def _size(verdict: Verdict, found: Comparison) -> str:
+    """How a difference stands to the claim's margin, for its colour: it stops nothing."""
+    margin, gap = verdict.claim.margin, found.difference
+    if margin is None and is_detection_metric(verdict.metric.name):
+        margin = AP_MARGIN
+    if margin is None or gap is None or gap.low is None or gap.high is None or verdict.claim.within is not None:
+        return ""
+    if -margin < gap.low and gap.high < margin:
+        return "small"
+    return "large" if gap.low > margin or gap.high < -margin else ""
 
 
 # ---- sections

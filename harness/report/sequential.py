@@ -18,13 +18,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from harness.report.looks import ERROR, Looks
-from harness.report.statistics import t_quantile
+from harness.report.statistics import detectable, t_quantile, t_test
 from harness.report.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 
 PATIENCE = 5  # seeds before a claim is given up, or ended for its failures
 MOST_FAILED = 0.2  # of a row's pairs
 LONELY = 0.5  # of the sum of squares, that one pair carries
-POWER = 0.8
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class RowCourse:
     label: str
     verdict: str = UNDECIDED
     estimate: Estimate | None = None  # at the deciding look, else at the last one
-    p: float = 1.0  # of no difference, over all looks taken
+    p: float = 1.0  # see `p_value`, over all looks taken
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def _look(course: Course, rows: Mapping[str, Sequence[float | None]], rule: Rule
             continue
         estimate = estimated(rows[own.label], number, alpha)
         strict = estimated(rows[own.label], number, alpha / len(course.rows))
-        p = own.p if estimate is None else min(own.p, min(1.0, p_value(estimate) * ERROR / alpha))
+        p = own.p if estimate is None else min(own.p, p_value(estimate, rule) * ERROR / alpha)
         verdict = UNDECIDED
         if strict is not None and _is_refuted(strict, rule):
             verdict, estimate, refuted = NOT_REPRODUCED, strict, True
@@ -205,25 +204,6 @@ def _last_half(own: Estimate, looks: Looks, rows: int) -> float:
     return quantile * own.deviation / math.sqrt(looks.most)
 
 
-# ---- single numbers -----------------------------------------------------------------------------------------------
-
-
-def p_value(own: Estimate) -> float:
-    """Two-sided, of Student's t."""
-    from scipy.special import stdtr
-
-    if own.deviation == 0:
-        return 0.0 if own.mean else 1.0
-    return 2 * float(stdtr(own.pairs - 1, -abs(own.mean) * math.sqrt(own.pairs) / own.deviation))
-
-
-@lru_cache(maxsize=4096)
-def _noncentrality(number: int, alpha: float, power: float) -> float:
-    from scipy.special import nctdtrinc
-
-    return float(nctdtrinc(number - 1, 1 - power, _quantile(1 - alpha / 2, number - 1)))
-
-
-def detectable(deviation: float, number: int, alpha: float = ERROR, power: float = POWER) -> float:
-    """The smallest difference that so many pairs with this deviation show with the given power (noncentral t)."""
-    return _noncentrality(number, alpha, power) * deviation / math.sqrt(number)
+def p_value(own: Estimate, rule: Rule) -> float:
+    """Student's, of no difference, or of one beyond the margin. Over looks the least of p · 0.05 / α counts."""
+    return t_test(own.mean, own.deviation, own.pairs, rule.margin)

@@ -10,7 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+CONFIDENCE = 0.95
+POWER = 0.8
+FEWEST_FOR_P = 6  # pairs whose sign-flip p-value can fall below 0.05
 MAX_EXACT_PAIRS = 20  # 2**19 sums fit easily; beyond that signs are drawn
 NUM_DRAWS = 100_000
 
@@ -26,13 +30,15 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of `n` paired differences, its 95 % interval and two-sided p-value; both None on one pair."""
+    """Mean of `n` paired differences with its interval; None on one pair."""
 
     mean: float
     low: float | None
     high: float | None
-    p_value: float | None
+    p_value: float | None  # of the sign flips, from `FEWEST_FOR_P` pairs on
     n: int
+    deviation: float | None = None  # of the paired differences
+    confidence: float = CONFIDENCE  # of the interval
 
 
 def summarise(values: Sequence[float]) -> Summary:
@@ -58,7 +64,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
 
 def paired_difference(
-    values: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95
+    values: Mapping[int, float], baseline: Mapping[int, float], confidence: float = CONFIDENCE
 ) -> Difference | None:
     """Return `values - baseline` over the seeds (keys) that both have; None where they share none."""
     seeds = sorted(values.keys() & baseline.keys())
@@ -73,8 +79,10 @@ def paired_difference(
         mean=summary.mean,
         low=summary.mean - half_width,
         high=summary.mean + half_width,
-        p_value=sign_flip_p_value(differences),
+        p_value=sign_flip_p_value(differences) if summary.n >= FEWEST_FOR_P else None,
         n=summary.n,
+        deviation=summary.std,
+        confidence=confidence,
     )
 
 
@@ -83,6 +91,50 @@ def t_quantile(probability: float, degrees_of_freedom: int) -> float:
     from scipy.special import stdtrit  # scipy.stats would cost a second of import for the same number
 
     return float(stdtrit(degrees_of_freedom, probability))
+
+
+def t_test(mean: float, deviation: float, n: int, margin: float | None = None) -> float:
+    """Return Student's p-value of no difference (two-sided), or of one beyond the margin.
+
+    The latter is twice the larger of two one-sided tests, so that it falls below 0.05 where the 95 % interval lies
+    within the margin.
+    """
+    from scipy.special import stdtr
+
+    error = deviation / math.sqrt(n)
+
+    def tail(distance: float) -> float:
+        """P(T > distance / error)."""
+        if error == 0:
+            return 0.0 if distance > 0 else 1.0 if distance < 0 else 0.5
+        return float(stdtr(n - 1, -distance / error))
+
+    if margin is None:
+        return min(1.0, 2 * tail(abs(mean)))
+    return min(1.0, 2 * max(tail(margin - mean), tail(margin + mean)))
+
+
+def detectable(deviation: float, n: int, alpha: float = 1 - CONFIDENCE, power: float = POWER) -> float:
+    """Return the smallest difference that `n` pairs with this deviation show with the given power (noncentral t)."""
+    return _noncentrality(n, round(alpha, 12), power) * deviation / math.sqrt(n)
+
+
+@lru_cache(maxsize=4096)
+def _noncentrality(n: int, alpha: float, power: float) -> float:
+    from scipy.special import nctdtrinc
+
+    return float(nctdtrinc(n - 1, 1 - power, t_quantile(1 - alpha / 2, n - 1)))
+
+
+def false_discovery_rates(p_values: Sequence[float]) -> list[float]:
+    """Return the q-value of each p-value among all (Benjamini and Hochberg 1995)."""
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    found, lowest = [1.0] * len(p_values), 1.0
+    for rank in range(len(order), 0, -1):
+        place = order[rank - 1]
+        lowest = min(lowest, p_values[place] * len(order) / rank)
+        found[place] = lowest
+    return found
 
 
 def sign_flip_p_value(differences: Sequence[float]) -> float:
@@ -105,8 +157,3 @@ def sign_flip_p_value(differences: Sequence[float]) -> float:
     for value in values[1:]:
         sums = np.concatenate([sums + value, sums - value])
     return float(np.count_nonzero(np.abs(sums) >= threshold) / len(sums))
-
-
-def smallest_p_value(n: int) -> float:
-    """Return the smallest p-value that `n` paired differences can reach."""
-    return min(1.0, 2.0 / 2**n)

@@ -21,6 +21,7 @@ from harness.spec.error_metrics import PREFIX, better, branch_of, error_name, is
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.spec.claims import Claim
     from harness.spec.grid import Grid, Row
 
 Record = Mapping[str, Any]
@@ -173,8 +174,14 @@ class Group:
         return self.row.trial_ids == other.row.trial_ids
 
 
-def make_table(grid: Grid, records: Iterable[Record]) -> Table:
-    """Return the table of `grid` from the records found for its trials; other records are left aside."""
+def make_table(grid: Grid, records: Iterable[Record], settled: Mapping[Claim, Verdict] | None = None) -> Table:
+    """Return the table of `grid` from the records found for its trials; other records are left aside.
+
+    Args:
+        grid: rows, seeds, metrics and claims.
+        records: shaped like result.json.
+        settled: verdicts of claims that looks have settled (see `judge_claims`).
+    """
     by_id = {record["trial_id"]: record for record in records}
     metrics = tuple(metric_of(name) for name in grid.metrics)
     groups = _groups(grid, by_id)
@@ -210,7 +217,7 @@ def make_table(grid: Grid, records: Iterable[Record]) -> Table:
         rows=tuple(rows),
         footnotes=tuple((letter, reason) for reason, letter in footnotes.letters.items()),
         notes=describe(grid, rows, list(used.values())),
-        verdicts=judge_claims(grid.claims, labelled, metric_of),
+        verdicts=judge_claims(grid.claims, labelled, metric_of, settled),
     )
 
 
