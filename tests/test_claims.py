@@ -189,7 +189,7 @@ def test_of_several_rows_the_one_that_says_least_decides():
     table = verdict_of(claim, none=(30.0, 31, 32), good=(31, 32, 33.1), better=(35, 36, 37.1), bad=(30.5, 31.5, 32.6))
     assert (table.verdicts[0].verdict, table.verdicts[0].deciding.row) == ("reproduced", "bad")
     text = " ".join(to_text(table).split())
-    assert "claim: all help: reproduced (of 3 rows 'bad' decides; AP +0.5 [+0.4, +0.7], n = 3; could show 0.1)" in text
+    assert "claim: all help: reproduced (of 3 rows 'bad' decides; AP +0.5 [+0.4, +0.7], n = 3; could show 0.2)" in text
 
 
 def test_claims_as_csv_have_a_line_for_each_comparison():
