@@ -122,11 +122,11 @@ def _changes(
     label: str, own: Mapping[str, Mapping[int, float]], other: Mapping[str, Mapping[int, float]]
 ) -> ErrorChanges | None:
     """None where both share no seed."""
-    sums = [
+    first, second = (
         {seed: math.fsum(costs[kind][seed] for kind in COSTS) for seed in costs[COSTS[0]]} for costs in (own, other)
-    ]
+    )
     found = {kind: paired_difference(own[kind], other[kind]) for kind in COSTS}
-    total = paired_difference(*sums)
+    total = paired_difference(first, second)
     if total is None:
         return None
     return ErrorChanges(label, {kind: _change(one) for kind, one in found.items() if one}, _change(total))
