@@ -156,7 +156,7 @@ def _of_trial(
 ) -> Detected:
     found = Detected(classes, key, label, seed)
     try:
-        dataset = _dataset(grid.trial(key).config.data)
+        dataset = validation_split(grid.trial(key).config.data)
         detections = json.loads((store.dir(key) / "detections.json").read_bytes())
         sheet = sheet_of(dataset, detections, score)
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
@@ -169,7 +169,7 @@ def _of_trial(
     return Detected(Classes(classes.rows, lines), found.trial, found.row, found.seed, sheet)
 
 
-def _dataset(config: DataConfig) -> CocoDataset:
+def validation_split(config: DataConfig) -> CocoDataset:
     """The validation split, if it is here: nothing is generated for a picture.
 
     Raises:
@@ -204,15 +204,7 @@ def sheet_of(dataset: CocoDataset, detections: Sequence[Record], score: float | 
     """
     from harness.figures.detections import Scene
 
-    if is_federated(dataset.ground_truth):  # what an image is not annotated for is no mistake there
-        pairs = np.array([(row["image_id"], row["category_id"]) for row in detections], np.int64).reshape(-1, 2).T
-        counts = Judged(dataset.ground_truth).counts(*pairs)
-        detections = [row for row, is_counted in zip(detections, counts.tolist(), strict=True) if is_counted]
-    truth: dict[int, list[Record]] = {image_id: [] for image_id in dataset.image_ids}
-    found: dict[int, list[Record]] = {image_id: [] for image_id in dataset.image_ids}
-    for rows, by_image in ((dataset.ground_truth["annotations"], truth), (detections, found)):
-        for row in rows:
-            by_image[row["image_id"]].append(row)
+    truth, found = rows_by_image(dataset, detections)
     chosen, why = _chosen_score(best_threshold(truth, found), score)
     index = {image_id: number for number, image_id in enumerate(dataset.image_ids)}
     names = dataset.file_names
@@ -232,6 +224,26 @@ def sheet_of(dataset: CocoDataset, detections: Sequence[Record], score: float | 
     ]
     categories = dict(zip(dataset.category_ids, dataset.category_names, strict=True))
     return Sheet(chosen, why, worst, tuple(scenes), categories)
+
+
+def rows_by_image(
+    dataset: CocoDataset, detections: Sequence[Record]
+) -> tuple[dict[int, list[Record]], dict[int, list[Record]]]:
+    """Annotations and detections by the ids of all images; of detections those that count.
+
+    Raises:
+        KeyError: a detection is on no image of the split.
+    """
+    if is_federated(dataset.ground_truth):  # what an image is not annotated for is no mistake there
+        pairs = np.array([(row["image_id"], row["category_id"]) for row in detections], np.int64).reshape(-1, 2).T
+        counts = Judged(dataset.ground_truth).counts(*pairs)
+        detections = [row for row, is_counted in zip(detections, counts.tolist(), strict=True) if is_counted]
+    truth: dict[int, list[Record]] = {image_id: [] for image_id in dataset.image_ids}
+    found: dict[int, list[Record]] = {image_id: [] for image_id in dataset.image_ids}
+    for rows, by_image in ((dataset.ground_truth["annotations"], truth), (detections, found)):
+        for row in rows:
+            by_image[row["image_id"]].append(row)
+    return truth, found
 
 
 def _chosen_score(best: Threshold | None, score: float | None) -> tuple[float, str]:
