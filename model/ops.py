@@ -6,6 +6,10 @@ see `model.kernels`) or, where those cannot be had, the pure-torch definitions i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 
@@ -24,7 +28,22 @@ def implementation(device: torch.device | str = "cpu") -> str:
     return f"compiled ({library.compiler})" if library and ops_compiled.available() else "reference"
 
 
+_as_defined = ContextVar("as_defined", default=False)
+
+
+@contextmanager
+def as_defined() -> Iterator[None]:
+    """Within, the pure-torch definitions run: a graph for other programs holds torch's own operators only."""
+    token = _as_defined.set(True)
+    try:
+        yield
+    finally:
+        _as_defined.reset(token)
+
+
 def _compiled(tensor: Tensor) -> bool:
+    if _as_defined.get():
+        return False
     if torch.compiler.is_compiling():
         return True  # the registered operator, which turns to the reference by itself
     if tensor.device.type == "cuda":

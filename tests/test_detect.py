@@ -246,12 +246,11 @@ def test_files_of_weights_name_their_classes_by_themselves_by_a_folder_or_by_num
 
     def names(*words: str, **metadata: str) -> tuple[list[str], str]:
         said = {"schema": 1, "model": "", "source": "", "sha256": "", "family": "own", "num_classes": 3}
-        told = {"codetr": json.dumps({**said, "config": config}), **metadata}
-        save_file(load_file(store.dir(TRIAL) / "checkpoint" / WEIGHTS), weights, told)
+        content = {"codetr": json.dumps({**said, "config": config}), **metadata}
+        save_file(load_file(store.dir(TRIAL) / "checkpoint" / WEIGHTS), weights, content)
         assert main(["detect", str(weights), image, *words, "--threshold", "0", "--out", str(tmp_path / "out")]) == 0
-        return [row["name"] for row in content_of(tmp_path / "out")["categories"]], without_progress(
-            capsys.readouterr().err
-        )
+        told = without_progress(capsys.readouterr().err)
+        return [row["name"] for row in content_of(tmp_path / "out")["categories"]], told
 
     assert names(**CLASSES.to_metadata()) == (["ant", "bee", "cow"], "")
     found, told = names()
