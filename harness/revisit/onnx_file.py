@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -98,6 +98,7 @@ def write(found: Found, path: Path, *, data: str | None, say: Say) -> Made:
         say(f"note: {found.where} is evaluated with NMS, which the file leaves to whoever runs it")
     if detector.official:
         say(f"note: {found.where} is official: padding changes what it finds, and the file's images have none")
+    say(f"{found.where}: tracing a graph for images of any size, which takes minutes for a large detector")
     content = as_onnx(detector, found.config.evaluate.max_detections, found.where)
     content = _described(content, found, classes)
     made = compared(content, detector, found.config.evaluate.max_detections, found.where)
@@ -121,13 +122,14 @@ def as_onnx(detector: Detector, max_detections: int, where: str) -> bytes:
         UserError: a part of it cannot be traced, or has no ONNX; or it is too large.
     """
     try:
-        with _quietly():
+        with _quietly(), _uncached():
             made = torch.onnx.export(
                 program(detector, max_detections),
                 input_names=[INPUT],
                 output_names=list(OUTPUTS),
                 opset_version=OPSET,
                 dynamo=True,
+                optimize=False,  # onnxruntime does it when it opens the file
             )
             assert made is not None
             model = made.model_proto
@@ -137,6 +139,14 @@ def as_onnx(detector: Detector, max_detections: int, where: str) -> bytes:
     if model.ByteSize() > LARGEST:
         raise UserError(f"{where} cannot be exported: an ONNX file holds at most 2 GiB")
     return bytes(model.SerializeToString())
+
+
+def _uncached() -> AbstractContextManager[None]:
+    """Without torch's table of what operators gave for which shapes: with symbols for sizes it costs a third more."""
+    import torch._dynamo.config as settings
+
+    patched: AbstractContextManager[None] = settings.patch(fake_tensor_cache_enabled=False)
+    return patched
 
 
 @contextmanager
@@ -182,7 +192,9 @@ def compared(content: bytes, detector: Detector, max_detections: int, where: str
     """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: what it cannot fold it computes
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     branch, draws, largest = DecoderBranch(detector, max_detections).eval(), torch.Generator().manual_seed(0), 0.0
     for count, height, width in CHECKED:
         images = torch.randn(count, 3, height, width, generator=draws)
