@@ -115,11 +115,8 @@ def test_a_trial_becomes_a_file_that_says_all_that_is_needed(
 ) -> None:
     assert main(["export-model", TRIAL[:4], "--onnx", "mine/detector.onnx"]) == 0
     out, err = capsys.readouterr()
-    assert (
-        err == f"trial {TRIAL}: {TRACING}\n"
-        and "onnxruntime gives torch's numbers up to" in out
-        and "wrote mine/detector.onnx" in out
-    )
+    assert err == f"trial {TRIAL}: {TRACING}\n"
+    assert "onnxruntime gives torch's numbers up to" in out and "wrote mine/detector.onnx" in out
     model = onnx.load(tmp_path / "mine" / "detector.onnx")
     known = {entry.key: entry.value for entry in model.metadata_props}
     assert set(onnx_file.METADATA) <= set(known)
