@@ -190,7 +190,8 @@ def save_figure(
     whole.
     """
     nothing = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
-    base, size = Path(path), {} if dots is None else {"dpi": dots}
+    base = Path(path)
+    size: dict[str, Any] = {} if dots is None else {"dpi": dots}
     paths = []
     for ending in formats:
         stream = io.BytesIO()

@@ -50,8 +50,10 @@ class Setting:
 def setting_of(config: TrialConfig, num_classes: int) -> Setting:
     """Of a trial; what the optimiser does not read of its training is left out."""
     told, default = config.train, TrainConfig()
-    names = ("learning_rate", "backbone_lr_factor", "sampling_lr_factor", "layer_decay")
-    names = (*names, "weight_decay", "weight_decay_of")
+    names = (
+        *("learning_rate", "backbone_lr_factor", "sampling_lr_factor", "layer_decay"),
+        *("weight_decay", "weight_decay_of"),
+    )
     train = replace(default, **{name: getattr(told, name) for name in names})
     return Setting(replace(config.model, backbone=without_weights(config.model.backbone)), train, num_classes)
 
@@ -98,7 +100,7 @@ def _cells(group: Group) -> list[str]:
     return [rate, decay, f"{group.num_tensors:,}", f"{group.num_parameters:,}", group.where]
 
 
-def _group(parameters: list[torch.Tensor], names: dict[int, str], rate: float | None, decay: float | None) -> Group:
+def _group(parameters: Sequence[torch.Tensor], names: dict[int, str], rate: float | None, decay: float | None) -> Group:
     where = _beginnings(names[id(parameter)] for parameter in parameters)
     return Group(rate, decay, len(parameters), sum(parameter.numel() for parameter in parameters), where)
 
