@@ -40,6 +40,8 @@ examples:
   codetr analyse a1b2c3                                         conflict, discriminability and queries of a trial
   codetr import-weights released.pth --model co_dino_5scale_r50_1x_coco   official weights
   codetr evaluate released.safetensors --data data/coco         their AP beside the published one
+  codetr detect a1b2c3 photos/                                  what it finds, drawn on images of your own
+  codetr export-model a1b2c3 --onnx detector.onnx               the detector for onnxruntime
   codetr ui                                                     the MLflow pages
   codetr doctor                                                 are the fast operators at work here?
 
@@ -136,6 +138,9 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--cost", action="store_true", help="what is left of each, from measured seconds per step")
     plan.add_argument(
         "--memory", action="store_true", help="what a training step of each takes, carried on from small images"
+    )
+    plan.add_argument(
+        "--verbose", action="store_true", help="learning rate, weight decay and size of every group of parameters"
     )
 
     plan.add_argument("--decide", action="store_true", help="the claims, and what their next looks need")
@@ -321,7 +326,24 @@ def _add_weights_commands(commands: Any, store: argparse.ArgumentParser) -> None
     evaluate.add_argument("--max-detections", metavar="N", type=_at_least_one, help="of an image, from 100 on")
     evaluate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     evaluate.add_argument("--out", metavar="DIR", help="folder for the files (default: evaluation/NAME)")
-    for command in (take, evaluate):
+    detect = commands.add_parser("detect", parents=[store], help="draw what trained weights find on image files")
+    detect.add_argument("weights", metavar="WEIGHTS", help="a trial (the beginning of its id will do), or a file")
+    detect.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or a folder of them")
+    detect.add_argument(
+        "--threshold", metavar="X", type=_score, help="lowest score (default: a trial's best F1, or 0.5)"
+    )
+    detect.add_argument("--branch", metavar="NAME", default="decoder", help="decoder, or the name of a head")
+    detect.add_argument("--data", metavar="PATH", help="a folder whose classes these are, where a file does not say")
+    detect.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    detect.add_argument("--out", metavar="DIR", help="folder for pictures and JSON (default: detections/NAME)")
+    onnx = commands.add_parser(
+        "export-model", parents=[store], help="trained weights as an ONNX file: images in, boxes out"
+    )
+    onnx.add_argument("weights", metavar="WEIGHTS", help="a trial (the beginning of its id will do), or a file")
+    onnx.add_argument("--onnx", metavar="FILE", required=True, help="to write")
+    onnx.add_argument("--data", metavar="PATH", help="a folder whose classes these are, where a file does not say")
+    onnx.add_argument("--force", action="store_true", help="replace a file that is there")
+    for command in (take, evaluate, detect, onnx):
         command.add_argument(
             "--model",
             metavar="NAME",
@@ -333,7 +355,8 @@ def _add_weights_commands(commands: Any, store: argparse.ArgumentParser) -> None
         )
         command.add_argument("--verbose", action="store_true", help="what became of every name")
         _add_reading(command)
-    _add_class_rows(evaluate)
+    for command in (evaluate, detect, onnx):
+        _add_class_rows(command)
 
 
 def _add_reading(command: argparse.ArgumentParser) -> None:

@@ -93,6 +93,10 @@ def plan(args: argparse.Namespace) -> int:
             print(fitted(f"model.preset: {', '.join(detectors)}", WIDTH))
         if grid.search is not None:
             print(fitted(f"search: {describe(grid.search.spec)}", WIDTH))
+        if args.verbose:
+            from harness.trial.rates import print_groups
+
+            print_groups(trials, WIDTH)
     return 0
 
 

@@ -170,7 +170,7 @@ class DeformableAttention(nn.Module):
         if padding is not None:
             projected = projected.masked_fill(padding[..., None], 0.0)
         locations, weights = self.sampling(query, reference, has_size, sizes)
-        value_heads = projected.view(len(query), -1, self.num_heads, projected.shape[-1] // self.num_heads)
+        value_heads = projected.view(query.shape[0], -1, self.num_heads, projected.shape[-1] // self.num_heads)
         attended = ms_deform_attn(value_heads, sizes, locations, weights)
         return self.output_proj(attended.to(query.dtype))
 

@@ -89,7 +89,7 @@ def _transposed(matrix: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """`F.linear`, and `F.relu` of it: x [..., D], weight [E, D], bias [E] → [..., E]. Has no second derivative."""
-    if x.numel() * len(weight) < SMALLEST or not _takes(x, weight):
+    if not _takes(x, weight) or x.numel() * len(weight) < SMALLEST:
         result = F.linear(x, weight, bias)
         return F.relu(result) if relu else result
     rows = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, relu)
@@ -111,7 +111,7 @@ def _takes(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()  # which chooses by itself
+        and not torch.compiler.is_compiling()  # which chooses by itself, and may not know the sizes yet
         and kernels.library() is not None  # CODETR_OPS=reference means torch's own
     )
 
@@ -141,7 +141,7 @@ class Conv2d(nn.Conv2d):
         if plain:
             down, right = self.stride
             positions = x[:, :, ::down, ::right].permute(0, 2, 3, 1)
-            if positions.numel() * self.out_channels >= SMALLEST and _takes(x, weight):
+            if _takes(x, weight) and positions.numel() * self.out_channels >= SMALLEST:
                 return linear(positions, weight.flatten(1), bias, relu=relu).permute(0, 3, 1, 2)
             if max(self.stride) > 1 and self.in_channels < LANES and x.device.type == "cpu":
                 result = F.conv2d(positions.permute(0, 3, 1, 2), weight, bias)
@@ -152,7 +152,7 @@ class Conv2d(nn.Conv2d):
     def _wide_enough(self, x: Tensor) -> Tensor:
         """A map one position wide with a column of zeros beside it, which changes no output: see `NARROW_BF16`."""
         same_output = 2 * self.padding[1] == self.kernel_size[1] - 1 and self.stride[1] > 1
-        if x.shape[3] > 1 or not same_output or x.device.type != "cpu":
+        if not same_output or x.device.type != "cpu":
             return x
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        return F.pad(x, (0, 1)) if dtype == NARROW_BF16 else x
+        return F.pad(x, (0, 1)) if dtype == NARROW_BF16 and x.shape[3] == 1 else x

@@ -6,6 +6,10 @@ see `model.kernels`) or, where those cannot be had, the pure-torch definitions i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 
@@ -24,7 +28,22 @@ def implementation(device: torch.device | str = "cpu") -> str:
     return f"compiled ({library.compiler})" if library and ops_compiled.available() else "reference"
 
 
+_as_defined = ContextVar("as_defined", default=False)
+
+
+@contextmanager
+def as_defined() -> Iterator[None]:
+    """Within, the pure-torch definitions run: a graph for other programs holds torch's own operators only."""
+    token = _as_defined.set(True)
+    try:
+        yield
+    finally:
+        _as_defined.reset(token)
+
+
 def _compiled(tensor: Tensor) -> bool:
+    if _as_defined.get():
+        return False
     if torch.compiler.is_compiling():
         return True  # the registered operator, which turns to the reference by itself
     if tensor.device.type == "cuda":
@@ -61,7 +80,8 @@ def ms_deform_attn(
             value = value.to(dtype)  # a GPU reads half precision as it is, and sums in float32
         return torch.ops.codetr.ms_deform_attn.default(value, sizes, locations, weights)
     value = value.to(dtype)
-    ops_compiled.check_ms_deform_attn(value, sizes, locations, weights)
+    if not torch.compiler.is_compiling():  # whose sizes are symbols: each comparison would have to be proven
+        ops_compiled.check_ms_deform_attn(value, sizes, locations, weights)
     with torch.autocast(value.device.type, enabled=False):
         return ops_reference.ms_deform_attn(value, spatial_shapes, locations, weights)
 

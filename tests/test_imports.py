@@ -31,6 +31,9 @@ ROOMS = {  # foreign service: the only files that know it
     "faster_coco_eval": ("harness/trial/evaluators.py",),
     "transformers": ("model/backbones/from_transformers.py",),
     "huggingface_hub": ("harness/spec/hub.py",),
+    "onnx": ("harness/revisit/onnx_file.py",),
+    "onnxruntime": ("harness/revisit/onnx_file.py",),
+    "onnxscript": ("harness/revisit/onnx_file.py",),
     "matplotlib": tuple(path.relative_to(ROOT).as_posix() for path in (ROOT / "harness/figures").glob("*.py")),
 }
 

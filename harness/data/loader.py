@@ -31,12 +31,13 @@ _ORDER, _REPEAT = 1, 3  # what a random stream is for; see `harness.data.samples
 
 
 @dataclass(frozen=True)
-class _Collate:
+class Collate:
     """Samples -> the tensors of a `Batch`, as a plain dict because that is what crosses processes and gets pinned."""
 
     size_divisor: int
 
     def __call__(self, found: list[Sample | UserError]) -> dict[str, Any]:
+        """Padded to the largest sample and a multiple of `size_divisor`; or the first error under `error`."""
         samples = [sample for sample in found if isinstance(sample, Sample)]
         if len(samples) < len(found):
             return {"error": next(str(sample) for sample in found if isinstance(sample, UserError))}
@@ -65,6 +66,25 @@ class _Collate:
             "content_hw": _content_hw(samples),
             "share": None if frame is None else (frame.share.first, frame.share.whole, frame.share.borrowed),
         }
+
+
+def batch_of(tensors: dict[str, Any]) -> Batch:
+    """What `Collate` gave as a batch, whose images are bytes.
+
+    Raises:
+        UserError: an image could not be read.
+    """
+    if "error" in tensors:
+        raise UserError(tensors["error"])
+    return Batch(
+        images=tensors["images"],
+        valid_hw=tensors["valid_hw"],
+        targets=Targets(tensors["boxes_xyxy"], tensors["labels"], tensors["masks"]),
+        image_ids=tuple(tensors["image_ids"]),
+        original_hw=tensors["original_hw"],
+        content_hw=tensors["content_hw"],
+        share=None if tensors["share"] is None else Share(*tensors["share"]),
+    )
 
 
 def _content_hw(samples: list[Sample]) -> torch.Tensor | None:
@@ -163,7 +183,7 @@ class Loader:
         self._batches = DataLoader(
             self._samples,
             batch_sampler=self._plan,
-            collate_fn=_Collate(size_divisor),
+            collate_fn=Collate(size_divisor),
             num_workers=num_workers,
             generator=torch.Generator(),  # its own, so that starting an epoch draws nothing from the global one
             persistent_workers=num_workers > 0,  # they keep their decoded images
@@ -206,17 +226,7 @@ class Loader:
         if not self._plan.numbers:
             return
         for tensors in self._batches:
-            if "error" in tensors:
-                raise UserError(tensors["error"])
-            yield Batch(
-                images=tensors["images"],
-                valid_hw=tensors["valid_hw"],
-                targets=Targets(tensors["boxes_xyxy"], tensors["labels"], tensors["masks"]),
-                image_ids=tuple(tensors["image_ids"]),
-                original_hw=tensors["original_hw"],
-                content_hw=tensors["content_hw"],
-                share=None if tensors["share"] is None else Share(*tensors["share"]),
-            )
+            yield batch_of(tensors)
 
     def _keys(self, epoch: int, indices: list[int]) -> list[Key]:
         """What this rank has of the batch of these images."""

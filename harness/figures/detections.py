@@ -15,20 +15,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from harness.figures.images import box_outline, draw_image
+from harness.figures.boxes import LONGEST_NAME, NUM_COLOURS, WRONG, Box, Lettering, draw_boxes, shortened
+from harness.figures.images import draw_image
 from harness.figures.matching import IOU, SCORE, Matches, Row, match
 from harness.figures.style import PAGE, colour_of, legend_below, new_figure, plain, styled
 
-WRONG = (0, (2.2, 1.4))  # dashes
 CROWD = (0, (0.8, 1.2))
-LABEL_SIZE = 5.5  # points
-LETTER = 0.62 * LABEL_SIZE  # points: width of a letter of a label, about
-LONGEST_NAME = 20  # letters of a category in a label
-MOST_LABELS = 12  # of one picture
-CROWDED = 12  # boxes of one picture; more have thinner lines
-NUM_COLOURS = 6  # of the palette without its black and grey, which would vanish on the dark rim
 PAIRS = 2  # image pairs side by side
-SIDE = PAGE / (2 * PAIRS)  # inches: width of a picture
+SIDE = PAGE / (2 * PAIRS)  # inches: width of a picture with what lies around it
+MOST_LABELS = 12  # of one picture
+SHEET = Lettering(0.97 * SIDE, 5.5, MOST_LABELS)
 
 
 @dataclass(frozen=True)
@@ -40,21 +36,6 @@ class Scene:
     annotations: Sequence[Row]
     detections: Sequence[Row]
     file_name: str = ""
-
-
-@dataclass(frozen=True)
-class Box:
-    """An outline and its name: a solid line, dashes where it is wrong, dots around a crowd."""
-
-    bbox: Sequence[float]
-    name: str
-    colour: str
-    dashes: Any = "solid"
-
-    @property
-    def is_wrong(self) -> bool:
-        """Whether it is a missed object or a detection without an object."""
-        return self.dashes == WRONG
 
 
 @styled()
@@ -112,13 +93,13 @@ def _draw_pair(
     for axes in (left, right):
         draw_image(axes, scene.image)
     counts = {"found": matches.true_positives, "missed": matches.false_negatives, "false": matches.false_positives}
-    left.set_title(_shortened(plain(scene.title), 40), fontsize=7)
+    left.set_title(shortened(plain(scene.title), 40), fontsize=7)
     right.set_title(", ".join(f"{len(rows)} {word}" for word, rows in counts.items()), fontsize=7)
-    left.set_xlabel(_file_lines(scene.file_name), loc="left", fontsize=LABEL_SIZE)
+    left.set_xlabel(_file_lines(scene.file_name), loc="left", fontsize=SHEET.size)
 
     def box(row: Row, dashes: Any, words: str = "{}") -> Box:
         category = row["category_id"]
-        name = _shortened(" ".join(str(categories.get(category, category)).split()), LONGEST_NAME)
+        name = shortened(" ".join(str(categories.get(category, category)).split()), LONGEST_NAME)
         return Box(row["bbox"], words.format(plain(name)), colours.get(category, "white"), dashes)
 
     missed = set(matches.false_negatives)
@@ -133,12 +114,8 @@ def _draw_pair(
         row = scene.detections[index]
         wrong = index in matches.false_positives
         found.append(box(row, WRONG if wrong else "solid", ("× {} " if wrong else "{} ") + f"{row['score']:.2f}"))
-    _draw_boxes(left, objects)
-    _draw_boxes(right, found)
-
-
-def _shortened(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+    draw_boxes(left, objects, SHEET)
+    draw_boxes(right, found, SHEET)
 
 
 def _file_lines(name: str, letters: int = 36) -> str:
@@ -146,52 +123,3 @@ def _file_lines(name: str, letters: int = 36) -> str:
     text = plain(name)
     text = text if len(text) <= 2 * letters else f"…{text[1 - 2 * letters :]}"
     return "\n".join(text[start : start + letters] for start in range(0, len(text), letters))
-
-
-def _draw_boxes(axes: Axes, boxes: Sequence[Box]) -> None:
-    """Outlines, what is wrong above what is right, and as many names as have room, what is wrong first."""
-    width = 1.1 if len(boxes) <= CROWDED else 0.7
-    ordered = sorted(boxes, key=lambda one: one.is_wrong)
-    for one in ordered:
-        x, y, w, h = one.bbox
-        box_outline(axes, (x, y, x + w, y + h), one.colour, width, one.dashes)
-    taken: list[tuple[float, float, float, float]] = []
-    for one in ordered[::-1]:
-        place = _free_place(axes, one, taken)
-        if place is not None and len(taken) < MOST_LABELS:
-            taken.append(place)
-            _write_name(axes, one, place)
-
-
-def _free_place(
-    axes: Axes, box: Box, taken: Sequence[tuple[float, float, float, float]]
-) -> tuple[float, float, float, float] | None:
-    """Left, top, right, bottom of a place for the name at the box that covers no other name; None: there is none."""
-    width, height = axes.get_xlim()[1], axes.get_ylim()[0]
-    point = width / (SIDE * 72 * 0.97)  # pixels of a point
-    across, high = (len(box.name) * LETTER + 2.0) * point, 1.45 * LABEL_SIZE * point
-    x, y, w, h = box.bbox
-    left = min(max(x, 0.0), max(width - across, 0.0))
-    for top in (y - high, y + h, y, y + h - high):  # above, below, within at the top and at the bottom
-        place = (left, top, left + across, top + high)
-        within = top >= 0 and top + high <= height
-        if within and not any(_cover(place, other) for other in taken):
-            return place
-    return None
-
-
-def _cover(first: tuple[float, float, float, float], second: tuple[float, float, float, float]) -> bool:
-    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
-
-
-def _write_name(axes: Axes, box: Box, place: tuple[float, float, float, float]) -> None:
-    frame = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": box.colour, "linewidth": 0.5}
-    axes.text(
-        *(place[0], (place[1] + place[3]) / 2),
-        box.name,
-        ha="left",
-        va="center",
-        fontsize=LABEL_SIZE,
-        clip_on=True,
-        bbox={**frame, "alpha": 0.8},
-    )

@@ -51,7 +51,7 @@ def draw_error_costs(branches: Sequence[tuple[str, Mapping[str, float]]]) -> Fig
     axes = figure.add_subplot()
     for place, (_, costs) in enumerate(branches):
         _stack(axes, place, costs)
-    _name_rows(axes, [head_name(name) for name, _ in branches])
+    _name_rows(axes, [_shortened(head_name(name)) for name, _ in branches])
     axes.set_xlim(left=0)
     axes.set_xlabel("dAP (points of AP)")
     legend_below(figure, _patches(), list(COSTS), "what AP would gain if errors of one kind alone were mended")

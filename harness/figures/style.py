@@ -181,17 +181,21 @@ def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str
 
 
 @styled()
-def save_figure(figure: Figure, path: Path | str, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
+def save_figure(
+    figure: Figure, path: Path | str, formats: Sequence[str] = ("png", "pdf"), dots: float | None = None
+) -> list[Path]:
     """Write `figure` to `path` with each ending of `formats` added; the same figure gives the same bytes.
 
-    PNG has 200 dots per inch, PDF embeds its fonts; neither holds a date or a version. Files are replaced whole.
+    PNG has 200 dots per inch, or `dots`, PDF embeds its fonts; neither holds a date or a version. Files are replaced
+    whole.
     """
     nothing = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
     base = Path(path)
+    size: dict[str, Any] = {} if dots is None else {"dpi": dots}
     paths = []
     for ending in formats:
         stream = io.BytesIO()
-        figure.savefig(stream, format=ending, metadata=nothing[ending])
+        figure.savefig(stream, format=ending, metadata=nothing[ending], **size)
         paths.append(base.with_name(f"{base.name}.{ending}"))
         write_atomic(paths[-1], stream.getvalue())
     return paths

@@ -17,7 +17,7 @@ from harness.errors import UserError
 from harness.figures.matching import SCORE, Matches, best_threshold, worst_images
 from harness.mistakes.thresholds import Threshold
 from harness.report.frames import recorded
-from harness.report.shown_images import ShownImages, by_image, judged, local_dataset, objects, shown_images
+from harness.report.shown_images import ShownImages, objects, rows_by_image, shown_images, validation_split
 from harness.report.tables import metric_of
 from harness.store.results import RunStore
 
@@ -207,7 +207,7 @@ def _of_trial(
 ) -> Detected:
     found = Detected(classes, key, label, seed)
     try:
-        dataset = local_dataset(grid.trial(key).config.data)
+        dataset = validation_split(grid.trial(key).config.data)
         detections = json.loads((store.dir(key) / "detections.json").read_bytes())
         sheet = sheet_of(dataset, detections, score)
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
@@ -237,8 +237,7 @@ def sheet_of(dataset: CocoDataset, detections: Sequence[Record], score: float | 
     """
     from harness.figures.detections import Scene
 
-    truth = by_image(dataset, dataset.ground_truth["annotations"])
-    found = by_image(dataset, judged(dataset, detections))
+    truth, found = rows_by_image(dataset, detections)
     chosen, why = _chosen_score(best_threshold(truth, found), score)
     index = {image_id: number for number, image_id in enumerate(dataset.image_ids)}
     names = dataset.file_names

@@ -52,9 +52,9 @@ def shown_images(
     """
     try:
         found = {key: _detections(store, key) for _, key in trials}
-        dataset = local_dataset(config)
-        truth = by_image(dataset, dataset.ground_truth["annotations"])
-        models = [_model(label, key, dataset, truth, found[key], score) for label, key in trials]
+        dataset = validation_split(config)
+        truth = rows_by_image(dataset, ())[0]
+        models = [_model(label, key, dataset, found[key], score) for label, key in trials]
         last = models[-1]
         worst_of = with_all(worst(truth, last), truth, models)
         groups = [("Worst images" if len(models) == 1 else f"Worst images of {last.label}", worst_of)]
@@ -77,34 +77,31 @@ def _detections(store: RunStore, key: str) -> list[Row]:
     return list(json.loads(data))
 
 
-def _model(
-    label: str, key: str, dataset: CocoDataset, truth: Mapping[int, Sequence[Row]], rows: list[Row], score: float | None
-) -> Model:
-    detections = by_image(dataset, judged(dataset, rows))
+def _model(label: str, key: str, dataset: CocoDataset, rows: list[Row], score: float | None) -> Model:
+    truth, detections = rows_by_image(dataset, rows)
     best = best_threshold(truth, detections) if score is None else None
     chosen = score if score is not None else SCORE if best is None else best.score
     return Model(label, key, detections, chosen)
 
 
-def judged(dataset: CocoDataset, rows: Sequence[Row]) -> Sequence[Row]:
-    """Detections that can be right or wrong: on LVIS data not those of classes that an image is not annotated for."""
-    if not is_federated(dataset.ground_truth):
-        return rows
-    pairs = np.array([(row["image_id"], row["category_id"]) for row in rows], np.int64).reshape(-1, 2).T
-    counts = Judged(dataset.ground_truth).counts(*pairs)
-    return [row for row, is_counted in zip(rows, counts.tolist(), strict=True) if is_counted]
+def rows_by_image(dataset: CocoDataset, detections: Sequence[Row]) -> tuple[dict[int, list[Row]], dict[int, list[Row]]]:
+    """Annotations and detections by the ids of all images; of detections those that can be right or wrong.
 
-
-def by_image(dataset: CocoDataset, rows: Sequence[Row]) -> dict[int, list[Row]]:
-    """Rows by image id, with an entry for every image of the split.
+    On LVIS data those of classes that an image is not annotated for cannot.
 
     Raises:
-        KeyError: a row is on no image of the split.
+        KeyError: a detection is on no image of the split.
     """
+    if is_federated(dataset.ground_truth):
+        pairs = np.array([(row["image_id"], row["category_id"]) for row in detections], np.int64).reshape(-1, 2).T
+        counts = Judged(dataset.ground_truth).counts(*pairs)
+        detections = [row for row, is_counted in zip(detections, counts.tolist(), strict=True) if is_counted]
+    truth: dict[int, list[Row]] = {image_id: [] for image_id in dataset.image_ids}
     found: dict[int, list[Row]] = {image_id: [] for image_id in dataset.image_ids}
-    for row in rows:
-        found[row["image_id"]].append(row)
-    return found
+    for rows, by_image in ((dataset.ground_truth["annotations"], truth), (detections, found)):
+        for row in rows:
+            by_image[row["image_id"]].append(row)
+    return truth, found
 
 
 def objects(dataset: CocoDataset) -> dict[str, int]:
@@ -114,7 +111,7 @@ def objects(dataset: CocoDataset) -> dict[str, int]:
     return {name: counts[category] for category, name in names.items()}
 
 
-def local_dataset(config: DataConfig) -> CocoDataset:
+def validation_split(config: DataConfig) -> CocoDataset:
     """The validation split, if it is here: nothing is generated for a picture.
 
     Raises:

@@ -15,6 +15,7 @@ from harness.data.content import file_hash
 from harness.errors import UserError
 from harness.files import exists
 from harness.revisit.configured import Asked, of_file, of_presets, of_stem
+from harness.revisit.described import classes_of
 from harness.revisit.kept import is_own, lacks
 from harness.revisit.trained import WEIGHT_FILES, Found, Reading, find_trial, read_trial
 from harness.spec.detection_metrics import STANDARD_LIMIT
@@ -140,7 +141,8 @@ def _file(name: str, args: argparse.Namespace) -> Found:
     asked = Asked(None, args.preset, tuple(args.overrides), args.data)
     file = _located(name)
     config, model = of_file(file.path, asked, DEFAULT_PRESET)
-    return Found(file.name, config, file.path, None, file.where, reading=_reading(args), model=model)
+    classes, reading = classes_of(file.path), _reading(args)
+    return Found(file.name, config, file.path, None, file.where, reading=reading, model=model, classes=classes)
 
 
 def _reading(args: argparse.Namespace) -> Reading:
@@ -162,7 +164,8 @@ def imported(args: argparse.Namespace) -> Found:
     model = replace(config.model, backbone=without_weights(config.model.backbone))
     remedy = "give the detector that it is of (--model, --set)"
     reading = Reading(args.entry, tuple(args.drop))
-    return Found(file.name, replace(config, model=model), file.path, None, file.where, remedy, reading, args.model)
+    config, classes = replace(config, model=model), classes_of(file.path)
+    return Found(file.name, config, file.path, None, file.where, remedy, reading, args.model, classes)
 
 
 def evaluation(args: argparse.Namespace, store: RunStore) -> tuple[Found, Request]:
@@ -171,19 +174,9 @@ def evaluation(args: argparse.Namespace, store: RunStore) -> tuple[Found, Reques
     Raises:
         UserError: an option or a name is mistaken.
     """
-    path, asked = Path(args.weights), Asked(args.model, args.preset, tuple(args.overrides), args.data)
-    if is_named(args.weights) or path.suffix in WEIGHT_FILES or exists(path):
-        file = _located(args.weights)
-        config, model = of_file(file.path, asked)
-        remedy = "give the detector that it is of (--model, --set)"
-        found = Found(file.name, config, file.path, None, file.where, remedy, _reading(args), model)
-    else:
-        found = read_trial(store, find_trial(store, args.weights))
-        if asked.names_any or asked.overrides:
-            raise UserError(f"{found.where} has a configuration of its own; leave out --model, --preset and --set")
-        _check_reading(found, args)
+    found = detector(args, store)
     settings = found.config.evaluate
-    branches = _branches(args.branches, (DECODER, *found.config.model.head_names))
+    branches = branches_of(args.branches, (DECODER, *found.config.model.head_names))
     limit = settings.max_detections if args.max_detections is None else args.max_detections
     try:
         settings = replace(settings, branches=branches, max_detections=limit)
@@ -194,15 +187,35 @@ def evaluation(args: argparse.Namespace, store: RunStore) -> tuple[Found, Reques
     return replace(found, config=replace(found.config, evaluate=settings)), request
 
 
-def _branches(names: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
+def detector(args: argparse.Namespace, store: RunStore) -> Found:
+    """The detector that `args.weights` names: a file of weights, whatever says its configuration, or a trial.
+
+    Raises:
+        UserError: an option or a name is mistaken.
+    """
+    path, asked = Path(args.weights), Asked(args.model, args.preset, tuple(args.overrides), args.data)
+    if is_named(args.weights) or path.suffix in WEIGHT_FILES or exists(path):
+        file = _located(args.weights)
+        config, model = of_file(file.path, asked)
+        remedy = "give the detector that it is of (--model, --set)"
+        classes = classes_of(file.path)
+        return Found(file.name, config, file.path, None, file.where, remedy, _reading(args), model, classes)
+    found = read_trial(store, find_trial(store, args.weights))
+    if asked.names_any or asked.overrides:
+        raise UserError(f"{found.where} has a configuration of its own; leave out --model, --preset and --set")
+    _check_reading(found, args)
+    return found
+
+
+def branches_of(names: list[str] | None, known: tuple[str, ...], option: str = "--branches") -> tuple[str, ...]:
     """All that the detector has, unless some are named."""
     mistakes = Mistakes()
     chosen = tuple(dict.fromkeys(known if names in (None, ["all"]) else names or ()))
     for name in chosen:
         if name not in known:
-            mistakes.add("--branches", f"unknown '{name}'{suggest(name, known)}")
+            mistakes.add(option, f"unknown '{name}'{suggest(name, known)}")
     if not chosen:
-        mistakes.add("--branches", f"must name at least one of {', '.join(known)}")
+        mistakes.add(option, f"must name at least one of {', '.join(known)}")
     mistakes.check()
     return chosen
 

@@ -1,4 +1,4 @@
-"""The commands about trained detectors: analyse, evaluate, import-weights.
+"""The commands about trained detectors: analyse, evaluate, detect, import-weights, export-model.
 
 As in `harness.commands`, every function takes the parsed arguments and returns the exit code.
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from harness.schedule.progress import duration
 from harness.store.results import RunStore
-from harness.system.console import size, table
+from harness.system.console import remark, size, table
 
 
 def analyse(args: argparse.Namespace) -> int:
@@ -31,7 +31,7 @@ def analyse(args: argparse.Namespace) -> int:
         paths = kept.keep_keys(found, shown.built, request)
         if request.evaluate:
             evaluation = opened.evaluate_found(found, shown, print, request.max_detections)
-            paths += kept.keep_evaluation(found, evaluation, len(shown.dataset), request, store)
+            paths += kept.keep_evaluation(found, evaluation, shown.dataset, request, store)
             _numbers(f"{found.where}: evaluated on {len(shown.dataset)} images", evaluation.metrics, 2)
         if request.settings.metrics:
             analysed = opened.analyse_found(found, shown, request, store, print)
@@ -64,7 +64,7 @@ def evaluate(args: argparse.Namespace) -> int:
     shown = opened.open_found(found, request, print)
     paths = kept.keep_keys(found, shown.built, request)
     evaluation = opened.evaluate_found(found, shown, print)
-    paths += kept.keep_evaluation(found, evaluation, len(shown.dataset), request, store)
+    paths += kept.keep_evaluation(found, evaluation, shown.dataset, request, store)
     settings, published = found.config.evaluate, released(found.model)
     title = f"{found.where}: {len(shown.dataset)} images of {shown.dataset.annotation_file} in "
     columns = beside.headings(evaluation.metrics, published)
@@ -80,6 +80,35 @@ def evaluate(args: argparse.Namespace) -> int:
     headings = {"": False} | dict.fromkeys(beside.ERROR_HEADINGS.values(), False)
     table("", headings, beside.error_rows(evaluation.metrics, settings.branches))
     print(f"wrote {paths[0].parent}: {', '.join(path.name for path in paths)}")
+    return 0
+
+
+def detect(args: argparse.Namespace) -> int:
+    """Draw what a trained detector finds on image files; 1 where some of them could not be read."""
+    from harness.revisit import detecting
+
+    store = RunStore()
+    wanted = detecting.wanted(args, store)  # mistakes are told before anything is computed
+    started = time.monotonic()
+    done, threshold = detecting.detect_files(wanted, store, remark)
+    images = "1 image" if len(done.images) == 1 else f"{len(done.images)} images"
+    seconds = duration(time.monotonic() - started)
+    print(f"{wanted.found.where}: {len(done.detections)} detections on {images} in {seconds}, {threshold}")
+    print(f"wrote {wanted.out}: {detecting.RESULTS} and {'a picture' if len(done.images) == 1 else 'pictures'}")
+    if done.broken:
+        remark(f"{done.broken} of {len(wanted.files)} images could not be read")
+    return 1 if done.broken else 0
+
+
+def export_model(args: argparse.Namespace) -> int:
+    """Write a trained detector's decoder branch as an ONNX file."""
+    from harness.revisit import asked, onnx_file
+
+    found = asked.detector(args, RunStore())
+    path = onnx_file.target(args.onnx, args.force)
+    made = onnx_file.write(found, path, data=args.data, say=remark)
+    print(f"{found.where}: onnxruntime gives torch's numbers up to {made.difference:.1g}, on {made.checked}")
+    print(f"wrote {path} ({size(path.stat().st_size)})")
     return 0
 
 

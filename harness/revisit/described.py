@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import TrialConfig
+from harness.data.categories import Categories, of_metadata
 from harness.errors import ReadError, UserError
 from harness.files import to_json
 from harness.spec.identity import config_from_dict, config_to_dict
@@ -35,6 +36,19 @@ class Description:
         """For the safetensors file."""
         tree = {"schema": SCHEMA, **self.__dict__, "config": config_to_dict(self.config)}
         return {KEY: to_json(tree)}
+
+
+def classes_of(path: Path) -> Categories | None:
+    """The classes that a file of weights tells of; None where it tells of none.
+
+    Raises:
+        UserError: what it tells is no list of classes.
+        ReadError: the storage does not give the file.
+    """
+    try:
+        return of_metadata(_header(path).get("__metadata__", {}))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; another program wrote it, or the file is damaged: fetch it again") from error
 
 
 def described(path: Path) -> Description | None:

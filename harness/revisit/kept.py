@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.analyse import Analysed, write_tables
 from harness.data import open_dataset
+from harness.data.categories import Categories
 from harness.errors import UserError
 from harness.files import read_bytes, to_json, write_atomic
 from harness.revisit.key_report import as_json
@@ -48,7 +49,7 @@ def keep_keys(found: Found, built: Built, request: Request) -> list[Path]:
 
 
 def keep_evaluation(
-    found: Found, evaluation: Evaluation, num_images: int, request: Request, store: RunStore
+    found: Found, evaluation: Evaluation, dataset: CocoDataset, request: Request, store: RunStore
 ) -> list[Path]:
     """Write the metrics and the detections; of a trial on its own data what it has not into its record.
 
@@ -58,14 +59,15 @@ def keep_evaluation(
     if is_own(found, request, store):
         return _add_protocol(found, evaluation, request, store)
     evaluator = evaluator_version(found.config.evaluate.evaluator)
-    numbers = {
+    numbers: dict[str, Any] = {
         "metrics": evaluation.metrics,
         "per_class": evaluation.per_class,
         "classes": evaluation.classes,
+        "categories": Categories(dataset.category_ids, dataset.category_names).rows(),
         "evaluator": evaluator,
     }
     texts: dict[str, bytes | str] = {
-        "evaluation.json": to_json({"schema": 1, "num_images": num_images, **numbers}) + "\n",
+        "evaluation.json": to_json({"schema": 1, "num_images": len(dataset), **numbers}) + "\n",
         "detections.json": evaluation.detections.to_json(),
     }
     paths = [folder_of(found, request) / name for name in texts]

@@ -15,6 +15,7 @@ from harness.data import open_dataset
 from harness.data.loader import Loader
 from harness.errors import UserError
 from harness.revisit.asked import Request
+from harness.revisit.classes import check_classes
 from harness.revisit.kept import Say
 from harness.revisit.trained import Built, Found, build, find_trial, read_trial
 from harness.store.results import RunStore
@@ -68,6 +69,7 @@ def open_found(found: Found, request: Request, say: Say) -> Opened:
             f"{found.where} knows {number} classes, {dataset.annotation_file} has {dataset.num_classes}; "
             f"give the data set it was trained on, or one with the same classes{rows}"
         )
+    check_classes(found, dataset, say)
     train = found.config.train
     return Opened(built, data, dataset, device, max(1, train.batch_size // train.accumulate_steps))
 
@@ -79,7 +81,7 @@ def analyse_found(found: Found, opened: Opened, request: Request, store: RunStor
         UserError: the two detectors of a floor do not fit, or what it predicts is not finite.
     """
     floor = _floor(request, found, opened.detector, store, opened.device)
-    with _predicting(found):
+    with predicting(found):
         return analyse(
             opened.detector,
             opened.dataset,
@@ -111,7 +113,7 @@ def evaluate_found(found: Found, opened: Opened, say: Say, max_detections: int |
         seed=0,
         size_divisor=opened.detector.size_divisor,
     )
-    with _predicting(found):
+    with predicting(found):
         return evaluate(
             opened.detector,
             loader,
@@ -125,7 +127,7 @@ def evaluate_found(found: Found, opened: Opened, say: Say, max_detections: int |
 
 
 @contextmanager
-def _predicting(found: Found) -> Iterator[None]:
+def predicting(found: Found) -> Iterator[None]:
     """Within, predictions that are not finite are told as what they are here: nothing trains that could be changed."""
     try:
         yield

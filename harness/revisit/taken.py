@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import UserError
 from harness.files import exists, is_folder
+from harness.revisit.classes import of_released
 from harness.revisit.described import Description, described
 from harness.revisit.trained import Found, read_translated
 from harness.trial.checkpoint import save_file_atomic
@@ -85,7 +86,9 @@ def take(
             raise UserError(f"{path} is there already, of other weights; --out names another file, --force replaces it")
 
     confirm()
-    save_file_atomic(path, _apart(made.tensors), description.to_metadata(), confirm)
+    classes = found.classes or of_released(model, made.num_classes)
+    metadata = description.to_metadata() | ({} if classes is None else classes.to_metadata())
+    save_file_atomic(path, _apart(made.tensors), metadata, confirm)
     return Taken(path, description, sum(tensor.numel() for tensor in made.tensors.values()))
 
 

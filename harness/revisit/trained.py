@@ -7,14 +7,16 @@ detector is built, not before.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.config import TrialConfig
+from harness.data.categories import Categories, categories_of
 from harness.errors import UserError
 from harness.files import is_file
+from harness.revisit.described import classes_of
 from harness.revisit.key_report import key_report, trouble
 from harness.spec.identity import config_from_dict
 from harness.store.results import RunStore
@@ -55,6 +57,7 @@ class Found:
     remedy: str = "give the configuration they were trained with (--preset, --set)"  # when the weights do not fit
     reading: Reading | None = None  # None: of a trial
     model: str = ""  # name of its preset, where one is known
+    classes: Categories | None = None  # of its labels, as the weights or their record tell; None: neither does
 
 
 def find_trial(store: RunStore, name: str) -> str:
@@ -98,7 +101,20 @@ def read_trial(store: RunStore, trial_id: str) -> Found:
     config = config_from_dict(record.get("config") or {})
     commit = str((record.get("provenance") or {}).get("commit") or "unknown")[:10]
     remedy = f"another version of this code trained them (commit {commit}): analyse them with that one, or train again"
-    return Found(trial_id, config, weights, history[-1].get("epoch"), f"trial {trial_id}", remedy)
+    classes = classes_of(weights) or _recorded(record, config)
+    return Found(trial_id, config, weights, history[-1].get("epoch"), f"trial {trial_id}", remedy, classes=classes)
+
+
+def _recorded(record: Mapping[str, Any], config: TrialConfig) -> Categories | None:
+    """The classes of weights that were written without: by the record's names, in the order of their labels.
+
+    Their ids are those of the data set where that is here and has the same names, else the labels.
+    """
+    names = tuple(record.get("per_class") or ())
+    if not names:
+        return None
+    data = categories_of(config.data)
+    return data if data is not None and data.names == names else Categories(tuple(range(len(names))), names)
 
 
 @dataclass(frozen=True)

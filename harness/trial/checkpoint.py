@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.data.categories import Categories
 from harness.errors import ReadError, StorageError
 from harness.files import TEMPORARY, exists
 from harness.trial.ema import MovingAverage
@@ -198,14 +199,16 @@ def _restore(tensors: dict[str, Tensor], detector: Detector, optimizer: torch.op
         torch.cuda.set_rng_state(tensors["random.cuda"])
 
 
-def save_weights(folder: Path, detector: Detector, confirm: Callable[[], object] = lambda: None) -> None:
-    """Keep the trained weights; `confirm` as in `save_checkpoint`.
+def save_weights(
+    folder: Path, detector: Detector, confirm: Callable[[], object] = lambda: None, classes: Categories | None = None
+) -> None:
+    """Keep the trained weights, and the names of their classes; `confirm` as in `save_checkpoint`.
 
     Raises:
         StorageError: they could not be written.
     """
     tensors = {name: value.contiguous() for name, value in detector.state_dict().items()}
-    save_file_atomic(folder / WEIGHTS, tensors, None, confirm)
+    save_file_atomic(folder / WEIGHTS, tensors, None if classes is None else classes.to_metadata(), confirm)
 
 
 def save_file_atomic(

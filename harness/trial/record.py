@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness.data.categories import Categories
 from harness.files import read_bytes
 from harness.spec.detection_metrics import beyond_limit
 from harness.spec.identity import config_to_dict, named_parts
@@ -224,7 +225,8 @@ def finish(state: TrialState) -> dict[str, Any]:
         return {}
     check_lease(state)
     with counted(state.progress), state.as_evaluated():
-        save_weights(state.folder / "checkpoint", state.detector, partial(check_lease, state))
+        classes = Categories(state.val_data.category_ids, state.val_data.category_names)
+        save_weights(state.folder / "checkpoint", state.detector, partial(check_lease, state), classes)
     record = write_record(state, "finished")
     check_lease(state)
     drop_checkpoints(state.folder / "checkpoint")

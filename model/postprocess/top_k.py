@@ -22,11 +22,16 @@ class TopK:
 
 def best_pairs(logits: Tensor, boxes_cxcywh: Tensor, valid_hw: Tensor, number: int) -> list[Detections]:
     """The `number` best (query, class) pairs of each image, or all of them; the contract has the other arguments."""
+    found = best_of_batch(logits, boxes_cxcywh, valid_hw, number)
+    return [Detections(b, s, c) for b, s, c in zip(*found, strict=True)]
+
+
+def best_of_batch(logits: Tensor, boxes_cxcywh: Tensor, valid_hw: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`best_pairs` of all images together: boxes_xyxy [B, N, 4] in pixels, scores [B, N] and labels [B, N]."""
     num_classes = logits.shape[-1]
     scores = logits.sigmoid().flatten(1)  # [B, Q * C]
     best, index = scores.topk(min(number, scores.shape[1]), 1)
     queries, labels = index // num_classes, index % num_classes
     boxes = boxes_cxcywh.gather(1, queries[..., None].expand(-1, -1, 4))
     boxes = cxcywh_to_xyxy(boxes) * size_whwh(valid_hw).to(boxes)[:, None]
-    boxes = clip_boxes(boxes, valid_hw[:, None])
-    return [Detections(b, s, c) for b, s, c in zip(boxes, best, labels, strict=True)]
+    return clip_boxes(boxes, valid_hw[:, None]), best, labels

@@ -32,7 +32,7 @@ class AnchorQueries(nn.Module):
     def forward(self, memory: Memory, num_proposals: int) -> Proposals:
         """See the contract; all images have the same ranks."""
         logits = torch.cat([self.centres, self.anchors.weight], 1) if self.fixed else self.anchors.weight
-        images, reference = len(memory.tokens), logits.float().sigmoid()
+        images, reference = memory.tokens.shape[0], logits.float().sigmoid()
         if self.content is None:
             content = memory.tokens.new_zeros(images, len(reference), self.channels)
         else:

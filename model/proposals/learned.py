@@ -46,7 +46,7 @@ class LearnedQueries(nn.Module):
         point_of = self.point_head if self.has_point_head else self.reference_points
         points = point_of(position).float().sigmoid()
         reference = torch.cat([points, torch.full_like(points, 0.5)], -1)
-        expand = (len(memory.tokens), -1, -1)
+        expand = (memory.tokens.shape[0], -1, -1)
         source = torch.arange(len(content), dtype=torch.int32, device=content.device)[None].expand(expand[:2])
         queries = QueryGroup(
             content.expand(expand),

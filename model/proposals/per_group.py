@@ -94,7 +94,7 @@ class PerGroupProposals(nn.Module):
         found = [head(tokens, anchors, never, self.num_queries) for head in self.heads[:number]]
         best, logits, boxes = (torch.cat(values, 1) for values in zip(*found, strict=True))
         reference = (boxes.detach() + self.anchors.weight[:num_proposals]).sigmoid()
-        content = self.content.weight[:num_proposals].expand(len(tokens), -1, -1)
+        content = self.content.weight[:num_proposals].expand(tokens.shape[0], -1, -1)
         position = None if self.position is None else self.position(reference)
         source = of_sizes(token_places, memory.sizes, best.device)[best]
         queries = QueryGroup(content, position, reference, has_size=True, source=source)

@@ -72,7 +72,7 @@ class TokenProposals(nn.Module):
             encoded = self.box_norm(self.box_proj(box_position_encoding(reference, self.channels // 2).to(dtype)))
             position, content = (None, encoded) if self.makes_position else encoded.chunk(2, -1)
         if self.content is not None:
-            content = self.content.weight[: reference.shape[1]].expand(len(reference), -1, -1)
+            content = self.content.weight[: reference.shape[1]].expand(reference.shape[0], -1, -1)
         assert content is not None
         return position, content
 

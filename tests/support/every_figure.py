@@ -12,15 +12,23 @@ from harness.figures.conflict import draw_conflict_distances
 from harness.figures.detections import Scene, draw_detections
 from harness.figures.discriminability import draw_discriminability
 from harness.figures.epochs import draw_curves, draw_instability
+from harness.figures.errors import draw_error_changes, draw_error_costs
 from harness.figures.influence import draw_influence
 from harness.figures.maps import draw_maps
 from harness.figures.matrices import draw_conflict_matrices
 from harness.figures.queries import draw_query_distances, draw_query_positions
+from harness.figures.series import Change, ErrorChanges
 from harness.report.published import PUBLISHED_CONFLICT
+from harness.spec.error_metrics import COSTS
 
 LONG = "Co-Deformable-DETR++ with ATSS, Faster R-CNN and whatever else a person wants to tell (K = 6) for $5"
 UNBROKEN = "learning_rate=0.0002,weight_decay=0.0001,drop_epochs=[11,20],warmup_fraction=0.1,clip_grad_norm=0.1"
 SEEDS = range(3)
+
+
+def changes(label: str) -> ErrorChanges:
+    kinds = {kind: Change(place - 2.5, (place - 4.0, place - 2.0), 3) for place, kind in enumerate(COSTS)}
+    return ErrorChanges(label, kinds, Change(0.0, None, 1))
 
 
 def scenes(count: int) -> list[Scene]:
@@ -96,5 +104,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         0.002,
         LONG,
     ),
+    "errors": lambda: draw_error_costs([(name, dict.fromkeys(COSTS, 1.5)) for name in ("decoder", "atss", UNBROKEN)]),
+    "errors of rows": lambda: draw_error_changes([changes(label) for label in ("a", LONG, UNBROKEN)], LONG, LONG),
     "detections of one": lambda: draw_detections(scenes(1), {1: "a", 2: "b"}),
 }
