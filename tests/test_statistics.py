@@ -125,7 +125,7 @@ def test_students_p_value_goes_with_the_interval():
         assert p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
         assert (p < 0.05) == (found.low > 0 or found.high < 0)
         within = t_test(found.mean, found.deviation, 5, margin=2.0)
-        assert (within < 0.05) == (-2 < found.low and found.high < 2)
+        assert (within < 0.05) == (found.low > -2 and found.high < 2)
     assert t_test(0.0, 0.0, 5) == 1.0 and t_test(1.0, 0.0, 5) == 0.0 and t_test(0.0, 0.0, 5, margin=1.0) == 0.0
 
 
