@@ -83,10 +83,10 @@ def plan(args: argparse.Namespace) -> int:
             total += "".join(f"\n{line}" for line in lines)
         if grid.num_unknown:
             total += f", {grid.num_unknown} to be suggested"
-        table(f"{grid.title} (preset {grid.preset})", listing.columns, listing.rows, WIDTH)
+        folders = dict.fromkeys(trial.config.data.path for trial in trials if trial.config.data.path)
+        where = ", ".join([f"preset {grid.preset}", *(f"data {folder}" for folder in folders)])
+        table(f"{grid.title} ({where})", listing.columns, listing.rows, WIDTH)
         print(fitted(total, WIDTH))
-        for name in dict.fromkeys(str(trial.config.data.path or "digit scenes") for trial in trials):
-            print(fitted(f"data: {name}", WIDTH))
         for line in lengths(trial.config for trial in trials):
             print(fitted(f"training: {line}", WIDTH))
         if detectors := dict.fromkeys(trial.detector for trial in trials if trial.detector):

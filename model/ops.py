@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -28,21 +27,22 @@ def implementation(device: torch.device | str = "cpu") -> str:
     return f"compiled ({library.compiler})" if library and ops_compiled.available() else "reference"
 
 
-_as_defined = ContextVar("as_defined", default=False)
+_as_defined = False
 
 
 @contextmanager
 def as_defined() -> Iterator[None]:
     """Within, the pure-torch definitions run: a graph for other programs holds torch's own operators only."""
-    token = _as_defined.set(True)
+    global _as_defined  # a plain one: torch.compile cannot follow a context variable
+    before, _as_defined = _as_defined, True
     try:
         yield
     finally:
-        _as_defined.reset(token)
+        _as_defined = before
 
 
 def _compiled(tensor: Tensor) -> bool:
-    if _as_defined.get():
+    if _as_defined:
         return False
     if torch.compiler.is_compiling():
         return True  # the registered operator, which turns to the reference by itself

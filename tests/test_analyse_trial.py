@@ -225,7 +225,10 @@ def test_a_floor_is_another_training_of_the_same_heads(
         (["nothere"], "'nothere': no trial, MLflow run or file of weights"),
         (["gone.pth"], "gone.pth does not exist"),
         (["TRIAL", "--metrics", "conflicts"], "--metrics: unknown 'conflicts'; did you mean 'conflict'?"),
-        (["TRIAL", "--metrics", "AP"], "known: conflict, discriminability, queries, gradient, transfer, evaluation"),
+        (
+            ["TRIAL", "--metrics", "AP"],
+            "known: conflict, discriminability, queries, gradient, transfer, errors, evaluation",
+        ),
         (["TRIAL", "--max-detections", "300", "--images", "4"], "--images: an evaluation is of the whole split"),
         (["TRIAL", "--variant", "cam-v2"], "--variant: must be 'cam-v1'"),
         (["TRIAL", "--data", "nowhere"], "nowhere"),

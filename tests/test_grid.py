@@ -42,12 +42,17 @@ def config():
 
 # ---- grids
 
+FROM_SCRATCH = ("digits_fast", "digits_v1")  # nothing is pretrained there: both rows of photos.yaml are one trial
+
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_every_ablation_file_plans_with_every_preset(file, preset, tmp_path):
     grid = open_grid(file, preset.stem, [f"data.path={tmp_path}"], require_data=False)
-    assert len(grid.trials) == len(grid.rows) >= 2
+    rows = {row.trial_ids for row in grid.rows}
+    assert len(grid.trials) == len(rows)
+    is_one = file.stem == "photos" and preset.stem in FROM_SCRATCH
+    assert is_one or len(rows) == len(grid.rows) >= 2
     assert grid.search or all(grid.baseline_of(row) for row in grid.listed)
     assert open_grid(file, str(preset), require_data=False).preset == preset.stem
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.store.results import RunStore
-from harness.system.precision import computing_in, ran_in, set_precision
+from harness.system.precision import as_torch_starts, computing_in, ran_in, set_precision
 from harness.trial.trial import run_trial
 from tests.support.quickstart import silent, timeless, trial_of
 
@@ -37,6 +37,15 @@ def test_another_precision_holds_inside_alone():
         assert flags() == ("ieee", "ieee") and torch.is_autocast_enabled("cpu")
         raise KeyError
     assert flags() == ("tf32", "tf32") and not torch.is_autocast_enabled("cpu")
+
+
+def test_torchs_own_choice_can_be_asked_for_as_its_exporter_does():
+    set_precision("fp32")
+    with pytest.raises(RuntimeError, match="TF32"):
+        assert torch.backends.cudnn.allow_tf32
+    with as_torch_starts():
+        assert torch.backends.cudnn.allow_tf32 in (True, False)
+    assert flags() == ("ieee", "ieee")
 
 
 def test_a_processor_has_no_tf32():

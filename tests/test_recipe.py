@@ -33,9 +33,15 @@ def test_ids_of_digits_are_as_before_and_those_of_coco_are_new(file):
     assert {preset for preset in before if now[preset] != before[preset]} == set(COCO)
 
 
+def came_later(file: str, row: str) -> bool:
+    """Rows that files did not have then, besides those of released detectors."""
+    return file == "head_pairs.yaml" and row.startswith("K = 1: ")
+
+
 def digest(file: str, preset: str) -> str:
     grid = open_grid(ABLATIONS / file, preset, require_data=False)
-    ids = sorted({trial.trial_id for trial in grid.trials if trial.detector not in RELEASED})  # their rows came later
+    before = [trial for trial in grid.trials if trial.detector not in RELEASED and not came_later(file, trial.row)]
+    ids = sorted({trial.trial_id for trial in before})
     return hashlib.sha256(" ".join(ids).encode()).hexdigest()[:12]
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from harness.__main__ import main
 from harness.store.results import RunStore
+from tests.support.detected_store import CLASSES, DETECTIONS, filled_store, write_data
 from tests.support.page import Page
-from tests.test_detected import CLASSES, DETECTIONS, filled_store, write_data
 
 
 @pytest.fixture

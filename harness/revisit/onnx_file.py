@@ -22,6 +22,7 @@ from harness.errors import UserError
 from harness.files import exists, is_folder, to_json, write_atomic
 from harness.revisit.classes import named_classes
 from harness.revisit.trained import Found, build
+from harness.system.precision import as_torch_starts
 from model.exported import DecoderBranch, program
 from model.pixels import MEAN, STD
 from model.postprocess.configs import TopKConfig
@@ -122,7 +123,7 @@ def as_onnx(detector: Detector, max_detections: int, where: str) -> bytes:
         UserError: a part of it cannot be traced, or has no ONNX; or it is too large.
     """
     try:
-        with _quietly(), _uncached():
+        with _quietly(), _uncached(), as_torch_starts():
             made = torch.onnx.export(
                 program(detector, max_detections),
                 input_names=[INPUT],

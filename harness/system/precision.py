@@ -17,6 +17,9 @@ def _rooms() -> tuple[Any, Any]:
     return backends.cuda.matmul, backends.cudnn.conv
 
 
+_AT_THE_START = [room.fp32_precision for room in _rooms()]
+
+
 def set_precision(precision: str) -> None:
     """Compute in `fp32`, `tf32` or `bf16` from now on; autocast is up to each forward pass."""
     kind = "tf32" if precision == "tf32" else "ieee"
@@ -32,6 +35,19 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
     try:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             yield
+    finally:
+        for room, kind in zip(_rooms(), before, strict=True):
+            room.fp32_precision = kind
+
+
+@contextmanager
+def as_torch_starts() -> Iterator[None]:
+    """What torch itself chooses, inside: its exporter asks in a way that it refuses where another choice was made."""
+    before = [room.fp32_precision for room in _rooms()]
+    try:
+        for room, kind in zip(_rooms(), _AT_THE_START, strict=True):
+            room.fp32_precision = kind
+        yield
     finally:
         for room, kind in zip(_rooms(), before, strict=True):
             room.fp32_precision = kind
