@@ -43,10 +43,19 @@ def test_numbers_against_hand_calculation():
     records = [make_record(f"0-{seed}", 10.0 * (seed + 1)) for seed in gains]
     records += [make_record(f"1-{seed}", 10.0 * (seed + 1) + gain) for seed, gain in gains.items()]
     heading, first, second = cells(to_markdown(make_table(grid, records)))
-    assert heading == ["variant", "seeds", "AP ↑", "gain", "p", "paper AP", "paper gain"]
-    assert first == ["a", "3", "20.0 ± 10.0", "baseline", "", "40.0", ""]
+    assert heading == ["variant", "seeds", "AP ↑", "gain", "paper AP", "paper gain"]
+    assert first == ["a", "3", "20.0 ± 10.0", "baseline", "40.0", ""]
     # Half width of the interval: 4.303 * 2 / sqrt(3) = 4.97; the deviation of 13, 25, 37 is 12.
-    assert second == ["b", "3", "25.0 ± 12.0", "+5.0 [+0.03, +10.0]", "0.250", "41.5", "+1.5"]
+    assert second == ["b", "3", "25.0 ± 12.0", "+5.0 [+0.03, +10.0]", "41.5", "+1.5"]
+
+
+@pytest.mark.parametrize("seeds", [5, 6])
+def test_a_p_value_stands_there_from_six_pairs_on(seeds):
+    grid = make_grid({"a": {}, "b": {}}, seeds=tuple(range(seeds)))
+    records = [make_record(f"{row}-{seed}", 10.0 + row + seed * row) for row in (0, 1) for seed in range(seeds)]
+    text = to_markdown(make_table(grid, records))
+    assert ("p" in cells(text)[0]) == ("sign-flip" in text) == (seeds == 6)
+    assert ("0.031" in text) == (seeds == 6)  # 2 / 2⁶: all six agree
 
 
 def test_one_seed_claims_nothing_but_the_number():
@@ -186,7 +195,7 @@ def test_csv_reads_back_to_the_same_numbers():
     lines = list(csv.DictReader(io.StringIO(to_csv(make_table(full_grid(), full_records())))))
     assert [line["variant"] for line in lines][2] == "100 % _odd_ a_b & #1 | {x} $y$ \\ ~^ [z] *"
     assert float(lines[1]["AP"]) == 35.0 and float(lines[1]["AP_std"]) == pytest.approx(3**0.5, abs=1e-6)
-    assert (lines[1]["AP_gain"], lines[1]["AP_gain_p"], lines[1]["AP_paper_gain"]) == ("5", "0.25", "4.5")
+    assert (lines[1]["AP_gain"], lines[1]["AP_gain_p"], lines[1]["AP_paper_gain"]) == ("5", "", "4.5")
     assert lines[0]["num_parameters"] == "1234567"  # as recorded, not in millions
     assert lines[4]["AP"] == "" and lines[4]["notes"] == "not run yet"
 
