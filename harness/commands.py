@@ -10,7 +10,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,8 +29,10 @@ from harness.store.suggestions import suggested
 from harness.system.console import count, fitted, remark, table
 
 
-def open_grids(args: argparse.Namespace, *, require_data: bool = True) -> list[Grid]:
-    """The grids of the files that a command names."""
+def open_grids(
+    args: argparse.Namespace, *, require_data: bool = True, say: Callable[[str], None] = remark
+) -> list[Grid]:
+    """The grids of the files that a command names; `say` takes their notes."""
     given = {option: getattr(args, option.removeprefix("--").replace("-", "_"), None) for option in OPTIONS}
     options = {option: str(value) for option, value in given.items() if value is not None}
     grids = []
@@ -40,7 +42,7 @@ def open_grids(args: argparse.Namespace, *, require_data: bool = True) -> list[G
             file, preset, args.overrides, data=args.data, seeds=args.seeds, options=options, require_data=require_data
         )
         for note in grid.notes:
-            remark(f"note: {note}")
+            say(f"note: {note}")
         grids.append(suggested(grid, RunStore()))
     return grids
 
@@ -279,7 +281,7 @@ def _decided_grids(args: argparse.Namespace, store: RunStore, *, require_data: b
     grids = []
     for file in args.files:
         one = argparse.Namespace(**{**vars(args), "files": [file], "seeds": [0]})
-        (grid,) = open_grids(one, require_data=require_data)
+        (grid,) = open_grids(one, require_data=False, say=lambda note: None)
         if not questions_of(grid):
             raise UserError(f"{file}: states no claim about a metric that is better one way; `claims` would")
         most = looks_for(_max_seeds(args, grid) or max_seeds_kept(grid, store) or DEFAULT).most

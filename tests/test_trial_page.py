@@ -36,14 +36,26 @@ def page_of(key: str, *options: str) -> tuple[Page, str]:
 def test_it_has_numbers_classes_images_and_the_way_there(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
     key = finished(store)
     record = store.read(key) or {}
-    record["metrics"] |= {"atss/AP": 12.3, "gradient/decoder-atss": 0.25, "transfer/atss-decoder": None}
+    columns = {"class": [CLASSES[0]], "threshold": [0.35], "precision": [80.0], "recall": [75.5]}
+    record["classes"] = {"decoder": columns}
+    record["metrics"] |= {"atss/AP": 12.3, "gradient/decoder-atss": 0.25, "transfer/atss-decoder": 0.00125}
     record["history"] = [{"epoch": epoch, "AP": 10.0 * epoch, "loss": 9.0 - epoch} for epoch in (1, 2, 3)]
     store.write_result(key, record)
     page, text = page_of(key)
     assert capsys.readouterr().out == f"wrote pages/{key}.html\n"
-    for part in (f"Trial {key}", "atss 12.3", "gradient decoder-atss 0.250", "Worst images", "sub/picture 1.png"):
+    for part in (
+        f"Trial {key}",
+        "atss 12.3",
+        "gradient decoder-atss 0.250",
+        "(%) 0.125",
+        "Worst images",
+        "sub/picture 1.png",
+    ):
         assert part in page.text, part
-    assert re.search(rf"{re.escape(CLASSES[0])} 10 \d", page.text) and f"codetr detect {key} IMAGES" in page.text
+    assert (
+        re.search(rf"{re.escape(CLASSES[0])} 10 \d+\.\d 0\.35 80\.0 75\.5", page.text)
+        and f"codetr detect {key} IMAGES" in page.text
+    )
     assert [own["alt"] for own in page.all("img")] == ["AP against epochs", "loss against epochs"]
     assert "num_queries" in page.text  # of the configuration
     assert not re.search(r"(?:href|src)=\"(?!#|data:)", text) and "<script" not in text and not page.open

@@ -9,6 +9,7 @@ docs/metrics.md has every choice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +40,7 @@ class Transfer:
                 before = self.directions.get(kind)
                 self.directions[kind] = found.shared if before is None else before + found.shared
 
-    def try_out(self, detector: Detector, held_out: list[Batch], on_image: Any = lambda: None) -> None:
+    def try_out(self, detector: Detector, held_out: list[Batch], on_image: Callable[[], None] = lambda: None) -> None:
         """Measure L_dec on the held-out images, at θ and a step along each direction from it."""
         parameters = shared_parameters(detector)
         self.losses["start", 0.0] = mean_losses(detector, held_out, on_image)
@@ -80,7 +81,7 @@ class Transfer:
 
 
 @torch.no_grad()
-def mean_losses(detector: Detector, batches: list[Batch], on_image: Any = lambda: None) -> np.ndarray:
+def mean_losses(detector: Detector, batches: list[Batch], on_image: Callable[[], None] = lambda: None) -> np.ndarray:
     """[N] L_dec of images, each a batch of its own."""
     found = []
     for batch in batches:

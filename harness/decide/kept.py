@@ -7,7 +7,6 @@ Looks are fixed before the first one is taken: more seeds afterwards would spend
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -122,6 +121,6 @@ def _as_dict(question: Question) -> dict[str, Any]:
     }
 
 
-def _key(own: dict[str, Any]) -> tuple[str, Sequence[str], str, str, bool]:
+def _key(own: dict[str, Any]) -> tuple[tuple[str, ...], str, str, bool]:
     """What makes a claim the same, whatever its words."""
-    return "", tuple(own["rows"]), own["reference"], own["metric"], own["within"] is None
+    return tuple(own["rows"]), own["reference"], own["metric"], own["within"] is None

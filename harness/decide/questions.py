@@ -31,9 +31,12 @@ class Question:
 
 
 def questions_of(grid: Grid) -> list[Question]:
-    """The claims of a grid about metrics that are better one way; the others cannot be decided."""
+    """The claims about metrics that are better one way, of rows that can run; the others cannot be decided."""
     found = []
+    labels = {row.label for row in grid.rows}
     for claim in grid.claims:
+        if not labels.issuperset((claim.reference, *claim.rows)):
+            continue
         metric = metric_of(claim.metric)
         sign = {"higher": 1.0, "lower": -1.0}.get(metric.better, 0.0)
         if sign or claim.within is not None:
@@ -69,9 +72,8 @@ def take_look(question: Question, grid: Grid, looks: Looks, store: RunStore) -> 
             continue
         values = list(seen.get(own.label, ()))
         for seed in range(len(values), course.next_look):
-            pair = [
-                _number(store, rows[label].trial_ids[seed], metric.name) for label in (own.label, _reference(question))
-            ]
+            labels = own.label, question.claim.reference
+            pair = [_number(store, rows[label].trial_ids[seed], metric.name) for label in labels]
             if any(value is ... for value in pair):
                 return None
             row, reference = pair
@@ -79,10 +81,6 @@ def take_look(question: Question, grid: Grid, looks: Looks, store: RunStore) -> 
             values.append(row - reference if known else None)
         seen[own.label] = values
     return replace(question, seen=seen)
-
-
-def _reference(question: Question) -> str:
-    return question.claim.reference
 
 
 def _number(store: RunStore, trial_id: str, metric: str) -> Any:

@@ -67,7 +67,7 @@ def decide(
         while (found := next_round(decision, grid, store, budget)) is not None:
             if not found.admitted:
                 return decision, "the budget is spent"
-            say(_words(found, decision))
+            say(_words(found))
             if found.trials:
                 run(found.trials)
             taken = {
@@ -156,7 +156,7 @@ def _cost(missing: Sequence[str], decision: Decision, grid: Grid, store: RunStor
     return total
 
 
-def _words(found: Round, decision: Decision) -> str:
+def _words(found: Round) -> str:
     claims = "1 claim" if len(found.admitted) == 1 else f"{len(found.admitted)} claims"
     words = f"{claims} at {found.number} seeds: {len(found.trials)} trials to run"
     if found.held:

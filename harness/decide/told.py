@@ -7,19 +7,17 @@ from typing import Any
 
 from harness.decide.kept import Decision, load, max_seeds_kept, read
 from harness.decide.questions import Question, trials_needed
-from harness.report.cells import written
+from harness.report.cells import PLAIN, interval_words
 from harness.report.looks import Looks, looks_for
-from harness.report.sequential import Course, Estimate, RowCourse, Rule, follow
+from harness.report.sequential import Estimate, Rule, follow
 from harness.report.statistics import Difference
-from harness.report.tables import Metric, metric_of
-from harness.report.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Comparison, Verdict
+from harness.report.tables import metric_of
+from harness.report.verdicts import UNDECIDED, VERDICTS, Comparison, Verdict
 from harness.spec.claims import Claim
 from harness.spec.grid import Grid
 from harness.store.results import RunStore
 
 COLUMNS = {"claim": True, "verdict": False, "decided by": True, "difference": False, "seeds": False, "more": True}
-ORDER = (NOT_REPRODUCED, UNDECIDED, REPRODUCED)
-TOO_LARGE = "of a claim that was decided early the mean is too large in expectation: read its interval"
 
 
 def lines(decision: Decision, grid: Grid, store: RunStore | None = None, held: str = "") -> list[list[str]]:
@@ -28,47 +26,34 @@ def lines(decision: Decision, grid: Grid, store: RunStore | None = None, held: s
 
 
 def _line(question: Question, looks: Looks, grid: Grid, store: RunStore | None, held: str) -> list[str]:
-    course, metric = question.course(looks), metric_of(question.claim.metric)
-    own = deciding(course, question.rule)
+    course, verdict = question.course(looks), verdict_of(question, looks)
+    own = verdict.deciding
     notes = []
     if course.next_look is not None:
         missing = trials_needed(question, grid, looks)
         left = [key for key in missing if store is None or store.status(key) != "finished"]
         notes.append(f"next look at {course.next_look} seeds, {len(left)} trials to run{held}")
     notes.append(course.reason)
-    estimate = own.estimate
+    estimate = next(row.estimate for row in course.rows if row.label == own.row)
     if estimate is not None and estimate.lonely:
         notes.append("one pair carries more than half of the sum of squares: a training may have collapsed")
-    verdict = course.verdict if course.next_look is None else "open"
     return [
         question.claim.text,
-        verdict,
-        f"{own.label} against {question.claim.reference}",
-        difference_words(estimate, metric),
+        course.verdict if course.next_look is None else "open",
+        f"{own.row} against {question.claim.reference}",
+        "" if own.difference is None else interval_words(own.difference, verdict.metric, PLAIN),
         "" if estimate is None else str(estimate.seeds),
         "; ".join(note for note in notes if note),
     ]
 
 
-def deciding(course: Course, rule: Rule) -> RowCourse:
-    """The row that decides: with the worst verdict, and of several the one that speaks least for the claim."""
-
-    def support(own: RowCourse) -> tuple[int, float]:
-        if own.estimate is None:
-            return ORDER.index(own.verdict), float("-inf")
-        if rule.margin is not None:
-            return ORDER.index(own.verdict), -max(abs(own.estimate.low), abs(own.estimate.high))
-        return ORDER.index(own.verdict), own.estimate.low if rule.sign > 0 else -own.estimate.high
-
-    return min(course.rows, key=support)
-
-
-def difference_words(estimate: Estimate | None, metric: Metric) -> str:
-    """`+2.1 [+0.4, +3.8] at 99.6 %`."""
-    if estimate is None:
-        return ""
-    mean, low, high = (written(value, metric, signed=True) for value in (estimate.mean, estimate.low, estimate.high))
-    return f"{mean} [{low}, {high}] at {100 * (1 - estimate.alpha):.3g} %"
+def verdict_of(question: Question, looks: Looks) -> Verdict:
+    """What has become of a claim, as a report has it."""
+    course = question.course(looks)
+    waits = "" if course.next_look is None else f"open until {course.next_look} seeds are there"
+    rows = tuple(Comparison(own.label, _difference(own.estimate), None, own.verdict, own.p) for own in course.rows)
+    metric = metric_of(question.claim.metric)
+    return Verdict(question.claim, metric, rows, course.verdict, course.look, course.reason or waits)
 
 
 def settled_verdicts(grid: Grid, store: RunStore) -> dict[Claim, Verdict]:
@@ -79,18 +64,9 @@ def settled_verdicts(grid: Grid, store: RunStore) -> dict[Claim, Verdict]:
     """
     if max_seeds_kept(grid, store) is None:
         return {}
-    decision, found = read(grid, store), {}
-    for question in decision.questions:
-        course = question.course(decision.looks)
-        if course.look is None:
-            continue
-        waits = "" if course.next_look is None else f"open until {course.next_look} seeds are there"
-        rows = tuple(Comparison(own.label, _difference(own.estimate), None, own.verdict, own.p) for own in course.rows)
-        metric = metric_of(question.claim.metric)
-        found[question.claim] = Verdict(
-            question.claim, metric, rows, course.verdict, course.look, course.reason or waits
-        )
-    return found
+    decision = read(grid, store)
+    looked = [own for own in decision.questions if own.course(decision.looks).look is not None]
+    return {own.claim: verdict_of(own, decision.looks) for own in looked}
 
 
 def _difference(own: Estimate | None) -> Difference | None:
@@ -103,7 +79,7 @@ def tally(decision: Decision) -> str:
     """How many claims came out how, and what was saved against as many seeds as there are everywhere."""
     courses = [question.course(decision.looks) for question in decision.questions]
     open_ones = sum(course.next_look is not None for course in courses)
-    counts = {name: sum(c.verdict == name and c.next_look is None for c in courses) for name in ORDER[::-1]}
+    counts = {name: sum(c.verdict == name and c.next_look is None for c in courses) for name in VERDICTS[::-1]}
     told = [f"{number} {name}" for name, number in counts.items() if number]
     told += [f"{open_ones} open"] if open_ones else []
     spent = sum(course.look or 0 for course in courses)

@@ -134,8 +134,8 @@ def predict(trainings: Trainings) -> list[Prediction]:
         p, p_any = float((np.abs(own) >= observed).mean()), float((largest >= observed).mean())
         without = _without_each(trainings, measure, way, gains)
         found.append(Prediction(measure, way, float(own[0]), low, high, without, p, p_any))
-    is_baseline = lambda own: (own.measure, own.combination) == (GAIN, "sum")  # noqa: E731
-    return sorted(found, key=lambda own: (not is_baseline(own), -abs(own.correlation)))
+    baseline = (GAIN, "sum")
+    return sorted(found, key=lambda own: ((own.measure, own.combination) != baseline, -abs(own.correlation)))
 
 
 def chance(trainings: Trainings, measure: str = GAIN, way: str = "sum") -> float:

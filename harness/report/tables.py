@@ -76,6 +76,8 @@ def metric_of(name: str) -> Metric:
     if name.startswith(("transfer", "gradient")):
         is_share = "below_zero" in name or "magnitude" in name
         better = "" if is_share or own in ("floor", "ceiling") else "higher"
+        if name.startswith("transfer"):
+            return Metric(name, f"{name.replace('/', ' ')} (%)", better, 3, 100)
         return Metric(name, name.replace("_", " ").replace("/", " "), better, 2 if is_share else 3)
     if name.startswith("queries/"):
         return Metric(name, f"{branch.removeprefix('queries/')} {own.replace('_', ' ')}", "", 2)

@@ -24,7 +24,7 @@ from harness.store.results import RunStore
 
 Record = Mapping[str, Any]
 CURVES = ("AP", "loss")  # over the epochs
-NO_DECODER = "no branch"
+BEST = ("threshold", "precision", "recall")  # columns of a record's classes, at the best F1
 
 
 def write_trial_page(store: RunStore, trial_id: str, out_dir: str | Path, score: float | None = None) -> Path:
@@ -57,7 +57,6 @@ def to_trial_page(record: Record, store: RunStore, score: float | None = None) -
     return template("trial.html").render(
         title=f"Trial {key}",
         lead=_lead(record),
-        warnings=[str(line) for line in record.get("warnings") or ()],
         tables=[own for own in tables if own["rows"]],
         figures=[figure_of(picture) for picture in [*_curves(record), *_kept_figures(store, key)]],
         missing=found.missing,
@@ -114,14 +113,21 @@ def _others(record: Record) -> dict[str, Any]:
 
 
 def _classes(record: Record, counts: Mapping[str, int]) -> dict[str, Any]:
-    per_class = record.get("per_class") or {}
+    """AP of each class with its objects and, where errors were measured, the score of its best F1."""
+    per_class, ap = record.get("per_class") or {}, metric_of("AP")
+    branches = record.get("classes") or {}
+    columns: Mapping[str, Sequence[Any]] = branches.get("decoder") or next(iter(branches.values()), {})
+    lines = zip(*(columns[key] for key in ("class", *BEST)), strict=True) if columns else ()
+    best = {name: own for name, *own in lines}
     order = [name for name in counts if name in per_class] + [name for name in per_class if name not in counts]
-    ap = metric_of("AP")
-    rows = [
-        [name, *([f"{counts[name]:,}" if name in counts else ""] if counts else []), _written(per_class[name], ap)]
-        for name in order
-    ]
-    return _table("Classes", ["class", *(["objects"] if counts else []), "AP"], rows)
+    rows = []
+    for name in order:
+        row = [name, f"{counts[name]:,}" if name in counts else "", _written(per_class[name], ap)]
+        if best:
+            score, *shares = best.get(name, [None] * len(BEST))
+            row += ["–" if score is None else f"{score:g}", *(_written(share, ap) for share in shares)]
+        rows.append(row)
+    return _table("Classes", ["class", "objects", "AP", *(["score of best F1", *BEST[1:]] if best else [])], rows)
 
 
 def _costs(record: Record) -> dict[str, Any]:
@@ -194,7 +200,7 @@ def _commands(key: str) -> list[str]:
 
 def _notes(record: Record) -> list[str]:
     made = record.get("provenance") or {}
-    names = ("commit", "device", "ops", "torch", "num_threads", "evaluator", "protocol", "hostname")
+    names = ("commit", "device", "ops", "torch", "threads", "ranks", "precision", "evaluator", "protocol")
     told = [f"{name.replace('_', ' ')}: {made[name]}" for name in names if isinstance(made.get(name), str | int)]
     analysis = record.get("analysis") or {}
     if analysis.get("metrics"):

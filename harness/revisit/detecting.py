@@ -103,7 +103,7 @@ def chosen_threshold(asked: Wanted, store: RunStore) -> tuple[float, str]:
 
 
 def _best(found: Found, store: RunStore) -> Any:
-    from harness.report.detected import rows_by_image, validation_split
+    from harness.report.shown_images import rows_by_image, validation_split
 
     content = read_bytes(store.dir(found.name) / RESULTS)
     if content is None:
