@@ -150,6 +150,8 @@ def test_a_claim_about_many_rows_fails_by_a_stricter_interval_than_it_holds_by()
         (verdict,) = make_table(grid, made).verdicts
         assert verdict.verdict == ("undecided" if others else "not reproduced")
         assert verdict.deciding.row == "worse" and verdict.deciding.difference.high < 0
+        p = {found.row: found.p for found in verdict.comparisons}
+        assert verdict.p == (max(p.values()) if others else p["worse"])
 
 
 def test_a_comparison_says_what_it_could_have_shown():

@@ -121,7 +121,8 @@ CHANCE = "of twenty such intervals, one misses the truth by chance: read many ve
 
 RATES = (
     "q: of the claims with a q no larger, so many are expected to have no effect (Benjamini-Hochberg on Student's p of "
-    "the weakest row; approximate, as claims share rows and looks share seeds)"
+    "the weakest row, or of the row that refutes times their number; approximate, as claims share rows and looks share "
+    "seeds)"
 )
 
 

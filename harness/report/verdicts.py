@@ -80,8 +80,11 @@ class Verdict:
 
     @property
     def p(self) -> float | None:
-        """The largest of its rows': all of them must be better, or equal."""
+        """The largest of its rows', which must all be better or equal; of one that is refuted m times the least."""
         known = [found.p for found in self.comparisons]
+        refuting = [found.p for found in self.comparisons if found.verdict == NOT_REPRODUCED and found.p is not None]
+        if refuting and self.claim.within is None:
+            return min(1.0, len(known) * min(refuting))
         return None if None in known else max(own for own in known if own is not None)
 
     @property
