@@ -111,7 +111,12 @@ def build_parser() -> argparse.ArgumentParser:
     grid.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="change a setting; repeatable"
     )
-    grid.add_argument("--data", metavar="PATH", help="a folder (COCO, YOLO, VOC) instead of the preset's")
+    grid.add_argument(
+        "--data",
+        metavar="PATH",
+        action="append",
+        help="a folder (COCO, YOLO, VOC) instead of the preset's (`preset`); several: every row on each of them",
+    )
     grid.add_argument("--seeds", metavar="0,1,2", type=_numbers, help="instead of the file's seeds")
 
     only = argparse.ArgumentParser(add_help=False)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from harness.errors import UserError
-from harness.spec.labels import short_names, show_value
+from harness.spec.labels import short_names, show_value, shown_at
 from harness.spec.parts import NAME, SINGLE
 from harness.spec.strict import suggest
 
@@ -69,7 +69,7 @@ def _traits(grid: Grid) -> dict[str, dict[str, set[str]]]:
                 own.setdefault(ROW, set()).add(row.label)
             for key, value in {**row.factors, "seed": seeds[trial_id]}.items():
                 for name in (key, short[key], *_names_of_a_part(key)):
-                    own.setdefault(name, set()).add(show_value(value))
+                    own.setdefault(name, set()).update((show_value(value), shown_at(key, value)))
     return traits
 
 

@@ -406,7 +406,7 @@ def _options(args: argparse.Namespace) -> list[str]:
     options = ["--preset", args.preset] if args.preset else []
     for setting in args.overrides:
         options += ["--set", setting]
-    options += ["--data", args.data] if args.data else []
+    options += [word for folder in args.data or () for word in ("--data", folder)]
     return options + (["--seeds", ",".join(map(str, args.seeds))] if args.seeds is not None else [])
 
 

@@ -18,7 +18,7 @@ from harness.report.published import PUBLISHED_CONFLICT, published_conflict
 from harness.report.statistics import Difference, mean_interval, paired_difference
 from harness.report.tables import metric_of
 from harness.spec.error_metrics import COSTS, PREFIX
-from harness.spec.labels import short_names
+from harness.spec.labels import DATA, short_names, shown_at
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,16 +109,23 @@ def _against_axis(grid: Grid, by_id: Mapping[str, Record]) -> dict[str, Figure]:
         values = [value * metric.scale for value in found if value is not None]
         if values:
             lines.setdefault(line_label(grid, number, axis), []).append(
-                AxisPoint(row.along[axis], math.fsum(values) / len(values), mean_interval(values), len(values))
+                AxisPoint(
+                    _place(axis, row.along[axis]), math.fsum(values) / len(values), mean_interval(values), len(values)
+                )
             )
     if not any(len(points) > 1 for points in lines.values()):
         return {}
     from harness.figures.against import draw_against
 
     name = short_names(grid.axes)[axis]
-    places = axis_values(grid, axis)
+    places = [_place(axis, value) for value in axis_values(grid, axis)]
     figure = draw_against(lines, places, is_numeric(places), name, metric.heading, grid.title)
     return {f"axis_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}": figure}
+
+
+def _place(axis: str, value: Any) -> Any:
+    """A value where it stands on its axis: data sets by name."""
+    return shown_at(axis, value) if axis == DATA else value
 
 
 def _errors(grid: Grid, by_id: Mapping[str, Record]) -> dict[str, Figure]:

@@ -46,7 +46,7 @@ def read_frames(
     preset: str = DEFAULT_PRESET,
     overrides: Sequence[str] = (),
     *,
-    data: str | None = None,
+    data: str | Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     store: str | Path | None = None,
     source: str = "auto",
@@ -58,7 +58,7 @@ def read_frames(
         file: the ablation file; this and the next four as in `harness.spec.grid.open_grid`.
         preset: a preset's name, or the path of its YAML file.
         overrides: `key=value` texts.
-        data: folder of a data set instead of the preset's; it need not be here if records are.
+        data: folder of a data set instead of the preset's, or several; they need not be here if records are.
         seeds: instead of the file's.
         store: folder of the records; None takes $CODETR_STORE, or ~/codetr.
         source: `tracking` (MLflow), `records`, or `auto`: MLflow, or the records where there is none.

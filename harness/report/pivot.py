@@ -1,7 +1,7 @@
 """A grid with one or two axes as a table in two directions: rows against the values of an axis.
 
 A cell is what the row of the long table says of the first metric: mean, deviation, and in brackets the gain over the
-baseline at the same other settings.
+baseline at the same other settings. Where data sets lie across, what a row gains over all of them stands at its end.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.report.cells import Style, cell_words, written
 from harness.report.tables import Metric, Table, TableRow
-from harness.spec.labels import short_names, show_value
+from harness.report.tasks import OverTasks, over_tasks, why_not
+from harness.spec.labels import DATA, short_names, shown_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,10 +33,13 @@ class Pivot:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[TableRow | None, ...]], ...]  # (label, its row of the long table by column)
     note: str
+    over_tasks: tuple[OverTasks | None, ...] = ()  # by row, where data sets lie across
 
 
 def across(grid: Grid) -> str:
-    """The axis that lies across: the one of most numbers, else the last; "" where a grid has no axis or too many."""
+    """The axis that lies across: data sets, the one of most numbers, else the last; "" with no axis or too many."""
+    if DATA in grid.axes and len(axis_values(grid, DATA)) > 1:
+        return DATA
     if not 1 <= len(grid.axes) <= MOST_AXES:
         return ""
     values = {key: axis_values(grid, key) for key in grid.axes}
@@ -46,7 +50,7 @@ def across(grid: Grid) -> str:
 
 def axis_values(grid: Grid, key: str) -> list[Any]:
     """The values of an axis in the order of the file, each once."""
-    return list({show_value(row.along[key]): row.along[key] for row in grid.rows}.values())
+    return list({shown_at(key, row.along[key]): row.along[key] for row in grid.rows}.values())
 
 
 def is_numeric(values: list[Any]) -> bool:
@@ -57,7 +61,7 @@ def is_numeric(values: list[Any]) -> bool:
 def line_label(grid: Grid, number: int, axis: str) -> str:
     """What tells the row `number` of a grid from others at the same value of `axis`; "" where nothing does."""
     row, short = grid.rows[number], short_names(grid.axes)
-    others = " ".join(f"{short[key]}={show_value(value)}" for key, value in row.along.items() if key != axis)
+    others = " ".join(f"{short[key]}={shown_at(key, value)}" for key, value in row.along.items() if key != axis)
     return ", ".join(filter(None, (row.own, others)))
 
 
@@ -67,11 +71,11 @@ def make_pivot(grid: Grid, table: Table) -> Pivot | None:
     if not axis:
         return None
     by_label = {row.label: row for row in table.rows}
-    columns = [show_value(value) for value in axis_values(grid, axis)]
+    columns = [shown_at(axis, value) for value in axis_values(grid, axis)]
     found: dict[str, dict[str, TableRow]] = {}
     for number, row in enumerate(grid.rows):
         place = found.setdefault(line_label(grid, number, axis), {})
-        place[show_value(row.along[axis])] = by_label[row.label]
+        place[shown_at(axis, row.along[axis])] = by_label[row.label]
     metric, short = table.metrics[0], short_names(grid.axes)
     others = [short[key] for key in grid.axes if key != axis]
     corner = "variant" if any(row.own for row in grid.rows) else others[0] if others else ""
@@ -82,6 +86,7 @@ def make_pivot(grid: Grid, table: Table) -> Pivot | None:
         f"{metric.heading}, mean ± sample standard deviation over seeds" if spread else f"{metric.heading} of one seed"
     ]
     told += [f"in brackets the gain over {grid.baseline_words}"] if any(cell.gain for cell in cells) else []
+    summaries, words = _over_tasks(grid, list(found.values()), metric) if axis == DATA else ((), [])
     return Pivot(
         title=f"{table.title or table.name}: {metric.heading} against {short[axis]}",
         metric=metric,
@@ -92,18 +97,67 @@ def make_pivot(grid: Grid, table: Table) -> Pivot | None:
             (label.removeprefix(prefix) or metric.heading, tuple(place.get(column) for column in columns))
             for label, place in found.items()
         ),
-        note="; ".join(told),
+        note="; ".join(told + words),
+        over_tasks=summaries,
     )
+
+
+TASKS_TOLD = (
+    "IQM of gains: the interquartile mean of the gains of all data sets and seeds together; P(better): the chance that "
+    "a training is better than one of the baseline, in the mean over data sets; both with a 95 % bootstrap interval, "
+    "seeds drawn anew within each data set (of three data sets with five seeds it covers 91 of 100, simulated)"
+)
+
+
+def _over_tasks(
+    grid: Grid, rows: list[dict[str, TableRow]], metric: Metric
+) -> tuple[tuple[OverTasks | None, ...], list[str]]:
+    """A summary of each row that has a baseline on the same data set, or None, and words for the note."""
+    by_label = {row.label: row for place in rows for row in place.values()}
+    baselines = {row.label: grid.baseline_of(row) for row in grid.rows}
+    summaries: list[OverTasks | None] = []
+    reasons: list[str] = []
+    for place in rows:
+        pairs = [(row, baselines[row.label]) for row in place.values()]
+        tasks = [
+            (row.values, by_label[other.label].values)
+            for row, other in pairs
+            if other is not None and other.label != row.label and not row.is_baselines
+        ]
+        reason = why_not(tasks) if tasks else ""
+        reasons += [reason] if reason else []
+        enough = tasks and not reason
+        summaries.append(over_tasks(tasks, -1.0 if metric.better == "lower" else 1.0) if enough else None)
+    if not any(summaries):
+        return (), reasons[:1]
+    return tuple(summaries), [TASKS_TOLD, *reasons[:1]]
 
 
 def headings(pivot: Pivot, style: Style) -> list[str]:
     """The headings in a format's letters: the corner, then a value of the axis each."""
-    return [style.escape(pivot.corner), *(style.escape(f"{pivot.across} = {column}") for column in pivot.columns)]
+    ends = ["IQM of gains", "P(better)"] if pivot.over_tasks else []
+    return [style.escape(text) for text in (pivot.corner, *(f"{pivot.across} = {c}" for c in pivot.columns), *ends)]
 
 
 def lines(pivot: Pivot, style: Style) -> list[list[str]]:
     """The cells in a format's letters, a list per row, its label first."""
-    return [[style.escape(label), *(_words(row, pivot.metric, style) for row in rows)] for label, rows in pivot.rows]
+    ends = [_summary(found, pivot.metric, style) for found in pivot.over_tasks] or [[] for _ in pivot.rows]
+    return [
+        [style.escape(label), *(_words(row, pivot.metric, style) for row in rows), *end]
+        for (label, rows), end in zip(pivot.rows, ends, strict=True)
+    ]
+
+
+def _summary(found: OverTasks | None, metric: Metric, style: Style) -> list[str]:
+    if found is None:
+        return ["", ""]
+    gain, better = found.gain, found.better
+    low, high = (written(bound, metric, signed=True) for bound in (gain.low, gain.high))
+    texts = (
+        f"{written(gain.value, metric, signed=True)} [{low}, {high}]",
+        f"{better.value:.2f} [{better.low:.2f}, {better.high:.2f}]",
+    )
+    return [style.number(text) for text in texts]
 
 
 def _words(row: TableRow | None, metric: Metric, style: Style) -> str:
@@ -130,4 +184,9 @@ def pivot_frame(pivot: Pivot) -> pd.DataFrame:
         frame[name] = pd.Series(means, dtype="float64")
         if any(gain is not None for gain in gains):
             frame[f"{name} gain"] = pd.Series(gains, dtype="float64")
+    for name, own in (("iqm_gain", "gain"), ("p_better", "better")) if pivot.over_tasks else ():
+        found = [None if own_row is None else getattr(own_row, own) for own_row in pivot.over_tasks]
+        for part, ending in (("value", ""), ("low", "_low"), ("high", "_high")):
+            numbers = [None if estimate is None else getattr(estimate, part) for estimate in found]
+            frame[name + ending] = pd.Series(numbers, dtype="float64")
     return pd.DataFrame(frame)

@@ -20,6 +20,7 @@ from harness.errors import UserError
 from harness.files import exists
 from harness.passwords import without_login
 from harness.spec.hub import title
+from harness.spec.labels import DATA, shown_at
 from harness.store.results import RunStore
 from harness.tracking.sqlite import is_missing
 from model.backbones.configs import asked
@@ -149,9 +150,10 @@ def identified(grid: Grid, store: RunStore | None = None) -> Grid:
     from harness.spec.identity import config_from_dict
 
     unknown: dict[str, list[str]] = {}
+    several = len({trial.config.data.path for trial in grid.trials}) > 1
     for trial in grid.trials:
         if not trial.has_id:
-            likeness = _likeness(trial.config, trial.fingerprint, trial.weights_hash)
+            likeness = _likeness(trial.config, trial.fingerprint, trial.weights_hash, several)
             unknown.setdefault(likeness, []).append(trial.trial_id)
     missing = {(not trial.fingerprint, trial.weights_hash == "") for trial in grid.trials if not trial.has_id}
     place = store or RunStore()
@@ -168,7 +170,7 @@ def identified(grid: Grid, store: RunStore | None = None) -> Grid:
         for no_data, no_weights in missing:
             if no_weights and weights_hash is None:
                 continue  # made without, or by code that did not look into the file
-            own = _likeness(config, "" if no_data else fingerprint, "" if no_weights else weights_hash)
+            own = _likeness(config, "" if no_data else fingerprint, "" if no_weights else weights_hash, several)
             if len(unknown.get(own, ())) != 1:
                 continue
             found = known.setdefault(unknown[own][0], (key, fingerprint, weights_hash))
@@ -195,11 +197,16 @@ def identified(grid: Grid, store: RunStore | None = None) -> Grid:
     return replace(grid, trials=tuple(trials), rows=tuple(rows))
 
 
-def _likeness(config: TrialConfig, fingerprint: str, weights_hash: str | None) -> str:
-    """The same for trials of the same settings: "" stands for data, and for weights of a name, that are not here."""
+def _likeness(config: TrialConfig, fingerprint: str, weights_hash: str | None, several: bool) -> str:
+    """The same for trials of the same settings: "" stands for data, and for weights of a name, that are not here.
+
+    `several`: data sets that are not here are told apart by the names of their folders.
+    """
     from harness.spec.identity import trial_id
 
     name = title(str(asked(config.model.backbone, "weights")))
+    if several and not fingerprint:
+        fingerprint = f"some {shown_at(DATA, config.data.path)}"
     return trial_id(config, fingerprint, f"some {name}" if weights_hash == "" else weights_hash)
 
 

@@ -124,6 +124,7 @@ class TableRow:
     is_baselines: bool = False  # its trials are its baseline's, so that there is nothing to gain
     label_marks: str = ""  # footnotes on the variant
     marks: str = ""  # footnotes on seeds that are missing while others are there
+    values: Mapping[int, float] = field(default_factory=dict)  # the first metric by seed
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,7 @@ def make_table(grid: Grid, records: Iterable[Record], settled: Mapping[Claim, Ve
                 },
                 label_marks=note,
                 marks=footnotes.mark(group.missing) if group.finished else "",
+                values=group.values(metrics[0]),
             )
         )
     used = {record["trial_id"]: record for group in groups for record in group.finished.values()}

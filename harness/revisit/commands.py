@@ -9,6 +9,7 @@ import argparse
 import time
 from collections.abc import Mapping
 
+from harness.errors import UserError
 from harness.schedule.progress import duration
 from harness.store.results import RunStore
 from harness.system.console import remark, size, table
@@ -18,6 +19,9 @@ def analyse(args: argparse.Namespace) -> int:
     """Look at trained detectors: trials of the store, all of an ablation file that lack it, or files of weights."""
     from harness.revisit import asked, kept, mistakes, opened
 
+    if args.data and len(args.data) > 1:
+        raise UserError("analyse: takes one --data; name the others in commands of their own")
+    args.data = args.data[0] if args.data else None
     store = RunStore()
     jobs = asked.jobs(args, store)  # mistakes are told before anything is computed
     for found, request in jobs:

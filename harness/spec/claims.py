@@ -7,7 +7,7 @@ harness/report/verdicts.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,12 @@ class Claim:
 
 
 def claims_of(
-    specs: Iterable[ClaimSpec], labels: Sequence[str], metrics: Sequence[str], where: str, mistakes: Mistakes
+    specs: Iterable[ClaimSpec],
+    labels: Sequence[str],
+    metrics: Sequence[str],
+    where: str,
+    mistakes: Mistakes,
+    data_sets: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[Claim, ...]:
     """The claims of a file about the rows that its grid has.
 
@@ -74,14 +79,18 @@ def claims_of(
         metrics: the table's.
         where: the file, for mistakes.
         mistakes: unknown rows and metrics are added here.
+        data_sets: by the name of a data set, labels that rows have without it -> with it: a claim about the former is
+            one on each data set.
     """
 
-    def known(label: str, place: str) -> str:
+    def known(label: str, place: str, on: Mapping[str, str]) -> str:
+        label = on.get(label, label)
         if label in labels:
             return label
         changed = [other for other in labels if other.startswith(f"{label} [")]
         if not changed:
-            mistakes.add(place, f"'{label}' is not the label of a row{suggest(label, labels)}")
+            told = [*dict.fromkeys(own for others in (data_sets or {}).values() for own in others), *labels]
+            mistakes.add(place, f"'{label}' is not the label of a row{suggest(label, told)}")
         return changed[0] if changed else label
 
     found = []
@@ -91,9 +100,12 @@ def claims_of(
         if metric not in metrics:
             mistakes.add(f"{place}.metric", f"'{metric}' is not among the table's metrics{suggest(metric, metrics)}")
         kind, anchor = ("better", "than") if spec.better else ("equal", "to")
-        rows = tuple(known(label, f"{place}.{kind}") for label in (spec.better or spec.equal))
-        reference = known(spec.than or spec.to, f"{place}.{anchor}")
-        if reference in rows:
-            mistakes.add(f"{place}.{anchor}", f"'{reference}' is compared with itself; take it out of {kind}")
-        found.append(Claim(spec.text, rows, reference, metric, spec.within, spec.margin))
+        named, than = spec.better or spec.equal, spec.than or spec.to
+        for data_set, on in (data_sets if data_sets and not {*named, than} <= {*labels} else {"": {}}).items():
+            rows = tuple(known(label, f"{place}.{kind}", on) for label in named)
+            reference = known(than, f"{place}.{anchor}", on)
+            if reference in rows:
+                mistakes.add(f"{place}.{anchor}", f"'{reference}' is compared with itself; take it out of {kind}")
+            text = f"{spec.text} ({data_set})" if data_set else spec.text
+            found.append(Claim(text, rows, reference, metric, spec.within, spec.margin))
     return tuple(found)

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from harness.spec.claims import Claim, claims_of
+from harness.spec.data_sets import by_data_set, check_names, crossed, is_own
 from harness.spec.detection_metrics import unmeasured
 from harness.spec.labels import Factor
 from harness.spec.parts import Setting
@@ -137,7 +138,7 @@ def open_grid(
     preset: str = DEFAULT_PRESET,
     overrides: Sequence[str] = (),
     *,
-    data: str | None = None,
+    data: str | Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     options: Mapping[str, str] | None = None,
     require_data: bool = True,
@@ -156,7 +157,7 @@ def open_grid(
     words = ["codetr", "run", str(path), *(() if preset == DEFAULT_PRESET else ("--preset", preset))]
     words += [word for text in overrides for word in ("--set", text)]
     words += [word for option in given.items() for word in option]
-    words += ["--data", data] if data is not None else []
+    words += [word for folder in _folders(data) for word in ("--data", folder)]
     words += ["--seeds", ",".join(map(str, seeds))] if seeds is not None else []
     return replace(grid, command=shlex.join(words))
 
@@ -166,7 +167,7 @@ def expand(
     preset: str = DEFAULT_PRESET,
     overrides: Sequence[str] = (),
     *,
-    data: str | None = None,
+    data: str | Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     options: Mapping[str, str] | None = None,
     require_data: bool = True,
@@ -178,7 +179,7 @@ def expand(
         spec: the ablation file.
         preset: a preset's name, or the path of its YAML file.
         overrides: `key=value` texts as given to --set; they win over everything.
-        data: folder of a COCO-layout data set instead of the preset's.
+        data: folder of a data set instead of the preset's; several make an axis of the grid (data_sets.py).
         seeds: instead of the file's.
         options: texts of further options of the command line (`harness.spec.spec.OPTIONS`), which win over `overrides`.
         require_data: False lets a data set or file of weights that is not there pass; its trials have no final id.
@@ -191,11 +192,16 @@ def expand(
     presets = open_presets(preset, spec, mistakes)
     below = file_settings(spec, presets, mistakes)
     above = override_settings(overrides, options or {}, mistakes)
-    if data is not None and (folder := str(Path(data).absolute())) != (said := _in_utf8(folder)):
-        mistakes.add("--data", f"{said} is no UTF-8 name, so no record can hold it; rename it, or link to it")
-    elif data is not None:
-        above.append((("data", "path"), str(data), "--data"))
+    folders = _folders(data)
+    notes: list[str] = []
+    for name in folders:
+        if (folder := str(Path(name).absolute())) != (said := _in_utf8(folder)):
+            mistakes.add("--data", f"{said} is no UTF-8 name, so no record can hold it; rename it, or link to it")
+    if len(folders) > 1:
+        spec = crossed(spec, folders, [*presets.scale, *below], notes, mistakes)
+    above += [(("data", "path"), name, "--data") for name in folders if len(folders) == 1]
     check_said_once(above, mistakes)
+    check_names(spec, mistakes)
     chosen = tuple(seeds) if seeds is not None else spec.seeds
     try:
         check_seeds(chosen)
@@ -204,14 +210,13 @@ def expand(
 
     if spec.search is not None:
         return _expand_search(spec, presets, below, above, chosen, require_data, mistakes)
-    notes: list[str] = []
     listed = rows_of(spec, presets, above, notes, mistakes)
     layered = [presets.layered([*below, *each.settings, *above], mistakes) for each in listed]
     resolved = [resolve(each.settings, spec.path, mistakes) for each in layered]
     listed = _renamed(listed, resolved, presets, below, above, notes)
     labels = [each.row.label for each in listed]
     baseline = baseline_of(spec, listed, mistakes)
-    claims = claims_of(spec.claims, labels, spec.metrics, spec.path, mistakes)
+    claims = claims_of(spec.claims, labels, spec.metrics, spec.path, mistakes, by_data_set(listed))
     mistakes.check()
     images = cache(num_training_images)
     pairs = [(each.settings, r) for each, r in zip(layered, resolved, strict=True) if r is not None]
@@ -252,7 +257,7 @@ def expand(
         claims=claims,
         max_seeds=spec.decide.max_seeds,
         notes=tuple(dict.fromkeys(notes)),
-        variant=_variant(above, trials),
+        variant=_variant(above, trials, several=len(folders) > 1),
         waiting=tuple(
             (sum(not other.row.needs for other in listed[:index]), whole(_waiting_row(each.row), each))
             for index, each in enumerate(listed)
@@ -343,9 +348,18 @@ def _expand_search(
     return replace(grid, notes=tuple(dict.fromkeys(notes)), variant=_variant(above, grid.trials))
 
 
-def _variant(above: list[Setting], trials: Sequence[Trial]) -> Variant:
-    first = trials[0] if trials else None
-    return variant_of(above, first.fingerprint, first.weights_hash or "") if first else variant_of(above)
+def _variant(above: list[Setting], trials: Sequence[Trial], *, several: bool = False) -> Variant:
+    """`several`: the command line names data sets that are an axis of the grid."""
+    if not trials:
+        return variant_of(above)
+    data_sets = {trial.config.data.path: trial.fingerprint for trial in trials} if several else {}
+    return variant_of(above, trials[0].fingerprint, trials[0].weights_hash or "", data_sets)
+
+
+def _folders(data: str | Sequence[str] | None) -> list[str]:
+    """The data sets of the command line."""
+    folders = [] if data is None else [str(data)] if isinstance(data, str | Path) else [str(each) for each in data]
+    return [] if is_own(folders) else folders
 
 
 def _in_utf8(text: str) -> str:

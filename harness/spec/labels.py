@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from harness.config import TrialConfig
@@ -13,18 +14,27 @@ from model.config import DetectorConfig
 
 Factor = str | int | float | bool
 DETECTOR = "model.preset"  # names a detector; no setting of it is called so
+DATA = "data.path"  # a data set, which people know by the name of its folder
+SCENES = "digits"  # what stands for the generated scenes, which have no folder
 HEADS = "model.heads"
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Dotted keys cut to the shortest ends that tell them apart."""
+    """Dotted keys cut to the shortest ends that tell them apart; a data set is `data`."""
     names = list(keys)
     ends: dict[str, str] = {}
     for name in names:
         parts = name.split(".")
         tails = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
         ends[name] = next(t for t in tails if sum(n == t or n.endswith("." + t) for n in names) == 1 or t == name)
-    return ends
+    return ends | ({DATA: "data"} if DATA in ends else {})
+
+
+def shown_at(key: str, value: Any) -> str:
+    """The value of a setting as labels show it; of a data set the name of its folder."""
+    if key != DATA:
+        return show_value(value)
+    return SCENES if value in (None, "none") else PurePath(str(value)).name
 
 
 def show_value(value: Any) -> str:
@@ -46,7 +56,7 @@ def show_value(value: Any) -> str:
 
 def factors_label(factors: Mapping[str, Any], short: Mapping[str, str]) -> str:
     """Settings and their values as labels show them: `heads=atss positive_queries=true`; `short` holds their names."""
-    return " ".join(f"{short[name]}={show_value(value)}" for name, value in factors.items())
+    return " ".join(f"{short[name]}={shown_at(name, value)}" for name, value in factors.items())
 
 
 def factor_of(value: Any) -> Factor:

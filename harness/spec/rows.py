@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from harness.spec.labels import short_names, show_value
+from harness.spec.labels import DATA, short_names, show_value, shown_at
 from harness.spec.parts import Setting, names_first, whole_path
 from harness.spec.presets import DETECTOR, Presets
 from harness.spec.resolve import leaves
@@ -30,11 +30,12 @@ class Listed:
     settings: list[Setting]
     own: str  # the label in the file; "" where the file has axes alone
     along: dict[str, Any] = field(default_factory=dict)  # by axis, its value
+    apart: str = ""  # its label without the data set, where these are an axis
 
     @property
     def place(self) -> dict[str, str]:
         """Where it stands among the others: the file's row and the value on each axis, as text."""
-        return {ROW: self.own, **{key: show_value(value) for key, value in self.along.items()}}
+        return {ROW: self.own, **{key: shown_at(key, value) for key, value in self.along.items()}}
 
 
 def rows_of(
@@ -65,14 +66,17 @@ def _combinations(spec: AblationSpec, presets: Presets, mistakes: Mistakes) -> I
         settings += presets.chosen(row.presets, f"{where}.presets.", mistakes)
         for values in itertools.product(*spec.axes.values()):
             along = dict(zip(spec.axes, values, strict=True))
-            label = " ".join(f"{short[key]}={show_value(value)}" for key, value in along.items())
+            words = {key: f"{short[key]}={shown_at(key, value)}" for key, value in along.items()}
+            apart = " ".join(text for key, text in words.items() if key != DATA)
             extra = [
                 setting
                 for key, value in along.items()
                 for setting in leaves({key: value}, f"{spec.path}:axes.", mistakes)
             ]
-            together = row.model_copy(update={"label": ", ".join(filter(None, (row.label, label)))})
-            yield Listed(together, [*settings, *names_first(extra)], row.label, along)
+            label = ", ".join(filter(None, (row.label, " ".join(words.values()))))
+            together = row.model_copy(update={"label": label})
+            apart = ", ".join(filter(None, (row.label, apart)))
+            yield Listed(together, [*settings, *names_first(extra)], row.label, along, apart)
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def _named(spec: AblationSpec, listed: Sequence[Listed], mistakes: Mistakes) -> 
     owns = list(dict.fromkeys(each.own for each in listed))
     if isinstance(baseline, dict):
         named = leaves(baseline, f"{where}.", mistakes, whole=spec.axes)
-        parts = {".".join(path): show_value(value) for path, value, _ in named}
+        parts = {".".join(path): shown_at(".".join(path), value) for path, value, _ in named}
     else:
         for each in listed:
             if each.row.label == baseline or each.row.label.startswith(f"{baseline} ["):  # see `_overridden`

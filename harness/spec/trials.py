@@ -182,9 +182,10 @@ def weights_hashes(paths: Iterable[str | None], required: bool, notes: list[str]
 
 
 def id_of(config: TrialConfig, fingerprint: str, weights_hash: str | None) -> str:
-    """The trial's id; while the file of weights is not there, one that no trial has."""
+    """The trial's id; while the data set or the file of weights is not there, one that no trial has."""
     unknown = f"not there: {weights_of(config.model)}"
-    return trial_id(config, fingerprint, unknown if weights_hash == "" else weights_hash)
+    content = fingerprint or f"not there: {config.data.path}"
+    return trial_id(config, content, unknown if weights_hash == "" else weights_hash)
 
 
 def _absolute(key: str, path: str, here: Path) -> str:

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.spec.labels import show_value
+from harness.spec.labels import DATA, show_value, shown_at
 from harness.spec.parts import Setting, whole_path
 
 IDLE = ("analyse", "runtime")  # sections that change no trial
 LONGEST_WORDS = 60  # letters of all words together
 LONGEST_WORD = 32
 LONGEST_KEY = 120  # bytes, so that folders and tags take it whatever the language
-DATA, WEIGHTS = "data.path", "model.backbone.weights"  # paths, which count by what lies there
+WEIGHTS = "model.backbone.weights"  # a path, which as that of a data set counts by what lies there
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,30 @@ class Variant:
     digest: str = ""  # of all of it
 
 
-def variant_of(overrides: Iterable[Setting], fingerprint: str = "", weights_hash: str = "") -> Variant:
+def variant_of(
+    overrides: Iterable[Setting],
+    fingerprint: str = "",
+    weights_hash: str = "",
+    data_sets: Mapping[str | None, str] | None = None,
+) -> Variant:
     """The variant that settings of the command line make.
 
     Args:
         overrides: settings of --set and --data, in order: the last one wins.
         fingerprint: of the data set that they name; a path alone says little of what lies there.
         weights_hash: of the file of weights, likewise.
+        data_sets: fingerprints by path, where the command line names several.
     """
     chosen = _chosen(overrides)
-    if not chosen:
+    if not chosen and not data_sets:
         return Variant()
     words, identity = [], dict(chosen)
+    if data_sets:
+        identity[DATA] = [content or _whole(path) for path, content in data_sets.items()]
+        words += [" ".join((_plain(shown_at(DATA, path)), content[:4])).strip() for path, content in data_sets.items()]
     for key, content in ((DATA, fingerprint), (WEIGHTS, weights_hash)):
         if chosen.get(key) is not None:
-            path = Path(os.path.abspath(os.path.expanduser(str(chosen.pop(key)))))
+            path = Path(_whole(chosen.pop(key)))
             identity[key] = content or str(path)
             words.append(" ".join(filter(None, (_plain(path.name or str(path)), content[:4]))))
     exact = all(map(_is_exact, chosen.values()))
@@ -58,6 +67,10 @@ def variant_of(overrides: Iterable[Setting], fingerprint: str = "", weights_hash
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return Variant(_shortened(words, digest, exact), digest)
+
+
+def _whole(path: Any) -> str:
+    return os.path.abspath(os.path.expanduser(str(path)))
 
 
 def _chosen(overrides: Iterable[Setting]) -> dict[str, Any]:

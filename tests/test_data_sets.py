@@ -1,0 +1,232 @@
+"""Grids over several data sets: labels, gains, claims, and what a row gains over all of them."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.__main__ import main
+from harness.errors import UserError
+from harness.report import grid_text, identified, write_report
+from harness.report.pivot import make_pivot, pivot_frame
+from harness.report.tables import make_table
+from harness.report.tasks import over_tasks, why_not
+from harness.spec.grid import Grid, open_grid
+from harness.spec.identity import config_to_dict
+from harness.store.results import RunStore
+from tests.support.folders import tables, write_split
+from tests.support.report_grid import make_record
+
+FILE = """
+title: Heads on data
+rows:
+  - {label: no head, set: {model.heads: []}, published: {AP: 47.1}}
+  - {label: ATSS, set: {model.heads: [atss]}, published: {AP: 48.7}}
+baseline: no head
+claims: [{text: A head helps, better: ATSS, than: no head}]
+"""
+AXIS = FILE.replace(", published: {AP: 47.1}", "").replace(", published: {AP: 48.7}", "")
+GAINS = {"digits": 3.0, "birds": -1.0, "cells": 6.0}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, str]:
+    """Two data sets by name."""
+    for seed, name in enumerate(("birds", "cells")):
+        for split in ("train", "val"):
+            write_split(tmp_path / name, split, tables(seed), seed)
+    return {name: str(tmp_path / name) for name in ("birds", "cells")}
+
+
+@pytest.fixture
+def grid_of(tmp_path, folders):
+    def make(text: str = FILE, *data: str, seeds: int = 5, **options: Any) -> Grid:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        named = [folders.get(name, name) for name in data]
+        return open_grid(path, "digits_fast", data=named or None, seeds=range(seeds), **options)
+
+    return make
+
+
+def name_of(trial: Any) -> str:
+    return Path(trial.config.data.path).name if trial.config.data.path else "digits"
+
+
+def ap_of(trial: Any) -> float:
+    """Levels of the data sets lie far apart; the gain of a head scatters a little by the seed."""
+    name, seed = name_of(trial), trial.config.seed
+    level = 40 + 20 * list(GAINS).index(name) + (seed * 7) % 5
+    return level + (GAINS[name] + 0.1 * ((seed * 3) % 5 - 2) if trial.config.model.heads else 0.0)
+
+
+def records_of(grid: Grid) -> list[dict[str, Any]]:
+    return [make_record(t.trial_id, ap_of(t)) for t in grid.trials]
+
+
+def test_every_row_is_trained_on_every_data_set(grid_of, folders):
+    grid = grid_of(FILE, "preset", "birds", "cells")
+    labels = [f"{row}, data={data}" for row in ("no head", "ATSS") for data in ("digits", "birds", "cells")]
+    assert [row.label for row in grid.rows] == labels
+    assert {row.baseline for row in grid.rows} == set(labels[:3])
+    assert all(row.baseline.endswith(row.label.rpartition("data=")[2]) for row in grid.rows)
+    assert not any(row.published for row in grid.rows) and any("the paper's numbers" in note for note in grid.notes)
+    for name in folders:
+        alone = grid_of(FILE, name)
+        assert {t.trial_id for t in alone.trials} <= {t.trial_id for t in grid.trials}, "trials of one set are shared"
+
+
+def test_the_command_line_and_an_axis_of_the_file_are_one(grid_of, folders):
+    named = ", ".join(folders.values())
+    axis = grid_of(AXIS + f"axes: {{data.path: [null, {named}]}}\n")
+    given = grid_of(AXIS, "preset", *folders)
+    assert [row.label for row in axis.rows] == [row.label for row in given.rows]
+    assert [t.trial_id for t in axis.trials] == [t.trial_id for t in given.trials]
+    assert axis.key == "mine" and given.key != "mine", "what a command line asks for has a folder of its own"
+    assert given.key != grid_of(AXIS, "birds", "cells").key != grid_of(AXIS, "cells").key
+    assert "birds" in given.heading and "cells" in given.heading
+
+
+def test_one_data_set_is_what_it_was(grid_of, folders):
+    one = grid_of(FILE, "birds")
+    assert [row.label for row in one.rows] == ["no head", "ATSS"] and one.rows[0].published == {"AP": 47.1}
+    assert one.key == open_grid(one.command.split()[2], "digits_fast", data=folders["birds"], seeds=range(5)).key
+    assert grid_of(FILE, "preset").key == grid_of(FILE).key == "mine"
+
+
+def test_a_claim_is_one_on_each_data_set(grid_of):
+    grid = grid_of(FILE, "preset", "birds", "cells")
+    assert [claim.text for claim in grid.claims] == [f"A head helps ({name})" for name in GAINS]
+    assert [claim.rows for claim in grid.claims] == [(f"ATSS, data={name}",) for name in GAINS]
+    verdicts = [verdict.verdict for verdict in make_table(grid, records_of(grid)).verdicts]
+    assert verdicts == ["reproduced", "not reproduced", "reproduced"]
+
+
+def test_claims_may_name_one_data_set(grid_of):
+    text = FILE.replace("better: ATSS, than: no head", '"better": "ATSS, data=birds", than: "no head, data=birds"')
+    (claim,) = grid_of(text, "birds", "cells").claims
+    assert (claim.text, claim.rows) == ("A head helps", ("ATSS, data=birds",))
+
+
+def test_data_sets_lie_across_with_the_interquartile_mean(grid_of):
+    grid = grid_of(FILE, "preset", "birds", "cells")
+    pivot = make_pivot(grid, make_table(grid, records_of(grid)))
+    assert (pivot.across, pivot.columns) == ("data", ("digits", "birds", "cells"))
+    none, head = pivot.over_tasks
+    gains = sorted(g + 0.1 * ((s * 3) % 5 - 2) for g in GAINS.values() for s in range(5))
+    assert none is None and head.gain.value == pytest.approx(np.mean(gains[3:-3]))
+    assert head.gain.low < head.gain.value < head.gain.high and (head.tasks, head.seeds) == (3, 5)
+    text = grid_text(grid, records_of(grid))
+    assert "IQM of gains" in text and "P(better)" in text and "91 of 100" in " ".join(text.split())
+    frame = pivot_frame(pivot)
+    assert frame["iqm_gain"][1] == pytest.approx(head.gain.value) and np.isnan(frame["iqm_gain"][0])
+
+
+@pytest.mark.parametrize(("data", "seeds", "told"), [(("birds", "cells"), 5, "2 and 5"), (tuple(GAINS), 4, "3 and 4")])
+def test_too_few_results_say_so(grid_of, data, seeds, told):
+    named = tuple("preset" if name == "digits" else name for name in data)
+    grid = grid_of(FILE, *named, seeds=seeds)
+    pivot = make_pivot(grid, make_table(grid, records_of(grid)))
+    assert not pivot.over_tasks and pivot.note.endswith(
+        f"no interquartile mean: that takes 3 data sets and 5 seeds that all of them have, here are {told}"
+    )
+
+
+def test_every_format_has_the_summary(grid_of, tmp_path):
+    grid = grid_of(FILE, "preset", "birds", "cells")
+    write_report([grid], tmp_path / "out", records=records_of(grid))
+    for name in ("report.html", "mine.md", "mine.tex"):
+        assert "IQM of gains" in (tmp_path / "out" / name).read_text(encoding="utf-8"), name
+    with (tmp_path / "out" / "mine_pivot.csv").open(encoding="utf-8") as file:
+        head = next(csv.reader(file))
+    assert head[-6:] == ["iqm_gain", "iqm_gain_low", "iqm_gain_high", "p_better", "p_better_low", "p_better_high"]
+    assert (tmp_path / "out" / "mine_axis_data.png").exists()
+
+
+def slow_summary(own: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    gains = sorted((own - other).ravel())
+    cut = len(gains) // 4
+    wins = [
+        np.mean([(a > b) + 0.5 * (a == b) for a, b in itertools.product(first, second)])
+        for first, second in zip(own, other, strict=True)
+    ]
+    return float(np.mean(gains[cut : len(gains) - cut])), float(np.mean(wins))
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (4, 7)])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_summary_agrees_with_a_slow_one(shape, sign):
+    rng = np.random.default_rng(sum(shape))
+    own, other = rng.integers(0, 6, (2, *shape)).astype(float)  # with ties
+    tasks = [tuple(dict(enumerate(side)) for side in pair) for pair in zip(own, other, strict=True)]
+    found = over_tasks(tasks, sign)
+    middle, better = slow_summary(own, other)
+    assert found.gain.value == pytest.approx(middle)
+    assert found.better.value == pytest.approx(better if sign > 0 else 1 - better)
+    assert found.gain.low <= found.gain.value <= found.gain.high and 0 <= found.better.low <= found.better.high <= 1
+    drawn = [
+        slow_summary(np.take_along_axis(own, index, 1), np.take_along_axis(other, index, 1))[0]
+        for index in rng.integers(0, shape[1], (400, *shape))
+    ]
+    assert (found.gain.low, found.gain.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.4)
+
+
+def test_seeds_that_one_data_set_lacks_do_not_count():
+    full, short = {seed: float(seed) for seed in range(6)}, {seed: float(seed) for seed in range(5)}
+    assert not why_not([(full, full), (short, full), (full, full)])
+    assert over_tasks([(full, full), (short, full), (full, full)]).seeds == 5
+    assert why_not([(full, full), ({0: 1.0}, full), (full, full)])
+
+
+def test_data_sets_that_are_not_here_are_known_by_their_names(grid_of, folders, tmp_path):
+    grid = grid_of(FILE, "birds", "cells")
+    store = RunStore(tmp_path / "store")
+    for trial in grid.trials:
+        made = make_record(trial.trial_id, ap_of(trial))
+        made |= {"config": config_to_dict(trial.config), "fingerprint": trial.fingerprint}
+        store.write_result(trial.trial_id, made)
+    elsewhere = open_grid(
+        tmp_path / "mine.yaml", "digits_fast", data=["else/birds", "else/cells"], seeds=range(5), require_data=False
+    )
+    found = identified(elsewhere, store)
+    assert [t.trial_id for t in found.trials] == [t.trial_id for t in grid.trials]
+
+
+@pytest.mark.parametrize(
+    ("text", "data", "told"),
+    [
+        (FILE, ("birds", "birds"), "two data sets are called 'birds'; link to one of them by another name"),
+        (AXIS + "axes: {data.path: [a, b]}\n", ("birds", "cells"), "has an axis data.path itself; name none, or one"),
+        (AXIS + "axes: {data.path: [1, b]}\n", (), "axes.data.path: must be a text, got 1"),
+        (
+            "search: {space: {model.lambda1: {uniform: [0.5, 2]}}, num_trials: 2, metric: AP, mode: max}\n",
+            ("birds", "cells"),
+            "--data: a search takes one data set",
+        ),
+        (FILE.replace("better: ATSS", "better: ATS"), ("birds", "cells"), "'ATS' is not the label of a row; did you m"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(grid_of, text, data, told):
+    with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
+        grid_of(text, *data, seeds=1, require_data=False)
+    assert told in str(caught.value)
+
+
+def test_analyse_takes_one_data_set(folders, capsys):
+    assert main(["analyse", "abc", *(word for folder in folders.values() for word in ("--data", folder))]) == 2
+    assert capsys.readouterr().err.strip() == "error: analyse: takes one --data; name the others in commands of their own"
+
+
+def test_only_and_plan_know_data_sets_by_name(grid_of, folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
+    grid_of(FILE)
+    named = [word for folder in ("preset", *folders.values()) for word in ("--data", folder)]
+    file = str(tmp_path / "mine.yaml")
+    assert main(["plan", file, "--preset", "digits_fast", *named, "--only", "data=birds", "--seeds", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "no head, data=birds" in out and "data=cells" not in out.split("(preset")[0] and "2 trials" in out
