@@ -219,7 +219,8 @@ def test_mistakes_are_told_in_a_line(grid_of, text, data, told):
 
 def test_analyse_takes_one_data_set(folders, capsys):
     assert main(["analyse", "abc", *(word for folder in folders.values() for word in ("--data", folder))]) == 2
-    assert capsys.readouterr().err.strip() == "error: analyse: takes one --data; name the others in commands of their own"
+    told = capsys.readouterr().err.strip()
+    assert told == "error: analyse: takes one --data; name the others in commands of their own"
 
 
 def test_only_and_plan_know_data_sets_by_name(grid_of, folders, tmp_path, capsys, monkeypatch):
