@@ -145,7 +145,7 @@ def test_every_format_has_the_summary(grid_of, tmp_path):
     with (tmp_path / "out" / "mine_pivot.csv").open(encoding="utf-8") as file:
         head = next(csv.reader(file))
     assert head[-6:] == ["iqm_gain", "iqm_gain_low", "iqm_gain_high", "p_better", "p_better_low", "p_better_high"]
-    assert (tmp_path / "out" / "mine_axis_data.png").exists()
+    assert (tmp_path / "out" / "mine_gains_on_data.png").exists()
 
 
 def slow_summary(own: np.ndarray, other: np.ndarray) -> tuple[float, float]:

@@ -25,6 +25,8 @@ def draw_against(
     axis: str,
     metric: str,
     title: str = "",
+    joined: bool = True,
+    note: str = "95 % t intervals of the mean over seeds",
 ) -> Figure:
     """Draw each line through its means, with a bar for each interval.
 
@@ -35,13 +37,15 @@ def draw_against(
         axis: its name.
         metric: heading of what is drawn.
         title: above the panel.
+        joined: False draws points alone, about a line at zero: gains on things that have no order.
+        note: what the bars are.
     """
     figure = new_figure(COLUMN, 2.3)
     axes = figure.add_subplot()
     logarithmic = numeric and min(values) > 0 and max(values) > DECADE * min(values)
     handles = []
     for index, (label, points) in enumerate(lines.items()):
-        style = line_style(index)
+        style = line_style(index) | ({} if joined else {"linestyle": "none"})
         shift = (index - (len(lines) - 1) / 2) * APART
         xs = [_moved(_place(point.value, values, numeric), shift, values, numeric, logarithmic) for point in points]
         order = sorted(range(len(xs)), key=xs.__getitem__)
@@ -51,7 +55,9 @@ def draw_against(
             if point.interval is not None:
                 axes.plot([x, x], point.interval, color=style["color"], linewidth=1.0, zorder=2)
     drawn = [value for points in lines.values() for point in points for value in (point.mean, *(point.interval or ()))]
-    if drawn and min(drawn) >= 0:  # the margin alone does not go below zero: AP has no negative values
+    if not joined:
+        axes.axhline(0.0, color="black", linewidth=0.8, zorder=1)
+    if joined and drawn and min(drawn) >= 0:  # the margin alone does not go below zero: AP has no negative values
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
     if logarithmic:
         axes.set_xscale("log")
@@ -62,11 +68,12 @@ def draw_against(
         axes.set_xticklabels([wrapped(show_value(value), 14) for value in values])
     axes.set_xlabel(plain(axis + (" (logarithmic)" if logarithmic else "")))
     percent = metric.rpartition(" ")[2].startswith(("AP", "AR"))
-    axes.set_ylabel(plain(f"{metric} (%)" if percent else metric))
+    unit = " (%)" if percent and joined else ""  # a gain is in points
+    axes.set_ylabel(plain(f"{metric}{unit}"))
     if title:
         axes.set_title(wrapped(title, 52))
     several = any(point.interval is not None for points in lines.values() for point in points)
-    note = "bars: 95 % t intervals of the mean over seeds" if several else ""
+    note = f"bars: {note}" if several else ""
     if len(lines) > 1 or note:
         legend_below(figure, handles, [label or metric for label in lines], note)
     return figure

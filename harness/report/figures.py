@@ -16,14 +16,15 @@ from harness.report.frames import recorded
 from harness.report.pivot import across, axis_values, is_numeric, line_label
 from harness.report.published import PUBLISHED_CONFLICT, published_conflict
 from harness.report.statistics import Difference, mean_interval, paired_difference
-from harness.report.tables import metric_of
+from harness.report.tables import Metric, metric_of
+from harness.report.tasks import over_tasks, why_not
 from harness.spec.error_metrics import COSTS, PREFIX
 from harness.spec.labels import DATA, short_names, shown_at
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from harness.spec.grid import Grid
+    from harness.spec.grid import Grid, Row
 
 Record = Mapping[str, Any]
 HISTORY = {"ap": ("AP",), "instability": ("instability", "instability_gt")}  # figure -> what it needs per epoch
@@ -102,30 +103,61 @@ def tables_for(name: str, analyses: Iterable[tuple[str, Mapping[str, Any]]]) -> 
 def _against_axis(grid: Grid, by_id: Mapping[str, Record]) -> dict[str, Figure]:
     """The first metric against the axis of a grid with one or two, a line for each other combination."""
     axis = across(grid)
+    if axis == DATA:
+        return _on_data_sets(grid, by_id)
     metric = metric_of(grid.metrics[0])
     lines: dict[str, list[AxisPoint]] = {}
     for number, row in enumerate(grid.rows if axis else ()):
-        found = [recorded(by_id[key], metric.name) for key in row.trial_ids if key in by_id]
-        values = [value * metric.scale for value in found if value is not None]
+        values = list(_by_seed(grid, row, metric, by_id).values())
         if values:
-            lines.setdefault(line_label(grid, number, axis), []).append(
-                AxisPoint(
-                    _place(axis, row.along[axis]), math.fsum(values) / len(values), mean_interval(values), len(values)
-                )
-            )
+            point = AxisPoint(row.along[axis], math.fsum(values) / len(values), mean_interval(values), len(values))
+            lines.setdefault(line_label(grid, number, axis), []).append(point)
     if not any(len(points) > 1 for points in lines.values()):
         return {}
     from harness.figures.against import draw_against
 
     name = short_names(grid.axes)[axis]
-    places = [_place(axis, value) for value in axis_values(grid, axis)]
+    places = axis_values(grid, axis)
     figure = draw_against(lines, places, is_numeric(places), name, metric.heading, grid.title)
     return {f"axis_{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}": figure}
 
 
-def _place(axis: str, value: Any) -> Any:
-    """A value where it stands on its axis: data sets by name."""
-    return shown_at(axis, value) if axis == DATA else value
+def _by_seed(grid: Grid, row: Row, metric: Metric, by_id: Mapping[str, Record]) -> dict[int, float]:
+    keys = {seed: key for seed, key in zip(grid.seeds, row.trial_ids, strict=True) if key in by_id}
+    found = {seed: recorded(by_id[key], metric.name) for seed, key in keys.items()}
+    return {seed: value * metric.scale for seed, value in found.items() if value is not None}
+
+
+ALL = "all (IQM)"
+
+
+def _on_data_sets(grid: Grid, by_id: Mapping[str, Record]) -> dict[str, Figure]:
+    """The gain of each row on each data set, and over all of them where there are enough."""
+    metric = metric_of(grid.metrics[0])
+    lines: dict[str, list[AxisPoint]] = {}
+    tasks: dict[str, list[tuple[dict[int, float], dict[int, float]]]] = {}
+    for number, row in enumerate(grid.rows):
+        baseline = grid.baseline_of(row)
+        if baseline is None or baseline.trial_ids == row.trial_ids:
+            continue
+        own, other = (_by_seed(grid, line, metric, by_id) for line in (row, baseline))
+        if gain := paired_difference(own, other):
+            label, change = line_label(grid, number, DATA), _change(gain)
+            place = shown_at(DATA, row.along[DATA])
+            lines.setdefault(label, []).append(AxisPoint(place, change.mean, change.interval, change.n))
+            tasks.setdefault(label, []).append((own, other))
+    if not any(len(points) > 1 for points in lines.values()):
+        return {}
+    from harness.figures.against import draw_against
+
+    places: list[Any] = [shown_at(DATA, value) for value in axis_values(grid, DATA)]
+    note = "95 % t intervals over seeds"
+    for label in [label for label, pairs in tasks.items() if not why_not(pairs)]:
+        middle = over_tasks(tasks[label]).gain
+        lines[label].append(AxisPoint(ALL, middle.value, (middle.low, middle.high), len(tasks[label])))
+        places, note = [*dict.fromkeys((*places, ALL))], "95 % t intervals over seeds; IQM: bootstrap"
+    name = f"gain of {metric.heading}"
+    return {"gains_on_data": draw_against(lines, places, False, "data", name, grid.title, joined=False, note=note)}
 
 
 def _errors(grid: Grid, by_id: Mapping[str, Record]) -> dict[str, Figure]:

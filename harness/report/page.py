@@ -49,6 +49,7 @@ CAPTIONS = {  # by the beginning of a figure's name, the longest that fits
     "detections": "Detections on the worst images",
     "errors": "What each row removes of the baseline's errors (TIDE's dAP)",
     "axis": "against an axis, with 95 % intervals over seeds",
+    "gains_on_data": "Gains on each data set",
 }
 
 
