@@ -195,6 +195,11 @@ def test_data_sets_that_are_not_here_are_known_by_their_names(grid_of, folders, 
     )
     found = identified(elsewhere, store)
     assert [t.trial_id for t in found.trials] == [t.trial_id for t in grid.trials]
+    one = open_grid(tmp_path / "mine.yaml", "digits_fast", data="else/cells", seeds=range(5), require_data=False)
+    assert {t.trial_id for t in identified(one, store).trials} == {t.trial_id for t in grid_of(FILE, "cells").trials}
+    other = open_grid(tmp_path / "mine.yaml", "digits_fast", data="else/stars", seeds=[0], require_data=False)
+    with pytest.raises(UserError, match="records of several data sets fit it; name the data set with --data"):
+        identified(other, store)
 
 
 @pytest.mark.parametrize(

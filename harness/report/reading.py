@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from harness.errors import UserError
@@ -27,7 +27,7 @@ from model.backbones.configs import asked
 
 if TYPE_CHECKING:
     from harness.config import TrialConfig
-    from harness.spec.grid import Grid
+    from harness.spec.grid import Grid, Trial
 
 AUTO, TRACKING, RECORDS = "auto", "tracking", "records"
 UI = "http://127.0.0.1:5000"  # where `codetr ui` serves a store that is no server itself
@@ -142,24 +142,59 @@ def identified(grid: Grid, store: RunStore | None = None) -> Grid:
     """The grid of a data set or pretrained weights that are not here, with the ids of records of the same settings.
 
     A trial's id holds the content of both, which nobody can know without them; records from elsewhere do. A file of
-    weights that is not here is known by its name.
+    weights that is not here is known by its name, and so is a data set where records of several fit.
 
     Raises:
         UserError: records of several data sets, or of several files of weights of the same name, fit.
     """
-    from harness.spec.identity import config_from_dict
-
-    unknown: dict[str, list[str]] = {}
-    several = len({trial.config.data.path for trial in grid.trials}) > 1
+    unknown: dict[str, list[Trial]] = {}
     for trial in grid.trials:
         if not trial.has_id:
-            likeness = _likeness(trial.config, trial.fingerprint, trial.weights_hash, several)
-            unknown.setdefault(likeness, []).append(trial.trial_id)
-    missing = {(not trial.fingerprint, trial.weights_hash == "") for trial in grid.trials if not trial.has_id}
-    place = store or RunStore()
-    known: dict[str, tuple[str, str, str | None]] = {}
-    for key in place.trials() if unknown else ():
-        record = place.read(key) or {}
+            likeness = _likeness(trial.config, trial.fingerprint, trial.weights_hash)
+            unknown.setdefault(likeness, []).append(trial)
+    if not unknown:
+        return grid
+    fitting = _fitting(unknown, store or RunStore())
+    known: dict[str, _Like] = {}
+    for likeness, trials in unknown.items():
+        for trial in trials:
+            own = fitting.get(likeness, [])
+            named = [like for like in own if like.data_set == shown_at(DATA, trial.config.data.path)]
+            if chosen := named or (own if len(trials) == 1 else []):
+                known[trial.trial_id] = _only(chosen, grid.name, trial)
+    if not known:
+        return grid
+
+    def identify(trial: Trial) -> Trial:
+        found = known.get(trial.trial_id)
+        if found is None:
+            return trial
+        return replace(trial, trial_id=found.key, fingerprint=found.fingerprint, weights_hash=found.weights_hash)
+
+    rows = [
+        replace(row, trial_ids=tuple(known[key].key if key in known else key for key in row.trial_ids))
+        for row in grid.rows
+    ]
+    return replace(grid, trials=tuple(map(identify, grid.trials)), rows=tuple(rows))
+
+
+class _Like(NamedTuple):
+    """A record that has the settings of a trial whose data set or weights are not here."""
+
+    key: str
+    fingerprint: str
+    weights_hash: str | None
+    data_set: str  # name of its folder
+
+
+def _fitting(unknown: Mapping[str, Sequence[Trial]], store: RunStore) -> dict[str, list[_Like]]:
+    """By likeness the records that have it."""
+    from harness.spec.identity import config_from_dict
+
+    missing = {(not t.fingerprint, t.weights_hash == "") for trials in unknown.values() for t in trials}
+    found: dict[str, list[_Like]] = {}
+    for key in store.trials():
+        record = store.read(key) or {}
         fingerprint, weights_hash = str(record.get("fingerprint") or ""), record.get("weights_hash")
         try:
             config = config_from_dict(record["config"])
@@ -167,46 +202,33 @@ def identified(grid: Grid, store: RunStore | None = None) -> Grid:
             continue
         if not fingerprint:
             continue
+        like = _Like(key, fingerprint, weights_hash, shown_at(DATA, config.data.path))
         for no_data, no_weights in missing:
             if no_weights and weights_hash is None:
                 continue  # made without, or by code that did not look into the file
-            own = _likeness(config, "" if no_data else fingerprint, "" if no_weights else weights_hash, several)
-            if len(unknown.get(own, ())) != 1:
-                continue
-            found = known.setdefault(unknown[own][0], (key, fingerprint, weights_hash))
-            if found[1] != fingerprint:
-                raise UserError(f"{grid.name}: records of several data sets fit it; name the data set with --data")
-            if found[2] != weights_hash:
-                name = title(str(asked(config.model.backbone, "weights")))
-                raise UserError(
-                    f"{grid.name}: records of several files {name} fit it; give the one that is meant "
-                    "(model.backbone.weights)"
-                )
-    if not known:
-        return grid
-    trials = []
-    for trial in grid.trials:
-        if trial.trial_id in known:
-            key, fingerprint, weights_hash = known[trial.trial_id]
-            trial = replace(trial, trial_id=key, fingerprint=fingerprint, weights_hash=weights_hash)
-        trials.append(trial)
-    rows = [
-        replace(row, trial_ids=tuple(known[key][0] if key in known else key for key in row.trial_ids))
-        for row in grid.rows
-    ]
-    return replace(grid, trials=tuple(trials), rows=tuple(rows))
+            own = _likeness(config, "" if no_data else fingerprint, "" if no_weights else weights_hash)
+            if own in unknown:
+                found.setdefault(own, []).append(like)
+    return found
 
 
-def _likeness(config: TrialConfig, fingerprint: str, weights_hash: str | None, several: bool) -> str:
-    """The same for trials of the same settings: "" stands for data, and for weights of a name, that are not here.
+def _only(found: Sequence[_Like], grid: str, trial: Trial) -> _Like:
+    """The one record that a trial can be."""
+    if len({like.fingerprint for like in found}) > 1:
+        raise UserError(f"{grid}: records of several data sets fit it; name the data set with --data")
+    if len({like.weights_hash for like in found}) > 1:
+        name = title(str(asked(trial.config.model.backbone, "weights")))
+        raise UserError(
+            f"{grid}: records of several files {name} fit it; give the one that is meant (model.backbone.weights)"
+        )
+    return found[0]
 
-    `several`: data sets that are not here are told apart by the names of their folders.
-    """
+
+def _likeness(config: TrialConfig, fingerprint: str, weights_hash: str | None) -> str:
+    """The same for trials of the same settings: "" stands for data, and for weights of a name, that are not here."""
     from harness.spec.identity import trial_id
 
     name = title(str(asked(config.model.backbone, "weights")))
-    if several and not fingerprint:
-        fingerprint = f"some {shown_at(DATA, config.data.path)}"
     return trial_id(config, fingerprint, f"some {name}" if weights_hash == "" else weights_hash)
 
 
