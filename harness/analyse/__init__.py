@@ -101,7 +101,7 @@ def analyse(
         num_workers: processes that prepare batches.
         epoch: of the training, for the tables.
         floor: name and detector of another training with the same heads, for the conflict's floor.
-        on_batch: called with (batches done, batches in all).
+        on_batch: called with (done, in all), of whatever is counted; the share of both never falls.
     """
     started = time.monotonic()
     loader = Loader(
@@ -125,9 +125,11 @@ def analyse(
     both: dict[str, Gradients | Transfer] = {"gradient": Gradients(heads), "transfer": Transfer(heads)}
     influence: dict[str, Any] = {name: own for name, own in both.items() if name in metrics}
     examples: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    passes = bool(collectors) + bool(influence)
     with _evaluating(detector, torch.device(device)):
         if collectors:
-            examples = _gather(detector, dataset, loader, collectors, torch.device(device), on_batch)
+            tell = _part(on_batch, 0, passes)
+            examples = _gather(detector, dataset, loader, collectors, torch.device(device), tell)
         if influence:
             other = floor[1] if floor else None
             singles = Loader(
@@ -141,11 +143,17 @@ def analyse(
                 limit=math.ceil(SHARE * loader.num_images),
             )
             own = list(influence.values())
-            measure(detector, singles.epoch(0), own, torch.device(device), floor=other, on_batch=on_batch)
+            tell = _part(on_batch, passes - 1, passes)
+            measure(detector, singles.epoch(0), own, torch.device(device), floor=other, on_batch=tell)
     common = {"schema": SCHEMA, "num_images": loader.num_images, "epoch": epoch}
     tables, scalars = _tables({**collectors, **influence}, common, floor[0] if floor else None)
     maps = {name: values for own in collectors.values() for name, values in getattr(own, "maps", {}).items()}
     return Analysed(tables, scalars, maps, examples, loader.num_images, epoch, time.monotonic() - started)
+
+
+def _part(on_batch: Callable[[int, int], None] | None, number: int, passes: int) -> Callable[[int, int], None] | None:
+    """Tells what is done of one of several passes as a share of all of them."""
+    return on_batch and (lambda done, count: on_batch(number * count + done, passes * count))
 
 
 def _gather(

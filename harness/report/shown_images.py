@@ -54,7 +54,7 @@ def shown_images(
         found = {key: _detections(store, key) for _, key in trials}
         dataset = validation_split(config)
         truth = rows_by_image(dataset, ())[0]
-        models = [_model(label, key, dataset, found[key], score) for label, key in trials]
+        models, reasons = zip(*(_model(label, key, dataset, found[key], score) for label, key in trials), strict=True)
         last = models[-1]
         worst_of = with_all(worst(truth, last), truth, models)
         groups = [("Worst images" if len(models) == 1 else f"Worst images of {last.label}", worst_of)]
@@ -64,9 +64,11 @@ def shown_images(
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if isinstance(error, UserError | OSError) else "they are damaged"
         return ShownImages(missing=f"no pictures of the detections of {trials[-1][1]}: {reason}")
-    told = [f"{own.label}: trial {own.trial}, detections from a score of {own.score:g} on" for own in models]
-    why = "the best F1 of the split" if score is None else "as asked"
-    words = f"{'; '.join(told)} ({why}). Dashed: missed, or without an object; point at a box for its name."
+    told = [
+        f"{own.label}: trial {own.trial}, detections from a score of {own.score:g} on ({why})"
+        for own, why in zip(models, reasons, strict=True)
+    ]
+    words = f"{'; '.join(told)}. Dashed: missed, or without an object; point at a box for its name."
     return ShownImages(gallery, words if gallery else "No image has a mistake.", "", objects(dataset))
 
 
@@ -77,11 +79,15 @@ def _detections(store: RunStore, key: str) -> list[Row]:
     return list(json.loads(data))
 
 
-def _model(label: str, key: str, dataset: CocoDataset, rows: list[Row], score: float | None) -> Model:
+def _model(label: str, key: str, dataset: CocoDataset, rows: list[Row], score: float | None) -> tuple[Model, str]:
+    """A trial's detections from a score on, and why from that one."""
     truth, detections = rows_by_image(dataset, rows)
-    best = best_threshold(truth, detections) if score is None else None
-    chosen = score if score is not None else SCORE if best is None else best.score
-    return Model(label, key, detections, chosen)
+    if score is not None:
+        return Model(label, key, detections, score), "as asked"
+    best = best_threshold(truth, detections)
+    if best is None:
+        return Model(label, key, detections, SCORE), "nothing is right at any score"
+    return Model(label, key, detections, best.score), "the best F1 of the split"
 
 
 def rows_by_image(dataset: CocoDataset, detections: Sequence[Row]) -> tuple[dict[int, list[Row]], dict[int, list[Row]]]:

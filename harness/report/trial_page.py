@@ -24,6 +24,13 @@ from harness.store.results import RunStore
 
 Record = Mapping[str, Any]
 CURVES = ("AP", "loss")  # over the epochs
+OWN_CAPTIONS = {  # of figures that show one trial, by the beginning of their names
+    "errors": "What each kind of error costs (TIDE's dAP)",
+    "maps_encoder": "Images, and how strong the encoder's features are there",
+    "maps_attention": "Images, and where the decoder's queries look",
+    "maps_cam": "Images, and what each head's loss depends on (Grad-CAM)",
+    "queries_": "Where queries and their objects lie on an image",
+}
 BEST = ("threshold", "precision", "recall")  # columns of a record's classes, at the best F1
 
 
@@ -106,7 +113,8 @@ def _others(record: Record) -> dict[str, Any]:
     """Every other number of the record, as its metrics are headed in tables."""
     rows = []
     for name, value in sorted((record.get("metrics") or {}).items()):
-        if not is_detection_metric(name) and isinstance(value, int | float | None):
+        is_number = isinstance(value, int | float | None) and not name.endswith("/version")
+        if not is_detection_metric(name) and is_number:
             metric = metric_of(name)
             rows.append([metric.heading, _written(value, metric)])
     return _table("Analyses", ["number", "value"], rows)
@@ -174,8 +182,9 @@ def _kept_figures(store: RunStore, key: str) -> list[Picture]:
     for path in paths:
         data = read_bytes(path)
         if data is not None and data.startswith(b"\x89PNG"):
-            fitting = [name for name in CAPTIONS if path.stem.startswith(name)]
-            words = CAPTIONS[max(fitting, key=len)] if fitting else path.stem.replace("_", " ")
+            known = CAPTIONS | OWN_CAPTIONS
+            fitting = [name for name in known if path.stem.startswith(name)]
+            words = known[max(fitting, key=len)] if fitting else path.stem.replace("_", " ")
             pictures.append(Picture(words, data))
     return pictures
 

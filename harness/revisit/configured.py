@@ -102,7 +102,7 @@ def of_stem(path: Path) -> str:
 
 
 def _detectors() -> list[str]:
-    return [*preset_files("", f"presets/{MODELS}"), "the name of a released configuration"]
+    return [*preset_files("", f"presets/{MODELS}"), "a released configuration (docs/detectors.md)"]
 
 
 def _described(path: Path, description: Description, asked: Asked) -> TrialConfig:

@@ -19,6 +19,7 @@ from harness.files import is_file
 from harness.revisit.described import classes_of
 from harness.revisit.key_report import key_report, trouble
 from harness.spec.identity import config_from_dict
+from harness.spec.presets import detector_names
 from harness.store.results import RunStore
 from harness.trial.checkpoint import WEIGHTS
 from model import weights as files
@@ -80,6 +81,8 @@ def find_trial(store: RunStore, name: str) -> str:
         trial_id = trial_of_run(name)
         if trial_id in known:
             return trial_id
+    if name in detector_names():
+        raise UserError(f"'{name}' is the name of a detector: name a file of its weights, and --model {name}")
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else f" in {store.root}; `codetr status --all` lists them"
     raise UserError(f"'{name}': no trial, MLflow run or file of weights of this name{hint}")
@@ -93,7 +96,7 @@ def read_trial(store: RunStore, trial_id: str) -> Found:
     """
     status, record = store.status(trial_id), store.read(trial_id) or {}
     if status != "finished":
-        raise UserError(f"trial {trial_id} is {status}: only a finished one has weights to analyse")
+        raise UserError(f"trial {trial_id} is {status}: only a finished one has weights")
     weights = store.dir(trial_id) / "checkpoint" / WEIGHTS
     if not is_file(weights):
         raise UserError(f"trial {trial_id}: its weights are gone ({weights}); train it again")

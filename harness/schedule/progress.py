@@ -53,7 +53,7 @@ def describe(state: dict[str, Any]) -> str:
     if state.get("kind") == "evaluate":
         parts.append(f"evaluated {state['evaluated']:.0%}")
     if state.get("kind") == "analyse":
-        parts.append(f"analysed {state['analysed']:.0%}")
+        parts.append(f"analysed {state['analysed']:.0%}" + (", drawing" if state["analysed"] >= 1 else ""))
     return "  ".join(parts)
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from harness.spec.grid import Trial
 
 COLUMNS = dict.fromkeys(("learning rate", "weight decay", "tensors", "parameters"), False) | {"of": True}
-FEW = 4  # beginnings of names that a line shows
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,11 @@ def _group(parameters: Sequence[torch.Tensor], names: dict[int, str], rate: floa
 
 
 def _beginnings(names: Iterable[str]) -> str:
-    """The parts of the detector that these lie in; of a single one the parts below it."""
+    """The parts of the detector that these lie in; of a single one the parts below it. One kind of module is named."""
     parts = [name.split(".") for name in names]
     tops = list(dict.fromkeys(part[0] for part in parts))
+    modules = {part[-2] for part in parts if len(part) > 2}
     if len(tops) == 1:
         tops = list(dict.fromkeys(".".join(part[:2]) for part in parts))
-    return ", ".join(tops[:FEW]) + (f" and {len(tops) - FEW} more" if len(tops) > FEW else "")
+    same = f" (all {modules.pop()})" if len(modules) == 1 and len(parts) > 2 else ""
+    return ", ".join(tops) + same
