@@ -118,7 +118,7 @@ def _plan_looks(args: argparse.Namespace, store: RunStore) -> int:
         print(fitted("looks: " + ", ".join(f"{number} seeds at {100 * (1 - a):.3g} %" for number, a in looks), WIDTH))
         found = next_round(decision, grid, store)
         if found is None:
-            print("every claim is settled")
+            print("every claim that can be decided is settled" if decision.left_out else "every claim is settled")
             continue
         left = [costs.left(grid.trial(key)) for key in found.trials]
         known = [own.seconds for own in left if own is not None]
@@ -245,6 +245,7 @@ def run(args: argparse.Namespace) -> int:
 def decide(args: argparse.Namespace) -> int:
     """Train seeds where they decide, until every claim of the files is settled or the budget is spent."""
     from harness.decide import told
+    from harness.decide.rounds import NO_ROOM
     from harness.decide.rounds import decide as settle
     from harness.schedule.schedule import run_grid
 
@@ -257,7 +258,7 @@ def decide(args: argparse.Namespace) -> int:
 
         budget = None if args.budget is None else float(args.budget)
         decision, why = settle(grid, store, run_trials, max_seeds=_max_seeds(args, grid), budget=budget, say=remark)
-        held = f", which {why}" if why.startswith("the budget") else ""
+        held = ", which the budget has no room for" if why == NO_ROOM else ""
         table(f"{grid.title}: claims", told.COLUMNS, told.lines(decision, grid, store, held), WIDTH)
         print(fitted(told.tally(decision), WIDTH))
         if why:
@@ -273,7 +274,7 @@ def _decided_grids(args: argparse.Namespace, store: RunStore, *, require_data: b
         UserError: a file states no claim that can be decided, or seeds were named.
     """
     from harness.decide.kept import max_seeds_kept
-    from harness.decide.questions import questions_of
+    from harness.decide.questions import left_out, questions_of
     from harness.report.looks import DEFAULT, looks_for
 
     if args.seeds:
@@ -283,6 +284,8 @@ def _decided_grids(args: argparse.Namespace, store: RunStore, *, require_data: b
         one = argparse.Namespace(**{**vars(args), "files": [file], "seeds": [0]})
         (grid,) = open_grids(one, require_data=False, say=lambda note: None)
         if not questions_of(grid):
+            if others := left_out(grid):
+                raise UserError(f"{file}: none of its claims can be decided: of '{others[0][0]}', {others[0][1]}")
             raise UserError(f"{file}: states no claim about a metric that is better one way; `claims` would")
         most = looks_for(_max_seeds(args, grid) or max_seeds_kept(grid, store) or DEFAULT).most
         one.seeds = list(range(max(most, max_seeds_kept(grid, store) or 0)))

@@ -23,6 +23,7 @@ TEMPORARY = (".*.tmp", ".tmp*")  # what killed writers leave: files of `write_at
 
 ABSENT = (FileNotFoundError, NotADirectoryError)
 CHUNK = 2**20  # bytes
+LONGEST_KEPT = 200  # bytes of a file's name in that of its temporary file; disks take 255
 
 
 def read_bytes(path: Path) -> bytes | None:
@@ -144,7 +145,8 @@ def write_atomic(
         StorageError: it could not be written; the file is as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    kept = os.fsencode(path.name)[:LONGEST_KEPT].decode("utf-8", "ignore")  # a disk takes no long one
+    temporary = path.with_name(f".{kept}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as handle:

@@ -13,7 +13,7 @@ import pytest
 
 from harness.__main__ import main
 from harness.decide import kept, told
-from harness.decide.rounds import decide, next_round, spent
+from harness.decide.rounds import NO_ROOM, decide, next_round, spent
 from harness.errors import UserError
 from harness.report.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from harness.spec.grid import Grid, open_grid
@@ -188,10 +188,10 @@ def test_too_many_failed_seeds_end_a_claim(file: Path) -> None:
 def test_the_budget_counts_recorded_device_seconds(file: Path) -> None:
     grid, store, asked = grid_of(file), RunStore(), []
     first, why = decide(grid, store, trainer(store, grid, asked), budget=1.0)
-    assert why == "the budget is spent" and len(asked) == 12  # the first looks: nobody knows yet what they cost
+    assert why == NO_ROOM and len(asked) == 12  # the first looks: nobody knows yet what they cost
     assert spent(first, grid, store) == pytest.approx(12 * 360)
     again, why = decide(grid, store, lambda ids: pytest.fail("over budget"), budget=12 * 360.0)
-    assert why == "the budget is spent" and verdicts(again)["A clear gain"] == REPRODUCED
+    assert why == NO_ROOM and verdicts(again)["A clear gain"] == REPRODUCED
     found = next_round(again, grid, store)
     assert found is not None and found.number == 5 and found.seconds == pytest.approx(len(found.trials) * 360)
     whole, why = decide(grid, store, trainer(store, grid, asked), budget=1e9)
@@ -206,7 +206,7 @@ def test_what_was_finished_before_costs_nothing(file: Path) -> None:
         for key in row.trial_ids[:3]:
             finish(store, grid, key)
     decision, why = decide(grid, store, trainer(store, grid, asked), budget=1.0)
-    assert why == "the budget is spent" and asked == [] and spent(decision, grid, store) == 0
+    assert why == NO_ROOM and asked == [] and spent(decision, grid, store) == 0
     assert verdicts(decision)["A clear gain"] == REPRODUCED, "looks that need no training are taken"
 
 
@@ -238,6 +238,57 @@ def test_a_damaged_file_is_told_and_kept(file: Path) -> None:
     assert len(path.read_text()) > 100
 
 
+def test_claims_of_several_margins_stand_beside_each_other(file: Path) -> None:
+    file.write_text(FILE + "  - {text: Equal within less, equal: small, to: none, within: 2.0}\n")
+    decision, _, store, grid = settled(file)
+    assert kept.read(grid_of(file), store) == decision
+    seen = {own.claim.text: own.seen for own in decision.questions}
+    assert seen["Nearly equal"]["small"] and seen["Equal within less"]["small"]
+    file.write_text(file.read_text().replace("within: 2.0", "within: 3.0"))
+    with pytest.raises(UserError, match="the margin of 'Equal within less' was 2 when its first look was taken, and"):
+        kept.read(grid_of(file), store)
+
+
+# ---- claims that cannot be decided now
+
+WAITING = FILE.replace("label: small, set", "label: small, needs: a package of tomorrow, set")
+WHY = "'small' needs a package of tomorrow, which is not here yet"
+
+
+def test_claims_of_rows_that_wait_are_told(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text(WAITING)
+    decision, _, store, grid = settled(file)
+    assert decision.left_out == (("A small gain", WHY), ("Nearly equal", WHY))
+    lines = told.lines(decision, grid, store)
+    assert [line for line in lines if "left out" in line] == [
+        [text, "left out", "", "", "", WHY] for text in ("A small gain", "Nearly equal")
+    ]
+    assert told.tally(decision).startswith("4 claims: 1 reproduced, 1 not reproduced, 2 left out;")
+    assert main(["status"]) == 0
+    assert f"A small gain: left out, as {WHY}" in capsys.readouterr().out
+    assert main(["plan", str(file), "--decide"]) == 0
+    assert "every claim that can be decided is settled" in capsys.readouterr().out
+
+
+def test_what_was_seen_of_a_claim_is_kept_while_its_row_waits(file: Path) -> None:
+    before, _, store, _ = settled(file)
+    file.write_text(WAITING)
+    waiting = grid_of(file)
+    decide(waiting, store, lambda ids: pytest.fail("all others are settled"))
+    assert len(kept.load(kept.path_of(waiting, store))["claims"]) == 2
+    file.write_text(FILE)
+    grid = grid_of(file)
+    after, why = decide(grid, store, lambda ids: pytest.fail("a look was taken a second time"))
+    assert why == "" and after == before
+
+
+def test_a_file_whose_claims_all_wait_says_so(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text(WAITING[: WAITING.index("  - {text: A clear")] + WAITING[WAITING.index("  - {text: Nearly") :])
+    assert main(["decide", str(file)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert line.endswith(f"none of its claims can be decided: of 'Nearly equal', {WHY}")
+
+
 # ---- the commands
 
 
@@ -254,7 +305,9 @@ def test_the_commands_tell_how_claims_stand(
     assert "next: 12 trials for looks at 3 seeds" in told_before
     assert main(["decide", str(file), "--budget", "1s"]) == 0
     first = capsys.readouterr()
-    assert "the budget is spent" in first.err and "open" in first.out and "reproduced" in first.out
+    assert "stopped: the budget has no room for the next look" in first.err and "no look has told yet" in first.err
+    assert "trials to run, which the budget has no room for" in " ".join(first.out.split())
+    assert "open" in first.out and "reproduced" in first.out
     assert main(["decide", str(file)]) == 0
     told_after = capsys.readouterr().out
     assert "A clear gain" in told_after and "at 99.9 %" in told_after and "4 claims: " in told_after
@@ -300,6 +353,9 @@ def test_a_file_without_claims(file: Path, capsys: pytest.CaptureFixture[str]) -
 def test_the_file_says_how_many_seeds(file: Path) -> None:
     file.write_text(FILE + "decide: {max_seeds: 5}\n")
     assert grid_of(file).max_seeds == 5
+    file.write_text(FILE + "decide: {max_seed: 5}\n")
+    with pytest.raises(UserError, match=r"unknown.*did you mean 'max_seeds'"):
+        grid_of(file)
     file.write_text(FILE + "decide: {max_seeds: 2}\n")
     with pytest.raises(UserError, match="must be from 3 to 24"):
         grid_of(file)

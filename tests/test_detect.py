@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from harness.data.coco import CocoDataset
 from harness.data.loader import Loader
 from harness.data.photographs import Named, Photograph, Photographs, image_files
 from harness.errors import UserError
+from harness.spec.identity import config_from_dict, config_to_dict
 from harness.store.results import RunStore
 from harness.trial.checkpoint import WEIGHTS
 from model.config import DetectorConfig
@@ -237,6 +239,42 @@ def test_two_files_of_a_name_have_two_pictures(tmp_path: Path, detect: Callable[
     assert code == 0 and [row["picture"] for row in rows] == ["a.png", "a-2.png", "a-2-2.png"]
 
 
+def test_images_of_one_name_in_two_folders_are_told_apart(
+    tmp_path: Path, detect: Callable[..., tuple[int, str, str]]
+) -> None:
+    for name in ("one/a.png", "two/a.png", "two/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    code, _, _ = detect(tmp_path / "one", tmp_path / "two")
+    rows = content_of(tmp_path / "detections" / TRIAL)["images"]
+    assert code == 0
+    assert [row["file_name"] for row in rows] == [str(tmp_path / "one/a.png"), str(tmp_path / "two/a.png"), "b.png"]
+
+
+def test_the_longest_names_that_a_disk_takes_are_drawn(
+    tmp_path: Path, detect: Callable[..., tuple[int, str, str]]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    names = ["x" * 251 + ".gif", "x" * 251 + ".png", "é" * 125 + ".png"]
+    for name in names:
+        Image.new("RGB", (40, 30)).save(tmp_path / "mine" / name)
+    code, _, err = detect(tmp_path / "mine")
+    made = tmp_path / "detections" / TRIAL
+    rows = content_of(made)["images"]
+    assert (code, err) == (0, "") and [row["file_name"] for row in rows] == names
+    assert [row["picture"] for row in rows] == ["x" * 240 + ".png", "x" * 240 + "-2.png", "é" * 120 + ".png"]
+    assert all((made / row["picture"]).is_file() for row in rows)
+
+
+def test_an_empty_name_is_no_image(tmp_path: Path, detect: Callable[..., tuple[int, str, str]]) -> None:
+    """A variable that is not set must not stand for all images of the working folder."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    code, out, err = detect("")
+    assert (code, out) == (2, "") and err == (
+        "error: the name of an image is empty; name a file or a folder (. is this one)\n"
+    )
+
+
 # ---- files of weights
 
 
@@ -261,6 +299,29 @@ def test_files_of_weights_name_their_classes_by_themselves_by_a_folder_or_by_num
     save_file(load_file(weights), weights)
     assert main(["detect", str(weights), image]) == 2
     assert "does not say which detector it is of; give --model NAME" in capsys.readouterr().err
+
+
+def test_rows_may_be_category_ids_of_a_folder_or_of_coco(
+    tmp_path: Path, store: RunStore, detector: Detector, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row for each number up to 90: of `data` the classes have the ids 0, 7 and 90."""
+    weights, image = tmp_path / "ids.safetensors", str(tmp_path / "data" / "val" / "10.jpg")
+    said = {"schema": 1, "model": "", "source": "", "sha256": "", "family": "own", "num_classes": 91}
+    model = replace(MODEL, heads=())  # which DETR does not have
+    config = replace(config_from_dict(store.read(TRIAL)["config"]), model=model)
+    content = {"codetr": json.dumps({**said, "config": config_to_dict(config)})}
+    save_file({name: value.contiguous() for name, value in Detector(model, 91).state_dict().items()}, weights, content)
+
+    def names(*words: str) -> list[tuple[int, str]]:
+        command = ["detect", str(weights), image, "--class-rows", "ids", *words, "--out", str(tmp_path / "out")]
+        assert main(command) == 0
+        return [(row["id"], row["name"]) for row in content_of(tmp_path / "out")["categories"]]
+
+    assert names()[:2] == [(1, "person"), (2, "bicycle")] and len(names()) == 80
+    assert names("--data", str(tmp_path / "data")) == [(0, "ant"), (7, "bee"), (90, "cow")]
+    capsys.readouterr()
+    assert main(["detect", str(weights), image, "--class-rows", "ids", "--data", str(tmp_path / "gone")]) == 2
+    assert "gone: no classes there; name a data set whose category ids are the rows" in capsys.readouterr().err
 
 
 def test_real_photographs_of_every_size_are_drawn(tmp_path: Path, detect: Callable[..., tuple[int, str, str]]) -> None:

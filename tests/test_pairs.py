@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import json
 from pathlib import Path
@@ -37,7 +39,7 @@ def test_what_makes_the_gain_predicts_it() -> None:
     found = predict(trainings())
     best = of(found, "transfer/*-decoder", "sum")
     assert best.correlation == pytest.approx(1) and best.without == (pytest.approx(1), pytest.approx(1))
-    assert (best.low, best.high) == (pytest.approx(1), pytest.approx(1))
+    assert best.interval == (pytest.approx(1), pytest.approx(1))
     assert best.p == best.p_any == pytest.approx(1 / 720)  # no other order of six different values does as well
     assert (found[0].measure, found[0].combination) == (GAIN, "sum") and found[1] == best
     assert 0.3 < chance(trainings()) < 1
@@ -62,7 +64,7 @@ def test_against_plain_loops() -> None:
     for drawn in itertools.product(range(3), repeat=3):
         differences = (made.pairs - made.plain[:, None])[list(drawn)].mean(0)
         resampled.append(correlation(made.singles["transfer/*-decoder"][list(drawn)].mean(0), against=differences))
-    assert (own.low, own.high) == tuple(pytest.approx(value) for value in np.quantile(resampled, [0.025, 0.975]))
+    assert own.interval == tuple(pytest.approx(value) for value in np.quantile(resampled, [0.025, 0.975]))
 
 
 def test_by_chance_one_feature_in_twenty_has_a_p_below_five_percent() -> None:
@@ -100,7 +102,7 @@ def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def finish(file: Path, *, without: str = "") -> None:
+def finish(file: Path, *, without: str = "", leave: Any = lambda label, seed, metrics: metrics) -> None:
     store = RunStore()
     for number, trial in enumerate(open_grid(file).trials):
         names = trial.config.model.head_names
@@ -108,6 +110,7 @@ def finish(file: Path, *, without: str = "") -> None:
             continue
         metrics = {"AP": 30.0 + 2 * len(names) + number / 10}
         metrics |= {f"transfer/{name}-decoder": 0.001 * (1 + HEADS.index(name)) for name in names if len(names) == 1}
+        metrics = leave(trial.row, trial.config.seed, metrics)
         record = {"trial_id": trial.trial_id, "status": "finished", "metrics": metrics, "history": []}
         (store.dir(trial.trial_id)).mkdir(parents=True)
         (store.dir(trial.trial_id) / "result.json").write_text(json.dumps(record))
@@ -134,3 +137,33 @@ def test_a_row_that_is_missing_is_named(
     assert main(["pairs", str(grid), "--from", "records"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: pairs: no finished trial of ") and words in error and error.count("\n") == 1
+
+
+def test_two_rows_of_the_same_heads_are_refused(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One of them would be taken silently."""
+    finish(grid)
+    row = "  - {label: other, set: {model.heads: [{name: atss, top_k: 5}]}}\nseeds"
+    grid.write_text(grid.read_text().replace("seeds", row))
+    assert main(["pairs", str(grid), "--from", "records"]) == 2
+    error = capsys.readouterr().err
+    assert "'atss' and 'other' are both the row with atss: which one is meant?" in error and error.count("\n") == 1
+
+
+def test_what_is_left_out_is_told(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one seed there is no interval, and of three heads none can be left out."""
+
+    def leave(label: str, seed: int, metrics: dict[str, Any]) -> dict[str, Any]:
+        if (label, seed) == ("gfl", 1):
+            return {**metrics, "AP": None}  # as where nothing could be evaluated
+        return {**metrics, "instability": 3.0} if label == "atss" else metrics
+
+    grid.write_text(grid.read_text().replace("fcos", "gfl"))
+    finish(grid, leave=leave)
+    assert main(["pairs", str(grid), "--from", "records", "--out", str(tmp_path / "out.csv")]) == 0
+    told = capsys.readouterr().out
+    assert "3 pairs of 3 heads, 1 seed;" in told and "left out, as not finished in every row: seed 1" in told
+    assert "left out, as not every training has it: instability" in told and "instability_gt" not in told
+    first = next(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text())))
+    empty = [name for name, value in first.items() if not value]
+    assert first["measure"] == GAIN and empty == ["low", "high", "lowest_without", "highest_without"]
+    assert sum(cell == "–" for line in told.splitlines() for cell in line.split()) == 2 * 6

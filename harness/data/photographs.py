@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -26,7 +27,7 @@ class Named(NamedTuple):
     """An image file."""
 
     path: Path
-    name: str  # for people and in results: as it was given, or its path below the folder that was given
+    name: str  # for people and in results: as it was given, or its path below the folder that was given; one of a kind
     stem: str  # of what is made of it: a path without suffix
 
 
@@ -34,10 +35,12 @@ def image_files(names: Sequence[str]) -> list[Named]:
     """The files, and the image files below the folders, each once; in the order given, those of a folder by name.
 
     Raises:
-        UserError: a name leads nowhere, or a folder holds no image.
+        UserError: a name is empty or leads nowhere, or a folder holds no image.
     """
     found: dict[str, Named] = {}
     for name in names:
+        if not name.strip():
+            raise UserError("the name of an image is empty; name a file or a folder (. is this one)")
         path = Path(os.path.expanduser(name))
         if is_folder(path):
             below = sorted(own for own, _ in list_images(path))
@@ -50,7 +53,8 @@ def image_files(names: Sequence[str]) -> list[Named]:
             raise UserError(f"{shown(path)} is neither an image nor a folder of images")
         for image in own:
             found.setdefault(os.path.realpath(image.path), image)
-    return list(found.values())
+    count = Counter(image.name for image in found.values())
+    return [image if count[image.name] == 1 else image._replace(name=str(image.path)) for image in found.values()]
 
 
 class Photograph(NamedTuple):

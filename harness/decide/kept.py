@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.decide.questions import Question, questions_of
+from harness.decide.questions import Question, left_out, questions_of
 from harness.errors import UserError
 from harness.files import read_bytes, to_json, write_atomic
 from harness.report.looks import DEFAULT, Looks, looks_for
@@ -30,6 +30,8 @@ class Decision:
     questions: tuple[Question, ...]
     before: frozenset[str] = frozenset()  # trials that were finished at the start: they cost nothing
     started: str = ""  # empty: nothing is kept yet
+    left_out: tuple[tuple[str, str], ...] = ()  # claims that cannot be decided, and why
+    aside: tuple[dict[str, Any], ...] = ()  # what was seen of claims that are not asked now, as the file has it
 
 
 def path_of(grid: Grid, store: RunStore) -> Path:
@@ -51,24 +53,41 @@ def read(grid: Grid, store: RunStore, max_seeds: int | None = None) -> Decision:
     path = path_of(grid, store)
     kept = load(path)
     if kept is None:
-        return Decision(looks_for(max_seeds or DEFAULT), tuple(questions_of(grid)))
+        return Decision(looks_for(max_seeds or DEFAULT), tuple(questions_of(grid)), left_out=left_out(grid))
     planned = int(kept["max_seeds"])
     if max_seeds not in (None, planned):
         raise UserError(
             f"{grid.name}: its looks were planned for {planned} seeds before the first one was taken; other looks now "
             f"would spend more error than planned: leave out --max-seeds (or the file's decide.max_seeds)"
         )
-    known = {_key(own): own for own in kept["claims"]}
+    questions, aside = _resumed(grid, [*kept["aside"], *kept["claims"]])
+    before, started = frozenset(kept["before"]), str(kept["started"])
+    return Decision(looks_for(planned), questions, before, started, left_out(grid), aside)
+
+
+def _resumed(grid: Grid, kept: list[dict[str, Any]]) -> tuple[tuple[Question, ...], tuple[dict[str, Any], ...]]:
+    """The grid's questions with what was seen of them, and what was seen of claims that it does not ask now.
+
+    A row may be missing for a while, as where a package is not installed: its looks must not be taken a second time.
+
+    Raises:
+        UserError: a margin was changed.
+    """
+    asked = [(question, _key(_as_dict(question))) for question in questions_of(grid)]
+    now = {(key, question.claim.within) for question, key in asked}
+    known = {(_key(own), own["within"]): own for own in kept}
+    others = {place: own for place, own in known.items() if place not in now}
+    margins = {key: within for key, within in others}
     questions = []
-    for question in questions_of(grid):
-        own = known.get(_key(_as_dict(question)))
-        if own is not None and own["within"] != question.claim.within:
+    for question, key in asked:
+        own = known.get((key, question.claim.within))
+        if own is None and key in margins:
             raise UserError(
-                f"{grid.name}: the margin of '{question.claim.text}' was {own['within']:g} when its first look was "
+                f"{grid.name}: the margin of '{question.claim.text}' was {margins[key]:g} when its first look was "
                 f"taken, and is {question.claim.within:g} now; set it back, or state another claim"
             )
         questions.append(question if own is None else replace(question, seen=own["differences"]))
-    return Decision(looks_for(planned), tuple(questions), frozenset(kept["before"]), str(kept["started"]))
+    return tuple(questions), tuple(own for own in others.values() if any(own["differences"].values()))
 
 
 def write(decision: Decision, grid: Grid, store: RunStore) -> Decision:
@@ -81,6 +100,8 @@ def write(decision: Decision, grid: Grid, store: RunStore) -> Decision:
         "looks": {"seeds": list(decision.looks.numbers), "alphas": list(decision.looks.alphas)},
         "before": sorted(decision.before),
         "claims": [_as_dict(question) for question in decision.questions],
+        "left_out": [list(pair) for pair in decision.left_out],
+        "aside": list(decision.aside),
     }
     write_atomic(path_of(grid, store), to_json(content, indent=1) + "\n")
     return decision
@@ -105,7 +126,9 @@ def load(path: Path) -> dict[str, Any] | None:
         kept = json.loads(data)
         if kept["schema"] != SCHEMA:
             raise ValueError(f"schema {kept['schema']}")
-        kept["claims"] = [{**own, "differences": dict(own["differences"])} for own in kept["claims"]]
+        for name in ("claims", "aside"):
+            kept[name] = [{**own, "differences": dict(own["differences"])} for own in kept.get(name, ())]
+        kept["left_out"] = [(str(text), str(why)) for text, why in kept.get("left_out", ())]
         looks_for(int(kept["max_seeds"]))
         return dict(kept)
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -31,17 +31,30 @@ class Question:
 
 
 def questions_of(grid: Grid) -> list[Question]:
-    """The claims about metrics that are better one way, of rows that can run; the others cannot be decided."""
-    found = []
-    labels = {row.label for row in grid.rows}
-    for claim in grid.claims:
-        if not labels.issuperset((claim.reference, *claim.rows)):
-            continue
-        metric = metric_of(claim.metric)
-        sign = {"higher": 1.0, "lower": -1.0}.get(metric.better, 0.0)
-        if sign or claim.within is not None:
-            found.append(Question(claim, Rule(sign or 1.0, claim.within)))
-    return found
+    """The claims about metrics that are better one way, of rows that can run; the others are `left_out`."""
+    asked = [claim for claim in grid.claims if not _obstacle(claim, grid)]
+    return [Question(claim, Rule(_sign(claim) or 1.0, claim.within)) for claim in asked]
+
+
+def left_out(grid: Grid) -> tuple[tuple[str, str], ...]:
+    """The claims that cannot be decided: the text of each, and why."""
+    return tuple((claim.text, why) for claim in grid.claims if (why := _obstacle(claim, grid)))
+
+
+def _obstacle(claim: Claim, grid: Grid) -> str:
+    """Why a claim cannot be decided; empty where it can."""
+    labels, needs = {row.label for row in grid.rows}, {row.label: row.needs for _, row in grid.waiting}
+    for label in (claim.reference, *claim.rows):
+        if label not in labels:
+            return f"'{label}' needs {needs[label]}, which is not here yet" if label in needs else f"no row '{label}'"
+    if claim.within is None and not _sign(claim):
+        return f"{claim.metric} is better neither higher nor lower"
+    return ""
+
+
+def _sign(claim: Claim) -> float:
+    """1: higher is better, -1: lower is, 0: neither."""
+    return {"higher": 1.0, "lower": -1.0}.get(metric_of(claim.metric).better, 0.0)
 
 
 def trials_needed(question: Question, grid: Grid, looks: Looks) -> dict[str, int]:

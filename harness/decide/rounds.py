@@ -20,6 +20,7 @@ from harness.store import lease
 from harness.store.results import RunStore
 
 RunTrials = Callable[[Sequence[str]], None]
+NO_ROOM = "the budget has no room for the next look"
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,12 @@ def decide(
         decision = kept.read(grid, store, max_seeds)
         if not decision.started:
             done = frozenset(key for row in grid.rows for key in row.trial_ids if store.status(key) == "finished")
-            decision = kept.write(replace(decision, before=done), grid, store)
+            decision = replace(decision, before=done)
+        decision = kept.write(decision, grid, store)  # each time: what is left out, and why, is of now
         while (found := next_round(decision, grid, store, budget)) is not None:
             if not found.admitted:
-                return decision, "the budget is spent"
-            say(_words(found))
+                return decision, NO_ROOM
+            say(_words(found, has_budget=budget is not None))
             if found.trials:
                 run(found.trials)
             taken = {
@@ -156,9 +158,12 @@ def _cost(missing: Sequence[str], decision: Decision, grid: Grid, store: RunStor
     return total
 
 
-def _words(found: Round) -> str:
+def _words(found: Round, *, has_budget: bool) -> str:
     claims = "1 claim" if len(found.admitted) == 1 else f"{len(found.admitted)} claims"
-    words = f"{claims} at {found.number} seeds: {len(found.trials)} trials to run"
+    trials = "1 trial" if len(found.trials) == 1 else f"{len(found.trials)} trials"
+    words = f"{claims} at {found.number} seeds: {trials} to run"
+    if has_budget and found.trials and found.seconds is None:
+        words += ", whatever the budget: no look has told yet what trials of these rows cost"
     if found.held:
         words += f"; {len(found.held)} more wait for a larger budget"
     return words

@@ -21,8 +21,9 @@ COLUMNS = {"claim": True, "verdict": False, "decided by": True, "difference": Fa
 
 
 def lines(decision: Decision, grid: Grid, store: RunStore | None = None, held: str = "") -> list[list[str]]:
-    """A line for each claim, by `COLUMNS`."""
-    return [_line(question, decision.looks, grid, store, held) for question in decision.questions]
+    """A line for each claim, by `COLUMNS`; those that cannot be decided come last."""
+    asked = [_line(question, decision.looks, grid, store, held) for question in decision.questions]
+    return asked + [[text, "left out", "", "", "", why] for text, why in decision.left_out]
 
 
 def _line(question: Question, looks: Looks, grid: Grid, store: RunStore | None, held: str) -> list[str]:
@@ -82,9 +83,11 @@ def tally(decision: Decision) -> str:
     counts = {name: sum(c.verdict == name and c.next_look is None for c in courses) for name in VERDICTS[::-1]}
     told = [f"{number} {name}" for name, number in counts.items() if number]
     told += [f"{open_ones} open"] if open_ones else []
+    told += [f"{len(decision.left_out)} left out"] if decision.left_out else []
     spent = sum(course.look or 0 for course in courses)
     whole = decision.looks.most * len(courses)
-    words = f"{len(courses)} claims: {', '.join(told)}" if len(courses) != 1 else f"1 claim: {', '.join(told)}"
+    number = len(courses) + len(decision.left_out)
+    words = f"{number} claims: {', '.join(told)}" if number != 1 else f"1 claim: {', '.join(told)}"
     return f"{words}; looked at {spent} seeds of {whole} that {decision.looks.most} for each would be"
 
 
@@ -116,4 +119,4 @@ def _kept_lines(kept: dict[str, Any]) -> list[str]:
         elif course.look is not None:
             words += f" at {course.look} seeds"
         told.append(f"{own['text']}: {words}")
-    return told
+    return told + [f"{text}: left out, as {why}" for text, why in kept["left_out"]]

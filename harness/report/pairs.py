@@ -48,6 +48,8 @@ class Trainings:
     plain: np.ndarray  # [S] AP without a head
     singles: dict[str, np.ndarray]  # measure -> [S, H]; AP among them
     pairs: np.ndarray  # [S, P] AP, in the order of `places`
+    unfinished: tuple[int, ...] = ()  # seeds that some row lacks
+    partial: tuple[str, ...] = ()  # measures that some head has on some seed, but not all on all
 
     @property
     def places(self) -> np.ndarray:
@@ -62,9 +64,8 @@ class Prediction:
     measure: str
     combination: str
     correlation: float  # Spearman's
-    low: float  # 95 % interval over resampled seeds
-    high: float
-    without: tuple[float, float]  # lowest and highest with one head left out
+    interval: tuple[float, float] | None  # 95 %, over resampled seeds; None: of one seed
+    without: tuple[float, float] | None  # lowest and highest with one head left out; None: that leaves a single pair
     p: float  # share of the permutations of the heads' names that correlate as much
     p_any: float  # the same of whatever feature correlates most
 
@@ -73,14 +74,24 @@ def read(grid: Grid, records: Sequence[Record], metric: str = "AP") -> Trainings
     """The numbers of a grid's finished trials.
 
     Raises:
-        UserError: a row is missing, or no seed is finished in all rows.
+        UserError: a row is missing, two have the same heads, or no seed is finished in all rows.
     """
-    by_id = {record["trial_id"]: record for record in records if record["status"] == "finished"}
+    by_id = {
+        record["trial_id"]: record
+        for record in records
+        if record["status"] == "finished" and math.isfinite(_number(record, metric))
+    }
     found: dict[tuple[str, ...], dict[int, Record]] = {}
+    rows: dict[tuple[str, ...], str] = {}  # by heads the label
     for trial in grid.trials:
+        names = tuple(sorted(name.partition(".")[0] for name in trial.config.model.head_names))
+        if len(names) <= 2 and (other := rows.setdefault(names, trial.row)) != trial.row:
+            raise UserError(
+                f"{grid.name}: '{other}' and '{trial.row}' are both {_words(names)}: which one is meant? "
+                f"Leave one of them out of a copy of the file"
+            )
         if trial.trial_id in by_id:
-            names = tuple(name.partition(".")[0] for name in trial.config.model.head_names)
-            found.setdefault(tuple(sorted(names)), {})[trial.config.seed] = by_id[trial.trial_id]
+            found.setdefault(names, {})[trial.config.seed] = by_id[trial.trial_id]
     heads = tuple(sorted({names[0] for names in found if len(names) == 1}))
     wanted = [(), *((head,) for head in heads), *itertools.combinations(heads, 2)]
     if missing := [names for names in wanted if names not in found]:
@@ -102,7 +113,10 @@ def read(grid: Grid, records: Sequence[Record], metric: str = "AP") -> Trainings
     singles = {name: numbers(name, *alone) for name in (metric, *MEASURES)}
     plain, together = numbers(metric, ())[:, 0], numbers(metric, *wanted[1 + len(heads) :])
     measured = {GAIN: singles.pop(metric) - plain[:, None]} | singles
-    return Trainings(heads, seeds, plain, {n: v for n, v in measured.items() if np.isfinite(v).all()}, together)
+    whole = {name: values for name, values in measured.items() if np.isfinite(values).all()}
+    partial = tuple(name for name, values in measured.items() if name not in whole and np.isfinite(values).any())
+    unfinished = tuple(seed for seed in sorted({trial.config.seed for trial in grid.trials}) if seed not in seeds)
+    return Trainings(heads, seeds, plain, whole, together, unfinished, partial)
 
 
 def _number(record: Record, name: str) -> float:
@@ -130,10 +144,10 @@ def predict(trainings: Trainings) -> list[Prediction]:
     found = []
     for (measure, way), own in zip(names, permuted, strict=True):
         observed = abs(own[0]) - 1e-12
-        low, high = _interval(trainings, measure, way, draws)
+        interval = _interval(trainings, measure, way, draws) if len(trainings.seeds) > 1 else None
         p, p_any = float((np.abs(own) >= observed).mean()), float((largest >= observed).mean())
         without = _without_each(trainings, measure, way, gains)
-        found.append(Prediction(measure, way, float(own[0]), low, high, without, p, p_any))
+        found.append(Prediction(measure, way, float(own[0]), interval, without, p, p_any))
     baseline = (GAIN, "sum")
     return sorted(found, key=lambda own: ((own.measure, own.combination) != baseline, -abs(own.correlation)))
 
@@ -186,8 +200,10 @@ def _interval(trainings: Trainings, measure: str, way: str, draws: np.ndarray) -
     return float(low), float(high)
 
 
-def _without_each(trainings: Trainings, measure: str, way: str, gains: np.ndarray) -> tuple[float, float]:
+def _without_each(trainings: Trainings, measure: str, way: str, gains: np.ndarray) -> tuple[float, float] | None:
     """The lowest and the highest correlation over the pairs that are left without one of the heads."""
+    if len(trainings.heads) < 4:  # a single pair is left, which has no order
+        return None
     feature = _feature(trainings, measure, way, np.ones(len(trainings.seeds)))
     kept = [(trainings.places != head).all(1) for head in range(len(trainings.heads))]
     found = [float(spearman(feature[own], gains[own])) for own in kept]
@@ -201,8 +217,8 @@ def rows_of(found: Sequence[Prediction]) -> list[list[str]]:
             own.measure,
             own.combination,
             f"{own.correlation:+.2f}",
-            f"[{own.low:+.2f}, {own.high:+.2f}]",
-            f"{own.without[0]:+.2f} to {own.without[1]:+.2f}",
+            "–" if own.interval is None else "[{:+.2f}, {:+.2f}]".format(*own.interval),
+            "–" if own.without is None else "{:+.2f} to {:+.2f}".format(*own.without),
             f"{own.p:.3f}",
             f"{own.p_any:.3f}",
         ]
@@ -211,11 +227,13 @@ def rows_of(found: Sequence[Prediction]) -> list[list[str]]:
 
 
 def as_csv(found: Sequence[Prediction]) -> str:
-    """All numbers, a line for each feature."""
+    """All numbers, a line for each feature; an empty field is a number that is not there."""
     lines = ["measure,feature,spearman,low,high,lowest_without,highest_without,p,p_any"]
     for own in found:
-        numbers = (own.correlation, own.low, own.high, *own.without, own.p, own.p_any)
-        lines.append(",".join([own.measure, own.combination, *(f"{number:.6g}" for number in numbers)]))
+        none = (None, None)
+        numbers = (own.correlation, *(own.interval or none), *(own.without or none), own.p, own.p_any)
+        fields = ("" if number is None else f"{number:.6g}" for number in numbers)
+        lines.append(",".join([own.measure, own.combination, *fields]))
     return "\n".join(lines) + "\n"
 
 
@@ -225,11 +243,19 @@ def words(trainings: Trainings) -> list[str]:
     names = ["{} + {}".format(*(trainings.heads[head] for head in place)) for place in trainings.places]
     best, worst = int(gains.argmax()), int(gains.argmin())
     orders = math.factorial(len(trainings.heads))
+    count = "1 seed" if len(trainings.seeds) == 1 else f"{len(trainings.seeds)} seeds"
+    told = []
+    if trainings.unfinished:
+        numbers = ", ".join(map(str, trainings.unfinished))
+        told.append(f"left out, as not finished in every row: seed{'s' * (len(trainings.unfinished) > 1)} {numbers}")
+    if trainings.partial:
+        told.append(f"left out, as not every training has it: {', '.join(trainings.partial)}")
     return [
-        f"{len(gains)} pairs of {len(trainings.heads)} heads, {len(trainings.seeds)} seeds; best {names[best]} "
+        f"{len(gains)} pairs of {len(trainings.heads)} heads, {count}; best {names[best]} "
         f"({gains[best]:+.1f}), worst {names[worst]} ({gains[worst]:+.1f})",
         f"first line: the sum of the heads' own gains, a baseline; by chance 95 % of its {orders:,} orders of the "
         f"heads' names stay below {chance(trainings):.2f}",
         "p: share of these orders that correlate as much; p of any: share in which some feature of the table does",
         "without a head: lowest and highest over the pairs that are left; 95 %: seeds drawn with replacement",
+        *told,
     ]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.data.categories import Categories, categories_of, coco_rows, disagreement, numbered
+from harness.data.categories import COCO, Categories, categories_of, coco_rows, disagreement, numbered
 from harness.errors import UserError
 from harness.revisit.trained import Found
 
@@ -50,6 +50,24 @@ def named_classes(found: Found, count: int, data: str | None, say: Callable[[str
         return trained_on
     say(f"{silent}: they are numbered from 0; --data FOLDER names them by that folder's")
     return numbered(count)
+
+
+def classes_by_id(found: Found, data: str | None) -> Categories | None:
+    """The classes whose ids are the rows of a file (`--class-rows ids`); None where its rows are classes.
+
+    Args:
+        found: the detector.
+        data: a folder with those classes, if one was named; None: they are COCO's, as DETR's.
+
+    Raises:
+        UserError: the folder tells of no classes.
+    """
+    if found.reading is None or not found.reading.by_category_id:
+        return None
+    own = COCO if data is None else categories_of(replace(found.config.data, path=data))
+    if own is None:
+        raise UserError(f"--data {data}: no classes there; name a data set whose category ids are the rows")
+    return own
 
 
 def of_released(model: str, count: int) -> Categories | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from harness.data.categories import COCO, Categories
+from harness.data.categories import Categories
 from harness.data.disk import shown
 from harness.data.photographs import Named, Photograph, Photographs, image_files
 from harness.data.ticker import Ticker
@@ -18,7 +19,7 @@ from harness.errors import UserError
 from harness.figures.matching import SCORE, best_threshold
 from harness.files import exists, is_folder, read_bytes, to_json, write_atomic
 from harness.revisit.asked import DECODER, branches_of, detector
-from harness.revisit.classes import named_classes
+from harness.revisit.classes import classes_by_id, named_classes
 from harness.revisit.opened import predicting
 from harness.revisit.trained import Found, build
 from harness.spec.detection_metrics import limit_asked
@@ -29,6 +30,7 @@ from harness.trial.detections import to_results
 from model.detector import Detector
 
 RESULTS = "detections.json"
+LONGEST_STEM = 240  # bytes of a picture's name, a number and its ending to come; disks take 255
 Say = Callable[[str], None]
 Rows = list[dict[str, Any]]
 
@@ -76,11 +78,14 @@ def wanted(args: argparse.Namespace, store: RunStore) -> Wanted:
 
 
 def _picture_names(files: list[Named]) -> list[str]:
-    """A PNG for each file, named after it; the second of a name has a number."""
+    """A PNG for each file, named after it; the second of a name has a number, and a long name is cut."""
     names: dict[str, None] = {}
     for file in files:
-        tries = chain([file.stem], (f"{file.stem}-{number}" for number in count(2)))
-        names[next(own for stem in tries if (own := f"{stem}.png") not in names)] = None
+        folder, _, last = file.stem.rpartition("/")
+        short = os.fsencode(last)[:LONGEST_STEM].decode("utf-8", "ignore")
+        stem = file.stem if len(os.fsencode(last)) <= LONGEST_STEM else os.path.join(folder, short)
+        tries = chain([stem], (f"{stem}-{number}" for number in count(2)))
+        names[next(own for one in tries if (own := f"{one}.png") not in names)] = None
     return list(names)
 
 
@@ -121,10 +126,9 @@ def detect_files(asked: Wanted, store: RunStore, say: Say) -> tuple[Done, str]:
         StorageError: a file could not be written.
     """
     device = choose_device(asked.device)
-    found = asked.found
-    of_ids = found.reading is not None and found.reading.by_category_id  # a row for each of COCO's ids
-    made = build(found, device, category_ids=COCO.ids if of_ids else (), say=say)
-    classes = COCO if of_ids else named_classes(found, made.detector.num_classes, asked.data, say)
+    found, of_ids = asked.found, classes_by_id(asked.found, asked.data)
+    made = build(found, device, category_ids=of_ids.ids if of_ids else (), say=say)
+    classes = of_ids or named_classes(found, made.detector.num_classes, asked.data, say)
     threshold, why = chosen_threshold(asked, store)
     limit = limit_asked("coco", found.config.evaluate.max_detections)
     photographs = Photographs(asked.files, found.config.data, made.detector.size_divisor)

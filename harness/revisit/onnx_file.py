@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from harness.data.categories import COCO, Categories
+from harness.data.categories import Categories
 from harness.errors import UserError
 from harness.files import exists, is_folder, to_json, write_atomic
-from harness.revisit.classes import named_classes
+from harness.revisit.classes import classes_by_id, named_classes
 from harness.revisit.trained import Found, build
 from harness.system.precision import as_torch_starts
 from model.exported import DecoderBranch, program
@@ -92,9 +92,9 @@ def write(found: Found, path: Path, *, data: str | None, say: Say) -> Made:
         StorageError: the file could not be written.
     """
     _check_packages()
-    of_ids = found.reading is not None and found.reading.by_category_id
-    detector = build(found, torch.device("cpu"), category_ids=COCO.ids if of_ids else (), say=say).detector
-    classes = COCO if of_ids else named_classes(found, detector.num_classes, data, say)
+    of_ids = classes_by_id(found, data)
+    detector = build(found, torch.device("cpu"), category_ids=of_ids.ids if of_ids else (), say=say).detector
+    classes = of_ids or named_classes(found, detector.num_classes, data, say)
     if not isinstance(found.config.model.postprocess, TopKConfig):
         say(f"note: {found.where} is evaluated with NMS, which the file leaves to whoever runs it")
     if detector.official:
