@@ -93,6 +93,11 @@ def _content_hw(samples: list[Sample]) -> torch.Tensor | None:
     return None if any(size is None for size in sizes) else torch.tensor(sizes)
 
 
+def evaluated_at_once(batch_size: int, config: DataConfig, *, sees_padding: bool) -> int:
+    """How many images an evaluation batches: one where padding would change them, unless all have one size."""
+    return 1 if sees_padding and not config.square else batch_size
+
+
 class _BatchPlan:
     """The batches of the epoch at hand; read by the DataLoader in this process, never sent to a worker."""
 
