@@ -92,6 +92,11 @@ class Detector(nn.Module):
             config, parts, {name: head.loss_weights() for name, head in self.named_heads()}
         )
 
+    @property
+    def sees_padding(self) -> bool:
+        """Whether what lies beside the smaller images of a batch changes their numbers."""
+        return self.official or bool(getattr(self.backbone, "sees_padding", False))
+
     def _add_heads(self, channels: int) -> None:
         config = self.config
         self.coarser = ADAPTERS.build(config.adapter, channels=channels, strides=self.strides)

@@ -17,15 +17,20 @@ from harness.analyse.resample import average_precision, match_images
 from harness.config import DataConfig, EvaluateConfig
 from harness.data import CocoDataset, fingerprint, open_splits
 from harness.data import tables as data_tables
+from harness.data.federated import Judged
 from harness.data.loader import Loader
 from harness.data.masks import packed
 from harness.errors import UserError
+from harness.figures.matching import best_threshold, match
+from harness.mistakes.measured import measure
 from harness.report.notes import undefined_reason
+from harness.report.shown_images import rows_by_image
 from harness.report.tables import make_table, metric_of
 from harness.schedule.schedule import check_datasets
 from harness.spec.detection_metrics import LVIS_METRICS, is_detection_metric, limit_of
 from harness.store.results import RunStore
 from harness.trial import federated
+from harness.trial.detections import DetectionTable
 from harness.trial.evaluate import evaluate, evaluate_at_limit, evaluate_detections
 from harness.trial.trial import run_trial
 from tests.support.folders import SIZES, tables, write_split
@@ -358,6 +363,23 @@ def test_why_a_metric_is_missing() -> None:
     assert undefined_reason("APr", [lvis]) == "APr is undefined: the validation split has no objects of rare classes"
     assert undefined_reason("APc", [lvis]).endswith("does not tell how frequent its classes are")
     assert undefined_reason("APr", [{"metrics": {"AP": 1.0}}]).startswith("APr is LVIS's: only images with neg_cat")
+
+
+def test_pictures_call_wrong_what_the_errors_call_wrong(split: CocoDataset) -> None:
+    """Neither knows of further objects where only some of a class are annotated."""
+    found = noisy(split)
+    truth, detections = rows_by_image(split, found)
+    expected = measure(split.ground_truth, DetectionTable.of(found)).metrics
+    best = best_threshold(truth, detections)
+    assert best is not None and best.score == expected["best_f1_threshold"]
+    assert 100 * best.precision == pytest.approx(expected["best_f1_precision"])
+    judged = Judged(split.ground_truth)
+    shown = [
+        (image, own[place]["category_id"])
+        for image, own in detections.items()
+        for place in match(truth[image], own, 0.0).false_positives
+    ]
+    assert shown and judged.counts(*np.array(shown).T).all() and not judged.is_partly(*np.array(shown).T).any()
 
 
 # ---- layouts --------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 
 from harness.errors import UserError
 from harness.report import write_report
+from harness.report.notes import undefined_reason
 from harness.report.reading import RECORDS, TRACKING, links_from, read_trials
 from harness.store.results import RunStore
 from harness.tracking import tracking
@@ -122,6 +123,21 @@ def test_what_the_tracking_store_has_and_the_records_not_is_kept(store: RunStore
     notes: list[str] = []
     assert [one["status"] for one in read_trials(IDS, notes=notes)] == ["finished"] * 2
     assert not notes
+
+
+def test_what_is_undefined_has_the_same_reason_from_the_tracking_store(store: RunStore, tracking_store: str) -> None:
+    """MLflow keeps numbers alone."""
+    for trial in TRIALS:
+        made = record(store, trial, "finished")
+        metrics = {**made["metrics"], "APr": None, "best_f1": None}
+        record(store, trial, "finished", metrics=metrics, provenance={**made["provenance"], "protocol": "lvis"})
+    sync(store, make_grid(*TRIALS))
+    notes: list[str] = []
+    tracked, known = read_trials(IDS, notes=notes), read_trials(IDS, RECORDS)
+    assert all(one["run_id"] for one in tracked) and not notes
+    for name, told in (("APr", "has no objects of rare classes"), ("best_f1", "nothing is right at any score")):
+        assert undefined_reason(name, tracked) == undefined_reason(name, known)
+        assert undefined_reason(name, known).endswith(told)
 
 
 def test_a_server_that_is_away_stops_no_report_of_records(

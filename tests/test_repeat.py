@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from harness.config import DataConfig
 from harness.data import CocoDataset
 from harness.data.loader import Loader
 from harness.data.order import aspect_groups, repeat_factors, repeated, samples_of_epoch
 from harness.spec.training_length import num_training_images
+from model.types import Batch
 from tests.support.folders import tables, write_split
 
 IMAGES = 60
@@ -117,6 +119,31 @@ def test_an_epoch_is_the_same_whenever_it_is_asked_for_and_ends_where_it_was_tol
     halves = [loader(data, config, rank=rank, num_ranks=2) for rank in (0, 1)]
     shared = [[*a.image_ids, *b.image_ids] for a, b in zip(*(half.epoch(5) for half in halves), strict=True)]
     assert shared == [list(ids) for ids in whole]
+
+
+def test_an_image_that_is_shown_again_is_not_the_same_picture(data: CocoDataset) -> None:
+    """Its first showing is that of a training that repeats nothing; others are drawn anew, for all ranks alike."""
+    config = replace(CONFIG, train_short_sides=(32, 36, 40, 44, 48), flip_probability=0.5)
+    made, plain = loader(data, config), loader(data, replace(config, repeat_threshold=0.0))
+    again = 0
+    for epoch in range(3):
+        whole, shown = list(made.epoch(epoch)), defaultdict[int, list[bytes]](list)
+        for batch in whole:
+            for place, number in enumerate(batch.image_ids):
+                shown[number].append(picture(batch, place))
+        for batch in plain.epoch(epoch):
+            for place, number in enumerate(batch.image_ids):
+                assert shown[number][0] == picture(batch, place)
+        again += sum(len(set(own)) - 1 for own in shown.values())
+        halves = [loader(data, config, rank=rank, num_ranks=2).epoch(epoch) for rank in (0, 1)]
+        for batch, first, second in zip(whole, *halves, strict=True):
+            assert torch.equal(batch.images, torch.cat([first.images, second.images])[: len(batch.images)])
+    assert again >= 5  # of four repetitions in an epoch; two are of one size, mirrored or not
+
+
+def picture(batch: Batch, place: int) -> bytes:
+    height, width = batch.valid_hw[place].tolist()
+    return bytes([height, width]) + batch.images[place, :, :height, :width].numpy().tobytes()
 
 
 def test_without_a_threshold_nothing_changes(data: CocoDataset) -> None:

@@ -13,6 +13,7 @@ from harness.config import EvaluateConfig
 from harness.data import open_dataset
 from harness.data.loader import Loader
 from harness.errors import Interrupted
+from harness.revisit.trained import build, read_trial
 from harness.store.results import RunStore
 from harness.trial.checkpoint import CHECKPOINT, WEIGHTS
 from harness.trial.evaluate import evaluate
@@ -21,7 +22,29 @@ from harness.trial.trial import run_trial
 from model import kernels
 from model.detector import Detector
 from model.ops import implementation
+from tests.support.folders import write_folder
 from tests.support.quickstart import silent, timeless, trial_of
+
+VIT = "{name: vit, channels: 32, depth: 2, num_heads: 2, window: 2, global_blocks: [1]}"
+SEE_PADDING = {
+    "official": ("model.compatibility=official",),
+    "vit": (f"model.backbone={VIT}", "model.neck=simple_fpn"),
+}
+
+
+@pytest.mark.parametrize("name", SEE_PADDING)
+def test_a_trial_evaluates_an_image_as_it_is_alone_where_padding_would_change_it(tmp_path, name):
+    root = write_folder(tmp_path / "set")
+    options = ("train.epochs=1", "train.batch_size=4", f"data.path={root}", *SEE_PADDING[name])
+    trial, store = trial_of(0, *options), RunStore(tmp_path)
+    run_trial(trial, store, report=silent)
+    kept = json.loads((store.dir(trial.trial_id) / "detections.json").read_bytes())
+    detector = build(read_trial(store, trial.trial_id), torch.device("cpu")).detector
+    data = open_dataset(trial.config.data, "val", progress=silent)
+    singles = Loader(data, trial.config.data, batch_size=1, training=False, seed=0, size_divisor=detector.size_divisor)
+    found = list(evaluate(detector, singles, data, EvaluateConfig(), "cpu").detections)
+    assert [row["image_id"] for row in kept] == [row["image_id"] for row in found]
+    assert [row["score"] for row in kept] == pytest.approx([row["score"] for row in found], rel=1e-6)
 
 
 def test_record_holds_what_the_report_needs(tmp_path):

@@ -97,7 +97,7 @@ def analyse(
         data: image sizes.
         settings: which analyses, of how many images.
         device: where to work.
-        batch_size: images at a time. With `compatibility: official`, where padding changes an image, it is 1.
+        batch_size: images at a time; 1 where padding changes an image, as with `compatibility: official`.
         num_workers: processes that prepare batches.
         epoch: of the training, for the tables.
         floor: name and detector of another training with the same heads, for the conflict's floor.
@@ -107,7 +107,7 @@ def analyse(
     loader = Loader(
         dataset,
         data,
-        batch_size=1 if detector.official else batch_size,
+        batch_size=1 if detector.sees_padding else batch_size,
         training=False,
         seed=0,
         size_divisor=detector.size_divisor,

@@ -1,10 +1,11 @@
 """Batches for training and evaluation that depend on nothing but (seed, epoch, image).
 
 A loader keeps no state: the order of an epoch is a permutation drawn from (seed, epoch), the augmentation of an
-image from (seed, epoch, image id). So a resumed trial continues at any batch of any epoch with the very same
-numbers, and worker processes change nothing but the speed. Of several ranks each has its share of every training batch,
-padded as the whole batch would be, and its part of an evaluation's batches. Only with jitter or copy-paste, where no
-rank knows how many objects the images of another show, the objects are padded alike later (`harness.trial.train`).
+image from (seed, epoch, image id), and where an epoch shows it again from how often it did so before. So a resumed
+trial continues at any batch of any epoch with the very same numbers, and worker processes change nothing but the speed.
+Of several ranks each has its share of every training batch, padded as the whole batch would be, and its part of an
+evaluation's batches. Only with jitter or copy-paste, where no rank knows how many objects the images of another show,
+the objects are padded alike later (`harness.trial.train`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from harness.config import DataConfig
 from harness.data.coco import CocoDataset
-from harness.data.order import aspect_groups, epoch_order, repeat_factors, repeated, samples_of_epoch
+from harness.data.order import aspect_groups, epoch_order, repeat_factors, repeated, samples_of_epoch, showings
 from harness.data.samples import Key, Sample, Samples
 from harness.errors import UserError
 from model.share import Share
@@ -92,20 +93,26 @@ def _content_hw(samples: list[Sample]) -> torch.Tensor | None:
     return None if any(size is None for size in sizes) else torch.tensor(sizes)
 
 
+def evaluated_at_once(batch_size: int, config: DataConfig, *, sees_padding: bool) -> int:
+    """How many images an evaluation batches: one where padding would change them, unless all have one size."""
+    return 1 if sees_padding and not config.square else batch_size
+
+
 class _BatchPlan:
     """The batches of the epoch at hand; read by the DataLoader in this process, never sent to a worker."""
 
-    def __init__(self, keys: WeakMethod[Callable[[int, list[int]], list[Key]]]) -> None:
+    def __init__(self, keys: WeakMethod[Callable[[int, list[tuple[int, int]]], list[Key]]]) -> None:
         self.keys = keys  # gives what tells those of the samples of a batch, while its loader is there
         self.epoch, self.batch_size = 0, 1
-        self.order = np.zeros(0, np.int64)  # indices into the data set
+        self.order = np.zeros((0, 2), np.int64)  # indices into the data set, and how often each came before
         self.numbers = range(0)  # of the batches
 
     def __iter__(self) -> Iterator[list[Key]]:
         for number in self.numbers:
             keys, start = self.keys(), number * self.batch_size
             if keys is not None:
-                yield keys(self.epoch, self.order[start : start + self.batch_size].tolist())
+                images = self.order[start : start + self.batch_size].tolist()
+                yield keys(self.epoch, [(index, showing) for index, showing in images])
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -221,21 +228,22 @@ class Loader:
             UserError: an image cannot be read any more.
         """
         self._plan.epoch, self._plan.batch_size = epoch, self.batch_size
-        self._plan.order = np.array(self.order(epoch), np.int64)
+        order = np.array(self.order(epoch), np.int64)
+        self._plan.order = np.stack([order, showings(order)], 1)
         self._plan.numbers = self._numbers()[start_batch:]
         if not self._plan.numbers:
             return
         for tensors in self._batches:
             yield batch_of(tensors)
 
-    def _keys(self, epoch: int, indices: list[int]) -> list[Key]:
+    def _keys(self, epoch: int, images: list[tuple[int, int]]) -> list[Key]:
         """What this rank has of the batch of these images."""
         if not self.training or self._num_ranks == 1:
-            return [(epoch, index, None) for index in indices]
-        slices = -(-len(indices) // self._slice_size)
+            return [(epoch, *image, None) for image in images]
+        slices = -(-len(images) // self._slice_size)
         cuts = (slices * number // self._num_ranks for number in (self._rank, self._rank + 1))
-        first, last = (min(cut * self._slice_size, len(indices)) for cut in cuts)
+        first, last = (min(cut * self._slice_size, len(images)) for cut in cuts)
         borrowed = first == last
-        share = Share(0, len(indices), True) if borrowed else Share(first, len(indices))
-        frame = self._samples.frame(epoch, indices, share)
-        return [(epoch, index, frame) for index in (indices[:1] if borrowed else indices[first:last])]
+        share = Share(0, len(images), True) if borrowed else Share(first, len(images))
+        frame = self._samples.frame(epoch, images, share)
+        return [(epoch, *image, frame) for image in (images[:1] if borrowed else images[first:last])]

@@ -72,6 +72,15 @@ def epoch_order(
     return slices[permutation(len(slices))].flatten().tolist()
 
 
+def showings(order: np.ndarray) -> np.ndarray:
+    """[N] how often the image of each place of an epoch's order [N] stands before it."""
+    places = np.argsort(order, kind="stable")
+    counts = np.bincount(order)
+    found = np.empty_like(places)
+    found[places] = np.arange(len(order)) - (np.cumsum(counts) - counts)[order[places]]
+    return found
+
+
 # ---- rare classes more often --------------------------------------------------------------------------------------
 
 

@@ -115,4 +115,4 @@ class Photographs:
         """The image at hand, alone."""
         dataset = cast("CocoDataset", self)  # of which evaluation reads no more than what stands above
         samples = Samples(dataset, self.config, training=False, seed=0, with_masks=False, cache_bytes=0)
-        return batch_of(self.collate([samples[0, 0, None]]))
+        return batch_of(self.collate([samples[0, 0, 0, None]]))

@@ -29,7 +29,8 @@ class Frame:
     num_boxes: int  # of the image with most; 0: only the samples themselves tell
 
 
-Key = tuple[int, int, Frame | None]  # epoch, index into the data set
+# Epoch, index into the data set, and how often the epoch has shown that image before
+Key = tuple[int, int, int, Frame | None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Sample:
 
 
 class Samples(TorchDataset):
-    """Samples by (epoch, index, frame); picklable, so that worker processes can hold it.
+    """Samples by (epoch, index, showing, frame); picklable, so that worker processes can hold it.
 
     Args:
         dataset: an opened split.
@@ -113,22 +114,23 @@ class Samples(TorchDataset):
         return len(self.dataset)
 
     def __getitem__(self, key: Key) -> Sample | UserError:
-        epoch, index, frame = key
+        *drawn, frame = key
         try:
-            sample = self._sample(epoch, index) if self.squares is None else self._jittered(self.squares, epoch, index)
+            sample = self._sample(*drawn) if self.squares is None else self._jittered(self.squares, *drawn)
         except UserError as error:  # an exception would come out of a worker process with a traceback in its text
             return error
         return replace(sample, frame=frame)
 
-    def _rng(self, epoch: int, index: int) -> np.random.Generator:
-        return np.random.default_rng([AUGMENT, self.seed, epoch, self.dataset.image_ids[index] % 2**63])
+    def _rng(self, epoch: int, index: int, showing: int) -> np.random.Generator:
+        again = [showing] if showing else []
+        return np.random.default_rng([AUGMENT, self.seed, epoch, self.dataset.image_ids[index] % 2**63, *again])
 
-    def _view(self, epoch: int, index: int) -> View:
+    def _view(self, epoch: int, index: int, showing: int) -> View:
         """What a sample shows of its image."""
         hw = self.dataset.image_hw[index]
         if not self.training:
             return View(hw, self._kept_hw(index), False, None, self.config.resize)
-        return draw_view(self._rng(epoch, index), hw, self.config)
+        return draw_view(self._rng(epoch, index, showing), hw, self.config)
 
     def _objects(self, index: int, view: View) -> tuple[np.ndarray, np.ndarray]:
         """Boxes [G, 4] that a view shows, and which of the image's objects they are."""
@@ -138,18 +140,18 @@ class Samples(TorchDataset):
         large = self.dataset.objects_with_sides(index, self.config.min_box_side)
         return boxes[large[shows]], shows & large
 
-    def frame(self, epoch: int, indices: list[int], share: Share) -> Frame:
-        """What a share of the batch of these images is padded to."""
+    def frame(self, epoch: int, images: list[tuple[int, int]], share: Share) -> Frame:
+        """What a share of the batch of these images, each an index and how often it came before, is padded to."""
         square = self.config.square
         if self.squares is not None:
             return Frame(share, (square, square), 0)
-        views = [self._view(epoch, index) for index in indices]
+        views = [self._view(epoch, *image) for image in images]
         heights, widths = zip(*((square, square) if square else view.hw for view in views), strict=True)
-        boxes = (self._objects(index, view)[0] for index, view in zip(indices, views, strict=True))
+        boxes = (self._objects(index, view)[0] for (index, _), view in zip(images, views, strict=True))
         return Frame(share, (max(heights), max(widths)), max(map(len, boxes)))
 
-    def _sample(self, epoch: int, index: int) -> Sample:
-        view, square = self._view(epoch, index), self.config.square
+    def _sample(self, epoch: int, index: int, showing: int) -> Sample:
+        view, square = self._view(epoch, index, showing), self.config.square
         boxes, shown = self._objects(index, view)
         labels = self.dataset.boxes(index)[1][shown]
         masks = self._masks(index, view, shown) if self.with_masks else None
@@ -171,8 +173,8 @@ class Samples(TorchDataset):
         masks = self.dataset.masks(index, shown)  # grids over boxes are the same at every size
         return masks[:, :, ::-1] if view.mirrored else masks
 
-    def _jittered(self, squares: Squares, epoch: int, index: int) -> Sample:
-        image, objects, shown = squares.sample(self._rng(epoch, index), index)
+    def _jittered(self, squares: Squares, epoch: int, index: int, showing: int) -> Sample:
+        image, objects, shown = squares.sample(self._rng(epoch, index, showing), index)
         masks = objects.grids() if self.with_masks else None
         image_id, hw = self.dataset.image_ids[shown], self.dataset.image_hw[shown]
         return Sample(image, objects.boxes_xyxy, objects.labels, masks, image_id, hw)

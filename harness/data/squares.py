@@ -1,7 +1,7 @@
 """Training samples of large-scale jitter and copy-paste: which images and objects a square shows.
 
-All of it is drawn by one generator, which follows from (seed, epoch, image id): also another image, where nothing of
-the objects of this one is left, and the second image whose objects are pasted.
+All of it is drawn by one generator, that of the sample (see `harness.data.loader`): also another image, where nothing
+of the objects of this one is left, and the second image whose objects are pasted.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Matches:
     true_positives: tuple[tuple[int, int], ...]  # (annotation, detection)
     false_negatives: tuple[int, ...]  # annotations
     false_positives: tuple[int, ...]  # detections without an object
-    ignored: tuple[int, ...]  # detections below the score or within a crowd region
+    ignored: tuple[int, ...]  # detections below the score, within a crowd region, or of a class annotated in part
 
     @property
     def num_errors(self) -> int:
@@ -43,7 +43,7 @@ def match(annotations: Sequence[Row], detections: Sequence[Row], score: float = 
 
     From the highest score down each detection takes the free object of its category with the highest IoU, if that is
     at least `iou`. One that has none, but lies within a crowd region of its category by at least that share of itself,
-    is neither right nor wrong.
+    is neither right nor wrong, and so is one with a true `in_part`: of its category only some objects are annotated.
     """
     is_crowd = np.array([bool(row.get("iscrowd")) for row in annotations], bool)
     free = ~is_crowd
@@ -58,7 +58,7 @@ def match(annotations: Sequence[Row], detections: Sequence[Row], score: float = 
         if len(candidates) and candidates[best] >= iou:
             free[best] = False
             found.append((best, index))
-        elif (row[is_crowd] >= iou).any():
+        elif (row[is_crowd] >= iou).any() or detections[index].get("in_part"):
             ignored.append(index)
         else:
             false.append(index)

@@ -96,7 +96,7 @@ def read_trials(
         words = ", ".join(f"{number} {lack}" for lack, number in Counter(lacks.values()).items())
         told.append(f"the tracking store has less than the records ({words}); {_remedy(source)}")
     taken = {key: {**tracked.get(key, {}), **known[key]} for key in lacks} if source == AUTO else {}
-    found = tracked | taken
+    found = {key: _with_undefined(record, known.get(key, {})) for key, record in (tracked | taken).items()}
     return [found[key] for key in dict.fromkeys(ids) if key in found]
 
 
@@ -128,6 +128,12 @@ def _lack(tracked: Mapping[str, Any] | None, known: Mapping[str, Any], wanted: M
     if wanted.get("analysis") and known.get("analysis") and not tracked.get("analysis"):
         return "without their analysis"
     return ""
+
+
+def _with_undefined(tracked: dict[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """A run with the metrics that its record knows to be undefined, of which MLflow keeps nothing."""
+    undefined = {name: None for name, value in (known.get("metrics") or {}).items() if value is None}
+    return {**tracked, "metrics": {**undefined, **(tracked.get("metrics") or {})}}
 
 
 def _differ(known: Mapping[str, Any], tracked: Mapping[str, Any]) -> bool:

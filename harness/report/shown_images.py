@@ -93,15 +93,17 @@ def _model(label: str, key: str, dataset: CocoDataset, rows: list[Row], score: f
 def rows_by_image(dataset: CocoDataset, detections: Sequence[Row]) -> tuple[dict[int, list[Row]], dict[int, list[Row]]]:
     """Annotations and detections by the ids of all images; of detections those that can be right or wrong.
 
-    On LVIS data those of classes that an image is not annotated for cannot.
+    On LVIS data those of classes that an image is not annotated for cannot. One of a class of which only some objects
+    are annotated there has a true `in_part`: it can be right, and is never wrong.
 
     Raises:
         KeyError: a detection is on no image of the split.
     """
     if is_federated(dataset.ground_truth):
         pairs = np.array([(row["image_id"], row["category_id"]) for row in detections], np.int64).reshape(-1, 2).T
-        counts = Judged(dataset.ground_truth).counts(*pairs)
-        detections = [row for row, is_counted in zip(detections, counts.tolist(), strict=True) if is_counted]
+        judged = Judged(dataset.ground_truth)
+        marks = zip(detections, judged.counts(*pairs).tolist(), judged.is_partly(*pairs).tolist(), strict=True)
+        detections = [{**row, "in_part": in_part} for row, is_counted, in_part in marks if is_counted]
     truth: dict[int, list[Row]] = {image_id: [] for image_id in dataset.image_ids}
     found: dict[int, list[Row]] = {image_id: [] for image_id in dataset.image_ids}
     for rows, by_image in ((dataset.ground_truth["annotations"], truth), (detections, found)):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from harness.analyse import Analysed, analyse
 from harness.config import DataConfig
 from harness.data import open_dataset
-from harness.data.loader import Loader
+from harness.data.loader import Loader, evaluated_at_once
 from harness.errors import UserError
 from harness.revisit.asked import Request
 from harness.revisit.classes import check_classes
@@ -105,10 +105,11 @@ def evaluate_found(found: Found, opened: Opened, say: Say, max_detections: int |
     """
     config = found.config.evaluate
     config = config if max_detections is None else replace(config, max_detections=max_detections)
+    at_once = evaluated_at_once(opened.batch_size, opened.data, sees_padding=opened.detector.sees_padding)
     loader = Loader(
         opened.dataset,
         opened.data,
-        batch_size=1 if opened.detector.official else opened.batch_size,  # official: padding changes an image
+        batch_size=1 if opened.detector.official else at_once,  # released ones are large, also where padding is none
         training=False,
         seed=0,
         size_divisor=opened.detector.size_divisor,

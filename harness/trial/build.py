@@ -16,7 +16,7 @@ import torch
 
 from harness.data import open_splits
 from harness.data.coco import CocoDataset
-from harness.data.loader import Loader
+from harness.data.loader import Loader, evaluated_at_once
 from harness.errors import UserError
 from harness.spec.pretrained import by_path, check_norms, check_start
 from harness.spec.training_length import epochs_of
@@ -185,7 +185,9 @@ def build_trial(
         Loader(
             val_data,
             config.data,
-            batch_size=max(1, batch_size // ranks.size),
+            batch_size=evaluated_at_once(
+                max(1, batch_size // ranks.size), config.data, sees_padding=detector.sees_padding
+            ),
             training=False,
             seed=0,
             size_divisor=detector.size_divisor,
