@@ -30,9 +30,16 @@ from harness.system.console import count, fitted, remark, table
 
 
 def open_grids(
-    args: argparse.Namespace, *, require_data: bool = True, say: Callable[[str], None] = remark
+    args: argparse.Namespace, *, require_data: bool = True, decided: bool = False, say: Callable[[str], None] = remark
 ) -> list[Grid]:
-    """The grids of the files that a command names; `say` takes their notes."""
+    """The grids of the files that a command names.
+
+    Args:
+        args: of the command line.
+        require_data: as in `open_grid`.
+        decided: take the seeds that `codetr decide` has looked at besides the file's, where the command names none.
+        say: takes notes.
+    """
     given = {option: getattr(args, option.removeprefix("--").replace("-", "_"), None) for option in OPTIONS}
     options = {option: str(value) for option, value in given.items() if value is not None}
     grids = []
@@ -41,10 +48,21 @@ def open_grids(
         grid = open_grid(
             file, preset, args.overrides, data=args.data, seeds=args.seeds, options=options, require_data=require_data
         )
+        if decided and args.seeds is None and grid.claims and (number := _looked_at(grid)):
+            seeds = sorted({*grid.seeds, *range(number)})
+            grid = open_grid(
+                file, preset, args.overrides, data=args.data, seeds=seeds, options=options, require_data=require_data
+            )
         for note in grid.notes:
             say(f"note: {note}")
         grids.append(suggested(grid, RunStore()))
     return grids
+
+
+def _looked_at(grid: Grid) -> int:
+    from harness.decide.kept import seeds_looked_at
+
+    return seeds_looked_at(grid, RunStore())
 
 
 def _chosen(args: argparse.Namespace, grids: Sequence[Grid]) -> list[frozenset[str]]:
@@ -114,16 +132,15 @@ def _plan_looks(args: argparse.Namespace, store: RunStore) -> int:
     for grid in _decided_grids(args, store, require_data=False):
         decision = kept.read(grid, store, _max_seeds(args, grid))
         table(f"{grid.title}: claims", told.COLUMNS, told.lines(decision, grid, store), WIDTH)
-        looks = zip(decision.looks.numbers, decision.looks.alphas, strict=True)
-        print(fitted("looks: " + ", ".join(f"{number} seeds at {100 * (1 - a):.3g} %" for number, a in looks), WIDTH))
+        print(fitted(told.looks_words(decision), WIDTH))
         found = next_round(decision, grid, store)
         if found is None:
             print("every claim that can be decided is settled" if decision.left_out else "every claim is settled")
             continue
         left = [costs.left(grid.trial(key)) for key in found.trials]
         known = [own.seconds for own in left if own is not None]
-        unknown = f", and {len(left) - len(known)} of unknown cost" if len(known) < len(left) else ""
-        words = f"about {duration(sum(known))} of one device" if known else "their cost is unknown"
+        unknown = f", and {len(left) - len(known)} of unknown cost" if known and len(known) < len(left) else ""
+        words = f"about {duration(sum(known))} of one device" if known else "their cost is unknown yet"
         print(fitted(f"next: {len(left)} trials for looks at {found.number} seeds, {words}{unknown}", WIDTH))
     return 0
 
@@ -245,22 +262,24 @@ def run(args: argparse.Namespace) -> int:
 def decide(args: argparse.Namespace) -> int:
     """Train seeds where they decide, until every claim of the files is settled or the budget is spent."""
     from harness.decide import told
-    from harness.decide.rounds import NO_ROOM
+    from harness.decide.rounds import NO_ROOM, spent
     from harness.decide.rounds import decide as settle
     from harness.schedule.schedule import run_grid
 
     store, stopped = RunStore(), False
+    budget = None if args.budget is None else float(args.budget)  # of all files together
     for grid in _decided_grids(args, store):
         _tell_of_other_code(store, [trial.trial_id for trial in grid.trials])
 
         def run_trials(ids: Sequence[str], grid: Grid = grid) -> None:
             run_grid(grid, store, executor=args.executor, concurrent=args.concurrent, only=set(ids))
 
-        budget = None if args.budget is None else float(args.budget)
         decision, why = settle(grid, store, run_trials, max_seeds=_max_seeds(args, grid), budget=budget, say=remark)
+        budget = None if budget is None else budget - spent(decision, grid, store)
         held = ", which the budget has no room for" if why == NO_ROOM else ""
         table(f"{grid.title}: claims", told.COLUMNS, told.lines(decision, grid, store, held), WIDTH)
         print(fitted(told.tally(decision), WIDTH))
+        print(fitted(told.looks_words(decision), WIDTH))
         if why:
             remark(f"{grid.name}: stopped: {why}")
         stopped |= why.startswith("some trials")
@@ -326,9 +345,9 @@ def report(args: argparse.Namespace) -> int:
     from harness.report import DEFAULT_FORMATS, TRACKING, How, chosen_source, identified, write_report
     from harness.tracking.tracking import read_suggestions
 
-    grids = [identified(grid) for grid in open_grids(args, require_data=False)]
+    grids = [identified(grid) for grid in open_grids(args, require_data=False, decided=True)]
     if any(grid.trials and not any(trial.has_id for trial in grid.trials) for grid in grids):
-        grids = open_grids(args)  # neither data and weights nor a record of them are here: say so
+        grids = open_grids(args, decided=True)  # neither data and weights nor a record of them are here: say so
     for index, grid in enumerate(grids):
         if grid.search is not None and grid.num_unknown and chosen_source(args.source) == TRACKING:
             with suppress(UserError):  # told where the records are read
@@ -447,7 +466,7 @@ def _named(args: argparse.Namespace, store: RunStore) -> list[str]:
         return store.trials()
     files = [text for text in args.what if text.endswith((".yaml", ".yml"))]
     wanted: list[str] = []
-    for grid in open_grids(argparse.Namespace(**{**vars(args), "files": files}), require_data=False):
+    for grid in open_grids(argparse.Namespace(**{**vars(args), "files": files}), require_data=False, decided=True):
         wanted += [trial.trial_id for trial in grid.trials if trial.has_id]
     for text in args.what:
         if text not in files:

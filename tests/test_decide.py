@@ -380,3 +380,50 @@ def test_the_kept_file_holds_looks_and_differences(file: Path) -> None:
     own = content["claims"][0]["differences"]["clear"]
     assert own == [pytest.approx(ap_of("clear", seed) - ap_of("none", seed)) for seed in range(3)]
     assert kept.read(grid, store) == decision
+
+
+def test_a_report_and_an_export_take_the_seeds_that_were_looked_at(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(FILE.replace("name: claims", "name: looks"))
+    grid, store, asked = grid_of(file), RunStore(), []
+    decide(grid, store, trainer(store, grid, asked))
+    counts = {row.label: sum(key in asked for key in row.trial_ids) for row in grid.rows}
+    assert len(set(counts.values())) > 1
+    assert main(["report", str(file), "--from", "records", "--out", str(tmp_path / "out"), "--format", "html,md"]) == 0
+    text = (tmp_path / "out" / "looks.md").read_text(encoding="utf-8")
+    cells = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("|")]
+    assert {row[1].split(" ")[0]: row[2] for row in cells[2:]} == {label: str(n) for label, n in counts.items()}
+    assert "not run yet" not in text and "as many seeds as each row's claims took, 3 to" in text
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"1 table asks for {len(set(asked))} trainings. {len(set(asked))} have finished." in page
+    assert main(["report", str(file), "--seeds", "0", "--from", "records", "--out", str(tmp_path / "one")]) == 0
+    capsys.readouterr()
+    assert main(["export", str(file), "--out", str(tmp_path / "records.zip")]) == 0
+    assert f"{len(set(asked))} records" in capsys.readouterr().out
+
+
+def test_a_budget_is_one_for_all_files(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second file's rows are others, so that none of its trials was finished by the first."""
+    second = file.with_name("second.yaml")
+    second.write_text(FILE.replace("name: claims", "name: second").replace("num_train: 8", "num_train: 12"))
+    store = RunStore()
+
+    def run_grid(grid: Grid, _: RunStore, *, only: set[str], **options: Any) -> None:
+        for key in sorted(only):
+            finish(store, grid, key)
+
+    monkeypatch.setattr("harness.schedule.schedule.run_grid", run_grid)
+    assert main(["decide", str(file)]) == 0
+    first = kept.read(grid_of(file), store)
+    seconds = spent(first, grid_of(file), store)
+    for path in store.root.glob("grids/*/decide.*.json"):
+        path.unlink()
+    for key in store.trials():
+        (store.dir(key) / "result.json").unlink()
+    assert main(["decide", str(file), str(second), "--budget", f"{seconds:.0f}s"]) == 0
+    told_first, told_second = capsys.readouterr().out.split("Claims: claims")[-2:]
+    assert "budget has no room" not in told_first and "budget has no room" in told_second
+    assert verdicts(kept.read(grid_of(file), store)) == verdicts(first)

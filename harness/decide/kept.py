@@ -113,6 +113,13 @@ def max_seeds_kept(grid: Grid, store: RunStore) -> int | None:
     return None if kept is None else int(kept["max_seeds"])
 
 
+def seeds_looked_at(grid: Grid, store: RunStore) -> int:
+    """How many seeds, from 0 on, looks have seen of any row; 0 where nothing is kept."""
+    kept = load(path_of(grid, store))
+    claims = [] if kept is None else [*kept["claims"], *kept["aside"]]
+    return max((len(values) for own in claims for values in own["differences"].values()), default=0)
+
+
 def load(path: Path) -> dict[str, Any] | None:
     """A file as it is kept; None where there is none.
 

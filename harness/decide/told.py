@@ -17,7 +17,14 @@ from harness.spec.claims import Claim
 from harness.spec.grid import Grid
 from harness.store.results import RunStore
 
-COLUMNS = {"claim": True, "verdict": False, "decided by": True, "difference": False, "seeds": False, "more": True}
+COLUMNS = {
+    "claim": True,
+    "verdict": False,
+    "decided by": True,
+    "difference": False,
+    "seeds": False,
+    "why, or what next": True,
+}
 
 
 def lines(decision: Decision, grid: Grid, store: RunStore | None = None, held: str = "") -> list[list[str]]:
@@ -88,7 +95,13 @@ def tally(decision: Decision) -> str:
     whole = decision.looks.most * len(courses)
     number = len(courses) + len(decision.left_out)
     words = f"{number} claims: {', '.join(told)}" if number != 1 else f"1 claim: {', '.join(told)}"
-    return f"{words}; looked at {spent} seeds of {whole} that {decision.looks.most} for each would be"
+    return f"{words}; {spent} seeds looked at, where {decision.looks.most} for each claim are {whole}"
+
+
+def looks_words(decision: Decision) -> str:
+    """The planned looks and how sure each must be."""
+    looks = zip(decision.looks.numbers, decision.looks.alphas, strict=True)
+    return "looks: " + ", ".join(f"{number} seeds at {100 * (1 - alpha):.3g} %" for number, alpha in looks)
 
 
 def of_file(path: Path) -> tuple[str, list[str]]:

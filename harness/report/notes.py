@@ -124,7 +124,10 @@ def _reading(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
     elif most == 1:
         notes.append("one seed a row: no deviation, interval or p-value can be given, and small gains may be noise")
     else:
-        notes.append(f"mean ± sample standard deviation over seeds {listed(grid.seeds)}")
+        few, many = (pick(row.num_finished for row in rows if row.num_finished) for pick in (min, max))
+        differ = len({row.num_trials for row in rows if row.num_trials}) > 1
+        seeds = f"as many seeds as each row's claims took, {few} to {many}" if differ else f"seeds {listed(grid.seeds)}"
+        notes.append(f"mean ± sample standard deviation over {seeds}")
     if pairs:
         one_row = not grid.held and grid.baseline != OWN_BASELINES
         text = f"gain: over {'the row ' if one_row else ''}{grid.baseline_words}, paired by seed"

@@ -128,8 +128,8 @@ RATES = (
 
 
 def _lead(sections: Sequence[Section]) -> str:
-    cells = sum(len(row.trial_ids) for section in sections for row in section.grid.rows)
-    trials = {key: section for section in sections for row in section.grid.rows for key in row.trial_ids}
+    asked = [(key, section) for section in sections for _, _, key in _asked(section)]
+    cells, trials = len(asked), dict(asked)
     states = [_status(section.records.get(key)) for key, section in trials.items()]
     presets = sorted({section.grid.preset for section in sections})
     changed = sorted({section.grid.variant.words for section in sections} - {""})
@@ -392,7 +392,7 @@ def _worst(sheet: Sheet) -> list[dict[str, Any]]:
 
 
 def _trial_tally(section: Section) -> str:
-    ids = {key for row in section.grid.rows for key in row.trial_ids}
+    ids = {key for _, _, key in _asked(section)}
     counts = Counter(_status(section.records.get(key)) for key in ids)
     return f"{len(ids)} {plural('trial', len(ids))}: " + ", ".join(f"{counts[name]} {name}" for name in sorted(counts))
 
@@ -401,23 +401,29 @@ def _trials(section: Section, links: Callable[[Record], list[tuple[str, str]]]) 
     """A line for each trial of each row."""
     metric = metric_of(section.table.metrics[0].name)
     lines = []
-    for row in section.grid.rows:
-        for seed, key in zip(section.grid.seeds, row.trial_ids, strict=True):
-            record = section.records.get(key)
-            made = (record or {}).get("provenance") or {}
-            finished = record if record is not None and record.get("status") == "finished" else None
-            value = recorded(finished, metric.name) if finished else None
-            seconds = recorded(finished, "wall_seconds") if finished else None
-            lines.append(
-                {
-                    "id": key,
-                    "row": row.label,
-                    "seed": seed,
-                    "status": _status(record),
-                    "value": "" if value is None else written(value, metric),
-                    "minutes": "" if seconds is None else f"{seconds / 60:.1f}",
-                    "code": short(made.get("code")) or str(made.get("commit") or "")[:10],
-                    "links": [{"href": href, "ending": words} for href, words in (links(record) if record else [])],
-                }
-            )
+    for label, seed, key in _asked(section):
+        record = section.records.get(key)
+        made = (record or {}).get("provenance") or {}
+        finished = record if record is not None and record.get("status") == "finished" else None
+        value = recorded(finished, metric.name) if finished else None
+        seconds = recorded(finished, "wall_seconds") if finished else None
+        lines.append(
+            {
+                "id": key,
+                "row": label,
+                "seed": seed,
+                "status": _status(record),
+                "value": "" if value is None else written(value, metric),
+                "minutes": "" if seconds is None else f"{seconds / 60:.1f}",
+                "code": short(made.get("code")) or str(made.get("commit") or "")[:10],
+                "links": [{"href": href, "ending": words} for href, words in (links(record) if record else [])],
+            }
+        )
     return lines
+
+
+def _asked(section: Section) -> list[tuple[str, int, str]]:
+    """Row, seed and trial of each cell; where claims decide how many seeds a row has, of those that were begun."""
+    grid, begun = section.grid, section.records
+    cells = [(row.label, seed, key) for row in grid.rows for seed, key in zip(grid.seeds, row.trial_ids, strict=True)]
+    return [cell for cell in cells if cell[2] in begun or not section.table.is_decided]

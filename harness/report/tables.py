@@ -138,6 +138,7 @@ class Table:
     footnotes: tuple[tuple[str, str], ...]  # (letter, reason)
     notes: tuple[str, ...]  # how the numbers were made
     verdicts: tuple[Verdict, ...] = ()  # on what the file claims
+    is_decided: bool = False  # its rows have as many seeds as decided the claims: trials that never ran are not missed
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ class Group:
     trials: pd.DataFrame  # the row's part of `trials_frame`, those that have finished
     finished: Mapping[int, Record]  # by seed
     missing: tuple[str, ...]  # why the others are not there
+    num_trials: int  # that were asked for
 
     def values(self, metric: Metric) -> dict[int, float]:
         """Return the defined numbers of `metric` by seed."""
@@ -187,7 +189,7 @@ def make_table(grid: Grid, records: Iterable[Record], settled: Mapping[Claim, Ve
     """
     by_id = {record["trial_id"]: record for record in records}
     metrics = tuple(metric_of(name) for name in grid.metrics)
-    groups = _groups(grid, by_id)
+    groups = _groups(grid, by_id, bool(settled))
     if grid.search is not None:
         groups = _ranked(groups, by_id, metrics[0], grid.search.spec.mode)
     labelled = {group.row.label: group for group in groups}
@@ -203,7 +205,7 @@ def make_table(grid: Grid, records: Iterable[Record], settled: Mapping[Claim, Ve
                 is_baseline=group is baseline,
                 factors=group.row.factors,
                 num_finished=len(group.finished),
-                num_trials=len(group.row.trial_ids),
+                num_trials=group.num_trials,
                 is_baselines=baseline is not None and group is not baseline and group.shares(baseline),
                 cells={
                     metric.name: _cell(group, baseline, metric, footnotes, metric is metrics[0]) for metric in metrics
@@ -222,6 +224,7 @@ def make_table(grid: Grid, records: Iterable[Record], settled: Mapping[Claim, Ve
         footnotes=tuple((letter, reason) for reason, letter in footnotes.letters.items()),
         notes=describe(grid, rows, list(used.values())),
         verdicts=judge_claims(grid.claims, labelled, metric_of, settled),
+        is_decided=bool(settled),
     )
 
 
@@ -240,22 +243,24 @@ def _ranked(groups: list[Group], by_id: Mapping[str, Record], metric: Metric, mo
     return sorted(groups, key=rank)
 
 
-def _groups(grid: Grid, by_id: Mapping[str, Record]) -> list[Group]:
-    """The rows of a grid with their finished trials, and reasons for the others."""
+def _groups(grid: Grid, by_id: Mapping[str, Record], decided: bool) -> list[Group]:
+    """The rows of a grid with their finished trials, and reasons for the others; see `Table` for `decided`."""
     trials = trials_frame(grid, by_id.values())
     count = len(grid.seeds)
     groups = []
     for number, row in enumerate(grid.rows):
         own = trials.iloc[number * count : (number + 1) * count]
+        if decided and (own["status"] != "pending").any():
+            own = own[own["status"] != "pending"]
         there = own[own["status"] == "finished"]
         reasons: dict[str, list[int]] = {}
         for seed, trial_id, status in zip(own["seed"], own["trial_id"], own["status"], strict=True):
             if status != "finished":
                 reasons.setdefault(missing_reason(by_id.get(trial_id)), []).append(int(seed))
         finished = {int(seed): by_id[key] for seed, key in zip(there["seed"], there["trial_id"], strict=True)}
-        groups.append(Group(row, there, finished, _missing(reasons, alone=not finished)))
+        groups.append(Group(row, there, finished, _missing(reasons, alone=not finished), len(own)))
     for place, row in reversed(grid.waiting):
-        groups.insert(place, Group(row, trials[:0], {}, (f"needs {row.needs}, which is not here yet",)))
+        groups.insert(place, Group(row, trials[:0], {}, (f"needs {row.needs}, which is not here yet",), 0))
     return groups
 
 
