@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 from pathlib import Path
@@ -86,6 +87,17 @@ def test_classes_have_their_thresholds_where_errors_were_measured(tmp_path, monk
     assert re.search(rf"{re.escape(CLASSES[0])} 10 0.5 2.5 4.5 0.25 88.9 72.7", text)
     assert re.search(rf"{re.escape(CLASSES[1])} 1 – – – – – –", text)
     assert f"of trial {key} ({grid.rows[-1].label}, seed 1)" in text
+    with open(tmp_path / "out" / "quickstart_classes.csv", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["row"], line["seed"], line["class"]) for line in lines] == [
+        (row.label, seed, name) for row in grid.rows for seed in "01" for name in CLASSES
+    ]
+    names = ("objects", "AP", "threshold", "precision", "recall")
+    assert [[line[name] for name in names] for line in lines if line["trial_id"] == key] == [
+        ["10", "5", "0.25", "88.888", "72.7"],
+        ["1", "", "", "", ""],
+    ]
+    assert [[line[name] for name in names] for line in lines[:2]] == [["", "0", "", "", ""], [""] * 5]
 
 
 @pytest.mark.parametrize("score", ["nan", "1.5", "-0.1", "high"])

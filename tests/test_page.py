@@ -167,7 +167,7 @@ def test_records_alone_give_the_tables_of_the_tracking_store(tmp_path, tracking_
     write_report([grid], tmp_path / "records", source="records")
     made = ("md", "tex", "csv", "png", "pdf")
     assert files(tmp_path / "tracking", *made) == files(tmp_path / "records", *made)
-    assert len(files(tmp_path / "records", *made)) == 7
+    assert len(files(tmp_path / "records", *made)) == 8
     links = [
         [link["href"] for link in Page((tmp_path / n / "report.html").read_text()).all("a")]
         for n in ("tracking", "records")

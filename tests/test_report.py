@@ -30,7 +30,7 @@ def test_the_tracking_store_alone_gives_the_same_table(tmp_path: Path, tracking_
     assert "[a] APL is undefined: the validation split has no large objects" in report.text
     assert {path.name for path in report.paths} == {
         *("report.html", "made.md", "made.tex", "made.csv", "made_ap.png", "made_ap.pdf"),
-        *("made_trials.csv", "made_epochs.csv"),
+        *("made_trials.csv", "made_epochs.csv", "made_classes.csv"),
     }
 
 

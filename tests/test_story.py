@@ -42,7 +42,7 @@ def test_run_report_and_run_again(tmp_path: Path, tracking_store: str, monkeypat
     assert aps == pytest.approx(sorted(record["metrics"]["AP"] for record in records), abs=1e-6)
     names = [*(f"quickstart.{ending}" for ending in ("csv", "md", "tex")), "claims.csv", "report.html"]
     names += [f"quickstart_{figure}.{ending}" for figure in ("ap", "detections") for ending in ("pdf", "png")]
-    names += ["quickstart_trials.csv", "quickstart_epochs.csv"]
+    names += ["quickstart_trials.csv", "quickstart_epochs.csv", "quickstart_classes.csv"]
     assert {path.name for path in (tmp_path / "reports").iterdir()} == set(names)
 
     assert main(["run", *FAST, "--executor", "local"]) == 0

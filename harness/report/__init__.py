@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 from harness.files import write_atomic
+from harness.report.by_class import write_classes
 from harness.report.formats import claims_to_csv, pivot_to_markdown, pivot_to_text, to_csv, to_markdown, to_text
 from harness.report.frames import write_frames
 from harness.report.ground import check_ground
@@ -118,7 +119,7 @@ def write_report(
         grids: their names become the files' names.
         out_dir: made if absent; files of the same name are replaced.
         formats: any of `FORMATS`; a figure is left out while no finished trial has what it shows. `csv` and `parquet`
-            write the trials and their epochs too (see `frames.py`).
+            write the trials, their epochs and their classes too (see `frames.py` and `by_class.py`).
         uri: the tracking store; None takes the usual one.
         source: one of `SOURCES`: where records are read from.
         records: records to use instead of reading any.
@@ -213,7 +214,8 @@ def _write_grid(
     if pivot and "csv" in formats:
         paths.append(base.with_name(f"{base.name}_pivot.csv"))
         write_atomic(paths[-1], pivot_frame(pivot).to_csv(index=False, lineterminator="\n", float_format="%.6g"))
-    paths += write_frames(grid, records, base, [ending for ending in DATA if ending in formats])
+    endings = [ending for ending in DATA if ending in formats]
+    paths += write_frames(grid, records, base, endings) + write_classes(grid, records, base, endings, RunStore())
     by_id = {str(record["trial_id"]): record for record in records}
     files = tuple(path.name for path in paths)
     commands = how.grids.get(grid.name, ())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import UserError
 from harness.figures.matching import SCORE, Matches, best_threshold, worst_images
 from harness.mistakes.thresholds import Threshold
+from harness.report.by_class import class_columns, per_class_of
 from harness.report.frames import recorded
 from harness.report.shown_images import ShownImages, objects, rows_by_image, shown_images, validation_split
 from harness.report.tables import metric_of
@@ -152,7 +153,7 @@ def _best_first(
 
 
 def _classes(rows: Mapping[str, Sequence[Record]], store: RunStore) -> Classes | None:
-    own = {label: [_per_class(record, store) for record in records] for label, records in rows.items()}
+    own = {label: [per_class_of(record, store) for record in records] for label, records in rows.items()}
     names = list(dict.fromkeys(name for seeds in own.values() for seed in seeds for name in seed))
     if not names:
         return None
@@ -167,28 +168,15 @@ def _classes(rows: Mapping[str, Sequence[Record]], store: RunStore) -> Classes |
     return Classes(tuple(own), tuple(lines))
 
 
-def _per_class(record: Record, store: RunStore) -> Mapping[str, float]:
-    """The trial's own file has the names as they are; MLflow may have had to change them."""
-    kept = store.read(str(record["trial_id"])) or {}
-    return kept.get("per_class") or record.get("per_class") or {}
-
-
-def _columns(record: Record, store: RunStore) -> Mapping[str, Sequence[Any]]:
-    """The classes of a trial's main branch in columns; empty where its errors were not measured."""
-    kept = store.read(str(record["trial_id"])) or {}
-    branches = kept.get("classes") or record.get("classes") or {}
-    return branches.get("decoder") or next(iter(branches.values()), {})
-
-
 def _counts(record: Record, store: RunStore) -> dict[str, int]:
-    columns = _columns(record, store)
+    columns = class_columns(record, store)
     return dict(zip(columns.get("class", ()), columns.get("objects", ()), strict=True))
 
 
 def _best_scores(ordered: Sequence[tuple[str, int, Record]], store: RunStore) -> BestScores | None:
     """Those of the first trial that has them."""
     for label, seed, record in ordered:
-        if columns := _columns(record, store):
+        if columns := class_columns(record, store):
             lines = zip(*(columns[name] for name in ("class", "threshold", "precision", "recall")), strict=True)
             found = {name: (score, precision, recall) for name, score, precision, recall in lines if score is not None}
             return BestScores(str(record["trial_id"]), label, seed, found)

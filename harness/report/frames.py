@@ -164,11 +164,12 @@ def write_frames(grid: Grid, records: Sequence[Record], base: Path, endings: Seq
         for name, frame in frames.items():
             for ending in endings:
                 paths.append(base.with_name(f"{base.name}_{name}.{ending}"))
-                write_atomic(paths[-1], _written(frame, ending))
+                write_atomic(paths[-1], written(frame, ending))
     return paths
 
 
-def _written(frame: pd.DataFrame, ending: str) -> bytes:
+def written(frame: pd.DataFrame, ending: str) -> bytes:
+    """A frame as a file of one of the endings of `write_frames`."""
     if ending == "csv":
         return str(frame.to_csv(index=False, lineterminator="\n", float_format="%.10g")).encode()
     try:

@@ -303,7 +303,7 @@ def figure_of(picture: Picture) -> dict[str, Any]:
 def _file(name: str) -> Href:
     stem, _, ending = name.rpartition(".")
     words = {"md": "Markdown", "tex": "LaTeX", "parquet": "Parquet"}.get(ending, ending.upper())
-    part = next((part for part in ("trials", "epochs", "pivot") if stem.endswith(f"_{part}")), "")
+    part = next((part for part in ("trials", "epochs", "classes", "pivot") if stem.endswith(f"_{part}")), "")
     return {"href": quote(name), "ending": f"{part} ({words})" if part else words}
 
 
