@@ -411,7 +411,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if getattr(args, "store", None):
         os.environ["CODETR_STORE"] = os.path.abspath(os.path.expanduser(args.store))  # for workers as well
     from harness import commands, store_commands
-    from harness.decide import commands as decide_commands
     from harness.errors import StorageError, UserError
     from harness.passwords import masked
     from harness.revisit import commands as revisit_commands
@@ -421,7 +420,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from harness.system.process import let_segments_grow, wait_politely
 
     name = f"{args.command}_" if iskeyword(args.command) else args.command.replace("-", "_")
-    room = next(own for own in (commands, store_commands, decide_commands, revisit_commands) if hasattr(own, name))
+    room = next(own for own in (commands, store_commands, revisit_commands) if hasattr(own, name))
     wait_politely()  # and so for every process that this one starts
     let_segments_grow()
     try:

@@ -78,7 +78,7 @@ def plan(args: argparse.Namespace) -> int:
     if args.decide:
         from harness.decide.commands import plan_looks
 
-        return plan_looks(args, store)
+        return plan_looks(args, store, open_grids)
     grids = open_grids(args, require_data=False)
     for grid, chosen in zip(grids, _chosen(args, grids), strict=True):
         trials = [trial for trial in grid.trials if trial.trial_id in chosen]
@@ -216,7 +216,7 @@ def run(args: argparse.Namespace) -> int:
     store = RunStore()
     failed = False
     for grid, ids in zip(grids, chosen, strict=True):
-        tell_of_other_code(store, [trial.trial_id for trial in grid.trials if trial.trial_id in ids])
+        _tell_of_other_code(store, [trial.trial_id for trial in grid.trials if trial.trial_id in ids])
         summary = run_grid(
             grid,
             store,
@@ -236,8 +236,14 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def tell_of_other_code(store: RunStore, trial_ids: Sequence[str]) -> None:
-    """Remark on finished trials that the code of now would not make again."""
+def decide(args: argparse.Namespace) -> int:
+    """Train seeds where they decide, until every claim of the files is settled or the budget is spent."""
+    from harness.decide.commands import decide as settle
+
+    return settle(args, open_grids, _tell_of_other_code)
+
+
+def _tell_of_other_code(store: RunStore, trial_ids: Sequence[str]) -> None:
     if other := made_by_other_code(store, trial_ids):
         one = len(other) == 1
         remark(

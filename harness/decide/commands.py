@@ -1,14 +1,13 @@
 """The command `decide`, and what `plan --decide` shows.
 
-As in `harness.commands`, every function takes the parsed arguments.
+Both take the parsed arguments, and from `harness.commands` what opens the grids that these name.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from harness.commands import open_grids, tell_of_other_code
 from harness.decide import kept, told
 from harness.errors import UserError
 from harness.schedule.progress import duration
@@ -17,8 +16,12 @@ from harness.store.listing import WIDTH
 from harness.store.results import RunStore
 from harness.system.console import fitted, remark, table
 
+OpenGrids = Callable[..., list[Grid]]
 
-def decide(args: argparse.Namespace) -> int:
+
+def decide(
+    args: argparse.Namespace, open_grids: OpenGrids, tell_of_other_code: Callable[[RunStore, Sequence[str]], None]
+) -> int:
     """Train seeds where they decide, until every claim of the files is settled or the budget is spent."""
     from harness.decide.rounds import NO_ROOM, spent
     from harness.decide.rounds import decide as settle
@@ -26,7 +29,7 @@ def decide(args: argparse.Namespace) -> int:
 
     store, stopped = RunStore(), False
     budget = None if args.budget is None else float(args.budget)  # of all files together
-    for grid in _decided_grids(args, store):
+    for grid in _decided_grids(args, store, open_grids):
         tell_of_other_code(store, [trial.trial_id for trial in grid.trials])
 
         def run_trials(ids: Sequence[str], grid: Grid = grid) -> None:
@@ -44,7 +47,9 @@ def decide(args: argparse.Namespace) -> int:
     return 1 if stopped else 0
 
 
-def _decided_grids(args: argparse.Namespace, store: RunStore, *, require_data: bool = True) -> list[Grid]:
+def _decided_grids(
+    args: argparse.Namespace, store: RunStore, open_grids: OpenGrids, *, require_data: bool = True
+) -> list[Grid]:
     """The grids of the files with as many seeds as their last looks need.
 
     Raises:
@@ -75,7 +80,7 @@ def _max_seeds(args: argparse.Namespace, grid: Grid) -> int | None:
     return grid.max_seeds if asked is None else asked
 
 
-def plan_looks(args: argparse.Namespace, store: RunStore) -> int:
+def plan_looks(args: argparse.Namespace, store: RunStore, open_grids: OpenGrids) -> int:
     """Show the claims, what their next looks need, and what that will take."""
     from harness.decide.rounds import next_round
     from harness.store.cost import Costs
@@ -83,7 +88,7 @@ def plan_looks(args: argparse.Namespace, store: RunStore) -> int:
     if args.only or args.seeds:
         raise UserError("plan --decide takes the seeds 0, 1, 2 … of all rows: leave out --seeds and --only")
     costs = Costs(store)
-    for grid in _decided_grids(args, store, require_data=False):
+    for grid in _decided_grids(args, store, open_grids, require_data=False):
         decision = kept.read(grid, store, _max_seeds(args, grid))
         table(f"{grid.title}: claims", told.COLUMNS, told.lines(decision, grid, store), WIDTH)
         print(fitted(told.looks_words(decision), WIDTH))

@@ -158,7 +158,7 @@ def _give_up(course: Course, rows: Mapping[str, Sequence[float | None]], rule: R
     for label, differences in rows.items():
         failed = sum(value is None for value in differences[:number])
         if failed > MOST_FAILED * number:
-            return f"failing: of the {number} pairs of '{label}' {failed} are missing, as trainings failed"
+            return f"failing: of the {number} pairs of '{label}' {failed} are missing: trainings failed, or lack it"
     if number == looks.most:
         return ""
     waiting = [own for own in course.rows if own.verdict == UNDECIDED]

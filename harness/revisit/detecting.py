@@ -130,7 +130,8 @@ def detect_files(asked: Wanted, store: RunStore, say: Say) -> tuple[Done, str]:
     made = build(found, device, category_ids=of_ids.ids if of_ids else (), say=say)
     classes = of_ids or named_classes(found, made.detector.num_classes, asked.data, say)
     threshold, why = chosen_threshold(asked, store)
-    limit = limit_asked("coco", found.config.evaluate.max_detections)
+    made_by = (store.read(found.name) or {}).get("provenance") or {} if found.reading is None else {}
+    limit = limit_asked(str(made_by.get("protocol") or "coco"), found.config.evaluate.max_detections)
     photographs = Photographs(asked.files, found.config.data, made.detector.size_divisor)
     precision = found.config.evaluate.computes_in(found.config.train)
     ticker, done = Ticker(say, f"{found.name}: images", len(asked.files)), Done()

@@ -194,9 +194,10 @@ def expand(
     above = override_settings(overrides, options or {}, mistakes)
     folders = _folders(data)
     notes: list[str] = []
-    for name in folders:
+    for name in [*folders]:
         if (folder := str(Path(name).absolute())) != (said := _in_utf8(folder)):
             mistakes.add("--data", f"{said} is no UTF-8 name, so no record can hold it; rename it, or link to it")
+            folders.remove(name)
     if len(folders) > 1:
         spec = crossed(spec, folders, [*presets.scale, *below], notes, mistakes)
     above += [(("data", "path"), name, "--data") for name in folders if len(folders) == 1]
