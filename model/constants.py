@@ -1,7 +1,7 @@
 """Numbers that are known on the host, as tensors of a device: each is copied once, since a copy makes the host wait.
 
 In a graph for images of any size (`model.exported`) the sizes of maps are symbols. What is made of them becomes a part
-of the graph, and is kept nowhere.
+of the graph, and is kept nowhere; nor is anything that is made while a graph is traced, where tensors have no numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ Numbers = tuple[float, ...] | tuple[tuple[float, ...], ...]
 def constant(numbers: Sequence[float] | Sequence[Sequence[float]], like: Tensor, dtype: torch.dtype) -> Tensor:
     """`numbers` on the device of `like`. It is shared by all who ask for it, so nobody may write to it."""
     frozen = tuple(tuple(row) if isinstance(row, Sequence) else row for row in numbers)
-    return _stacked(frozen, dtype, like.device) if _has_symbols(frozen) else _constant(frozen, dtype, like.device)
+    if _has_symbols(frozen):
+        return _stacked(frozen, dtype, like.device)
+    make = _constant.__wrapped__ if torch.compiler.is_compiling() else _constant
+    return make(frozen, dtype, like.device)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -50,7 +53,8 @@ def of_sizes(
     make: Callable[[tuple[tuple[int, int], ...]], Tensor], sizes: tuple[tuple[int, int], ...], device: torch.device
 ) -> Tensor:
     """What `make(sizes)` gives for the sizes of some maps, on a device; shared, so nobody may write to it."""
-    return make(sizes).to(device) if _has_symbols(sizes) else _of_sizes(make, sizes, device)
+    is_kept = not (_has_symbols(sizes) or torch.compiler.is_compiling())
+    return _of_sizes(make, sizes, device) if is_kept else make(sizes).to(device)
 
 
 @functools.lru_cache(maxsize=64)

@@ -69,6 +69,20 @@ def test_onnxruntime_gives_what_the_detector_gives_of_every_size(preset: str) ->
             assert labels[number].tolist() == own.labels.tolist()
 
 
+class _Scaled(torch.nn.Module):
+    """Asks for numbers on the device, as parts of a detector do."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values * constant((2.0, 7.5), values, values.dtype) + of_sizes(torch.tensor, ((3, 5),), values.device)
+
+
+def test_nothing_that_a_trace_made_is_kept() -> None:
+    values = torch.ones(4, 2)
+    traced = torch.export.export(_Scaled(), (values,), strict=False).module()(values)
+    assert type(constant((2.0, 7.5), values, values.dtype)) is torch.Tensor
+    assert torch.equal(_Scaled()(values), traced)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_branch_is_the_detectors_own(preset: str) -> None:
     detector = scattered(tiny_preset(preset)).eval()

@@ -162,7 +162,7 @@ def _classes(rows: Mapping[str, Sequence[Record]], store: RunStore) -> Classes |
     for name in names:
         values: list[float | None] = []
         for seeds in own.values():
-            there = [seed[name] for seed in seeds if seed.get(name) is not None]
+            there = [value for seed in seeds if (value := seed.get(name)) is not None]
             values.append(statistics.fmean(there) if there else None)
         lines.append((name, counts.get(name), tuple(values)))
     return Classes(tuple(own), tuple(lines))
