@@ -106,17 +106,20 @@ def build_parser() -> argparse.ArgumentParser:
     store = argparse.ArgumentParser(add_help=False)
     store.add_argument("--store", metavar="DIR", help="folder of the records (default: $CODETR_STORE or ~/codetr)")
 
-    grid = argparse.ArgumentParser(add_help=False)
-    grid.add_argument("--preset", metavar="NAME", default=None, help="scale: a preset's name or file (default: digits)")
-    grid.add_argument(
+    settings = argparse.ArgumentParser(add_help=False)
+    settings.add_argument(
+        "--preset", metavar="NAME", default=None, help="scale: a preset's name or file (default: digits)"
+    )
+    settings.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="change a setting; repeatable"
     )
-    grid.add_argument(
+    settings.add_argument(
         "--data",
         metavar="PATH",
         action="append",
         help="a folder (COCO, YOLO, VOC) instead of the preset's (`preset`); several: every row on each of them",
     )
+    grid = argparse.ArgumentParser(add_help=False, parents=[settings])
     grid.add_argument("--seeds", metavar="0,1,2", type=_numbers, help="instead of the file's seeds")
 
     only = argparse.ArgumentParser(add_help=False)
@@ -152,10 +155,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     decide = commands.add_parser(
         "decide",
-        parents=[grid, means, store],
+        parents=[settings, means, store],
         help="train seeds where they decide: look by look, until every claim is settled",
     )
     decide.add_argument("files", nargs="+", metavar="FILE", help="ablation file with claims")
+    decide.add_argument("--seeds", type=_numbers, help=argparse.SUPPRESS)  # refused, with what it takes instead
     decide.add_argument(
         "--budget", metavar="6h", type=_seconds, help="device time for all looks together, such as 6h or 90m"
     )
