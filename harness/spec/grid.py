@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from harness.spec.claims import Claim, claims_of
-from harness.spec.data_sets import by_data_set, check_names, crossed, is_own
+from harness.spec.data_sets import by_data_set, check_contents, check_names, crossed, is_own, narrowed
 from harness.spec.detection_metrics import unmeasured
 from harness.spec.labels import Factor
 from harness.spec.parts import Setting
@@ -199,9 +199,10 @@ def expand(
             mistakes.add("--data", f"{said} is no UTF-8 name, so no record can hold it; rename it, or link to it")
             folders.remove(name)
     if len(folders) > 1:
-        spec = crossed(spec, folders, [*presets.scale, *below], notes, mistakes)
+        spec = crossed(spec, folders, [*presets.scale, *below], above, notes, mistakes)
     above += [(("data", "path"), name, "--data") for name in folders if len(folders) == 1]
     check_said_once(above, mistakes)
+    spec, over = narrowed(spec, above, notes) if len(folders) < 2 else (spec, above)
     check_names(spec, mistakes)
     chosen = tuple(seeds) if seeds is not None else spec.seeds
     try:
@@ -211,7 +212,7 @@ def expand(
 
     if spec.search is not None:
         return _expand_search(spec, presets, below, above, chosen, require_data, mistakes)
-    listed = rows_of(spec, presets, above, notes, mistakes)
+    listed = rows_of(spec, presets, over, notes, mistakes)
     layered = [presets.layered([*below, *each.settings, *above], mistakes) for each in listed]
     resolved = [resolve(each.settings, spec.path, mistakes) for each in layered]
     listed = _renamed(listed, resolved, presets, below, above, notes)
@@ -231,6 +232,7 @@ def expand(
     ]
     notes += unmeasured(spec.metrics, [draft.resolved.evaluate.max_detections for draft in drafts])
     fingerprints = fingerprints_of([draft.resolved.data for draft in drafts], require_data, notes)
+    check_contents(spec, {draft.resolved.data.path: fingerprints[draft.resolved.data] for draft in drafts})
     hashes = weights_hashes([weights_of(draft.resolved.model) for draft in drafts], require_data, notes)
     trials, rows = assemble(drafts, chosen, fingerprints, hashes)
     shown = published_preset(spec, presets.name)
