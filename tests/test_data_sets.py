@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from harness.__main__ import main
+from harness.decide.rounds import decide
 from harness.errors import UserError
 from harness.report import grid_text, identified, write_report
 from harness.report.figures import analysis_figures
@@ -344,3 +345,27 @@ def test_only_and_plan_know_data_sets_by_name(grid_of, folders, tmp_path, capsys
     assert main(["plan", file, "--preset", "digits_fast", *named, "--only", "data=birds", "--seeds", "0"]) == 0
     out = capsys.readouterr().out
     assert "no head, data=birds" in out and "data=cells" not in out.split("(preset")[0] and "2 trials" in out
+
+
+@pytest.mark.parametrize("data", [("birds", "cells"), ("cells",)])
+def test_what_was_decided_stays_so_where_a_data_set_is_not_here(grid_of, folders, tmp_path, capsys, monkeypatch, data):
+    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
+    store = RunStore()
+    grid = grid_of(FILE, *data, seeds=12)
+
+    def run_trials(ids: Any) -> None:
+        for trial in (grid.trial(key) for key in ids):
+            own = {"config": config_to_dict(trial.config), "fingerprint": trial.fingerprint}
+            store.write_result(trial.trial_id, make_record(trial.trial_id, ap_of(trial)) | own)
+
+    decide(grid, store, run_trials, max_seeds=None, say=lambda line: None)
+    capsys.readouterr()
+    named = [word for name in data for word in ("--data", folders[name])]
+    command = ["report", str(tmp_path / "mine.yaml"), "--preset", "digits_fast", *named, "--from", "records"]
+    told = []
+    for name in ("here", "gone"):
+        assert main([*command, "--out", str(tmp_path / name), "--format", "md"]) == 0
+        told.append(capsys.readouterr().out.split("wrote")[0])
+        if name == "here":
+            Path(folders["cells"]).rename(tmp_path / "moved")
+    assert told[0] == told[1] and "looked at" in told[0]

@@ -181,11 +181,12 @@ def identified(grid: Grid, store: RunStore | None = None) -> Grid:
             return trial
         return replace(trial, trial_id=found.key, fingerprint=found.fingerprint, weights_hash=found.weights_hash)
 
-    rows = [
+    rows = tuple(
         replace(row, trial_ids=tuple(known[key].key if key in known else key for key in row.trial_ids))
         for row in grid.rows
-    ]
-    return replace(grid, trials=tuple(map(identify, grid.trials)), rows=tuple(rows))
+    )
+    trials = tuple(map(identify, grid.trials))
+    return replace(grid, trials=trials, rows=rows) if grid.search else grid.known_as(trials, rows)
 
 
 class _Like(NamedTuple):
