@@ -185,8 +185,8 @@ def identified(grid: Grid, store: RunStore | None = None) -> Grid:
         replace(row, trial_ids=tuple(known[key].key if key in known else key for key in row.trial_ids))
         for row in grid.rows
     )
-    trials = tuple(map(identify, grid.trials))
-    return replace(grid, trials=trials, rows=rows) if grid.search else grid.known_as(trials, rows)
+    made = tuple(map(identify, grid.trials))
+    return replace(grid, trials=made, rows=rows) if grid.search else grid.known_as(made, rows)
 
 
 class _Like(NamedTuple):

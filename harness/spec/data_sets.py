@@ -61,7 +61,7 @@ def crossed(
     return spec.model_copy(update={"rows": rows, "axes": {**spec.axes, DATA: tuple(paths)}})
 
 
-def narrowed(spec: AblationSpec, above: Sequence[Setting], notes: list[str]) -> tuple[AblationSpec, Sequence[Setting]]:
+def narrowed(spec: AblationSpec, above: list[Setting], notes: list[str]) -> tuple[AblationSpec, list[Setting]]:
     """The file with the one data set that the command line names in place of its axis of them.
 
     Args:
