@@ -62,7 +62,13 @@ def open_grids(
 def _looked_at(grid: Grid) -> int:
     from harness.decide.kept import seeds_looked_at
 
-    return seeds_looked_at(grid, RunStore())
+    store = RunStore()
+    if not all(trial.has_id for trial in grid.trials):  # what is kept is found by the content of data and weights
+        from harness.report.reading import identified
+
+        with suppress(UserError):  # told by the command itself
+            grid = identified(grid, store)
+    return seeds_looked_at(grid, store)
 
 
 def _chosen(args: argparse.Namespace, grids: Sequence[Grid]) -> list[frozenset[str]]:

@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 
 from harness.__main__ import main
+from harness.decide.rounds import decide
 from harness.errors import UserError
 from harness.report import grid_text, identified, write_report
+from harness.report.figures import analysis_figures
 from harness.report.pivot import make_pivot, pivot_frame
 from harness.report.tables import make_table
 from harness.report.tasks import over_tasks, why_not
 from harness.spec.grid import Grid, open_grid
 from harness.spec.identity import config_to_dict
 from harness.store.results import RunStore
-from tests.support.folders import tables, write_split
+from tests.support.folders import tables, write_folder, write_split
 from tests.support.report_grid import make_record
 
 FILE = """
@@ -61,8 +63,8 @@ def name_of(trial: Any) -> str:
 def ap_of(trial: Any) -> float:
     """Levels of the data sets lie far apart; the gain of a head scatters a little by the seed."""
     name, seed = name_of(trial), trial.config.seed
-    level = 40 + 20 * list(GAINS).index(name) + (seed * 7) % 5
-    return level + (GAINS[name] + 0.1 * ((seed * 3) % 5 - 2) if trial.config.model.heads else 0.0)
+    level = 40 + 20 * [*GAINS, name].index(name) + (seed * 7) % 5
+    return level + (GAINS.get(name, 0.0) + 0.1 * ((seed * 3) % 5 - 2) if trial.config.model.heads else 0.0)
 
 
 def records_of(grid: Grid) -> list[dict[str, Any]]:
@@ -107,6 +109,12 @@ def test_a_claim_is_one_on_each_data_set(grid_of):
     assert verdicts == ["reproduced", "not reproduced", "reproduced"]
 
 
+def test_a_claim_on_one_data_set_stays_one_under_other_settings(grid_of):
+    text = FILE.replace("better: ATSS, than: no head", '"better": "ATSS, data=birds", than: "no head, data=birds"')
+    (claim,) = grid_of(text, "birds", "cells", overrides=["model.heads=[paa]"]).claims
+    assert (claim.text, claim.rows) == ("A head helps", ("ATSS, data=birds [model.heads=paa]",))
+
+
 def test_claims_may_name_one_data_set(grid_of):
     text = FILE.replace("better: ATSS, than: no head", '"better": "ATSS, data=birds", than: "no head, data=birds"')
     (claim,) = grid_of(text, "birds", "cells").claims
@@ -135,6 +143,42 @@ def test_too_few_results_say_so(grid_of, data, seeds, told):
     assert not pivot.over_tasks and pivot.note.endswith(
         f"no interquartile mean: that takes 3 data sets and 5 seeds that all of them have, here are {told}"
     )
+
+
+def test_only_gains_on_the_same_data_set_are_summarised(grid_of):
+    grid = grid_of(FILE.replace("baseline: no head", 'baseline: "no head, data=digits"'), "preset", "birds", "cells")
+    pivot = make_pivot(grid, make_table(grid, records_of(grid)))
+    assert not pivot.over_tasks and pivot.note.endswith("here are 1 and 5")
+    assert "gains_on_data" not in analysis_figures(grid, records_of(grid))
+
+
+def test_a_baseline_that_cannot_run_yet_gives_no_gains(grid_of):
+    grid = grid_of(FILE.replace("label: no head", "label: no head, needs: time"), "preset", "birds", "cells")
+    assert not make_pivot(grid, make_table(grid, records_of(grid))).over_tasks
+    assert "gains_on_data" not in analysis_figures(grid, records_of(grid))
+
+
+def test_table_and_figure_summarise_the_same_rows(grid_of, folders, tmp_path):
+    write_folder(tmp_path / "empty")
+    grid = grid_of(FILE, "preset", "birds", "cells", str(tmp_path / "empty"))
+    records = [make_record(t.trial_id, ap_of(t)) for t in grid.trials if name_of(t) != "empty"]
+    pivot = make_pivot(grid, make_table(grid, records))
+    assert not pivot.over_tasks and pivot.note.endswith("here are 4 and 0")
+    (axes,) = analysis_figures(grid, records)["gains_on_data"].axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == [*GAINS, "empty"]
+
+
+def test_a_metric_that_is_better_neither_way_has_no_summary(grid_of):
+    grid = grid_of(
+        FILE.replace("claims:", "metrics: [num_parameters]\nclaims:").split("claims:")[0], "preset", "birds", "cells"
+    )
+    assert not make_pivot(grid, make_table(grid, records_of(grid))).over_tasks
+
+
+def test_several_other_axes_stand_in_the_first_column(grid_of):
+    text = "axes: {model.lambda1: [1, 2], model.lambda2: [3, 4]}\n"
+    pivot = make_pivot(grid := grid_of(text, "birds", "cells", seeds=1), make_table(grid, records_of(grid)))
+    assert (pivot.corner, pivot.rows[1][0]) == ("variant", "lambda1=1 lambda2=4")
 
 
 def test_every_format_has_the_summary(grid_of, tmp_path):
@@ -202,6 +246,66 @@ def test_data_sets_that_are_not_here_are_known_by_their_names(grid_of, folders, 
         identified(other, store)
 
 
+def test_a_data_set_that_is_not_here_is_none_of_the_others(grid_of, tmp_path):
+    store = RunStore(tmp_path / "store")
+    for trial in (grid := grid_of(FILE, "preset", "birds", seeds=1)).trials:
+        made = make_record(trial.trial_id, ap_of(trial))
+        made |= {"config": config_to_dict(trial.config), "fingerprint": trial.fingerprint}
+        store.write_result(trial.trial_id, made)
+    found = identified(grid_of(FILE, "birds", "gone", seeds=1, require_data=False), store)
+    assert [t.has_id for t in found.trials] == [True, False, True, False]
+    assert {t.trial_id for t in found.trials if t.has_id} < {t.trial_id for t in grid.trials}
+    alone = identified(grid_of(FILE, "gone", seeds=1, require_data=False), store)
+    assert [t.fingerprint for t in alone.trials] == [grid.trials[1].fingerprint] * 2, "generated scenes are no folder"
+
+
+def test_a_data_set_is_called_by_its_name_however_it_is_written(grid_of, folders, monkeypatch):
+    monkeypatch.setenv("HOME", folders["cells"])
+    monkeypatch.chdir(folders["birds"])
+    labels = [row.label for row in grid_of(FILE, "birds", "cells").rows]
+    for written in ((".", "~"), ("../birds/", "../birds/../cells/.")):
+        assert [row.label for row in grid_of(FILE, *written).rows] == labels
+
+
+def test_the_order_of_data_sets_makes_no_other_grid(grid_of):
+    one, other = grid_of(FILE, "birds", "cells"), grid_of(FILE, "cells", "birds")
+    assert (one.key, one.heading) == (other.key, other.heading)
+    assert {t.trial_id for t in one.trials} == {t.trial_id for t in other.trials}
+
+
+def test_one_data_set_of_the_command_line_takes_the_place_of_an_axis(grid_of, folders):
+    text = AXIS + f"axes: {{data.path: [null, {folders['birds']}]}}\n"
+    for grid in (grid_of(text, "cells"), grid_of(text, overrides=[f"data.path={folders['cells']}"])):
+        assert [row.label for row in grid.rows] == ["no head, data=cells", "ATSS, data=cells"]
+        assert [claim.text for claim in grid.claims] == ["A head helps (cells)"]
+        assert {t.trial_id for t in grid.trials} == {t.trial_id for t in grid_of(AXIS, "cells").trials}
+        assert any("takes the place of the data sets" in note for note in grid.notes)
+
+
+def test_a_baseline_may_be_a_folder_whose_name_has_spaces(grid_of, tmp_path):
+    write_folder(tmp_path / "my, data")
+    text = FILE.replace("baseline: no head", 'baseline: "no head, data=my, data"')
+    assert {row.baseline for row in grid_of(text, "birds", str(tmp_path / "my, data")).rows} == {
+        "no head, data=my, data"
+    }
+    text = FILE.replace("baseline: no head", 'baseline: "data=my, data"')
+    assert grid_of(text, "birds", str(tmp_path / "my, data")).rows[2].baseline == "ATSS, data=my, data"
+
+
+def test_a_data_set_counts_once_by_whatever_name(grid_of, folders, tmp_path):
+    (tmp_path / "link").symlink_to(folders["birds"])
+    with pytest.raises(UserError, match=r"^[^\n]*'birds' and 'link' are the same data set by two names; name it once$"):
+        grid_of(FILE, "birds", str(tmp_path / "link"), seeds=1)
+
+
+def test_the_data_set_of_a_row_is_not_replaced_in_silence(grid_of, folders):
+    text = FILE.replace("{model.heads: [atss]}", f"{{model.heads: [atss], data.path: {folders['cells']}}}")
+    with pytest.raises(UserError, match=r"rows\.1\.set\.data\.path: data\.path is an axis of this grid"):
+        grid_of(text, "birds", "cells", seeds=1)
+    with pytest.raises(UserError, match=r"--data: --set data\.path=a says something else; remove one of them"):
+        grid_of(FILE, "birds", "cells", seeds=1, overrides=["data.path=a"])
+
+
 @pytest.mark.parametrize(
     ("text", "data", "told"),
     [
@@ -212,6 +316,11 @@ def test_data_sets_that_are_not_here_are_known_by_their_names(grid_of, folders, 
             "search: {space: {model.lambda1: {uniform: [0.5, 2]}}, num_trials: 2, metric: AP, mode: max}\n",
             ("birds", "cells"),
             "--data: a search takes one data set",
+        ),
+        (
+            FILE.replace("than: no head", 'than: "no head, data=birds"'),
+            ("birds", "cells"),
+            "is on one data set and others",
         ),
         (FILE.replace("better: ATSS", "better: ATS"), ("birds", "cells"), "'ATS' is not the label of a row; did you m"),
     ],
@@ -236,3 +345,27 @@ def test_only_and_plan_know_data_sets_by_name(grid_of, folders, tmp_path, capsys
     assert main(["plan", file, "--preset", "digits_fast", *named, "--only", "data=birds", "--seeds", "0"]) == 0
     out = capsys.readouterr().out
     assert "no head, data=birds" in out and "data=cells" not in out.split("(preset")[0] and "2 trials" in out
+
+
+@pytest.mark.parametrize("data", [("birds", "cells"), ("cells",)])
+def test_what_was_decided_stays_so_where_a_data_set_is_not_here(grid_of, folders, tmp_path, capsys, monkeypatch, data):
+    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
+    store = RunStore()
+    grid = grid_of(FILE, *data, seeds=12)
+
+    def run_trials(ids: Any) -> None:
+        for trial in (grid.trial(key) for key in ids):
+            own = {"config": config_to_dict(trial.config), "fingerprint": trial.fingerprint}
+            store.write_result(trial.trial_id, make_record(trial.trial_id, ap_of(trial)) | own)
+
+    decide(grid, store, run_trials, max_seeds=None, say=lambda line: None)
+    capsys.readouterr()
+    named = [word for name in data for word in ("--data", folders[name])]
+    command = ["report", str(tmp_path / "mine.yaml"), "--preset", "digits_fast", *named, "--from", "records"]
+    told = []
+    for name in ("here", "gone"):
+        assert main([*command, "--out", str(tmp_path / name), "--format", "md"]) == 0
+        told.append(capsys.readouterr().out.split("wrote")[0])
+        if name == "here":
+            Path(folders["cells"]).rename(tmp_path / "moved")
+    assert told[0] == told[1] and "looked at" in told[0]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.figures.series import AxisPoint, Change, ErrorChanges
 from harness.report.frames import recorded
-from harness.report.pivot import across, axis_values, is_numeric, line_label
+from harness.report.pivot import across, axis_values, baseline_there, is_numeric, line_label
 from harness.report.published import PUBLISHED_CONFLICT, published_conflict
 from harness.report.statistics import Difference, mean_interval, paired_difference
 from harness.report.tables import Metric, metric_of
@@ -137,22 +137,21 @@ def _on_data_sets(grid: Grid, by_id: Mapping[str, Record]) -> dict[str, Figure]:
     lines: dict[str, list[AxisPoint]] = {}
     tasks: dict[str, list[tuple[dict[int, float], dict[int, float]]]] = {}
     for number, row in enumerate(grid.rows):
-        baseline = grid.baseline_of(row)
-        if baseline is None or baseline.trial_ids == row.trial_ids:
+        baseline, label = baseline_there(grid, row), line_label(grid, number, DATA)
+        if baseline is None:
             continue
         own, other = (_by_seed(grid, line, metric, by_id) for line in (row, baseline))
+        tasks.setdefault(label, []).append((own, other))  # one that has no results counts as in the table
         if gain := paired_difference(own, other):
-            label, change = line_label(grid, number, DATA), _change(gain)
-            place = shown_at(DATA, row.along[DATA])
+            place, change = shown_at(DATA, row.along[DATA]), _change(gain)
             lines.setdefault(label, []).append(AxisPoint(place, change.mean, change.interval, change.n))
-            tasks.setdefault(label, []).append((own, other))
     if not any(len(points) > 1 for points in lines.values()):
         return {}
     from harness.figures.against import draw_against
 
     places: list[Any] = [shown_at(DATA, value) for value in axis_values(grid, DATA)]
     note = "95 % t intervals over seeds"
-    for label in [label for label, pairs in tasks.items() if not why_not(pairs)]:
+    for label in [label for label, pairs in tasks.items() if metric.better and not why_not(pairs)]:
         middle = over_tasks(tasks[label]).gain
         lines[label].append(AxisPoint(ALL, middle.value, (middle.low, middle.high), len(tasks[label])))
         places, note = [*dict.fromkeys((*places, ALL))], "95 % t intervals over seeds; IQM: bootstrap"

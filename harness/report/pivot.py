@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from harness.spec.grid import Grid
+    from harness.spec.trials import Row
 
 MOST_AXES = 2
 
@@ -78,7 +79,7 @@ def make_pivot(grid: Grid, table: Table) -> Pivot | None:
         place[shown_at(axis, row.along[axis])] = by_label[row.label]
     metric, short = table.metrics[0], short_names(grid.axes)
     others = [short[key] for key in grid.axes if key != axis]
-    corner = "variant" if any(row.own for row in grid.rows) else others[0] if others else ""
+    corner = "variant" if len(others) > 1 or any(row.own for row in grid.rows) else "".join(others)
     prefix = f"{corner}=" if corner in others else ""
     cells = [row.cells[metric.name] for row in table.rows]
     spread = any(cell.summary and cell.summary.std is not None for cell in cells)
@@ -109,21 +110,28 @@ TASKS_TOLD = (
 )
 
 
+def baseline_there(grid: Grid, row: Row) -> Row | None:
+    """What a row gains over on the same data set; None where that is elsewhere, cannot run yet, or is itself."""
+    other = grid.baseline_of(row)
+    if other is None or other.needs or other.trial_ids == row.trial_ids:
+        return None
+    same = shown_at(DATA, other.along.get(DATA)) == shown_at(DATA, row.along.get(DATA))
+    return other if same else None
+
+
 def _over_tasks(
     grid: Grid, rows: list[dict[str, TableRow]], metric: Metric
 ) -> tuple[tuple[OverTasks | None, ...], list[str]]:
     """A summary of each row that has a baseline on the same data set, or None, and words for the note."""
     by_label = {row.label: row for place in rows for row in place.values()}
-    baselines = {row.label: grid.baseline_of(row) for row in grid.rows}
+    if not metric.better:
+        return (), []
+    baselines = {row.label: baseline_there(grid, row) for row in grid.rows}
     summaries: list[OverTasks | None] = []
     reasons: list[str] = []
     for place in rows:
         pairs = [(row, baselines[row.label]) for row in place.values()]
-        tasks = [
-            (row.values, by_label[other.label].values)
-            for row, other in pairs
-            if other is not None and other.label != row.label and not row.is_baselines
-        ]
+        tasks = [(row.values, by_label[other.label].values) for row, other in pairs if other is not None]
         reason = why_not(tasks) if tasks else ""
         reasons += [reason] if reason else []
         enough = tasks and not reason

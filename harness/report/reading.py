@@ -148,7 +148,8 @@ def identified(grid: Grid, store: RunStore | None = None) -> Grid:
     """The grid of a data set or pretrained weights that are not here, with the ids of records of the same settings.
 
     A trial's id holds the content of both, which nobody can know without them; records from elsewhere do. A file of
-    weights that is not here is known by its name, and so is a data set where records of several fit.
+    weights that is not here is known by its name, and so is a data set where records of several fit, or the grid has
+    several.
 
     Raises:
         UserError: records of several data sets, or of several files of weights of the same name, fit.
@@ -161,12 +162,15 @@ def identified(grid: Grid, store: RunStore | None = None) -> Grid:
     if not unknown:
         return grid
     fitting = _fitting(unknown, store or RunStore())
+    several = len({trial.config.data.path for trial in grid.trials}) > 1  # one of them is not another
     known: dict[str, _Like] = {}
     for likeness, trials in unknown.items():
         for trial in trials:
-            own = fitting.get(likeness, [])
-            named = [like for like in own if like.data_set == shown_at(DATA, trial.config.data.path)]
-            if chosen := named or (own if len(trials) == 1 else []):
+            path = trial.config.data.path
+            own = [like for like in fitting.get(likeness, []) if like.is_scenes == (path is None)]
+            named = [like for like in own if like.data_set == shown_at(DATA, path)]
+            known_by_rest = len(trials) == 1 and (bool(trial.fingerprint) or not several)
+            if chosen := named or (own if known_by_rest else []):
                 known[trial.trial_id] = _only(chosen, grid.name, trial)
     if not known:
         return grid
@@ -177,11 +181,12 @@ def identified(grid: Grid, store: RunStore | None = None) -> Grid:
             return trial
         return replace(trial, trial_id=found.key, fingerprint=found.fingerprint, weights_hash=found.weights_hash)
 
-    rows = [
+    rows = tuple(
         replace(row, trial_ids=tuple(known[key].key if key in known else key for key in row.trial_ids))
         for row in grid.rows
-    ]
-    return replace(grid, trials=tuple(map(identify, grid.trials)), rows=tuple(rows))
+    )
+    made = tuple(map(identify, grid.trials))
+    return replace(grid, trials=made, rows=rows) if grid.search else grid.known_as(made, rows)
 
 
 class _Like(NamedTuple):
@@ -191,6 +196,7 @@ class _Like(NamedTuple):
     fingerprint: str
     weights_hash: str | None
     data_set: str  # name of its folder
+    is_scenes: bool  # generated, which are always here
 
 
 def _fitting(unknown: Mapping[str, Sequence[Trial]], store: RunStore) -> dict[str, list[_Like]]:
@@ -208,7 +214,7 @@ def _fitting(unknown: Mapping[str, Sequence[Trial]], store: RunStore) -> dict[st
             continue
         if not fingerprint:
             continue
-        like = _Like(key, fingerprint, weights_hash, shown_at(DATA, config.data.path))
+        like = _Like(key, fingerprint, weights_hash, shown_at(DATA, config.data.path), config.data.path is None)
         for no_data, no_weights in missing:
             if no_weights and weights_hash is None:
                 continue  # made without, or by code that did not look into the file

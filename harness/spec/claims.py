@@ -85,14 +85,13 @@ def claims_of(
 
     def known(label: str, place: str, on: Mapping[str, str]) -> str:
         label = on.get(label, label)
-        if label in labels:
-            return label
-        changed = [other for other in labels if other.startswith(f"{label} [")]
+        changed = _matching(label, labels)
         if not changed:
             told = [*dict.fromkeys(own for others in (data_sets or {}).values() for own in others), *labels]
             mistakes.add(place, f"'{label}' is not the label of a row{suggest(label, told)}")
         return changed[0] if changed else label
 
+    each = {own for on in (data_sets or {}).values() for own in on}  # of a row on each data set
     found = []
     for index, spec in enumerate(specs):
         place = f"{where}:claims.{index}"
@@ -101,7 +100,12 @@ def claims_of(
             mistakes.add(f"{place}.metric", f"'{metric}' is not among the table's metrics{suggest(metric, metrics)}")
         kind, anchor = ("better", "than") if spec.better else ("equal", "to")
         named, than = spec.better or spec.equal, spec.than or spec.to
-        for data_set, on in (data_sets if data_sets and not {*named, than} <= {*labels} else {"": {}}).items():
+        single = [label for label in (*named, than) if label not in each and _matching(label, labels)]
+        if each and 0 < len(single) < len(named) + 1 and each & {*named, than}:
+            told = f"'{single[0]}' is on one data set and others are on each; name the data set of all rows, or of none"
+            mistakes.add(place, told)
+            continue
+        for data_set, on in (data_sets if data_sets and not single else {"": {}}).items():
             rows = tuple(known(label, f"{place}.{kind}", on) for label in named)
             reference = known(than, f"{place}.{anchor}", on)
             if reference in rows:
@@ -109,3 +113,8 @@ def claims_of(
             text = f"{spec.text} ({data_set})" if data_set else spec.text
             found.append(Claim(text, rows, reference, metric, spec.within, spec.margin))
     return tuple(found)
+
+
+def _matching(label: str, labels: Sequence[str]) -> list[str]:
+    """The row of this label, or those that the command line changed."""
+    return [label] if label in labels else [other for other in labels if other.startswith(f"{label} [")]

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from harness.spec.claims import Claim, claims_of
-from harness.spec.data_sets import by_data_set, check_names, crossed, is_own
+from harness.spec.data_sets import by_data_set, check_contents, check_names, crossed, is_own, narrowed
 from harness.spec.detection_metrics import unmeasured
 from harness.spec.labels import Factor
 from harness.spec.parts import Setting
@@ -70,6 +70,8 @@ class Grid:
     search: Search | None = None  # None: all trials are listed
     variant: Variant = Variant()  # which data set and settings of the command line it has
     waiting: tuple[tuple[int, Row], ...] = ()  # rows that cannot run yet, each after so many of `rows`
+    above: tuple[Setting, ...] = ()  # settings of the command line, which `variant` is of
+    crossed: bool = False  # the command line names its data sets, which are an axis
 
     @property
     def listed(self) -> tuple[Row, ...]:
@@ -94,6 +96,11 @@ class Grid:
         """Trials that a search has still to suggest, from what becomes of those before them."""
         grows = self.search is not None and self.search.spec.algorithm == "optuna"
         return max(0, self.search.spec.num_trials - len(self.trials)) if self.search and grows else 0
+
+    def known_as(self, trials: tuple[Trial, ...], rows: tuple[Row, ...]) -> Grid:
+        """This grid where records tell what its data and weights hold, which are not here: so it keeps its key."""
+        variant = _variant(list(self.above), trials, several=self.crossed) if self.variant.digest else self.variant
+        return replace(self, trials=trials, rows=rows, variant=variant)
 
     def suggest(self, values: Values) -> Grid:
         """This grid with one more suggestion of its search; itself where the trial is there already."""
@@ -199,9 +206,10 @@ def expand(
             mistakes.add("--data", f"{said} is no UTF-8 name, so no record can hold it; rename it, or link to it")
             folders.remove(name)
     if len(folders) > 1:
-        spec = crossed(spec, folders, [*presets.scale, *below], notes, mistakes)
+        spec = crossed(spec, folders, [*presets.scale, *below], above, notes, mistakes)
     above += [(("data", "path"), name, "--data") for name in folders if len(folders) == 1]
     check_said_once(above, mistakes)
+    spec, over = narrowed(spec, above, notes) if len(folders) < 2 else (spec, above)
     check_names(spec, mistakes)
     chosen = tuple(seeds) if seeds is not None else spec.seeds
     try:
@@ -211,7 +219,7 @@ def expand(
 
     if spec.search is not None:
         return _expand_search(spec, presets, below, above, chosen, require_data, mistakes)
-    listed = rows_of(spec, presets, above, notes, mistakes)
+    listed = rows_of(spec, presets, over, notes, mistakes)
     layered = [presets.layered([*below, *each.settings, *above], mistakes) for each in listed]
     resolved = [resolve(each.settings, spec.path, mistakes) for each in layered]
     listed = _renamed(listed, resolved, presets, below, above, notes)
@@ -231,6 +239,7 @@ def expand(
     ]
     notes += unmeasured(spec.metrics, [draft.resolved.evaluate.max_detections for draft in drafts])
     fingerprints = fingerprints_of([draft.resolved.data for draft in drafts], require_data, notes)
+    check_contents(spec, {draft.resolved.data.path: fingerprints[draft.resolved.data] for draft in drafts})
     hashes = weights_hashes([weights_of(draft.resolved.model) for draft in drafts], require_data, notes)
     trials, rows = assemble(drafts, chosen, fingerprints, hashes)
     shown = published_preset(spec, presets.name)
@@ -259,6 +268,8 @@ def expand(
         max_seeds=spec.decide.max_seeds,
         notes=tuple(dict.fromkeys(notes)),
         variant=_variant(above, trials, several=len(folders) > 1),
+        above=tuple(above),
+        crossed=len(folders) > 1,
         waiting=tuple(
             (sum(not other.row.needs for other in listed[:index]), whole(_waiting_row(each.row), each))
             for index, each in enumerate(listed)
@@ -353,8 +364,15 @@ def _variant(above: list[Setting], trials: Sequence[Trial], *, several: bool = F
     """`several`: the command line names data sets that are an axis of the grid."""
     if not trials:
         return variant_of(above)
-    data_sets = {trial.config.data.path: trial.fingerprint for trial in trials} if several else {}
-    return variant_of(above, trials[0].fingerprint, trials[0].weights_hash or "", data_sets)
+    # of a data set or weights that are not here some trials may have a record that knows them, and others none
+    contents, hashes = dict[str | None, str](), dict[str | None, str]()
+    for trial in trials:
+        data, weights = trial.config.data.path, weights_of(trial.config.model)
+        contents[data] = contents.get(data) or trial.fingerprint
+        hashes[weights] = hashes.get(weights) or trial.weights_hash or ""
+    first = trials[0].config
+    data_sets = contents if several else {}
+    return variant_of(above, contents[first.data.path], hashes[weights_of(first.model)], data_sets)
 
 
 def _folders(data: str | Sequence[str] | None) -> list[str]:

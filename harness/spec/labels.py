@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
 from harness.config import TrialConfig
@@ -34,7 +34,10 @@ def shown_at(key: str, value: Any) -> str:
     """The value of a setting as labels show it; of a data set the name of its folder."""
     if key != DATA:
         return show_value(value)
-    return SCENES if value in (None, "none") else PurePath(str(value)).name
+    if value in (None, "none"):
+        return SCENES
+    path = os.path.abspath(os.path.expanduser(str(value)))  # `.` and `~` are folders with names
+    return os.path.basename(path) or path
 
 
 def show_value(value: Any) -> str:

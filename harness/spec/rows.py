@@ -60,9 +60,13 @@ def _combinations(spec: AblationSpec, presets: Presets, mistakes: Mistakes) -> I
     """Every row with its settings under a preset, crossed with every combination of the axes."""
     rows = spec.rows or (RowSpec(label=""),)
     short = short_names(spec.axes)
+    crossed = {whole_path(tuple(key.split("."))) for key in spec.axes}
     for index, row in enumerate(rows):
         where = f"{spec.path}:rows.{index}"
         settings = list(leaves(row.set, f"{where}.set.", mistakes))
+        for path, _, written in settings:
+            if whole_path(path) in crossed:
+                mistakes.add(written, f"{'.'.join(whole_path(path))} is an axis of this grid; take one of them out")
         settings += presets.chosen(row.presets, f"{where}.presets.", mistakes)
         for values in itertools.product(*spec.axes.values()):
             along = dict(zip(spec.axes, values, strict=True))
@@ -145,7 +149,8 @@ def _named(spec: AblationSpec, listed: Sequence[Listed], mistakes: Mistakes) -> 
             if each.row.label == baseline or each.row.label.startswith(f"{baseline} ["):  # see `_overridden`
                 return each.place
         own = next((own for own in owns if own and (baseline == own or baseline.startswith(f"{own}, "))), "")
-        pairs = [pair.partition("=") for pair in re.split(r"[,\s]+", baseline.removeprefix(own)) if pair]
+        texts = re.split(r"[,\s]+(?=[\w.]+=)", f" {baseline.removeprefix(own)}")  # a folder's name may hold both
+        pairs = [pair.partition("=") for pair in map(str.strip, texts) if pair]
         parts = {name: value for name, _, value in pairs} | ({ROW: own} if own else {})
         if not parts or not parts.keys() <= {ROW, *axes}:
             known = dict.fromkeys([*(own for own in owns if own), *labels])

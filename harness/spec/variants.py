@@ -54,8 +54,9 @@ def variant_of(
         return Variant()
     words, identity = [], dict(chosen)
     if data_sets:
-        identity[DATA] = [content or _whole(path) for path, content in data_sets.items()]
-        words += [" ".join((_plain(shown_at(DATA, path)), content[:4])).strip() for path, content in data_sets.items()]
+        identity[DATA] = sorted(content or _whole(path) for path, content in data_sets.items())
+        named = sorted((shown_at(DATA, path), content) for path, content in data_sets.items())  # in whatever order
+        words += [" ".join((_plain(name), content[:4])).strip() for name, content in named]
     for key, content in ((DATA, fingerprint), (WEIGHTS, weights_hash)):
         if chosen.get(key) is not None:
             path = Path(_whole(chosen.pop(key)))
