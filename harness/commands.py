@@ -59,6 +59,16 @@ def open_grids(
     return grids
 
 
+def _identified(grid: Grid) -> Grid:
+    """The grid with the ids of records where its data or weights are not here; remarks on records of another name."""
+    from harness.report.reading import identified
+
+    found = identified(grid)
+    for note in found.notes[len(grid.notes) :]:
+        remark(f"note: {note}")
+    return found
+
+
 def _looked_at(grid: Grid) -> int:
     from harness.decide.kept import seeds_looked_at
 
@@ -273,10 +283,10 @@ def report(args: argparse.Namespace) -> int:
     if not any(name.endswith((".yaml", ".yml")) for name in args.files):
         return _trial_pages(args)
     from harness.decide.told import settled_verdicts
-    from harness.report import DEFAULT_FORMATS, TRACKING, How, chosen_source, identified, write_report
+    from harness.report import DEFAULT_FORMATS, TRACKING, How, chosen_source, write_report
     from harness.tracking.tracking import read_suggestions
 
-    grids = [identified(grid) for grid in open_grids(args, require_data=False, decided=True)]
+    grids = [_identified(grid) for grid in open_grids(args, require_data=False, decided=True)]
     if any(grid.trials and not any(trial.has_id for trial in grid.trials) for grid in grids):
         grids = open_grids(args, decided=True)  # neither data and weights nor a record of them are here: say so
     for index, grid in enumerate(grids):
@@ -339,9 +349,9 @@ def pairs(args: argparse.Namespace) -> int:
     """Print how well numbers of single heads tell which pairs of them help most."""
     from harness.files import write_atomic
     from harness.report.pairs import as_csv, predict, read, rows_of, words
-    from harness.report.reading import identified, read_trials, trial_ids
+    from harness.report.reading import read_trials, trial_ids
 
-    (grid,) = [identified(grid) for grid in open_grids(args, require_data=False)]
+    (grid,) = [_identified(grid) for grid in open_grids(args, require_data=False)]
     trainings = read(grid, read_trials(trial_ids([grid]), args.source))
     found = predict(trainings)
     columns = ("measure", "feature", "Spearman", "95 %, seeds", "without a head", "p", "p of any")

@@ -256,6 +256,7 @@ def test_a_data_set_that_is_not_here_is_none_of_the_others(grid_of, tmp_path):
     assert [t.has_id for t in found.trials] == [True, False, True, False]
     assert {t.trial_id for t in found.trials if t.has_id} < {t.trial_id for t in grid.trials}
     alone = identified(grid_of(FILE, "gone", seeds=1, require_data=False), store)
+    assert alone.notes[-1] == "the data set gone is not here: these are records of birds, the only one that fits"
     assert [t.fingerprint for t in alone.trials] == [grid.trials[1].fingerprint] * 2, "generated scenes are no folder"
 
 

@@ -186,7 +186,22 @@ def identified(grid: Grid, store: RunStore | None = None) -> Grid:
         for row in grid.rows
     )
     made = tuple(map(identify, grid.trials))
+    grid = replace(grid, notes=(*grid.notes, *_other_names(grid, known)))
     return replace(grid, trials=made, rows=rows) if grid.search else grid.known_as(made, rows)
+
+
+def _other_names(grid: Grid, known: Mapping[str, _Like]) -> list[str]:
+    """A line for each data set in whose place records of one of another name stand."""
+    pairs = {
+        (shown_at(DATA, trial.config.data.path), known[trial.trial_id].data_set): None
+        for trial in grid.trials
+        if not trial.fingerprint and trial.trial_id in known
+    }
+    return [
+        f"the data set {asked} is not here: these are records of {found}, the only one that fits"
+        for asked, found in pairs
+        if asked != found
+    ]
 
 
 class _Like(NamedTuple):
