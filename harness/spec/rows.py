@@ -60,13 +60,12 @@ def _combinations(spec: AblationSpec, presets: Presets, mistakes: Mistakes) -> I
     """Every row with its settings under a preset, crossed with every combination of the axes."""
     rows = spec.rows or (RowSpec(label=""),)
     short = short_names(spec.axes)
-    crossed = {whole_path(tuple(key.split("."))) for key in spec.axes}
     for index, row in enumerate(rows):
         where = f"{spec.path}:rows.{index}"
         settings = list(leaves(row.set, f"{where}.set.", mistakes))
         for path, _, written in settings:
-            if whole_path(path) in crossed:
-                mistakes.add(written, f"{'.'.join(whole_path(path))} is an axis of this grid; take one of them out")
+            if DATA in spec.axes and ".".join(whole_path(path)) == DATA:  # of other settings the axis wins, as layered
+                mistakes.add(written, f"{DATA} is an axis of this grid; take one of them out")
         settings += presets.chosen(row.presets, f"{where}.presets.", mistakes)
         for values in itertools.product(*spec.axes.values()):
             along = dict(zip(spec.axes, values, strict=True))
