@@ -13,7 +13,7 @@ import pytest
 
 from harness.__main__ import main
 from harness.decide import kept, told
-from harness.decide.rounds import NO_ROOM, decide, next_round, spent
+from harness.decide.rounds import NO_ROOM, decide, hours, next_round, spent
 from harness.errors import UserError
 from harness.report.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from harness.spec.grid import Grid, open_grid
@@ -97,6 +97,16 @@ def test_seeds_go_where_claims_are_open(file: Path) -> None:
     assert looks["A clear gain"] == 3 and rows["clear"] == 3, "a settled row takes no more seeds"
     assert rows["none"] == max(filter(None, looks.values())) >= rows["small"] >= 5
     assert all(own.course(decision.looks).next_look is None for own in decision.questions)
+
+
+def test_hours_stand_beside_those_of_as_many_seeds_everywhere(file: Path) -> None:
+    decision, asked, store, grid = settled(file)
+    took = hours([(decision, grid), (decision, grid)], store)  # shared trainings count once
+    assert took.seen == pytest.approx(0.1 * len(asked)) and took.whole == pytest.approx(0.1 * 12 * 4)
+    assert (took.rows, took.unseen) == (4, 0)
+    assert "12 seeds of each row would take 4.8 h" in told.hours_words(decision, grid, store)
+    fresh = kept.read(grid, RunStore(store.root.parent / "other"))
+    assert told.hours_words(fresh, grid, store) == "", "no look has been taken"
 
 
 def test_again_it_does_nothing(file: Path) -> None:

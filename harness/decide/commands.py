@@ -39,8 +39,9 @@ def decide(
         budget = None if budget is None else budget - spent(decision, grid, store)
         held = ", which the budget has no room for" if why == NO_ROOM else ""
         table(f"{grid.title}: claims", told.COLUMNS, told.lines(decision, grid, store, held), WIDTH)
-        print(fitted(told.tally(decision), WIDTH))
-        print(fitted(told.looks_words(decision), WIDTH))
+        for words in (told.tally(decision), told.hours_words(decision, grid, store), told.looks_words(decision)):
+            if words:
+                print(fitted(words, WIDTH))
         if why:
             remark(f"{grid.name}: stopped: {why}")
         stopped |= why.startswith("some trials")

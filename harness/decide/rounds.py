@@ -126,6 +126,37 @@ def spent(decision: Decision, grid: Grid, store: RunStore) -> float:
     return sum(_seconds(store, key) or 0.0 for key in asked if key not in decision.before)
 
 
+@dataclass(frozen=True)
+class Hours:
+    """Device hours of the trials that looks saw, whenever these ran, and of as many seeds as there are at every row."""
+
+    seen: float
+    whole: float  # the last look's seeds at every row that a look saw, each trial by the mean of its row
+    rows: int  # of them
+    unseen: int  # further rows of claims, of which no look has been taken
+
+
+def hours(decided: Iterable[tuple[Decision, Grid]], store: RunStore) -> Hours:
+    """What the looks of some grids took. A training that several grids or rows share counts once."""
+    trials: dict[str, set[str]] = {}  # by the first trial of a row
+    most: dict[str, int] = {}
+    for decision, grid in decided:
+        rows = {row.label: row for row in grid.rows}
+        for question in decision.questions:
+            seen = set(_seen(question, grid))
+            for label in (question.claim.reference, *question.claim.rows):
+                first = rows[label].trial_ids[0]
+                trials.setdefault(first, set()).update(seen.intersection(rows[label].trial_ids))
+                most[first] = max(most.get(first, 0), decision.looks.most)
+    spent, whole = 0.0, 0.0
+    for first, own in trials.items():
+        known = [value for key in own if (value := _seconds(store, key)) is not None]
+        spent += sum(known)
+        whole += most[first] * fmean(known) if known else 0.0
+    looked = sum(bool(own) for own in trials.values())
+    return Hours(spent / 3600, whole / 3600, looked, len(trials) - looked)
+
+
 def _seen(question: Question, grid: Grid) -> Iterable[str]:
     """Trials of the looks that were taken."""
     rows = {row.label: row for row in grid.rows}

@@ -7,12 +7,14 @@ from typing import Any
 
 from harness.decide.kept import Decision, load, max_seeds_kept, read
 from harness.decide.questions import Question, trials_needed
+from harness.decide.rounds import hours
 from harness.report.cells import PLAIN, interval_words
 from harness.report.looks import Looks, looks_for
 from harness.report.sequential import Estimate, Rule, follow
 from harness.report.statistics import Difference
 from harness.report.tables import metric_of
 from harness.report.verdicts import UNDECIDED, VERDICTS, Comparison, Verdict
+from harness.schedule.progress import duration
 from harness.spec.claims import Claim
 from harness.spec.grid import Grid
 from harness.store.results import RunStore
@@ -96,6 +98,16 @@ def tally(decision: Decision) -> str:
     number = len(courses) + len(decision.left_out)
     words = f"{number} claims: {', '.join(told)}" if number != 1 else f"1 claim: {', '.join(told)}"
     return f"{words}; {spent} seeds looked at, where {decision.looks.most} for each claim are {whole}"
+
+
+def hours_words(decision: Decision, grid: Grid, store: RunStore) -> str:
+    """What the looks took, beside as many seeds everywhere; empty before the first one."""
+    took = hours([(decision, grid)], store)
+    if not took.rows:
+        return ""
+    rows = "each row" if not took.unseen else f"each of the {took.rows} rows looked at"
+    whole = f"{decision.looks.most} seeds of {rows} would take {duration(3600 * took.whole)}"
+    return f"the trials looked at took {duration(3600 * took.seen)} of one device; {whole}"
 
 
 def looks_words(decision: Decision) -> str:
