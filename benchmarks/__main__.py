@@ -4,7 +4,8 @@ Others print tables of their own (their modules say more): `losses COMMIT`, `spe
 losses, the time of training steps, or what a training waits for beside them, with another commit; `memory` counts what
 a step keeps; `loading`, `evaluation` and `mistakes` take time at COCO's size, `lvis_size` at LVIS's, `coco_run`
 trains there; `analyses` takes the time of a trial's analyses; `machine_code` reads what the CUDA kernels take of a GPU;
-`moderated` and `tasks` count how often intervals with shared variances, and those over several data sets, hold.
+`moderated` and `tasks` count how often intervals with shared variances, and those over several data sets, hold;
+`editions` sets the claims of two mini-papers side by side.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SUITES = ("ops", "assignment", "step", "detectors", "heads", "schedule")  # modu
 # With tables of their own:
 APART = (
     *("losses", "speed", "shares", "memory", "evaluation", "mistakes", "loading", "lvis_size", "coco_run"),
-    *("analyses", "machine_code", "moderated", "tasks"),
+    *("analyses", "machine_code", "moderated", "tasks", "editions"),
 )
 
 
