@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness.report.cells import percent
 from harness.report.verdicts import VERDICTS
 
+NUMBERS = ("difference", "low", "high", "confidence", "n", "could_show", "margin", "looks", "device_hours")
 HEADINGS = ("table", "claim", "first edition", "second edition", "difference", "seeds", "could show")
 
 
@@ -32,7 +34,7 @@ def main(argv: list[str]) -> int:
 
 def claims_in(report: Path) -> pd.DataFrame:
     """The deciding row of each claim, in the report's order, by (table, claim)."""
-    rows = pd.read_csv(report / "claims.csv")
+    rows = _read(report / "claims.csv")
     rank = rows["row_verdict"].map({verdict: place for place, verdict in enumerate(VERDICTS)})
     support = rows["low"].where(~rows["metric"].map(_falls), -rows["high"])
     furthest = -rows[["low", "high"]].abs().max(axis=1)
@@ -40,6 +42,11 @@ def claims_in(report: Path) -> pd.DataFrame:
     ordered = rows.assign(rank=rank, support=support.fillna(float("-inf")))
     least = ordered.sort_values(["rank", "support"], kind="stable").groupby(["table", "claim"], sort=False).head(1)
     return least.sort_index().set_index(["table", "claim"])
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A table; a row may be labelled as what pandas takes for no value."""
+    return pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(NUMBERS, [""]))
 
 
 def _falls(metric: str) -> bool:
@@ -56,7 +63,7 @@ def side_by_side(first: pd.DataFrame, second: pd.DataFrame) -> list[str]:
         key = (table, claim)
         old = first.loc[key, "verdict"] if key in first.index else "–"
         cells = [table, claim, old, *(_told(second.loc[key]) if key in second.index else ["–"] * 4)]
-        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+        lines.append(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |")
     return lines
 
 
@@ -66,7 +73,7 @@ def _told(own: pd.Series) -> list[str]:
         return [own["verdict"] + kind, "not trained", "", ""]
     words = f"{own['row']} against {own['than']}: {own['difference']:+.3g} {own['metric']}"
     if not pd.isna(own["low"]):
-        words += f" [{own['low']:+.3g}, {own['high']:+.3g}] at {100 * own['confidence']:.3g} %"
+        words += f" [{own['low']:+.3g}, {own['high']:+.3g}] at {percent(own['confidence'])}"
     seeds = own["n"] if pd.isna(own["looks"]) else own["looks"]
     shown = "" if pd.isna(own["could_show"]) else f"{own['could_show']:.3g}"
     return [own["verdict"] + kind, words, f"{seeds:.0f}", shown]
@@ -75,7 +82,7 @@ def _told(own: pd.Series) -> list[str]:
 def hours(report: Path, most: int) -> str:
     """What the trainings took, each once, and what `most` seeds at every row that has any would have."""
     files = sorted(report.glob("*_trials.csv"))
-    trials = pd.concat([pd.read_csv(file) for file in files], ignore_index=True)
+    trials = pd.concat([_read(file) for file in files], ignore_index=True)
     done = trials[trials["status"] == "finished"]
     unique = done.drop_duplicates("trial_id")
     names = done.groupby(["table", "row"])["trial_id"].agg(frozenset)  # rows that share a training are one

@@ -169,6 +169,9 @@ def build_parser() -> argparse.ArgumentParser:
         type=_at_least_one,
         help="at the last look (default: the file's decide.max_seeds, or 12); fixed with the first look",
     )
+    decide.add_argument(
+        "--allow-mixed", action="store_true", help="look at trainings of different code or operators all the same"
+    )
     decide.add_argument("--executor", choices=("ray", "local"), default="ray", help="as for run")
     decide.add_argument("--concurrent", metavar="N", type=_at_least_one, help="as for run")
 

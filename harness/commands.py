@@ -48,10 +48,15 @@ def open_grids(
         grid = open_grid(
             file, preset, args.overrides, data=args.data, seeds=args.seeds, options=options, require_data=require_data
         )
-        if decided and args.seeds is None and grid.claims and (number := _looked_at(grid)):
-            seeds = sorted({*grid.seeds, *range(number)})
-            grid = open_grid(
-                file, preset, args.overrides, data=args.data, seeds=seeds, options=options, require_data=require_data
+        if decided and args.seeds is None:
+            from harness.report.reading import with_looks
+
+            grid = with_looks(
+                grid,
+                lambda seeds, file=file, preset=preset: open_grid(
+                    *(file, preset, args.overrides),
+                    **{"data": args.data, "seeds": seeds, "options": options, "require_data": require_data},
+                ),
             )
         for note in grid.notes:
             say(f"note: {note}")
@@ -67,18 +72,6 @@ def _identified(grid: Grid) -> Grid:
     for note in found.notes[len(grid.notes) :]:
         remark(f"note: {note}")
     return found
-
-
-def _looked_at(grid: Grid) -> int:
-    from harness.decide.kept import seeds_looked_at
-
-    store = RunStore()
-    if not all(trial.has_id for trial in grid.trials):  # what is kept is found by the content of data and weights
-        from harness.report.reading import identified
-
-        with suppress(UserError):  # told by the command itself
-            grid = identified(grid, store)
-    return seeds_looked_at(grid, store)
 
 
 def _chosen(args: argparse.Namespace, grids: Sequence[Grid]) -> list[frozenset[str]]:
@@ -378,7 +371,7 @@ def sync(args: argparse.Namespace) -> int:
     from harness.tracking import mirror
 
     store = RunStore()
-    for grid in open_grids(args):
+    for grid in open_grids(args, decided=True):
         mirror.sync(store, grid, say=remark)
         trials = "trial" if len(grid.trials) == 1 else f"{len(grid.trials)} trials"
         print(f"{grid.name}: the tracking store has every record of its {trials}")
@@ -433,6 +426,8 @@ def import_(args: argparse.Namespace) -> int:
         print(f"note: '{name}' is no part of a record", file=sys.stderr)
     if len(done.ignored) > 3:
         print(f"note: and {len(done.ignored) - 3} more such files", file=sys.stderr)
+    if done.looks:
+        print(f"took along what `codetr decide` keeps of {len(done.looks)} grid{'s'[: len(done.looks) != 1]}")
     told = {"taken": done.taken, "here already": done.same, "kept": done.kept, "refused": done.refused}
     counts = ", ".join(f"{len(ids)} {what}" for what, ids in told.items() if ids)
     print(f"{store.root}: {counts or 'no records there'}")

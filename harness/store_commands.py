@@ -9,14 +9,17 @@ import argparse
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import ReadError, UserError
-from harness.files import read_bytes, read_text
+from harness.files import exists, read_bytes, read_text
 from harness.schedule.progress import describe, duration
-from harness.store import housekeeping, ledger
+from harness.store import decisions, housekeeping, ledger
 from harness.store.results import RunStore
 from harness.system.console import count, remark, size, table
+
+if TYPE_CHECKING:
+    from harness.spec.grid import Grid
 
 YAML = (".yaml", ".yml")
 FOLLOW_SECONDS = 1.0
@@ -30,7 +33,7 @@ UNREADABLE = "unreadable"  # no status, but the storage's answer at the moment
 def status(args: argparse.Namespace) -> int:
     """Show each grid of the store, or of some ablation files: how many trials are done, and what the others are at."""
     store = RunStore()
-    groups = _groups_of_files(args) if args.files else _groups_of_store(store)
+    groups = _groups_of_files(args, store) if args.files else _groups_of_store(store)
     if not groups:
         print(f"no trials in {store.root}" if not args.files else "no trial of these files can be known yet")
         return 0
@@ -57,11 +60,11 @@ def _claims(store: RunStore, args: argparse.Namespace) -> None:
     """How the claims stand of what is being decided; of files only theirs."""
     if args.files:
         from harness.commands import open_grids
-        from harness.decide.kept import path_of
 
-        paths = [path for grid in open_grids(args, require_data=False) if (path := path_of(grid, store)).exists()]
+        grids = open_grids(args, require_data=False)
+        paths = [path for grid in grids if exists(path := decisions.path_of(grid, store))]
     else:
-        paths = [path for path in sorted((store.root / "grids").glob("*/decide.*.json")) if "lease" not in path.name]
+        paths = [*decisions.decisions(store.root).values()]
     for path in paths:
         from harness.decide.told import of_file
 
@@ -88,12 +91,21 @@ def _row(store: RunStore, trial_id: str, label: str) -> tuple[str, list[str]]:
         return UNREADABLE, [trial_id, label, UNREADABLE, "", ""]
 
 
-def _groups_of_files(args: argparse.Namespace) -> list[tuple[str, dict[str, str]]]:
+def _groups_of_files(args: argparse.Namespace, store: RunStore) -> list[tuple[str, dict[str, str]]]:
     from harness.commands import open_grids
 
-    grids = open_grids(args, require_data=False)
-    groups = [(g.heading, {t.trial_id: t.label for t in g.trials if t.has_id}) for g in grids]
+    grids = open_grids(args, require_data=False, decided=True)
+    groups = [(grid.heading, _asked_for(grid, store)) for grid in grids]
     return [group for group in groups if group[1]]
+
+
+def _asked_for(grid: Grid, store: RunStore) -> dict[str, str]:
+    """Labels of a grid's trials by id; of seeds that only looks took, those that some look asked for."""
+    known = [trial for trial in grid.trials if trial.has_id]
+    looked = [seed in (grid.looked or ()) for seed in grid.seeds]
+    beyond = {key for row in grid.rows for key, own in zip(row.trial_ids, looked, strict=True) if own}
+    never = {key for key in beyond if store.status(key) == "pending"}
+    return {trial.trial_id: trial.label for trial in known if trial.trial_id not in never}
 
 
 def _groups_of_store(store: RunStore) -> list[tuple[str, dict[str, str]]]:

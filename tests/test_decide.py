@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import pytest
 
 from harness.__main__ import main
 from harness.decide import kept, told
-from harness.decide.rounds import NO_ROOM, decide, hours, next_round, spent
+from harness.decide.rounds import NO_ROOM, counted, decide, hours, next_round, seconds_of
 from harness.errors import UserError
 from harness.report.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from harness.spec.grid import Grid, open_grid
+from harness.store.decisions import load, path_of, take
+from harness.store.parcel import Refused
 from harness.store.results import RunStore
 
 FILE = """
@@ -35,7 +38,7 @@ claims:
   - {text: Two gains, better: [clear, worse], than: none}
   - {text: Nearly equal, equal: small, to: none, within: 4.0}
 """
-EFFECTS = {"none": 0.0, "clear": 8.0, "small": 0.15, "worse": -6.0}
+EFFECTS = {"none": 0.0, "clear": 8.0, "small": 0.15, "worse": -6.0, "beside": 1.0}
 
 
 def ap_of(label: str, seed: int) -> float:
@@ -111,9 +114,9 @@ def test_hours_stand_beside_those_of_as_many_seeds_everywhere(file: Path) -> Non
 
 def test_again_it_does_nothing(file: Path) -> None:
     decision, _, store, grid = settled(file)
-    before = kept.path_of(grid, store).read_bytes()
+    before = path_of(grid, store).read_bytes()
     again, why = decide(grid, store, lambda ids: pytest.fail(f"{ids} ran"))
-    assert verdicts(again) == verdicts(decision) and why == "" and kept.path_of(grid, store).read_bytes() == before
+    assert verdicts(again) == verdicts(decision) and why == "" and path_of(grid, store).read_bytes() == before
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -175,8 +178,8 @@ def test_a_failed_seed_is_a_missing_pair(file: Path) -> None:
 
     decision, why = decide(grid, store, run)
     small = next(own for own in decision.questions if own.claim.text == "A small gain")
-    assert why == "" and small.seen["small"][1] is None
-    assert sum(value is None for value in small.seen["small"]) == 1
+    assert why == "" and small.seen["small"][1].difference is None
+    assert sum(pair.difference is None for pair in small.seen["small"]) == 1
 
 
 def test_too_many_failed_seeds_end_a_claim(file: Path) -> None:
@@ -199,7 +202,7 @@ def test_the_budget_counts_recorded_device_seconds(file: Path) -> None:
     grid, store, asked = grid_of(file), RunStore(), []
     first, why = decide(grid, store, trainer(store, grid, asked), budget=1.0)
     assert why == NO_ROOM and len(asked) == 12  # the first looks: nobody knows yet what they cost
-    assert spent(first, grid, store) == pytest.approx(12 * 360)
+    assert seconds_of(counted(first, grid), store) == pytest.approx(12 * 360)
     again, why = decide(grid, store, lambda ids: pytest.fail("over budget"), budget=12 * 360.0)
     assert why == NO_ROOM and verdicts(again)["A clear gain"] == REPRODUCED
     found = next_round(again, grid, store)
@@ -212,11 +215,11 @@ def test_the_budget_counts_recorded_device_seconds(file: Path) -> None:
 
 def test_what_was_finished_before_costs_nothing(file: Path) -> None:
     grid, store, asked = grid_of(file), RunStore(), []
-    for row in grid.rows:
-        for key in row.trial_ids[:3]:
-            finish(store, grid, key)
+    before = [key for row in grid.rows for key in row.trial_ids[:3]]
+    for key in before:
+        finish(store, grid, key)
     decision, why = decide(grid, store, trainer(store, grid, asked), budget=1.0)
-    assert why == NO_ROOM and asked == [] and spent(decision, grid, store) == 0
+    assert why == NO_ROOM and asked == [] and not counted(decision, grid) & set(before)
     assert verdicts(decision)["A clear gain"] == REPRODUCED, "looks that need no training are taken"
 
 
@@ -232,6 +235,26 @@ def test_more_seeds_afterwards_are_refused(file: Path) -> None:
     assert kept.max_seeds_kept(grid, store) == 7
 
 
+def test_what_was_only_planned_binds_nothing(file: Path) -> None:
+    grid, store = grid_of(file), RunStore()
+    with pytest.raises(KeyboardInterrupt):
+        decide(grid, store, lambda ids: (_ for _ in ()).throw(KeyboardInterrupt))
+    file.write_text(FILE.replace("within: 4.0", "within: 1.0"))
+    decision, why = decide(grid_of(file, 7), store, trainer(store, grid_of(file, 7), []), max_seeds=7)
+    assert why == "" and decision.looks.most == 7
+
+
+def test_mistakes_in_any_file_are_told_before_anything_trains(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled(file)
+    second = file.with_name("second.yaml")
+    second.write_text(FILE.replace("name: claims", "name: second"))
+    monkeypatch.setattr("harness.schedule.schedule.run_grid", lambda *_, **__: pytest.fail("nothing may train"))
+    assert main(["decide", str(second), str(file), "--max-seeds", "7"]) == 2
+    assert "its looks were planned for 12 seeds" in capsys.readouterr().err
+
+
 def test_a_margin_that_changed_since_is_refused(file: Path) -> None:
     _, _, store, grid = settled(file)
     file.write_text(FILE.replace("within: 4.0", "within: 9.0"))
@@ -241,7 +264,7 @@ def test_a_margin_that_changed_since_is_refused(file: Path) -> None:
 
 def test_a_damaged_file_is_told_and_kept(file: Path) -> None:
     _, _, store, grid = settled(file)
-    path = kept.path_of(grid, store)
+    path = path_of(grid, store)
     path.write_text(path.read_text()[:-40])
     with pytest.raises(UserError, match=r"decide\.digits\.json is damaged"):
         decide(grid, store, lambda ids: None)
@@ -285,11 +308,108 @@ def test_what_was_seen_of_a_claim_is_kept_while_its_row_waits(file: Path) -> Non
     file.write_text(WAITING)
     waiting = grid_of(file)
     decide(waiting, store, lambda ids: pytest.fail("all others are settled"))
-    assert len(kept.load(kept.path_of(waiting, store))["claims"]) == 2
+    assert len(load(path_of(waiting, store))["claims"]) == 2
     file.write_text(FILE)
     grid = grid_of(file)
     after, why = decide(grid, store, lambda ids: pytest.fail("a look was taken a second time"))
     assert why == "" and after == before
+
+
+# ---- what was seen belongs to trainings
+
+
+def test_a_row_that_is_another_training_now_is_looked_at_anew(file: Path) -> None:
+    before, _, store, grid = settled(file)
+    file.write_text(FILE.replace("train.epochs: 1", "train.epochs: 3"))
+    other, asked = grid_of(file), []
+    anew, _ = decide(other, store, trainer(store, other, asked))
+    assert len(asked) >= 12 and not {*asked} & {key for row in grid.rows for key in row.trial_ids}
+    file.write_text(FILE)
+    after, _ = decide(grid_of(file), store, lambda ids: pytest.fail("what was seen of the former rows was kept"))
+    assert verdicts(after) == verdicts(before) == verdicts(anew)
+
+
+def test_new_words_change_nothing(file: Path) -> None:
+    before, _, store, _ = settled(file)
+    file.write_text(FILE.replace("clear", "plain").replace("none", "bare").replace("A small gain", "A slight gain"))
+    after, _ = decide(grid_of(file), store, lambda ids: pytest.fail("the trainings are the same"))
+    assert [*verdicts(after).values()] == [*verdicts(before).values()]
+
+
+def test_differences_that_records_contradict_are_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text(FILE.replace("name: claims", "name: looks"))
+    _, _, store, grid = settled(file)
+    key = grid.rows[1].trial_ids[0]
+    finish(store, grid, key, metrics={"AP": 1.0})
+    with pytest.raises(UserError, match=f"its looks saw other numbers of .*{key}.*than the records have now"):
+        decide(grid, store, lambda ids: None)
+    store.write_result(key, {"trial_id": key, "status": "failed", "error": "gone", "metrics": {}, "history": []})
+    decide(grid, store, lambda ids: pytest.fail("no look is open"))
+    assert main(["report", str(file), "--from", "records", "--out", str(file.parent / "out"), "--format", "md"]) == 0
+    assert "1 trainings that its looks saw are not here" in " ".join(capsys.readouterr().out.split())
+
+
+CODE = {"core": {"harness/trial/train.py": "1" * 16}, "parts": {}}
+
+
+def test_trainings_of_different_code_are_not_paired(file: Path) -> None:
+    grid, store = grid_of(file), RunStore()
+    other = {**CODE, "core": {"harness/trial/train.py": "2" * 16}}
+    for row in grid.rows:
+        for seed, key in enumerate(row.trial_ids[:3]):
+            finish(store, grid, key, provenance={"code": other if (row.label, seed) == ("none", 1) else CODE})
+    run = trainer(store, grid, [])
+    with pytest.raises(UserError, match=f"different code versions(.|\n)*codetr rm {grid.rows[0].trial_ids[1]}"):
+        decide(grid, store, run)
+    assert not any(own.seen for own in kept.read(grid, store).questions), "no look was taken"
+    decision, why = decide(grid, store, run, allow_mixed=True)
+    assert why == "" and verdicts(decision)["A clear gain"] == REPRODUCED
+
+
+def test_nothing_trains_beside_trainings_of_other_code(file: Path) -> None:
+    grid, store = grid_of(file), RunStore()
+    finish(store, grid, grid.rows[0].trial_ids[0], provenance={"code": CODE})
+    with pytest.raises(UserError, match="1 of the trainings to be looked at were made by other code than is here now"):
+        decide(grid, store, lambda ids: pytest.fail("it would not compare"))
+
+
+def test_the_same_trainings_are_no_question(file: Path) -> None:
+    file.write_text(FILE.replace("model.heads: [fcos]", "model.heads: []"))
+    decision, *_ = settled(file)
+    assert ("A small gain", "'small' and 'none' are the same trainings") in decision.left_out
+
+
+def test_claims_that_failed_go_on_once_their_trainings_are_there(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid, store, broken = grid_of(file), RunStore(), True
+
+    def run(_: Grid, store: RunStore, only: Sequence[str], **__: Any) -> None:
+        for key in only:
+            finish(store, grid, key, **({"status": "failed", "error": "disk", "metrics": {}} if broken else {}))
+
+    monkeypatch.setattr("harness.schedule.schedule.run_grid", run)
+    assert main(["decide", str(file)]) == 1
+    assert "codetr retry" in capsys.readouterr().err
+    broken = False
+    assert main(["retry"]) == 0
+    assert main(["decide", str(file)]) == 0
+    undisturbed, _ = decide(grid, other := RunStore(file.parent / "other"), trainer(other, grid, []))
+    assert verdicts(kept.read(grid, store)) == verdicts(undisturbed)
+
+
+# ---- a file of the first schema, which had labels alone
+
+
+def test_a_file_of_labels_alone_is_read(file: Path) -> None:
+    decision, _, store, grid = settled(file)
+    path = path_of(grid, store)
+    content = json.loads(path.read_text())
+    for own in content["claims"]:
+        own["differences"] = {row: [pair[2] for pair in pairs] for row, pairs in own.pop("pairs").items()}
+    path.write_text(json.dumps({**content, "schema": 1}))
+    again, _ = decide(grid, store, lambda ids: pytest.fail("all are settled"))
+    assert again == decision
 
 
 def test_a_file_whose_claims_all_wait_says_so(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -328,7 +448,7 @@ def test_the_commands_tell_how_claims_stand(
     assert "A clear gain: reproduced at 3 seeds" in capsys.readouterr().out
     assert main(["plan", str(file), "--decide"]) == 0
     assert "every claim is settled" in capsys.readouterr().out
-    heading, own = told.of_file(kept.path_of(grid, store))
+    heading, own = told.of_file(path_of(grid, store))
     assert heading == "claims (digits)" and len(own) == 4
 
 
@@ -385,10 +505,12 @@ def test_only_one_process_decides(file: Path) -> None:
 
 def test_the_kept_file_holds_looks_and_differences(file: Path) -> None:
     decision, _, store, grid = settled(file)
-    content = json.loads(kept.path_of(grid, store).read_text())
+    content = json.loads(path_of(grid, store).read_text())
     assert content["looks"]["seeds"] == [3, 5, 7, 9, 12] and sum(content["looks"]["alphas"]) == pytest.approx(0.05)
-    own = content["claims"][0]["differences"]["clear"]
-    assert own == [pytest.approx(ap_of("clear", seed) - ap_of("none", seed)) for seed in range(3)]
+    own = content["claims"][0]["pairs"]["clear"]
+    ids = {row.label: row.trial_ids for row in grid.rows}
+    assert [pair[:2] for pair in own] == [[ids["clear"][seed], ids["none"][seed]] for seed in range(3)]
+    assert [pair[2] for pair in own] == [pytest.approx(ap_of("clear", seed) - ap_of("none", seed)) for seed in range(3)]
     assert kept.read(grid, store) == decision
 
 
@@ -428,7 +550,7 @@ def test_a_budget_is_one_for_all_files(
     monkeypatch.setattr("harness.schedule.schedule.run_grid", run_grid)
     assert main(["decide", str(file)]) == 0
     first = kept.read(grid_of(file), store)
-    seconds = spent(first, grid_of(file), store)
+    seconds = seconds_of(counted(first, grid_of(file)), store)
     for path in store.root.glob("grids/*/decide.*.json"):
         path.unlink()
     for key in store.trials():
@@ -437,3 +559,77 @@ def test_a_budget_is_one_for_all_files(
     told_first, told_second = capsys.readouterr().out.split("Claims: claims")[-2:]
     assert "budget has no room" not in told_first and "budget has no room" in told_second
     assert verdicts(kept.read(grid_of(file), store)) == verdicts(first)
+
+
+def test_a_training_that_files_share_costs_once(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second, trained = file.with_name("second.yaml"), []
+    second.write_text(FILE.replace("name: claims", "name: second").replace("[fcos]", "[retinanet]"))
+
+    def run_grid(grid: Grid, store: RunStore, *, only: set[str], **options: Any) -> None:
+        for key in sorted(only):
+            trained.append(key)
+            finish(store, grid, key)
+
+    monkeypatch.setattr("harness.schedule.schedule.run_grid", run_grid)
+    for budgets in (["1s", "2.15h"], ["2.15h"]):  # first looks run whatever the budget: both files are begun
+        monkeypatch.setenv("CODETR_STORE", str(file.parent / f"store of {len(budgets)}"))
+        trained.clear()
+        for budget in budgets:
+            assert main(["decide", str(file), str(second), "--budget", budget]) == 0
+        assert len(trained) == len(set(trained)) == 21
+
+
+def test_a_report_of_named_seeds_and_of_rows_without_claims_tells_what_is_missing(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extra = "  - {label: beside, set: {model.heads: [paa]}}\nbaseline"
+    file.write_text(FILE.replace("name: claims", "name: looks\nseeds: [0, 1, 2]").replace("baseline", extra, 1))
+    grid, store = grid_of(file), RunStore()
+    decide(grid, store, trainer(store, grid, []))
+    finish(store, grid, grid.rows[4].trial_ids[0])
+
+    def rows(*words: str) -> dict[str, str]:
+        assert main(["report", str(file), "--from", "records", "--out", str(tmp_path), "--format", "md", *words]) == 0
+        lines = (tmp_path / "looks.md").read_text(encoding="utf-8").splitlines()
+        cells = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("|")]
+        return {row[1].split(" ")[0]: row[2].split("<")[0].strip() for row in cells[2:]}
+
+    assert rows()["clear"] == "3" and rows()["beside"] == "1 of 3"
+    assert rows("--seeds", "0,1,2,3")["clear"] == "3 of 4"
+    assert rows("--seeds", "0,1,2")["clear"] == "3"
+
+
+def test_what_is_kept_of_looks_travels_with_the_records(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decision, _, store, grid = settled(file)
+    assert main(["export", str(file), "--out", str(tmp_path / "records.zip")]) == 0
+    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "there"))
+    name = path_of(grid, store).relative_to(store.root)
+    with zipfile.ZipFile(tmp_path / "records.zip") as archive:
+        data = archive.read(str(name))
+    assert take(RunStore(), str(name), data) and not take(RunStore(), str(name), data), "the same is here"
+    assert kept.read(grid_of(file), RunStore()) == decision
+    shorter = json.loads(data)
+    for own in shorter["claims"]:
+        own["pairs"] = {row: pairs[:3] for row, pairs in own["pairs"].items()}
+    assert not take(RunStore(), str(name), json.dumps(shorter).encode()), "what is here goes further"
+    (tmp_path / "there" / name).write_text(json.dumps(shorter))
+    assert take(RunStore(), str(name), data), "what comes goes further"
+    shorter["claims"][0]["pairs"]["clear"][0][2] += 1
+    with pytest.raises(Refused, match="other looks were taken here"):
+        take(RunStore(), str(name), json.dumps(shorter).encode())
+    assert take(RunStore(), str(name), json.dumps(shorter).encode(), replace=True)
+    with pytest.raises(Refused, match="is damaged"):
+        take(RunStore(), str(name), data[:-30])
+
+
+def test_variants_of_a_file_are_told_apart(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settled(file)
+    grid, store = open_grid(file, overrides=["train.epochs=3"], seeds=range(12)), RunStore()
+    decide(grid, store, trainer(store, grid, []))
+    assert main(["status"]) == 0
+    told_lines = capsys.readouterr().out
+    assert "claims (digits)  claims" in told_lines and "claims (digits, train.epochs=3)  claims" in told_lines

@@ -23,20 +23,29 @@ def decide(
     args: argparse.Namespace, open_grids: OpenGrids, tell_of_other_code: Callable[[RunStore, Sequence[str]], None]
 ) -> int:
     """Train seeds where they decide, until every claim of the files is settled or the budget is spent."""
-    from harness.decide.rounds import NO_ROOM, spent
+    from harness.decide.rounds import NO_ROOM, counted
     from harness.decide.rounds import decide as settle
     from harness.schedule.schedule import run_grid
 
-    store, stopped = RunStore(), False
-    budget = None if args.budget is None else float(args.budget)  # of all files together
-    for grid in _decided_grids(args, store, open_grids):
+    store, is_short = RunStore(), False
+    grids = _decided_grids(args, store, open_grids)
+    for grid in grids:
+        kept.read(grid, store, _max_seeds(args, grid))  # mistakes in any file are told before anything trains
+    for place, grid in enumerate(grids):
         tell_of_other_code(store, [trial.trial_id for trial in grid.trials])
 
         def run_trials(ids: Sequence[str], grid: Grid = grid) -> None:
             run_grid(grid, store, executor=args.executor, concurrent=args.concurrent, only=set(ids))
 
-        decision, why = settle(grid, store, run_trials, max_seeds=_max_seeds(args, grid), budget=budget, say=remark)
-        budget = None if budget is None else budget - spent(decision, grid, store)
+        others = [counted(kept.read(other, store), other) for other in grids[:place] + grids[place + 1 :]]
+        decision, why = settle(
+            *(grid, store, run_trials),
+            max_seeds=_max_seeds(args, grid),
+            budget=None if args.budget is None else float(args.budget),
+            others=set().union(*others),
+            allow_mixed=args.allow_mixed,
+            say=remark,
+        )
         held = ", which the budget has no room for" if why == NO_ROOM else ""
         table(f"{grid.title}: claims", told.COLUMNS, told.lines(decision, grid, store, held), WIDTH)
         for words in (told.tally(decision), told.hours_words(decision, grid, store), told.looks_words(decision)):
@@ -44,8 +53,11 @@ def decide(
                 print(fitted(words, WIDTH))
         if why:
             remark(f"{grid.name}: stopped: {why}")
-        stopped |= why.startswith("some trials")
-    return 1 if stopped else 0
+        failing = any(question.course(decision.looks).is_failing for question in decision.questions)
+        if failing:
+            remark(f"{grid.name}: {told.FAILING}")
+        is_short |= failing or why.startswith("some trials")
+    return 1 if is_short else 0
 
 
 def _decided_grids(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.report.looks import Looks
 from harness.report.sequential import Course, Rule, follow
@@ -17,17 +17,31 @@ from harness.store.results import RunStore
 FAILED = "failed"
 
 
+class Pair(NamedTuple):
+    """What a look has seen of one seed: two trainings, and the difference of their numbers."""
+
+    trial: str  # of the row
+    reference: str
+    difference: float | None  # None: one of the two failed, or has no such number
+
+
 @dataclass(frozen=True)
 class Question:
-    """A claim, and the differences that its looks have taken."""
+    """A claim, and the pairs that its looks have seen."""
 
     claim: Claim
     rule: Rule
-    seen: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # by row, of seeds 0, 1, 2 …
+    seen: Mapping[str, Sequence[Pair]] = field(default_factory=dict)  # by row, of seeds 0, 1, 2 …
 
     def course(self, looks: Looks) -> Course:
         """What has become of it."""
-        return follow({row: self.seen.get(row, ()) for row in self.claim.rows}, self.rule, looks)
+        differences = {row: [pair.difference for pair in self.seen.get(row, ())] for row in self.claim.rows}
+        return follow(differences, self.rule, looks)
+
+    @property
+    def trials(self) -> set[str]:
+        """Those that its looks have seen."""
+        return {key for pairs in self.seen.values() for pair in pairs for key in (pair.trial, pair.reference)}
 
 
 def questions_of(grid: Grid) -> list[Question]:
@@ -47,6 +61,9 @@ def _obstacle(claim: Claim, grid: Grid) -> str:
     for label in (claim.reference, *claim.rows):
         if label not in labels:
             return f"'{label}' needs {needs[label]}, which is not here yet" if label in needs else f"no row '{label}'"
+    trials = {row.label: row.trial_ids for row in grid.rows}
+    if same := next((label for label in claim.rows if trials[label] == trials[claim.reference]), ""):
+        return f"'{same}' and '{claim.reference}' are the same trainings"
     if claim.within is None and not _sign(claim):
         return f"{claim.metric} is better neither higher nor lower"
     return ""
@@ -77,23 +94,42 @@ def take_look(question: Question, grid: Grid, looks: Looks, store: RunStore) -> 
     course = question.course(looks)
     if course.next_look is None:
         return question
-    metric = metric_of(question.claim.metric)
     rows = {row.label: row for row in grid.rows}
     seen = dict(question.seen)
     for own in course.rows:
         if own.verdict != UNDECIDED:
             continue
-        values = list(seen.get(own.label, ()))
-        for seed in range(len(values), course.next_look):
-            labels = own.label, question.claim.reference
-            pair = [_number(store, rows[label].trial_ids[seed], metric.name) for label in labels]
-            if any(value is ... for value in pair):
+        pairs = list(seen.get(own.label, ()))
+        for seed in range(len(pairs), course.next_look):
+            ids = rows[own.label].trial_ids[seed], rows[question.claim.reference].trial_ids[seed]
+            difference = difference_of(*ids, question.claim.metric, store)
+            if difference is ...:
                 return None
-            row, reference = pair
-            known = row is not None and reference is not None
-            values.append(row - reference if known else None)
-        seen[own.label] = values
+            pairs.append(Pair(*ids, difference))
+        seen[own.label] = pairs
     return replace(question, seen=seen)
+
+
+def refilled(question: Question, looks: Looks, store: RunStore) -> Question:
+    """The question with pairs that were missing and have finished since; a claim with a verdict stays as it is."""
+    if question.course(looks).verdict != UNDECIDED:
+        return question
+
+    def now(pair: Pair) -> Pair:
+        if pair.difference is not None:
+            return pair
+        difference = difference_of(pair.trial, pair.reference, question.claim.metric, store)
+        return pair if difference is ... else pair._replace(difference=difference)
+
+    return replace(question, seen={row: [now(pair) for pair in pairs] for row, pairs in question.seen.items()})
+
+
+def difference_of(trial: str, reference: str, metric: str, store: RunStore) -> Any:
+    """Row - reference; None where one of the two failed or has no such number; `...` where one is still to come."""
+    values = [_number(store, key, metric_of(metric).name) for key in (trial, reference)]
+    if ... in values:
+        return ...
+    return None if None in values else values[0] - values[1]
 
 
 def _number(store: RunStore, trial_id: str, metric: str) -> Any:

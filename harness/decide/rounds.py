@@ -6,17 +6,20 @@ order in which trials end: looks are taken after a round, and the budget counts 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from harness.decide import kept
 from harness.decide.kept import Decision
-from harness.decide.questions import Question, take_look, trials_needed
+from harness.decide.questions import FAILED, refilled, take_look, trials_needed
+from harness.decide.sound import check_same_code, check_seen
 from harness.errors import UserError
+from harness.report.verdicts import UNDECIDED
 from harness.spec.grid import Grid
 from harness.store import lease
+from harness.store.decisions import LEASE, path_of
 from harness.store.results import RunStore
 
 RunTrials = Callable[[Sequence[str]], None]
@@ -41,6 +44,8 @@ def decide(
     *,
     max_seeds: int | None = None,
     budget: float | None = None,
+    others: Set[str] = frozenset(),
+    allow_mixed: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Decision, str]:
     """Settle the claims of a grid.
@@ -51,13 +56,16 @@ def decide(
         run: trains trials, by id, as far as they are not finished.
         max_seeds: see `kept.read`.
         budget: device seconds for trials that were not finished at the start; None: no end.
+        others: trials that count against the budget besides this grid's own (see `counted`), as those of other files.
+        allow_mixed: take looks at trainings of different code or operators.
         say: takes a line before each round.
 
     Returns:
         where things stand, and why it stopped before every claim was settled (empty: they are).
 
     Raises:
-        UserError: another process decides this grid, or see `kept.read`.
+        UserError: another process decides this grid, what looks saw is not what records say now, trainings do not
+            compare, or see `kept.read`.
     """
     store.prepare()
     with _alone(grid, store):
@@ -65,13 +73,20 @@ def decide(
         if not decision.started:
             done = frozenset(key for row in grid.rows for key in row.trial_ids if store.status(key) == "finished")
             decision = replace(decision, before=done)
+        check_seen(decision, grid, store)
+        decision = _repaired(decision, grid, store, run)
         decision = kept.write(decision, grid, store)  # each time: what is left out, and why, is of now
-        while (found := next_round(decision, grid, store, budget)) is not None:
+        while (found := next_round(decision, grid, store, budget, others)) is not None:
             if not found.admitted:
                 return decision, NO_ROOM
             say(_words(found, has_budget=budget is not None))
+            asked = [decision.questions[place] for place in found.admitted]
+            if not allow_mixed:
+                check_same_code(asked, found.trials, decision, grid, store)
             if found.trials:
                 run(found.trials)
+            if not allow_mixed:
+                check_same_code(asked, (), decision, grid, store)
             taken = {
                 place: take_look(decision.questions[place], grid, decision.looks, store) for place in found.admitted
             }
@@ -82,13 +97,34 @@ def decide(
         return decision, ""
 
 
-def next_round(decision: Decision, grid: Grid, store: RunStore, budget: float | None = None) -> Round | None:
+def _repaired(decision: Decision, grid: Grid, store: RunStore, run: RunTrials) -> Decision:
+    """With pairs that were missing and are there now; trials of theirs that were set back are run first."""
+    missing = [
+        key
+        for question in decision.questions
+        if question.course(decision.looks).verdict == UNDECIDED
+        for pairs in question.seen.values()
+        for pair in pairs
+        if pair.difference is None
+        for key in (pair.trial, pair.reference)
+        if store.status(key) not in ("finished", FAILED)
+    ]
+    if missing:
+        run(tuple(dict.fromkeys(missing)))
+    questions = tuple(refilled(question, decision.looks, store) for question in decision.questions)
+    return replace(decision, questions=questions)
+
+
+def next_round(
+    decision: Decision, grid: Grid, store: RunStore, budget: float | None = None, others: Set[str] = frozenset()
+) -> Round | None:
     """The claims whose next look needs the fewest seeds, as many as the budget allows; None: all have ended."""
     courses = [question.course(decision.looks) for question in decision.questions]
     open_looks = [course.next_look for course in courses if course.next_look is not None]
     for number in sorted(set(open_looks)):
         places = [place for place, course in enumerate(courses) if course.next_look == number]
-        found = _admit(places, number, decision, grid, store, budget)
+        left = None if budget is None else budget - seconds_of(counted(decision, grid) | others, store)
+        found = _admit(places, number, decision, grid, store, left)
         if found.admitted:
             return found
     if not open_looks:
@@ -98,10 +134,9 @@ def next_round(decision: Decision, grid: Grid, store: RunStore, budget: float | 
 
 
 def _admit(
-    places: Sequence[int], number: int, decision: Decision, grid: Grid, store: RunStore, budget: float | None
+    places: Sequence[int], number: int, decision: Decision, grid: Grid, store: RunStore, left: float | None
 ) -> Round:
-    """As many of the questions, in the file's order, as the budget has room for."""
-    left = None if budget is None else budget - spent(decision, grid, store)
+    """As many of the questions, in the file's order, as what is left of the budget has room for."""
     trials: dict[str, None] = {}
     admitted, held, seconds, is_known = [], [], 0.0, True
     for place in places:
@@ -117,13 +152,17 @@ def _admit(
     return Round(number, tuple(admitted), tuple(held), tuple(trials), seconds if is_known else None)
 
 
-def spent(decision: Decision, grid: Grid, store: RunStore) -> float:
-    """Device seconds of all trials that looks have seen or asked for, but those that were finished at the start."""
-    asked: dict[str, None] = {}
+def counted(decision: Decision, grid: Grid) -> set[str]:
+    """Trials that a budget counts: those that looks have seen or ask for next, but not those finished at the start."""
+    asked: set[str] = set()
     for question in decision.questions:
-        asked |= dict.fromkeys(_seen(question, grid))
-        asked |= dict.fromkeys(trials_needed(question, grid, decision.looks))
-    return sum(_seconds(store, key) or 0.0 for key in asked if key not in decision.before)
+        asked |= question.trials | trials_needed(question, grid, decision.looks).keys()
+    return asked - decision.before
+
+
+def seconds_of(trials: Iterable[str], store: RunStore) -> float:
+    """Device seconds of those that have ended, of training and evaluation."""
+    return sum(_seconds(store, key) or 0.0 for key in trials)
 
 
 @dataclass(frozen=True)
@@ -143,7 +182,7 @@ def hours(decided: Iterable[tuple[Decision, Grid]], store: RunStore) -> Hours:
     for decision, grid in decided:
         rows = {row.label: row for row in grid.rows}
         for question in decision.questions:
-            seen = set(_seen(question, grid))
+            seen = question.trials
             for label in (question.claim.reference, *question.claim.rows):
                 first = rows[label].trial_ids[0]
                 trials.setdefault(first, set()).update(seen.intersection(rows[label].trial_ids))
@@ -157,15 +196,6 @@ def hours(decided: Iterable[tuple[Decision, Grid]], store: RunStore) -> Hours:
     return Hours(spent / 3600, whole / 3600, looked, len(trials) - looked)
 
 
-def _seen(question: Question, grid: Grid) -> Iterable[str]:
-    """Trials of the looks that were taken."""
-    rows = {row.label: row for row in grid.rows}
-    most = max((len(values) for values in question.seen.values()), default=0)
-    yield from rows[question.claim.reference].trial_ids[:most]
-    for label, values in question.seen.items():
-        yield from rows[label].trial_ids[: len(values)]
-
-
 def _seconds(store: RunStore, key: str) -> float | None:
     """Device seconds of a trial that has ended."""
     record = store.read(key) or {}
@@ -175,7 +205,7 @@ def _seconds(store: RunStore, key: str) -> float | None:
 
 def _cost(missing: Sequence[str], decision: Decision, grid: Grid, store: RunStore) -> float | None:
     """Device seconds of trials that are to run, each by the mean of its row's that looks have seen; None: unknown."""
-    seen = {key for question in decision.questions for key in _seen(question, grid)}
+    seen = {key for question in decision.questions for key in question.trials}
     total = 0.0
     for row in grid.rows:
         own = [key for key in missing if key in row.trial_ids]
@@ -206,7 +236,7 @@ def _alone(grid: Grid, store: RunStore) -> lease.Lease | nullcontext[None]:
     Raises:
         UserError: another process has it.
     """
-    path = kept.path_of(grid, store).with_name(f"decide.{grid.preset}.lease.json")
+    path = path_of(grid, store).with_name(f"decide.{grid.preset}{LEASE}")
     path.parent.mkdir(parents=True, exist_ok=True)
     held = lease.claim(path)
     if held is None:

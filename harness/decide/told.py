@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.decide.kept import Decision, load, max_seeds_kept, read
+from harness.decide.kept import Decision, max_seeds_kept, read
 from harness.decide.questions import Question, trials_needed
 from harness.decide.rounds import hours
-from harness.report.cells import PLAIN, interval_words
+from harness.decide.sound import altered
+from harness.report.cells import PLAIN, interval_words, percent
 from harness.report.looks import Looks, looks_for
 from harness.report.sequential import Estimate, Rule, follow
 from harness.report.statistics import Difference
@@ -17,8 +19,11 @@ from harness.report.verdicts import UNDECIDED, VERDICTS, Comparison, Verdict
 from harness.schedule.progress import duration
 from harness.spec.claims import Claim
 from harness.spec.grid import Grid
+from harness.spec.variants import heading
+from harness.store.decisions import load
 from harness.store.results import RunStore
 
+FAILING = "claims ended for trainings that failed: mend the cause, `codetr retry`, and the same command goes on"
 COLUMNS = {
     "claim": True,
     "verdict": False,
@@ -76,7 +81,15 @@ def settled_verdicts(grid: Grid, store: RunStore) -> dict[Claim, Verdict]:
         return {}
     decision = read(grid, store)
     looked = [own for own in decision.questions if own.course(decision.looks).look is not None]
-    return {own.claim: verdict_of(own, decision.looks) for own in looked}
+    return {own.claim: _with_doubts(verdict_of(own, decision.looks), own, store) for own in looked}
+
+
+def _with_doubts(verdict: Verdict, question: Question, store: RunStore) -> Verdict:
+    """The verdict with what the records no longer say of what its looks saw."""
+    changed, gone = altered(question, store)
+    doubts = [f"its looks saw other numbers of {len(changed)} trainings than the records have now"] if changed else []
+    doubts += [f"{len(gone)} trainings that its looks saw are not here"] if gone else []
+    return replace(verdict, reason="; ".join(filter(None, [verdict.reason, *doubts]))) if doubts else verdict
 
 
 def _difference(own: Estimate | None) -> Difference | None:
@@ -113,7 +126,7 @@ def hours_words(decision: Decision, grid: Grid, store: RunStore) -> str:
 def looks_words(decision: Decision) -> str:
     """The planned looks and how sure each must be."""
     looks = zip(decision.looks.numbers, decision.looks.alphas, strict=True)
-    return "looks: " + ", ".join(f"{number} seeds at {100 * (1 - alpha):.3g} %" for number, alpha in looks)
+    return "looks: " + ", ".join(f"{number} seeds at {percent(1 - alpha)}" for number, alpha in looks)
 
 
 def of_file(path: Path) -> tuple[str, list[str]]:
@@ -124,7 +137,7 @@ def of_file(path: Path) -> tuple[str, list[str]]:
     """
     kept = load(path)
     assert kept is not None, path
-    return f"{kept['grid']} ({kept['preset']})", _kept_lines(kept)
+    return heading(kept["grid"], kept["preset"], str(kept.get("variant", ""))), _kept_lines(kept)
 
 
 def _kept_lines(kept: dict[str, Any]) -> list[str]:
@@ -132,7 +145,7 @@ def _kept_lines(kept: dict[str, Any]) -> list[str]:
     told = []
     for own in kept["claims"]:
         rule = Rule(float(own["sign"]), own["within"])
-        course = follow({row: own["differences"].get(row, ()) for row in own["rows"]}, rule, looks)
+        course = follow({row: [pair[2] for pair in own["pairs"].get(row, ())] for row in own["rows"]}, rule, looks)
         words = course.verdict
         if course.next_look is not None:
             rows = 1 + sum(row.verdict == UNDECIDED for row in course.rows)

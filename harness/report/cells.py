@@ -138,8 +138,13 @@ def interval_words(difference: Difference, metric: Metric, style: Style) -> str:
     if difference.low is None or difference.high is None:
         return text
     low, high = (_bound(bound, metric) for bound in (difference.low, difference.high))
-    sure = "" if difference.confidence == CONFIDENCE else f" at {style.escape(f'{100 * difference.confidence:.3g} %')}"
+    sure = "" if difference.confidence == CONFIDENCE else f" at {style.escape(percent(difference.confidence))}"
     return f"{text} {style.number(f'[{low}, {high}]')}{sure}"
+
+
+def percent(confidence: float) -> str:
+    """`95 %`, `99.9 %` or `99.967 %`: with two digits of what is missing, so that none reads as certain."""
+    return f"{100 - float(f'{100 * (1 - confidence):.2g}'):.10g} %"
 
 
 def _bound(value: float, metric: Metric) -> str:

@@ -59,7 +59,7 @@ def read_frames(
         preset: a preset's name, or the path of its YAML file.
         overrides: `key=value` texts.
         data: folder of a data set instead of the preset's, or several; they need not be here if records are.
-        seeds: instead of the file's.
+        seeds: instead of the file's, and of those that looks of `codetr decide` have seen.
         store: folder of the records; None takes $CODETR_STORE, or ~/codetr.
         source: `tracking` (MLflow), `records`, or `auto`: MLflow, or the records where there is none.
         uri: the tracking store; None takes $MLFLOW_TRACKING_URI, or the one in the usual store.
@@ -67,13 +67,18 @@ def read_frames(
     Raises:
         UserError: the file is mistaken, or the tracking store cannot be reached.
     """
-    from harness.report.reading import TRACKING, chosen_source, identified, read_trials, trial_ids
+    from harness.report.reading import TRACKING, chosen_source, identified, read_trials, trial_ids, with_looks
     from harness.spec.grid import open_grid
     from harness.store.suggestions import suggested
     from harness.tracking.tracking import tracking_uri
 
     place = RunStore(store)
-    grid = open_grid(file, preset, overrides, data=data, seeds=seeds, require_data=False)
+
+    def opened(seeds: Sequence[int] | None) -> Grid:
+        return open_grid(file, preset, overrides, data=data, seeds=seeds, require_data=False)
+
+    grid = opened(seeds)
+    grid = with_looks(grid, opened, place) if seeds is None else grid
     grid = suggested(identified(grid, place), place)
     source = chosen_source(source, uri, place)
     if source == TRACKING and uri is None:

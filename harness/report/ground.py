@@ -50,8 +50,12 @@ def _groups(records: Sequence[Record], name_of: Callable[[Record], str]) -> list
     return [Group(name, [r for r, own in zip(records, names, strict=True) if own == name]) for name, _ in ordered]
 
 
-def check_ground(grids: Sequence[Grid], records: Sequence[Record]) -> None:
-    """Refuse tables whose trials do not stand on the same ground.
+def check_ground(
+    grids: Sequence[Grid],
+    records: Sequence[Record],
+    otherwise: str = "leave its rows or seeds out (--seeds), or say --allow-mixed to have the table with a warning",
+) -> None:
+    """Refuse tables whose trials do not stand on the same ground; `otherwise` says what can be done but train again.
 
     Raises:
         UserError: with the groups of each such table, what their code differs in, and what to do.
@@ -67,8 +71,8 @@ def check_ground(grids: Sequence[Grid], records: Sequence[Record]) -> None:
     if lines:
         ids = [*smaller][:MANY_IDS] + ["…"] * (len(smaller) > MANY_IDS)
         lines.append(
-            f"run the smaller group again with what made the larger one (codetr rm {' '.join(ids)}, then run), leave "
-            "its rows or seeds out (--seeds), or say --allow-mixed to have the table with a warning"
+            f"run the smaller group again with what made the larger one (codetr rm {' '.join(ids)}, then run), "
+            f"{otherwise}"
         )
         raise UserError("\n".join(lines))
 

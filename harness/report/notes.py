@@ -125,8 +125,9 @@ def _reading(grid: Grid, rows: Sequence[TableRow]) -> list[str]:
         notes.append("one seed a row: no deviation, interval or p-value can be given, and small gains may be noise")
     else:
         few, many = (pick(row.num_finished for row in rows if row.num_finished) for pick in (min, max))
-        differ = len({row.num_trials for row in rows if row.num_trials}) > 1
-        seeds = f"as many seeds as each row's claims took, {few} to {many}" if differ else f"seeds {listed(grid.seeds)}"
+        differ = few != many and len({row.num_trials for row in rows if row.num_trials}) > 1
+        there = grid.seeds if grid.looked is None else sorted({seed for row in rows for seed in row.values})
+        seeds = f"as many seeds as each row's claims took, {few} to {many}" if differ else f"seeds {listed(there)}"
         notes.append(f"mean ± sample standard deviation over {seeds}")
     if pairs:
         one_row = not grid.held and grid.baseline != OWN_BASELINES

@@ -423,7 +423,7 @@ def _trials(section: Section, links: Callable[[Record], list[tuple[str, str]]]) 
 
 
 def _asked(section: Section) -> list[tuple[str, int, str]]:
-    """Row, seed and trial of each cell; where claims decide how many seeds a row has, of those that were begun."""
-    grid, begun = section.grid, section.records
+    """Row, seed and trial of each cell that something asked for."""
+    grid = section.grid
     cells = [(row.label, seed, key) for row in grid.rows for seed, key in zip(grid.seeds, row.trial_ids, strict=True)]
-    return [cell for cell in cells if cell[2] in begun or not section.table.is_decided]
+    return [cell for cell in cells if cell[:2] not in section.table.unasked]

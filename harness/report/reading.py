@@ -11,6 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +22,7 @@ from harness.files import exists
 from harness.passwords import without_login
 from harness.spec.hub import title
 from harness.spec.labels import DATA, shown_at
+from harness.store.decisions import seeds_looked_at
 from harness.store.results import RunStore
 from harness.tracking.sqlite import is_missing
 from model.backbones.configs import asked
@@ -142,6 +144,26 @@ def _differ(known: Mapping[str, Any], tracked: Mapping[str, Any]) -> bool:
         not isinstance(value, bool) and not math.isclose(value, tracked.get(name, math.nan), rel_tol=1e-9)
         for name, value in numbers.items()
     )
+
+
+def with_looks(grid: Grid, open_with: Callable[[list[int]], Grid], store: RunStore | None = None) -> Grid:
+    """The grid with the seeds that the looks of `codetr decide` have seen besides its own, if any were taken.
+
+    Args:
+        grid: of an ablation file, with the seeds that it says.
+        open_with: opens it with other seeds.
+        store: of the records; None takes the usual one.
+    """
+    place = store or RunStore()
+    if not grid.claims:
+        return grid
+    known = grid
+    if not all(trial.has_id for trial in grid.trials):  # what is kept is found by the content of data and weights
+        with suppress(UserError):  # told where the records are read
+            known = identified(grid, place)
+    if not (number := seeds_looked_at(known, place)):
+        return grid
+    return replace(open_with(sorted({*grid.seeds, *range(number)})), looked=frozenset(range(number)) - {*grid.seeds})
 
 
 def identified(grid: Grid, store: RunStore | None = None) -> Grid:

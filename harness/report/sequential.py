@@ -59,6 +59,7 @@ class Course:
     next_look: int | None = None  # seeds that it waits for; None: it has ended
     reason: str = ""  # why it ended without a verdict
     look: int | None = None  # seeds of the last look taken
+    is_failing: bool = False  # it ended for pairs that are missing
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ def follow(rows: Mapping[str, Sequence[float | None]], rule: Rule, looks: Looks)
         course = _look(course, rows, rule, number, alpha)
         if course.verdict != UNDECIDED:
             return replace(course, next_look=None)
-        if reason := _give_up(course, rows, rule, looks, number):
+        if reason := _failing(rows, number):
+            return replace(course, next_look=None, reason=reason, is_failing=True)
+        if reason := _give_up(course, rule, looks, number):
             return replace(course, next_look=None, reason=reason)
     return replace(course, next_look=None, reason=f"all {looks.most} seeds leave it open")
 
@@ -151,15 +154,18 @@ def _is_refuted(own: Estimate, rule: Rule) -> bool:
 # ---- giving up ----------------------------------------------------------------------------------------------------
 
 
-def _give_up(course: Course, rows: Mapping[str, Sequence[float | None]], rule: Rule, looks: Looks, number: int) -> str:
-    """Why the claim ends without a verdict; empty where it goes on."""
-    if number < PATIENCE:
-        return ""
-    for label, differences in rows.items():
+def _failing(rows: Mapping[str, Sequence[float | None]], number: int) -> str:
+    """Which row lacks too many pairs; empty where none does."""
+    for label, differences in rows.items() if number >= PATIENCE else ():
         failed = sum(value is None for value in differences[:number])
         if failed > MOST_FAILED * number:
             return f"failing: of the {number} pairs of '{label}' {failed} are missing: trainings failed, or lack it"
-    if number == looks.most:
+    return ""
+
+
+def _give_up(course: Course, rule: Rule, looks: Looks, number: int) -> str:
+    """Why the claim ends without a verdict; empty where it goes on."""
+    if number < PATIENCE or number == looks.most:
         return ""
     waiting = [own for own in course.rows if own.verdict == UNDECIDED]
     stuck = [own for own in waiting if own.estimate is not None and is_hopeless(own.estimate, rule, looks)]
@@ -179,7 +185,7 @@ def is_hopeless(own: Estimate, rule: Rule, looks: Looks) -> bool:
     """Whether even a favourable continuation would leave a row open at the last look."""
     reach, half = _reach(own, looks), _last_half(own, looks, 1)
     if rule.margin is None:
-        return abs(own.mean) + reach < half
+        return abs(own.mean) + reach <= half  # equal where all differences are zero
     return abs(own.mean) - reach + half > rule.margin
 
 

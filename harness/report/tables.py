@@ -7,7 +7,7 @@ Nothing here reads a store or knows a file format: records are plain mappings (a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +138,7 @@ class Table:
     footnotes: tuple[tuple[str, str], ...]  # (letter, reason)
     notes: tuple[str, ...]  # how the numbers were made
     verdicts: tuple[Verdict, ...] = ()  # on what the file claims
-    is_decided: bool = False  # its rows have as many seeds as decided the claims: trials that never ran are not missed
+    unasked: Set[tuple[str, int]] = frozenset()  # rows and seeds that never ran, and that nothing asked for
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,8 @@ def make_table(grid: Grid, records: Iterable[Record], settled: Mapping[Claim, Ve
     """
     by_id = {record["trial_id"]: record for record in records}
     metrics = tuple(metric_of(name) for name in grid.metrics)
-    groups = _groups(grid, by_id, bool(settled))
+    unasked = _unasked(grid, by_id, settled or {})
+    groups = _groups(grid, by_id, unasked)
     if grid.search is not None:
         groups = _ranked(groups, by_id, metrics[0], grid.search.spec.mode)
     labelled = {group.row.label: group for group in groups}
@@ -224,7 +225,7 @@ def make_table(grid: Grid, records: Iterable[Record], settled: Mapping[Claim, Ve
         footnotes=tuple((letter, reason) for reason, letter in footnotes.letters.items()),
         notes=describe(grid, rows, list(used.values())),
         verdicts=judge_claims(grid.claims, labelled, metric_of, settled),
-        is_decided=bool(settled),
+        unasked=unasked,
     )
 
 
@@ -243,15 +244,27 @@ def _ranked(groups: list[Group], by_id: Mapping[str, Record], metric: Metric, mo
     return sorted(groups, key=rank)
 
 
-def _groups(grid: Grid, by_id: Mapping[str, Record], decided: bool) -> list[Group]:
-    """The rows of a grid with their finished trials, and reasons for the others; see `Table` for `decided`."""
+def _unasked(grid: Grid, by_id: Mapping[str, Record], settled: Iterable[Claim]) -> frozenset[tuple[str, int]]:
+    """Rows and seeds that never ran and are not missed, where looks said how many seeds a row takes.
+
+    Those are all of the rows that settled claims name, and of other rows the seeds that looks took besides the file's.
+    """
+    if grid.looked is None:
+        return frozenset()
+    claimed = {label for claim in settled for label in (claim.reference, *claim.rows)}
+    cells = ((row.label, seed, key) for row in grid.rows for seed, key in zip(grid.seeds, row.trial_ids, strict=True))
+    never = ((label, seed) for label, seed, key in cells if key not in by_id)
+    return frozenset(cell for cell in never if cell[0] in claimed or cell[1] in grid.looked)
+
+
+def _groups(grid: Grid, by_id: Mapping[str, Record], unasked: Set[tuple[str, int]]) -> list[Group]:
+    """The rows of a grid with their finished trials, and reasons for the others; see `Table` for `unasked`."""
     trials = trials_frame(grid, by_id.values())
     count = len(grid.seeds)
     groups = []
     for number, row in enumerate(grid.rows):
         own = trials.iloc[number * count : (number + 1) * count]
-        if decided and (own["status"] != "pending").any():
-            own = own[own["status"] != "pending"]
+        own = own[[(row.label, int(seed)) not in unasked for seed in own["seed"]]]
         there = own[own["status"] == "finished"]
         reasons: dict[str, list[int]] = {}
         for seed, trial_id, status in zip(own["seed"], own["trial_id"], own["status"], strict=True):

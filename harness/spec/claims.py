@@ -7,6 +7,7 @@ harness/report/verdicts.py.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,8 @@ def claims_of(
     def known(label: str, place: str, on: Mapping[str, str]) -> str:
         label = on.get(label, label)
         changed = _matching(label, labels)
+        if len(changed) > 1:
+            mistakes.add(place, f"'{label}' is {len(changed)} rows, {' and '.join(changed[:2])}; name one of them")
         if not changed:
             told = [*dict.fromkeys(own for others in (data_sets or {}).values() for own in others), *labels]
             mistakes.add(place, f"'{label}' is not the label of a row{suggest(label, told)}")
@@ -116,5 +119,6 @@ def claims_of(
 
 
 def _matching(label: str, labels: Sequence[str]) -> list[str]:
-    """The row of this label, or those that the command line changed."""
-    return [label] if label in labels else [other for other in labels if other.startswith(f"{label} [")]
+    """The row of this label, or those that the command line changed, as `label [model.num_queries=100]`."""
+    changed = re.compile(re.escape(label) + r" \[[\w.]+=.*\]", re.DOTALL)
+    return [label] if label in labels else [other for other in labels if changed.fullmatch(other)]

@@ -72,6 +72,7 @@ class Grid:
     waiting: tuple[tuple[int, Row], ...] = ()  # rows that cannot run yet, each after so many of `rows`
     above: tuple[Setting, ...] = ()  # settings of the command line, which `variant` is of
     crossed: bool = False  # the command line names its data sets, which are an axis
+    looked: frozenset[int] | None = None  # seeds that looks took besides the file's; None: these were not asked for
 
     @property
     def listed(self) -> tuple[Row, ...]:

@@ -52,7 +52,7 @@ class _Archive:
 class _Folder:
     def __init__(self, root: Path) -> None:
         self._root = root
-        found = (path for folder in listed(root / "runs") for path in files_below(folder))
+        found = (path for part in ("runs", "grids") for folder in listed(root / part) for path in files_below(folder))
         self.names = [path.relative_to(root).as_posix() for path in found]
 
     def open(self, name: str) -> IO[bytes]:

@@ -24,6 +24,7 @@ import yaml
 
 from harness.errors import ReadError, StorageError, UserError
 from harness.files import attributes, chunks, exists, files_below, is_file, write_atomic
+from harness.store.decisions import is_decision, of_trials, take
 from harness.store.parcel import Parcel, Refused, opened, read, unpack
 from harness.store.results import RunStore
 
@@ -52,15 +53,19 @@ def export_records(
 ) -> int:
     """Write finished records to `out`: an archive if its name ends in .zip, else a folder that is a store by itself.
 
+    What `codetr decide` keeps of looks at them goes along.
+
     Returns:
         The number of files.
 
     Raises:
-        UserError: `out` is there already and no archive or store, or cannot be written.
+        UserError: `out` is there already and no archive or store, or cannot be written; what is kept of looks is
+            damaged.
         ReadError: the storage does not give a file of a record; no archive was written.
     """
-    files: dict[str, Path] = {}
-    for trial_id in sorted(trial_ids):
+    trial_ids = sorted(trial_ids)
+    files = of_trials(store, trial_ids)
+    for trial_id in trial_ids:
         for name in _parts(store.dir(trial_id), checkpoints=checkpoints, detections=detections):
             files[f"runs/{trial_id}/{name}"] = store.dir(trial_id) / name
     try:
@@ -199,6 +204,7 @@ class Imported:
     same: list[str] = field(default_factory=list)  # were here already
     kept: dict[str, str] = field(default_factory=dict)  # another finished record is here
     refused: dict[str, str] = field(default_factory=dict)
+    looks: list[str] = field(default_factory=list)  # names of what `codetr decide` keeps of a grid, that were taken
     ignored: list[str] = field(default_factory=list)  # files that are no part of a record
 
 
@@ -220,7 +226,8 @@ def import_records(store: RunStore, source: Path, *, replace: bool = False, chec
     store.prepare()
     done = Imported()
     with opened(source) as parcel:
-        trials, done.ignored = _by_trial(parcel)
+        trials, others = _by_trial(parcel)
+        done.ignored = [name for name in others if not name.startswith("grids/")]
         for trial_id, names in sorted(trials.items()):
             try:
                 _import_trial(store, parcel, trial_id, names, replace, checkpoints, done)
@@ -230,6 +237,12 @@ def import_records(store: RunStore, source: Path, *, replace: bool = False, chec
                 raise
             except OSError as error:
                 raise UserError(f"{store.dir(trial_id)}: {error.strerror or error}") from error
+        for name in filter(is_decision, others):
+            try:
+                if take(store, name, read(parcel, name), replace=replace):
+                    done.looks.append(name)
+            except Refused as reason:
+                done.refused[name] = str(reason)
     return done
 
 

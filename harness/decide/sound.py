@@ -1,0 +1,72 @@
+"""Whether looks may be taken: what was seen is what the records say, and trainings of a claim compare.
+
+Numbers made by different code do not compare, and a difference that was kept outlives its records. Neither would show
+in a verdict, so both are refused here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from harness.decide.kept import Decision
+from harness.decide.questions import Question, difference_of, trials_needed
+from harness.errors import UserError
+from harness.report.ground import check_ground
+from harness.spec.grid import Grid
+from harness.store.decisions import path_of
+from harness.store.ledger import made_by_other_code
+from harness.store.results import RunStore
+
+SHOWN = 6  # trials named one by one
+
+
+def check_seen(decision: Decision, grid: Grid, store: RunStore) -> None:
+    """Refuse to go on from differences that records contradict, as those of trials that were trained anew.
+
+    Raises:
+        UserError: with the trials.
+    """
+    changed = sorted({key for question in decision.questions for key in altered(question, store)[0]})
+    if changed:
+        more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+        raise UserError(
+            f"{grid.name}: its looks saw other numbers of {', '.join(changed[:SHOWN])}{more} than the records have "
+            f"now; put the former records back, or move {path_of(grid, store)} away to plan looks anew"
+        )
+
+
+def altered(question: Question, store: RunStore) -> tuple[set[str], set[str]]:
+    """Trials of pairs whose records give another difference now, and of pairs that have none any more."""
+    changed: set[str] = set()
+    gone: set[str] = set()
+    for pair in (pair for pairs in question.seen.values() for pair in pairs if pair.difference is not None):
+        now = difference_of(pair.trial, pair.reference, question.claim.metric, store)
+        if now is None or now is ...:
+            gone |= {key for key in pair[:2] if store.status(key) != "finished"}
+        elif now != pair.difference:
+            changed |= {pair.trial, pair.reference}
+    return changed, gone
+
+
+def check_same_code(
+    questions: Sequence[Question], to_run: Iterable[str], decision: Decision, grid: Grid, store: RunStore
+) -> None:
+    """Refuse a look at trainings that do not compare, or that would not with those that are still to run.
+
+    Raises:
+        UserError: with the groups, or with the trials that other code made, and what to do.
+    """
+    looked: set[str] = set()
+    for question in questions:
+        looked |= trials_needed(question, grid, decision.looks).keys() | question.trials
+    finished = {key for key in looked if store.status(key) == "finished"}
+    if any(True for _ in to_run) and (other := made_by_other_code(store, sorted(finished))):
+        raise UserError(
+            f"{grid.name}: {len(other)} of the trainings to be looked at were made by other code than is here now, "
+            f"which would train the rest: train them again (codetr rm {' '.join(other[:SHOWN])}"
+            f"{' …' if len(other) > SHOWN else ''}), go on with their code, or say --allow-mixed"
+        )
+    own = replace(grid, trials=tuple(trial for trial in grid.trials if trial.trial_id in finished))
+    records = [record for key in finished if (record := store.read(key)) is not None]
+    check_ground([own], records, "say --allow-mixed to look at them all the same")
