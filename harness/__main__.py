@@ -241,6 +241,7 @@ def build_parser() -> argparse.ArgumentParser:
         dest="source",
         help="where numbers come from, as for report",
     )
+    pairs.add_argument("--allow-mixed", action="store_true", help="of different code, data or operators, too")
     pairs.add_argument("--out", metavar="FILE.csv", help="write all numbers, too")
 
     analyse = commands.add_parser("analyse", parents=[grid, store], help="what the heads of a trained detector look at")

@@ -341,11 +341,15 @@ def _trial_pages(args: argparse.Namespace) -> int:
 def pairs(args: argparse.Namespace) -> int:
     """Print how well numbers of single heads tell which pairs of them help most."""
     from harness.files import write_atomic
+    from harness.report.ground import check_ground
     from harness.report.pairs import as_csv, predict, read, rows_of, words
     from harness.report.reading import read_trials, trial_ids
 
     (grid,) = [_identified(grid) for grid in open_grids(args, require_data=False)]
-    trainings = read(grid, read_trials(trial_ids([grid]), args.source))
+    records = list(read_trials(trial_ids([grid]), args.source))
+    if not args.allow_mixed:
+        check_ground([grid], records)
+    trainings = read(grid, records)
     found = predict(trainings)
     columns = ("measure", "feature", "Spearman", "95 %, seeds", "without a head", "p", "p of any")
     table(f"{grid.title}: which pair helps, told by single heads", dict.fromkeys(columns, False), rows_of(found))

@@ -49,6 +49,15 @@ def test_a_file_states_claims(tmp_path):
     )
 
 
+def test_a_label_is_no_beginning_of_another(tmp_path):
+    """Only what the command line changed, `label [key=value]`, is still meant by the file's label."""
+    path = tmp_path / "mine.yaml"
+    rows = FILE.replace("label: atss", "label: 'atss [small lr]'").replace("label: fcos", "label: 'atss [big lr]'")
+    path.write_text(rows + "  - {text: one, better: atss, than: none}\n")
+    with pytest.raises(UserError, match="claims.0.better: 'atss' is not the label of a row"):
+        open_grid(path, "digits")
+
+
 @pytest.mark.parametrize(
     ("claim", "where", "what"),
     [

@@ -16,6 +16,8 @@ from harness.__main__ import main
 from harness.decide import kept, told
 from harness.decide.rounds import NO_ROOM, counted, decide, hours, next_round, seconds_of
 from harness.errors import UserError
+from harness.report.cells import percent
+from harness.report.frames import read_frames
 from harness.report.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from harness.spec.grid import Grid, open_grid
 from harness.store.decisions import load, path_of, take
@@ -624,6 +626,21 @@ def test_what_is_kept_of_looks_travels_with_the_records(
     assert take(RunStore(), str(name), json.dumps(shorter).encode(), replace=True)
     with pytest.raises(Refused, match="is damaged"):
         take(RunStore(), str(name), data[:-30])
+
+
+def test_who_reads_the_numbers_has_those_seeds_too(file: Path) -> None:
+    _, asked, _, _ = settled(file)
+    found = read_frames(file, source="records").trials
+    assert set(found[found["status"] == "finished"]["trial_id"]) == set(asked)
+    assert set(read_frames(file, seeds=[0], source="records").trials["seed"]) == {0}
+
+
+@pytest.mark.parametrize(
+    ("confidence", "words"),
+    [(0.95, "95 %"), (0.999, "99.9 %"), (1 - 0.001 / 2, "99.95 %"), (1 - 0.001 / 3, "99.967 %")],
+)
+def test_no_interval_is_certain(confidence: float, words: str) -> None:
+    assert percent(confidence) == words
 
 
 def test_variants_of_a_file_are_told_apart(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -128,7 +128,7 @@ def test_the_command_prints_a_table(grid: Path, tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.parametrize(
     ("without", "words"),
-    [("none", "without heads"), ("atss + fcos", "the row with atss and fcos")],
+    [("none", "without heads"), ("atss + fcos", "the row with atss and fcos"), ("fcos", "the row with fcos;")],
 )
 def test_a_row_that_is_missing_is_named(
     grid: Path, without: str, words: str, capsys: pytest.CaptureFixture[str]
@@ -137,6 +137,25 @@ def test_a_row_that_is_missing_is_named(
     assert main(["pairs", str(grid), "--from", "records"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: pairs: no finished trial of ") and words in error and error.count("\n") == 1
+
+
+def test_pairs_of_a_head_without_a_row_are_told(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = "  - {label: further, set: {model.heads: [atss, gfl]}}\nseeds"
+    grid.write_text(grid.read_text().replace("seeds", row))
+    finish(grid)
+    assert main(["pairs", str(grid), "--from", "records"]) == 0
+    told = capsys.readouterr().out
+    assert "3 pairs of 3 heads" in told and "not each of their heads has a row of its own: further" in told
+
+
+def test_trainings_of_different_code_are_refused(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finish(grid)
+    store, key = RunStore(), open_grid(grid).trials[-1].trial_id
+    record = {**(store.read(key) or {}), "provenance": {"ops": "reference"}}
+    store.write_result(key, record)
+    assert main(["pairs", str(grid), "--from", "records"]) == 2
+    assert "its trials come from different operators" in capsys.readouterr().err
+    assert main(["pairs", str(grid), "--from", "records", "--allow-mixed"]) == 0
 
 
 def test_two_rows_of_the_same_heads_are_refused(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,7 @@ class Trainings:
     pairs: np.ndarray  # [S, P] AP, in the order of `places`
     unfinished: tuple[int, ...] = ()  # seeds that some row lacks
     partial: tuple[str, ...] = ()  # measures that some head has on some seed, but not all on all
+    lone: tuple[str, ...] = ()  # rows of pairs of which some head has no row of its own
 
     @property
     def places(self) -> np.ndarray:
@@ -92,7 +93,7 @@ def read(grid: Grid, records: Sequence[Record], metric: str = "AP") -> Trainings
             )
         if trial.trial_id in by_id:
             found.setdefault(names, {})[trial.config.seed] = by_id[trial.trial_id]
-    heads = tuple(sorted({names[0] for names in found if len(names) == 1}))
+    heads = tuple(sorted(names[0] for names in rows if len(names) == 1))
     wanted = [(), *((head,) for head in heads), *itertools.combinations(heads, 2)]
     if missing := [names for names in wanted if names not in found]:
         raise UserError(f"{grid.name}: no finished trial of {_words(missing[0])}; `codetr run` it first")
@@ -116,7 +117,8 @@ def read(grid: Grid, records: Sequence[Record], metric: str = "AP") -> Trainings
     whole = {name: values for name, values in measured.items() if np.isfinite(values).all()}
     partial = tuple(name for name, values in measured.items() if name not in whole and np.isfinite(values).any())
     unfinished = tuple(seed for seed in sorted({trial.config.seed for trial in grid.trials}) if seed not in seeds)
-    return Trainings(heads, seeds, plain, whole, together, unfinished, partial)
+    lone = tuple(label for names, label in rows.items() if len(names) == 2 and not {*names} <= {*heads})
+    return Trainings(heads, seeds, plain, whole, together, unfinished, partial, lone)
 
 
 def _number(record: Record, name: str) -> float:
@@ -250,6 +252,8 @@ def words(trainings: Trainings) -> list[str]:
         told.append(f"left out, as not finished in every row: seed{'s' * (len(trainings.unfinished) > 1)} {numbers}")
     if trainings.partial:
         told.append(f"left out, as not every training has it: {', '.join(trainings.partial)}")
+    if trainings.lone:
+        told.append(f"left out, as not each of their heads has a row of its own: {', '.join(trainings.lone)}")
     return [
         f"{len(gains)} pairs of {len(trainings.heads)} heads, {count}; best {names[best]} "
         f"({gains[best]:+.1f}), worst {names[worst]} ({gains[worst]:+.1f})",

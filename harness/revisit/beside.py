@@ -40,10 +40,12 @@ def headings(metrics: Numbers, published: Released | None) -> list[str]:
 
 
 def _of_branch(metrics: Numbers, branch: str, columns: list[str], limit: int) -> list[float | None]:
-    """By column. Officially COCO's `AP` counts 100 detections of an image, all other numbers as many as there are."""
+    """By column, of as many detections of an image as there are.
+
+    Officially COCO's `AP` counts the 100 best of each class among them, which differs where an image has more of one.
+    """
     prefix = "" if branch == DECODER else f"{branch}/"
-    plain = () if is_federated(metrics) else ("AP",)
-    counted = {name: f"{prefix}{name}@{limit}" for name in columns if name not in plain and limit > STANDARD_LIMIT}
+    counted = {name: f"{prefix}{name}@{limit}" for name in columns if limit > STANDARD_LIMIT}
     return [metrics.get(counted.get(name, ""), metrics.get(f"{prefix}{name}")) for name in columns]
 
 
@@ -82,5 +84,5 @@ def protocol_lines(ours: Protocol, published: Released | None, name: str, *, fed
     if federated:
         lines.append(f"all columns are LVIS's, of {ours.detections} detections of an image")
     elif (limit := ours.detections) > STANDARD_LIMIT:
-        lines.append(f"AP counts {STANDARD_LIMIT} detections of an image, the other columns {limit}, as officially")
+        lines.append(f"all columns count {limit} detections of an image; officially AP {STANDARD_LIMIT} of each class")
     return lines
