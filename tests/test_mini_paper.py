@@ -7,8 +7,10 @@ import os
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from benchmarks.editions import main as editions
 from harness.__main__ import main
 from harness.store.transfer import checked
 
@@ -42,3 +44,23 @@ def test_its_tables_are_made_again(tmp_path, monkeypatch, capsys):
     kept = {path.name: path.read_bytes() for path in (FOLDER / "report").iterdir() if path.suffix in tables}
     assert made.keys() == kept.keys()
     assert [name for name in made if made[name] != kept[name]] == []
+
+
+def test_two_editions_side_by_side(tmp_path, capsys):
+    for name in ("claims.csv", "table07_heads_trials.csv"):
+        (tmp_path / name).write_text(
+            (FOLDER / "report" / name).read_text().replace(",Any set of heads helps,", ",New,")
+        )
+    assert editions([str(FOLDER / "report"), str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("|")]
+    verdicts = {row[2]: row[3:5] for row in cells[2:]}
+    assert len(verdicts) == 22 and verdicts["New"] == ["–", "undecided"]
+    assert verdicts["Any set of heads helps"] == ["undecided", "–"]
+    assert verdicts["Two heads of different kinds are better than one kind twice"] == ["reproduced", "reproduced"]
+    spoken = next(row for row in cells if row[2] == "Six kinds of heads are worse than two or three")
+    assert spoken[5].startswith("K = 3: ATSS + Faster R-CNN + PAA against"), "the row that speaks least for it"
+    rows = pd.read_csv(tmp_path / "table07_heads_trials.csv")
+    spent = rows.drop_duplicates("trial_id")["device_hours"].sum()
+    whole = 12 * rows.groupby("row")["device_hours"].mean().sum()
+    assert f"{spent:.1f} device hours; 12 seeds of each of them would take {whole:.1f}" in lines[-1]
