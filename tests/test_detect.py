@@ -183,6 +183,10 @@ def test_the_threshold_is_the_best_of_the_split_or_said_to_be_none(
     (store.dir(TRIAL) / "detections.json").unlink()
     assert main(command) == 0
     assert "score ≥ 0.5 (its detections or its validation split are not here" in capsys.readouterr().out
+    numbers = {"best_f1": 60.0, "best_f1_threshold": 0.3, "best_f1_precision": 50.0, "best_f1_recall": 75.0}
+    store.write_result(TRIAL, (store.read(TRIAL) or {}) | {"metrics": {"AP": 0.0, **numbers}})
+    assert main(command) == 0
+    assert "score ≥ 0.3 (the best F1 of its validation split, 0.60)" in capsys.readouterr().out
 
 
 # ---- what is wrong

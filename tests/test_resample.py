@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+import harness.data
 from harness.__main__ import main
 from harness.analyse.resample import METRICS, average_precision, interval, match_images, resampled_ap
+from harness.errors import UserError
+from harness.report.images import over_images
+from harness.report.tables import make_table
+from harness.spec.grid import Grid, open_grid
 from harness.store.results import RunStore
 from harness.trial.evaluate import evaluate_detections
+from tests.support.detected_store import CLASSES, DETECTIONS, keep_records, leave, write_data
 from tests.support.page import command_line_store
 
 IMAGES = 12
@@ -130,3 +138,42 @@ def test_a_report_gives_one_seed_an_interval_over_images_when_asked(tmp_path: Pa
     assert "paired bootstrap over the validation images (500 resamples)" in text
     assert "], n = 1" not in text and "undecided" in text  # the claim is not decided by it
     assert text.count("[-") + text.count("[+") + text.count("[0") == 2
+
+
+def grid_over(folders: Sequence[Path], tmp_path: Path, baseline: str) -> tuple[Grid, list[dict[str, Any]], RunStore]:
+    """Two rows on each data set with one seed, all detections in the store."""
+    (tmp_path / "mine.yaml").write_text(
+        "rows: [{label: a, set: {model.heads: []}}, {label: b, set: {model.heads: [atss]}}]\n"
+        f"axes: {{data.path: [{', '.join(map(str, folders))}]}}\nbaseline: {baseline}\n"
+    )
+    grid, store = open_grid(str(tmp_path / "mine.yaml"), "digits_fast", [], seeds=(0,)), RunStore(tmp_path / "store")
+    records = keep_records(store, grid, CLASSES)
+    for number, trial in enumerate(grid.trials):
+        leave(store, trial.trial_id, DETECTIONS[number:])
+    return grid, records, store
+
+
+def test_each_data_set_is_looked_at_once_and_must_be_as_it_was(tmp_path: Path, monkeypatch) -> None:
+    folders = [write_data(tmp_path / name, many) for name, many in (("birds", 4), ("cells", 9))]
+    grid, records, store = grid_over(folders, tmp_path, "a")
+    looked = []
+    kept = harness.data.fingerprint
+    monkeypatch.setattr(harness.data, "fingerprint", lambda config: looked.append(config.path) or kept(config))
+    table = over_images(make_table(grid, records), grid, store)
+    assert [row.cells["AP"].gain.low is None for row in table.rows if not row.is_baseline] == [False, False]
+    assert sorted(looked) == sorted(map(str, folders))
+    shutil.rmtree(folders[1])
+    write_data(folders[1], 7)
+    with pytest.raises(UserError) as raised:
+        over_images(make_table(grid, records), grid, store)
+    told = str(raised.value)
+    assert told.startswith(f"{folders[1]} holds other data than the trial was evaluated on (fingerprint ")
+    assert told.endswith("an interval over images needs it: leave out --images") and "\n" not in told
+
+
+def test_images_of_two_data_sets_are_no_pairs(tmp_path: Path) -> None:
+    folders = [write_data(tmp_path / name, many) for name, many in (("birds", 4), ("cells", 9))]
+    grid, records, store = grid_over(folders, tmp_path, f"{{row: a, data.path: {folders[0]}}}")
+    rows = {row.label: row.cells["AP"].gain for row in over_images(make_table(grid, records), grid, store).rows}
+    assert rows["b, data=birds"].low is not None
+    assert rows["a, data=cells"].low is rows["b, data=cells"].low is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,26 @@ def test_without_detections_a_line_says_so(store: RunStore) -> None:
     page, _ = page_of(key)
     assert f"the detections of {key} are not in the store, only its record" in page.text
     assert not page.all("svg")
+
+
+def test_without_pictures_the_objects_are_those_of_the_record(store: RunStore, tmp_path: Path) -> None:
+    """Without detections, and where the data set is another one by now: then its numbers are not this trial's."""
+    left = finished(store)
+    other = next(key for key in store.trials() if key != left)
+    for key in (left, other):
+        columns = {"class": CLASSES, "objects": [1234, 5], "threshold": [0.35, None]}
+        columns |= {"precision": [80.0, None], "recall": [75.5, None]}
+        store.write_result(key, (store.read(key) or {}) | {"classes": {"decoder": columns}})
+    shutil.rmtree(tmp_path / "data")
+    write_data(tmp_path / "data", 4)
+    for key in (left, other):
+        page, _ = page_of(key)
+        assert re.search(
+            rf"{re.escape(CLASSES[0])} 1,234 \d+\.\d 0\.35 80\.0 75\.5 {re.escape(CLASSES[1])} 5 –", page.text
+        )
+        assert not page.all("image")
+    told = rf"no pictures of the detections of {left}: \S+/data holds other data than the trial was evaluated on \("
+    assert re.search(told, page_of(left)[0].text)
 
 
 def test_damaged_detections_are_told(store: RunStore) -> None:

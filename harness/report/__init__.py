@@ -5,7 +5,8 @@
 `verdicts.py` says which claims held, `notes.py` and `protocols.py` the small print, `cells.py`, `formats.py` and
 `latex.py` write Markdown, CSV, plain text and LaTeX (with `letters.py`, `widths.py`), `figures.py` and
 `trial_figures.py` gather what is drawn of a grid and of one trial, `detected.py` what its detections tell by class and
-by image, `published.py` holds numbers of the paper that belong to no row, and `page.py` puts all of it on one page.
+by image (of the trials that `shown_trials.py` chooses), `published.py` holds numbers of the paper that belong to no
+row, and `page.py` puts all of it on one page.
 """
 
 from __future__ import annotations
@@ -200,7 +201,7 @@ def _write_grid(
     from harness.report.page import Section
 
     figures, pictures = _figures(grid, records, base, formats)
-    found, sheet, sheet_files = _detected(grid, records, base, formats, score)
+    found, sheets, sheet_files = _detected(grid, records, base, formats, score)
     figures += sheet_files
     shown = [path.name for path in figures if path.suffix == ".png"]
     texts = {"md": to_markdown(table, shown), "tex": to_latex(table, wide), "csv": to_csv(table)}
@@ -219,7 +220,7 @@ def _write_grid(
     by_id = {str(record["trial_id"]): record for record in records}
     files = tuple(path.name for path in paths)
     commands = how.grids.get(grid.name, ())
-    return paths + figures, Section(grid, table, by_id, pictures, files, commands, found, sheet, pivot)
+    return paths + figures, Section(grid, table, by_id, pictures, files, commands, found, sheets, pivot)
 
 
 def _figures(
@@ -243,19 +244,24 @@ def _figures(
 
 def _detected(
     grid: Grid, records: Sequence[Mapping[str, Any]], base: Path, formats: Sequence[str], score: float | None
-) -> tuple[Detected | None, Picture | None, list[Path]]:
-    """What the detectors of one grid find, with the sheet of the worst images as picture and files."""
+) -> tuple[tuple[Detected, ...], dict[str, Picture], list[Path]]:
+    """What the detectors of one grid find on each data set, with the sheets of the worst images and their files."""
     if not {PAGE, *FIGURES} & set(formats):
-        return None, None, []
+        return (), {}, []
     from harness.report.detected import detected
     from harness.report.page import caption
+    from harness.report.shown_trials import plain
 
     found = detected(grid, records, RunStore(), score)
-    if found is None or found.sheet is None:
-        return found, None, []
-    target = base.with_name(f"{base.name}_detections")
-    files, picture = _picture(found.sheet.draw(), target, caption(grid, "detections"), formats)
-    return found, picture, files
+    sheets: dict[str, Picture] = {}
+    paths: list[Path] = []
+    for one in found:
+        if one.sheet is not None:
+            ending, words = (f"_{plain(one.data)}", f", {one.data}") if one.data else ("", "")
+            target = base.with_name(f"{base.name}_detections{ending}")
+            files, sheets[one.data] = _picture(one.sheet.draw(), target, caption(grid, "detections") + words, formats)
+            paths += files
+    return found, sheets, paths
 
 
 def _picture(figure: Figure, target: Path, title: str, formats: Sequence[str]) -> tuple[list[Path], Picture]:

@@ -32,6 +32,12 @@ def class_columns(record: Record, store: RunStore) -> Mapping[str, Sequence[Any]
     return branches.get("decoder") or next(iter(branches.values()), {})
 
 
+def object_counts(record: Record, store: RunStore) -> dict[str, int]:
+    """Objects of each class of the validation split, crowd regions left out; empty where errors were not measured."""
+    columns = class_columns(record, store)
+    return dict(zip(columns["class"], columns["objects"], strict=True)) if "objects" in columns else {}
+
+
 def classes_frame(grid: Grid, records: Sequence[Record], store: RunStore) -> pd.DataFrame:
     """One line per row of the table, seed and class, of finished trials.
 

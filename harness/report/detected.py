@@ -6,20 +6,25 @@ is not here is said in a line.
 
 from __future__ import annotations
 
-import json
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UserError
 from harness.figures.matching import SCORE, Matches, best_threshold, worst_images
 from harness.mistakes.thresholds import Threshold
-from harness.report.by_class import class_columns, per_class_of
-from harness.report.frames import recorded
-from harness.report.shown_images import ShownImages, objects, rows_by_image, shown_images, validation_split
-from harness.report.tables import metric_of
+from harness.report.by_class import class_columns, object_counts, per_class_of
+from harness.report.shown_images import (
+    FAILURES,
+    ShownImages,
+    left_by,
+    no_pictures,
+    objects,
+    rows_by_image,
+    shown_images,
+    validation_split,
+)
+from harness.report.shown_trials import Chosen, OnData, best_first, by_data_set, chosen_trial, plain
 from harness.store.results import RunStore
 
 if TYPE_CHECKING:
@@ -85,9 +90,10 @@ class BestScores:
 
 @dataclass(frozen=True)
 class Detected:
-    """What a page says of one grid's detections."""
+    """What a page says of one grid's detections on one data set."""
 
     classes: Classes
+    data: str = ""  # the name of the data set, where the grid has several
     trial: str = ""  # id of the trial whose images are shown
     row: str = ""
     seed: int | None = None
@@ -97,11 +103,12 @@ class Detected:
     best: BestScores | None = None
 
 
-def detected(grid: Grid, records: Sequence[Record], store: RunStore, score: float | None = None) -> Detected | None:
-    """What the finished trials of `grid` find; None where no record tells of classes.
+def detected(
+    grid: Grid, records: Sequence[Record], store: RunStore, score: float | None = None
+) -> tuple[Detected, ...]:
+    """What the finished trials of `grid` find on each of its data sets; none of one whose records tell of no classes.
 
-    The sheet is that of the best trial: of the row with the best mean of the first metric the first seed whose
-    detections are in the store.
+    The sheet is that of the best trial there (see `chosen_trial`).
 
     Args:
         grid: its trials' configurations name the data.
@@ -109,47 +116,40 @@ def detected(grid: Grid, records: Sequence[Record], store: RunStore, score: floa
         store: where detections are.
         score: lowest score of a detection on the sheet; None takes that with the best F1 of the split.
     """
-    by_id = {record["trial_id"]: record for record in records if record.get("status") == "finished"}
-    finished = {
-        row.label: [(seed, by_id[key]) for seed, key in zip(grid.seeds, row.trial_ids, strict=True) if key in by_id]
-        for row in grid.rows
-    }
-    classes = _classes({label: [record for _, record in own] for label, own in finished.items() if own}, store)
+    found = (_on_data(grid, here, store, score) for here in by_data_set(grid, records))
+    return tuple(one for one in found if one is not None)
+
+
+def _on_data(grid: Grid, here: OnData, store: RunStore, score: float | None) -> Detected | None:
+    classes = _classes({label: [record for _, record in own] for label, own in here.rows.items()}, store)
     if classes is None:
         return None
-    ordered = [(label, seed, record) for label, own in _best_first(grid, finished) for seed, record in own]
-    best = _best_scores(ordered, store)
-    for label, seed, record in ordered:
-        key = str(record["trial_id"])
-        if (store.dir(key) / "detections.json").exists():
-            baseline = _baseline(grid, label, seed, finished, store)
-            return replace(_of_trial(grid, key, label, seed, classes, store, score, baseline), best=best)
-    missing = "no pictures: the detections of these trials are not in the store, only their records"
-    return Detected(classes, missing=missing, best=best)
+    ordered = [(label, seed, record) for label, own in best_first(grid, here.rows) for seed, record in own]
+    found = Detected(classes, here.name, best=_best_scores(ordered, store))
+    chosen = chosen_trial(grid, here, store)
+    if chosen is None:
+        missing = "no pictures: the detections of these trials are not in the store, only their records"
+        return replace(found, missing=missing)
+    found = replace(found, trial=chosen.trial, row=chosen.label, seed=chosen.seed)
+    return _with_images(found, chosen, grid, store, score)
 
 
-def _baseline(
-    grid: Grid, label: str, seed: int, finished: Mapping[str, list[tuple[int, Record]]], store: RunStore
-) -> list[tuple[str, str]]:
-    """Label and id of the baseline's trial of a seed, where it is another one and its detections are here."""
-    if grid.baseline == label:
-        return []
-    own = [str(record["trial_id"]) for other, record in finished.get(str(grid.baseline), ()) if other == seed]
-    return [(str(grid.baseline), key) for key in own if (store.dir(key) / "detections.json").exists()]
-
-
-def _best_first(
-    grid: Grid, finished: Mapping[str, list[tuple[int, Record]]]
-) -> list[tuple[str, list[tuple[int, Record]]]]:
-    """Rows with numbers of the first metric, the best mean first; equal ones in the grid's order."""
-    metric = metric_of(grid.metrics[0])
-    sign = 1.0 if metric.better == "lower" else -1.0
-    means = {}
-    for label, own in finished.items():
-        values = [value for _, record in own if (value := recorded(record, metric.name)) is not None]
-        if values:
-            means[label] = sign * statistics.fmean(values)
-    return [(label, finished[label]) for label in sorted(means, key=lambda label: means[label])]
+def _with_images(found: Detected, chosen: Chosen, grid: Grid, store: RunStore, score: float | None) -> Detected:
+    """With the sheet, the gallery, and the classes in the order of the data set; or with why they are not there."""
+    try:
+        own = left_by(chosen.label, chosen.trial, store)
+        dataset = validation_split(grid.trial(chosen.trial).config.data, own.fingerprint)
+        sheet = sheet_of(dataset, own.rows, score, own.best)
+    except FAILURES as error:
+        return replace(found, missing=no_pictures(chosen.trial, error))
+    counts = objects(dataset)
+    known = {name: values for name, _, values in found.classes.lines}
+    order = [name for name in counts if name in known] + [name for name in known if name not in counts]
+    lines = tuple((name, counts.get(name), known[name]) for name in order)
+    anchor = plain("-".join(filter(None, (grid.name, found.data))))
+    images = shown_images(own, dataset, store, score, anchor, chosen.baseline)
+    images = replace(images, missing=images.missing or chosen.why_alone)
+    return replace(found, classes=replace(found.classes, lines=lines), sheet=sheet, images=images)
 
 
 def _classes(rows: Mapping[str, Sequence[Record]], store: RunStore) -> Classes | None:
@@ -157,7 +157,7 @@ def _classes(rows: Mapping[str, Sequence[Record]], store: RunStore) -> Classes |
     names = list(dict.fromkeys(name for seeds in own.values() for seed in seeds for name in seed))
     if not names:
         return None
-    counts = next((found for records in rows.values() for one in records if (found := _counts(one, store))), {})
+    counts = next((found for records in rows.values() for one in records if (found := object_counts(one, store))), {})
     lines = []
     for name in names:
         values: list[float | None] = []
@@ -166,11 +166,6 @@ def _classes(rows: Mapping[str, Sequence[Record]], store: RunStore) -> Classes |
             values.append(statistics.fmean(there) if there else None)
         lines.append((name, counts.get(name), tuple(values)))
     return Classes(tuple(own), tuple(lines))
-
-
-def _counts(record: Record, store: RunStore) -> dict[str, int]:
-    columns = class_columns(record, store)
-    return dict(zip(columns.get("class", ()), columns.get("objects", ()), strict=True))
 
 
 def _best_scores(ordered: Sequence[tuple[str, int, Record]], store: RunStore) -> BestScores | None:
@@ -183,41 +178,16 @@ def _best_scores(ordered: Sequence[tuple[str, int, Record]], store: RunStore) ->
     return None
 
 
-def _of_trial(
-    grid: Grid,
-    key: str,
-    label: str,
-    seed: int,
-    classes: Classes,
-    store: RunStore,
-    score: float | None,
-    baseline: list[tuple[str, str]],
-) -> Detected:
-    found = Detected(classes, key, label, seed)
-    try:
-        dataset = validation_split(grid.trial(key).config.data)
-        detections = json.loads((store.dir(key) / "detections.json").read_bytes())
-        sheet = sheet_of(dataset, detections, score)
-    except (UserError, OSError, ValueError, KeyError, TypeError) as error:
-        told = str(error).strip().splitlines()[0] if isinstance(error, UserError | OSError) else "they are damaged"
-        return Detected(classes, key, label, seed, missing=f"no pictures of the detections of {key}: {told}")
-    counts = objects(dataset)
-    known = {name: values for name, _, values in classes.lines}
-    order = [name for name in counts if name in known] + [name for name in known if name not in counts]
-    lines = tuple((name, counts.get(name), known[name]) for name in order)
-    data = grid.trial(key).config.data
-    anchor = re.sub(r"[^\w-]+", "_", grid.name)
-    images = shown_images([*baseline, (label, key)], data, store, score, anchor)
-    return Detected(Classes(classes.rows, lines), found.trial, found.row, found.seed, sheet, images=images)
-
-
-def sheet_of(dataset: CocoDataset, detections: Sequence[Record], score: float | None = None) -> Sheet:
+def sheet_of(
+    dataset: CocoDataset, detections: Sequence[Record], score: float | None = None, best: Threshold | None = None
+) -> Sheet:
     """The worst images of a split and what was detected on them.
 
     Args:
         dataset: the split that was evaluated.
         detections: in COCO's results format.
         score: lowest score of a detection; None takes that with the best F1 over the split.
+        best: that score, where a record has it; None finds it.
 
     Raises:
         UserError: an image cannot be read.
@@ -226,7 +196,7 @@ def sheet_of(dataset: CocoDataset, detections: Sequence[Record], score: float | 
     from harness.figures.detections import Scene
 
     truth, found = rows_by_image(dataset, detections)
-    chosen, why = _chosen_score(best_threshold(truth, found), score)
+    chosen, why = _chosen_score(best or best_threshold(truth, found), score)
     index = {image_id: number for number, image_id in enumerate(dataset.image_ids)}
     names = dataset.file_names
     worst = tuple(

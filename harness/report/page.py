@@ -13,7 +13,7 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -79,8 +79,8 @@ class Section:
     pictures: tuple[Picture, ...] = ()
     files: tuple[str, ...] = ()  # the table in other formats, beside the page
     commands: tuple[str, ...] = ()
-    detected: Detected | None = None
-    sheet: Picture | None = None  # of the worst images
+    detected: tuple[Detected, ...] = ()  # on each data set
+    sheets: Mapping[str, Picture] = field(default_factory=dict)  # of the worst images, by the name of the data set
     pivot: Pivot | None = None
 
 
@@ -238,7 +238,7 @@ def _section(section: Section, links: Callable[[Record], list[tuple[str, str]]])
         "notes": [note for note in table.notes if not note.startswith(WARNING)],
         "claims": [_claim_rows(verdict) for verdict in table.verdicts],
         "figures": [figure_of(picture) for picture in section.pictures],
-        "detected": _detected(section),
+        "detected": [_detected(found, section.sheets.get(found.data)) for found in section.detected],
         "files": [_file(name) for name in section.files],
         "commands": section.commands,
         "metric": table.metrics[0].heading,
@@ -312,17 +312,15 @@ def _file(name: str) -> Href:
 MOST_CLASSES = 100  # lines of a page's table; the record has all
 
 
-def _detected(section: Section) -> dict[str, Any] | None:
+def _detected(found: Detected, sheet: Picture | None) -> dict[str, Any]:
     """AP by class, the worst images and their sheet, or why they are not there."""
-    found = section.detected
-    if found is None:
-        return None
     lines = found.classes.lines
     if len(lines) > MOST_CLASSES and lines[0][1] is not None:
         lines = tuple(sorted(lines, key=lambda line: -(line[1] or 0)))
     shown = lines[:MOST_CLASSES]
     which = "" if len(lines) <= MOST_CLASSES else f": {len(shown)} of {len(lines)}, {_chosen_classes(shown)}"
     return {
+        "data": found.data,
         "words": _sheet_words(found) if found.sheet else "",
         "missing": found.missing,
         "title": f"AP of each class{which}",
@@ -339,9 +337,10 @@ def _detected(section: Section) -> dict[str, Any] | None:
             for name, count, values in shown
         ],
         "worst": _worst(found.sheet) if found.sheet else [],
-        "figure": figure_of(section.sheet) if section.sheet else None,
+        "figure": figure_of(sheet) if sheet else None,
         "gallery": found.images.gallery if found.images else None,
         "gallery_words": found.images.words if found.images else "",
+        "gallery_missing": found.images.missing if found.images else "",
     }
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.files import listed, read_bytes, write_atomic
+from harness.report.by_class import class_columns, object_counts
 from harness.report.page import CAPTIONS, Picture, figure_of
-from harness.report.shown_images import shown_images
+from harness.report.shown_images import images_of_trial
 from harness.report.tables import COSTS, metric_of
 from harness.report.templates import template
 from harness.spec.detection_metrics import is_detection_metric, own_name
@@ -59,8 +60,8 @@ def write_trial_page(store: RunStore, trial_id: str, out_dir: str | Path, score:
 def to_trial_page(record: Record, store: RunStore, score: float | None = None) -> str:
     """The page of a finished record, with the figures and detections that its folder in the store has."""
     key, config = str(record["trial_id"]), config_from_dict(record.get("config") or {})
-    found = shown_images([("what is detected", key)], config.data, store, score)
-    tables = [_branches(record), _others(record), _classes(record, found.counts), _costs(record)]
+    found = images_of_trial("what is detected", key, config.data, store, score)
+    tables = [_branches(record), _others(record), _classes(record, store, found.counts), _costs(record)]
     return template("trial.html").render(
         title=f"Trial {key}",
         lead=_lead(record),
@@ -120,11 +121,13 @@ def _others(record: Record) -> dict[str, Any]:
     return _table("Analyses", ["number", "value"], rows)
 
 
-def _classes(record: Record, counts: Mapping[str, int]) -> dict[str, Any]:
-    """AP of each class with its objects and, where errors were measured, the score of its best F1."""
+def _classes(record: Record, store: RunStore, of_data: Mapping[str, int]) -> dict[str, Any]:
+    """AP of each class with its objects and, where errors were measured, the score of its best F1.
+
+    Objects are those of the data set, or of the record where that is not here.
+    """
     per_class, ap = record.get("per_class") or {}, metric_of("AP")
-    branches = record.get("classes") or {}
-    columns: Mapping[str, Sequence[Any]] = branches.get("decoder") or next(iter(branches.values()), {})
+    columns, counts = class_columns(record, store), of_data or object_counts(record, store)
     lines = zip(*(columns[key] for key in ("class", *BEST)), strict=True) if columns else ()
     best = {name: own for name, *own in lines}
     order = [name for name in counts if name in per_class] + [name for name in per_class if name not in counts]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +16,8 @@ from harness.data.photographs import Named, Photograph, Photographs, image_files
 from harness.data.ticker import Ticker
 from harness.errors import UserError
 from harness.figures.matching import SCORE, best_threshold
-from harness.files import exists, is_folder, read_bytes, to_json, write_atomic
+from harness.files import exists, is_folder, to_json, write_atomic
+from harness.mistakes.thresholds import Threshold
 from harness.revisit.asked import DECODER, branches_of, detector
 from harness.revisit.classes import classes_by_id, named_classes
 from harness.revisit.opened import predicting
@@ -101,19 +101,20 @@ def chosen_threshold(asked: Wanted, store: RunStore) -> tuple[float, str]:
     try:
         best = _best(asked.found, store)
     except (UserError, ValueError, KeyError, TypeError, RecursionError):
-        return SCORE, "its detections or its validation split are not here; --threshold gives one"
+        return SCORE, "its detections or its validation split are not here, or others by now; --threshold gives one"
     if best is None:
         return SCORE, "no detection of its validation split is right at any score"
     return best.score, f"the best F1 of its validation split, {best.f1:.2f}"
 
 
-def _best(found: Found, store: RunStore) -> Any:
-    from harness.report.shown_images import rows_by_image, validation_split
+def _best(found: Found, store: RunStore) -> Threshold | None:
+    """That of the record, or of the detections that the trial left."""
+    from harness.report.shown_images import left_by, recorded_threshold, rows_by_image, validation_split
 
-    content = read_bytes(store.dir(found.name) / RESULTS)
-    if content is None:
-        raise UserError("no detections")
-    return best_threshold(*rows_by_image(validation_split(found.config.data), json.loads(content)))
+    if (known := recorded_threshold(store.read(found.name) or {})) is not None:
+        return known
+    left = left_by(found.name, found.name, store)
+    return best_threshold(*rows_by_image(validation_split(found.config.data, left.fingerprint), left.rows))
 
 
 def detect_files(asked: Wanted, store: RunStore, say: Say) -> tuple[Done, str]:

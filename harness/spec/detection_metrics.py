@@ -8,11 +8,13 @@ always COCO's or LVIS's.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
+
+R = TypeVar("R", bound=Mapping[str, Any])  # a row of COCO's results format
 
 COCO_METRICS = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100")
 RARE_TO_FREQUENT = ("APr", "APc", "APf")  # means over LVIS's rare, common and frequent classes
@@ -108,7 +110,7 @@ def limit_words(crowded: Mapping[str, int], limit: int) -> str:
     return words if most <= limit else f"{words}: evaluate.max_detections={most} adds AP@{most}, which counts all"
 
 
-def best_of_images(results: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+def best_of_images(results: Sequence[R], limit: int) -> Sequence[R]:
     """The `limit` best detections of each image, in their order; of equal scores the earlier ones."""
     counts = Counter(row["image_id"] for row in results)
     if max(counts.values(), default=0) <= limit:

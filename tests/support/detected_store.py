@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.spec.grid import Grid, open_grid
 from harness.spec.identity import config_to_dict
@@ -14,8 +16,8 @@ FILE = Path(__file__).parents[2] / "ablations" / "quickstart.yaml"
 CLASSES = ("a <b>class</b> & more", "红细胞")
 
 
-def write_data(root: Path) -> Path:
-    """Two classes; of four validation images the second one has no object, the third a crowd, the fourth many."""
+def write_data(root: Path, many: int = 9) -> Path:
+    """Two classes; of four validation images the second one has no object, the third a crowd, the fourth `many`."""
     from PIL import Image
 
     (root / "annotations").mkdir(parents=True)
@@ -24,7 +26,7 @@ def write_data(root: Path) -> Path:
         1: [(7, [0, 0, 20, 20], 0)],
         2: [],
         3: [(3, [0, 0, 60, 40], 1), (3, [5, 5, 10, 10], 0)],
-        4: [(7, [6 * place, 0, 5, 5], 0) for place in range(9)],
+        4: [(7, [6 * place, 0, 5, 5], 0) for place in range(many)],
     }
     for split in ("train", "val"):
         (root / split / "sub").mkdir(parents=True)
@@ -54,10 +56,23 @@ def filled_store(root: Path, data: str | None, detections: bool = True) -> tuple
     grid = open_grid(str(FILE), "digits_fast", [], data=data, seeds=(0, 1))
     store = RunStore(root)
     names = CLASSES if data else [str(number) for number in range(10)]
+    keep_records(store, grid, names)
+    if detections:
+        leave(store, grid.rows[-1].trial_ids[1])
+    return grid, store
+
+
+def keep_records(store: RunStore, grid: Grid, names: Sequence[str], **changes: Any) -> list[dict[str, Any]]:
+    """Finished records of all trials of a grid, each better than the one before, with AP by class."""
+    records = []
     for number, trial in enumerate(grid.trials):
         per_class = {name: 10.0 * place + number for place, name in enumerate(names)} | {names[-1]: None}
         record = make_record(trial.trial_id, 30.0 + number, config=config_to_dict(trial.config), per_class=per_class)
-        store.write_result(trial.trial_id, record | {"fingerprint": trial.fingerprint})
-    if detections:
-        (store.dir(grid.rows[-1].trial_ids[1]) / "detections.json").write_text(json.dumps(DETECTIONS))
-    return grid, store
+        records.append(record | {"fingerprint": trial.fingerprint} | changes)
+        store.write_result(trial.trial_id, records[-1])
+    return records
+
+
+def leave(store: RunStore, key: str, rows: Sequence[dict[str, Any]] = DETECTIONS) -> None:
+    """Detections of a trial in its folder."""
+    (store.dir(key) / "detections.json").write_text(json.dumps(rows))
