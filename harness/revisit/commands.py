@@ -50,8 +50,10 @@ def analyse(args: argparse.Namespace) -> int:
 
 
 def _numbers(title: str, numbers: Mapping[str, float | None], digits: int) -> None:
+    from harness.revisit.beside import cell
+
     print(title)
-    rows = [[name, "-" if value is None else f"{value:.{digits}f}"] for name, value in numbers.items()]
+    rows = [[name, cell(name, value, digits)] for name, value in numbers.items()]
     table("", {"metric": False, "value": False}, rows)
 
 
