@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from harness.__main__ import main
+from harness.config import EvaluateConfig
 from harness.data.coco import CocoDataset
 from harness.data.loader import Loader
 from harness.data.photographs import Named, Photograph, Photographs, image_files
@@ -154,6 +155,19 @@ def test_a_trial_finds_what_its_evaluation_finds(
                 picture.height * row["width"], rel=0.01
             )
     assert expected == len(found["detections"]) > 0
+
+
+@pytest.mark.parametrize(("protocol", "asked", "number"), [("lvis", 100, 300), ("lvis", 500, 500), (None, 100, 100)])
+def test_as_many_detections_are_kept_as_the_trials_protocol_counts(
+    tmp_path: Path, store: RunStore, monkeypatch: pytest.MonkeyPatch, protocol: str | None, asked: int, number: int
+) -> None:
+    made_by = {"protocol": protocol} if protocol else {}
+    evaluate = EvaluateConfig(max_detections=asked)
+    keep_trial(store, MODEL, data_config(tmp_path / "data"), evaluate=evaluate, provenance=made_by)
+    limits, own = [], Detector.detect_branches
+    monkeypatch.setattr(Detector, "detect_branches", lambda *given: limits.append(given[-1]) or own(*given))
+    assert main(["detect", TRIAL, str(tmp_path / "data" / "val" / "10.jpg")]) == 0
+    assert limits == [number]
 
 
 def test_a_branch_is_drawn_that_is_a_head(tmp_path: Path, detect: Callable[..., tuple[int, str, str]]) -> None:

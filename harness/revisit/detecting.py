@@ -22,7 +22,6 @@ from harness.revisit.asked import DECODER, branches_of, detector
 from harness.revisit.classes import classes_by_id, named_classes
 from harness.revisit.opened import predicting
 from harness.revisit.trained import Found, build
-from harness.spec.detection_metrics import limit_asked
 from harness.store.results import RunStore
 from harness.system.precision import computing_in
 from harness.trial.build import choose_device
@@ -130,12 +129,10 @@ def detect_files(asked: Wanted, store: RunStore, say: Say) -> tuple[Done, str]:
     made = build(found, device, category_ids=of_ids.ids if of_ids else (), say=say)
     classes = of_ids or named_classes(found, made.detector.num_classes, asked.data, say)
     threshold, why = chosen_threshold(asked, store)
-    made_by = (store.read(found.name) or {}).get("provenance") or {} if found.reading is None else {}
-    limit = limit_asked(str(made_by.get("protocol") or "coco"), found.config.evaluate.max_detections)
     photographs = Photographs(asked.files, found.config.data, made.detector.size_divisor)
     precision = found.config.evaluate.computes_in(found.config.train)
     ticker, done = Ticker(say, f"{found.name}: images", len(asked.files)), Done()
-    look = _Look(made.detector, device, asked.branch, limit, classes, threshold)
+    look = _Look(made.detector, device, asked.branch, found.max_detections, classes, threshold)
     with predicting(found), computing_in(precision, device):
         for number, (file, image) in enumerate(photographs.each(), 1):
             if isinstance(image, str):
