@@ -11,6 +11,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from harness.data import has_changed
 from harness.data.categories import Categories
 from harness.data.disk import shown
 from harness.data.photographs import Named, Photograph, Photographs, image_files
@@ -18,14 +19,17 @@ from harness.data.ticker import Ticker
 from harness.errors import UserError
 from harness.figures.matching import SCORE, best_threshold
 from harness.files import exists, is_folder, read_bytes, to_json, write_atomic
+from harness.mistakes.thresholds import Threshold
 from harness.revisit.asked import DECODER, branches_of, detector
 from harness.revisit.classes import classes_by_id, named_classes
 from harness.revisit.opened import predicting
 from harness.revisit.trained import Found, build
+from harness.spec.error_metrics import BEST, THRESHOLD
 from harness.store.results import RunStore
 from harness.system.precision import computing_in
 from harness.trial.build import choose_device
 from harness.trial.detections import to_results
+from harness.trial.evaluate import main_branch, named
 from model.detector import Detector
 
 RESULTS = "detections.json"
@@ -91,22 +95,35 @@ def _picture_names(files: list[Named]) -> list[str]:
 def chosen_threshold(asked: Wanted, store: RunStore) -> tuple[float, str]:
     """The lowest score that is shown, and why it is that.
 
-    Of a trial it is that with the best F1 on its own validation split, if its detections and the split are here.
+    Of a trial it is that with the best F1 on its own validation split: its record has it of every branch that was
+    evaluated; an older one's follows from the detections that it left, if they are of this branch and the split is
+    here.
     """
     if asked.threshold is not None:
         return asked.threshold, "as asked"
-    if asked.branch != DECODER or asked.found.reading is not None:
+    found, metrics = asked.found, asked.found.record.get("metrics") or {}
+    score, f1 = named(asked.branch, dict.fromkeys((THRESHOLD, BEST)))
+    if score in metrics:
+        return _best_of(metrics[score], (metrics.get(f1) or 0.0) / 100)
+    if found.reading is not None or asked.branch != main_branch(found.config.evaluate):
         return SCORE, "no threshold is known of it; --threshold gives one"
     try:
-        best = _best(asked.found, store)
+        if has_changed(found.config.data, found.record.get("fingerprint")):
+            return SCORE, "its validation split is another one now; --threshold gives one"
+        best = _best(found, store)
     except (UserError, ValueError, KeyError, TypeError, RecursionError):
         return SCORE, "its detections or its validation split are not here; --threshold gives one"
-    if best is None:
+    return _best_of(None, 0.0) if best is None else _best_of(best.score, best.f1)
+
+
+def _best_of(score: float | None, f1: float) -> tuple[float, str]:
+    """A threshold, or what stands in for one that is undefined, and its F1 in words."""
+    if score is None:
         return SCORE, "no detection of its validation split is right at any score"
-    return best.score, f"the best F1 of its validation split, {best.f1:.2f}"
+    return score, f"the best F1 of its validation split, {f1:.2f}"
 
 
-def _best(found: Found, store: RunStore) -> Any:
+def _best(found: Found, store: RunStore) -> Threshold | None:
     from harness.report.shown_images import rows_by_image, validation_split
 
     content = read_bytes(store.dir(found.name) / RESULTS)
