@@ -97,17 +97,15 @@ def find_trial(store: RunStore, name: str) -> str:
 
 
 def read_trial(store: RunStore, trial_id: str) -> Found:
-    """A finished trial of the store.
+    """A finished trial of the store; its weights may be gone (see `check_weights`).
 
     Raises:
-        UserError: it has not finished, its weights are gone, or its configuration is of another version.
+        UserError: it has not finished, its configuration is of another version, or its weights name no classes.
     """
     status, record = store.status(trial_id), store.read(trial_id) or {}
     if status != "finished":
         raise UserError(f"trial {trial_id} is {status}: only a finished one has weights")
     weights = store.dir(trial_id) / "checkpoint" / WEIGHTS
-    if not is_file(weights):
-        raise UserError(f"trial {trial_id}: its weights are gone ({weights}); train it again")
     history = record.get("history") or [{}]
     config = config_from_dict(record.get("config") or {})
     commit = str((record.get("provenance") or {}).get("commit") or "unknown")[:10]
@@ -115,6 +113,16 @@ def read_trial(store: RunStore, trial_id: str) -> Found:
     classes = classes_of(weights) or _recorded(record, config)
     epoch, where = history[-1].get("epoch"), f"trial {trial_id}"
     return Found(trial_id, config, weights, epoch, where, remedy, classes=classes, record=record)
+
+
+def check_weights(found: Found) -> None:
+    """Make sure that a trial's weights are there.
+
+    Raises:
+        UserError: they are gone.
+    """
+    if found.reading is None and not is_file(found.weights):
+        raise UserError(f"{found.where}: its weights are gone ({found.weights}); train it again")
 
 
 def _recorded(record: Mapping[str, Any], config: TrialConfig) -> Categories | None:
@@ -175,6 +183,7 @@ def read_translated(
 
     Arguments and errors are those of `build`.
     """
+    check_weights(found)
     model, reading = _model(found), found.reading or Reading()
     ids = tuple(category_ids) if reading.by_category_id else None
     try:

@@ -34,6 +34,7 @@ def keep_trial(
     detections: list[dict[str, Any]] | None = None,
     per_class: tuple[str, ...] = CLASSES.names,
     evaluate: EvaluateConfig | None = None,
+    trial_id: str = TRIAL,
     **fields: Any,
 ) -> Detector:
     """Leave it in the store; returns its detector, whose scores are spread out.
@@ -46,6 +47,7 @@ def keep_trial(
         detections: on its validation split; None: there are none.
         per_class: names of classes in its record.
         evaluate: of its configuration; None: as by default.
+        trial_id: its name.
         fields: of its record besides, or in place of the usual ones.
     """
     torch.manual_seed(0)
@@ -55,10 +57,10 @@ def keep_trial(
             parameter.data += torch.randn_like(parameter) * 0.05
     evaluate = evaluate or EvaluateConfig()
     config = TrialConfig(model=model, data=data, train=TrainConfig(epochs=1), evaluate=evaluate, seed=0)
-    save_weights(store.dir(TRIAL) / "checkpoint", detector, classes=classes)
+    save_weights(store.dir(trial_id) / "checkpoint", detector, classes=classes)
     record = {
         "schema": 1,
-        "trial_id": TRIAL,
+        "trial_id": trial_id,
         "status": "finished",
         "label": "seed=0",
         "config": config_to_dict(config),
@@ -67,7 +69,7 @@ def keep_trial(
         "per_class": dict.fromkeys(per_class, 0.0),
         **fields,
     }
-    store.write_result(TRIAL, record)
+    store.write_result(trial_id, record)
     if detections is not None:
-        store.write(TRIAL, "detections.json", json.dumps(detections))
+        store.write(trial_id, "detections.json", json.dumps(detections))
     return detector
