@@ -112,6 +112,17 @@ def test_a_loss_without_a_gradient_leaves_the_image_out() -> None:
     assert np.isnan(magnitude_similarity(np.zeros(2))).all()
 
 
+def test_the_floor_leaves_out_what_has_no_gradient() -> None:
+    """Two trainings that are one and the same agree wherever they can be compared."""
+    gradients = Gradients(("decoder", "atss"))
+    something = torch.tensor([[3.0, 4.0], [0.0, 1e-9]])
+    for own in (something, torch.zeros(2, 2), torch.stack([something[0], torch.zeros(2)])):
+        both = HeadGradients(own, own)
+        gradients.add(both, both, both)
+    found = gradient_scalars(gradients.table())
+    assert found["gradient/floor"] == pytest.approx(1) == found["gradient.shared/floor"]
+
+
 def plain_transfer(detector: Detector, batches: list[Batch], head: str, length: float) -> float:
     """T_h(ρ), step by step on copies of the detector."""
 
@@ -196,3 +207,16 @@ def test_few_images(number: int) -> None:
     assert gradients["root"]["num_images_used"] == min(number, 1)
     value = transfer["transfer"]["heads"]["atss"]["value"]
     assert (value is None) == (number < 2)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_ceiling_needs_a_second_image(number: int) -> None:
+    """Of a single one that gives gradients nothing is another image; the number would be the head's own."""
+    told: list[tuple[int, int]] = []
+    collectors = gradients, transfer = Gradients(("decoder", "atss")), Transfer(("decoder", "atss"))
+    on_batch = lambda *counts: told.append(counts)  # noqa: E731
+    measure(build_detector("atss"), images(number), collectors, CPU, on_batch=on_batch)
+    found = gradient_scalars(gradients.table()) | transfer_scalars(transfer.table())
+    for metric in ("gradient", "gradient.shared", *LENGTHS):
+        assert (found[f"{metric}/ceiling"] is None) == (number < 3), metric
+    assert told[-1][0] == told[-1][1] == len(told)

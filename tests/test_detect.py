@@ -16,6 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from harness.__main__ import main
+from harness.config import EvaluateConfig
+from harness.data import fingerprint
 from harness.data.coco import CocoDataset
 from harness.data.loader import Loader
 from harness.data.photographs import Named, Photograph, Photographs, image_files
@@ -156,6 +158,19 @@ def test_a_trial_finds_what_its_evaluation_finds(
     assert expected == len(found["detections"]) > 0
 
 
+@pytest.mark.parametrize(("protocol", "asked", "number"), [("lvis", 100, 300), ("lvis", 500, 500), (None, 100, 100)])
+def test_as_many_detections_are_kept_as_the_trials_protocol_counts(
+    tmp_path: Path, store: RunStore, monkeypatch: pytest.MonkeyPatch, protocol: str | None, asked: int, number: int
+) -> None:
+    made_by = {"protocol": protocol} if protocol else {}
+    evaluate = EvaluateConfig(max_detections=asked)
+    keep_trial(store, MODEL, data_config(tmp_path / "data"), evaluate=evaluate, provenance=made_by)
+    limits, own = [], Detector.detect_branches
+    monkeypatch.setattr(Detector, "detect_branches", lambda *given: limits.append(given[-1]) or own(*given))
+    assert main(["detect", TRIAL, str(tmp_path / "data" / "val" / "10.jpg")]) == 0
+    assert limits == [number]
+
+
 def test_a_branch_is_drawn_that_is_a_head(tmp_path: Path, detect: Callable[..., tuple[int, str, str]]) -> None:
     image = tmp_path / "data" / "val" / "10.jpg"
     code, out, _ = detect(image, "--branch", "atss", "--threshold", "0", "--out", tmp_path / "out")
@@ -187,6 +202,58 @@ def test_the_threshold_is_the_best_of_the_split_or_said_to_be_none(
     store.write_result(TRIAL, (store.read(TRIAL) or {}) | {"metrics": {"AP": 0.0, **numbers}})
     assert main(command) == 0
     assert "score ≥ 0.3 (the best F1 of its validation split, 0.60)" in capsys.readouterr().out
+
+
+def test_a_branch_takes_the_threshold_of_its_own_and_of_no_other(
+    tmp_path: Path, store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the record has, else what the detections give that were kept, which are of the first branch evaluated."""
+    image = str(tmp_path / "data" / "val" / "10.jpg")
+    dataset = CocoDataset(tmp_path / "data", "val", progress=lambda line: None)
+    rows = [
+        {key: row[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.7}
+        for row in dataset.ground_truth["annotations"]
+        if not row["iscrowd"]
+    ]
+
+    def told(branch: str, branches: tuple[str, ...], **metrics: float | None) -> str:
+        data, evaluate = data_config(tmp_path / "data"), EvaluateConfig(branches=branches)
+        named = {name.replace("atss_", "atss/"): value for name, value in metrics.items()}
+        keep_trial(store, MODEL, data, detections=rows, evaluate=evaluate, metrics=named)
+        assert main(["detect", TRIAL, image, "--branch", branch, "--out", str(tmp_path / "out")]) == 0
+        return capsys.readouterr().out.partition("score ≥ ")[2].splitlines()[0]
+
+    both = {"best_f1_threshold": 0.0004, "best_f1": 81.0, "atss_best_f1_threshold": 0.2, "atss_best_f1": 64.0}
+    assert told("decoder", ("decoder", "atss"), **both) == "0.0004 (the best F1 of its validation split, 0.81)"
+    assert told("atss", ("decoder", "atss"), **both) == "0.2 (the best F1 of its validation split, 0.64)"
+    nothing = "0.5 (no detection of its validation split is right at any score)"
+    assert told("decoder", ("decoder",), best_f1_threshold=None, best_f1=None) == nothing
+    assert told("atss", ("atss",)) == "0.7 (the best F1 of its validation split, 1.00)"
+    unknown = "0.5 (no threshold is known of it; --threshold gives one)"
+    assert told("decoder", ("atss",)) == told("atss", ("decoder", "atss")) == unknown
+    assert told("decoder", ("atss",), atss_best_f1_threshold=0.2, atss_best_f1=64.0) == unknown
+
+
+def test_a_split_that_was_changed_gives_no_threshold(
+    tmp_path: Path, store: RunStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, file = data_config(tmp_path / "data"), tmp_path / "data" / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    rows = [{**content["annotations"][0], "score": 0.7}]
+    command = ["detect", TRIAL, str(tmp_path / "data" / "val" / "10.jpg"), "--out", str(tmp_path / "out")]
+
+    def told(**fields: Any) -> str:
+        keep_trial(store, MODEL, data, detections=rows, **fields)
+        assert main(command) == 0
+        return capsys.readouterr().out.partition("score ≥ ")[2].splitlines()[0]
+
+    known = fingerprint(data)
+    assert told(fingerprint=known).startswith("0.7 (the best F1")
+    content["annotations"][-1]["bbox"][0] += 1
+    file.write_text(json.dumps(content))
+    assert told(fingerprint=known) == "0.5 (its validation split is another one now; --threshold gives one)"
+    assert told(fingerprint=fingerprint(data)).startswith("0.7 (the best F1")
+    assert told().startswith("0.7 (the best F1")  # an old record does not tell
 
 
 # ---- what is wrong

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from harness.__main__ import main
+from harness.data import fingerprint
 from harness.errors import UserError
 from harness.report.tables import make_table, metric_of
 from harness.revisit import opened
@@ -19,13 +21,19 @@ from harness.spec.error_metrics import ERROR_METRICS, branch_of, error_name, is_
 from harness.spec.grid import open_grid
 from harness.store.results import RunStore
 from harness.tracking.metric_names import safe_names
+from harness.trial.checkpoint import WEIGHTS
 from harness.trial.trial import run_trial
+from tests.support.folders import write_folder
+from tests.support.kept_trial import TRIAL as KEPT
+from tests.support.kept_trial import data_config, keep_trial
 from tests.support.quickstart import QUICKSTART, silent
 from tests.support.report_grid import make_grid, make_record
+from tests.support.tiny import tiny_config
 
 TRIAL = open_grid(
     QUICKSTART, "digits_fast", ("model.heads=[atss]", "evaluate.branches=[decoder,atss]", "data.digits.num_train=16")
 ).trials[0]
+MODEL = tiny_config("atss")
 Numbers = dict[str, float | None]
 
 
@@ -181,3 +189,107 @@ def test_of_one_branch_the_detections_that_it_left_are_enough(own, monkeypatch, 
     assert analyse_errors() == 2
     told = capsys.readouterr().err.strip()
     assert "detections.json is damaged" in told and "move it away" in told and "\n" not in told
+
+
+# ---- of trials that nothing trained -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set beside an empty store, which is that of the command line."""
+    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return write_folder(tmp_path / "data")
+
+
+def right_detections(folder: Path) -> list[dict[str, Any]]:
+    """Every object of the validation split, found."""
+    rows = json.loads((folder / "annotations" / "instances_val.json").read_text())["annotations"]
+    return [
+        {key: row[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.7}
+        for row in rows
+        if not row["iscrowd"]
+    ]
+
+
+def weights_of(trial_id: str) -> Path:
+    return RunStore().dir(trial_id) / "checkpoint" / WEIGHTS
+
+
+def test_detections_are_enough_where_the_weights_are_gone(folder, capsys):
+    keep_trial(RunStore(), MODEL, data_config(folder), detections=right_detections(folder))
+    weights_of(KEPT).unlink()
+    ask = ["analyse", KEPT, "--device", "cpu"]
+    assert main([*ask, "--metrics", "errors,queries"]) == 2
+    assert f"trial {KEPT}: its weights are gone" in capsys.readouterr().err
+    assert errors_in(RunStore().read(KEPT)["metrics"]) == {}
+    assert main([*ask, "--metrics", "errors"]) == 0
+    found = RunStore().read(KEPT)["metrics"]
+    assert (found["best_f1"], found["best_f1_threshold"]) == (100, 0.7)
+
+
+def test_one_trial_of_a_file_stops_no_other(folder, tmp_path, capsys):
+    """One has only its record, one damaged detections, one weights of classes that are none; the others are done."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"base: {{data.path: {folder}}}\nrows: [{{label: plain}}]\n")
+    trials = open_grid(file, "digits_fast", seeds=range(6)).trials
+    store, ids = RunStore(), [trial.trial_id for trial in trials]
+    for trial in trials:
+        detections = right_detections(folder)
+        known = {"trial_id": trial.trial_id, "fingerprint": trial.fingerprint}
+        keep_trial(store, MODEL, trial.config.data, detections=detections, **known)
+    weights_of(ids[0]).unlink()
+    (store.dir(ids[0]) / "detections.json").unlink()
+    (store.dir(ids[1]) / "detections.json").write_text("[{")
+    weights_of(ids[2]).write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    weights_of(ids[3]).unlink()
+    save_file(load_file(weights_of(ids[4])), weights_of(ids[4]), {"codetr_classes": "ants"})
+    ask = ["analyse", str(file), "--preset", "digits_fast", "--metrics", "errors", "--seeds", "0,1,2,3,4,5"]
+
+    def told() -> list[str]:
+        return [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note")]
+
+    assert main(ask) == 1
+    lines = told()
+    assert "its metadata 'codetr_classes' is no list" in lines[0] and "detections.json is damaged" in lines[2]
+    assert lines[1].startswith(f"error: trial {ids[0]}: its weights are gone") and all(
+        "error: " in own for own in lines[:3]
+    )
+    assert lines[3:] == ["3 of 6 could be analysed"]
+    assert [bool(errors_in(store.read(own)["metrics"])) for own in ids] == [False, False, True, True, False, True]
+    assert main(ask) == 2 and told()[-1] == "error: none of the 3 could be analysed"
+    for own in (ids[1], ids[4]):
+        keep_trial(store, MODEL, data_config(folder), detections=[], trial_id=own)
+    assert main(ask) == 1 and told()[1:] == ["2 of 3 could be analysed"]
+    assert main(ask) == 2  # of a single one its own line is all
+    (line,) = told()
+    assert line.startswith(f"error: trial {ids[0]}: its weights are gone")
+
+
+@pytest.mark.parametrize("metrics", ["errors", "queries", "AP@150"])
+def test_numbers_of_other_data_do_not_go_into_the_record(folder, metrics, capsys):
+    data, store = data_config(folder), RunStore()
+    keep_trial(store, MODEL, data, detections=right_detections(folder), fingerprint=fingerprint(data))
+    before, file = store.read(KEPT), folder / "annotations" / "instances_val.json"
+    known = fingerprint(data)
+    content = json.loads(file.read_text())
+    for row in content["annotations"]:
+        row["bbox"][0] //= 2
+    file.write_text(json.dumps(content))
+    options = ["--max-detections", "150"] if "@" in metrics else ["--metrics", metrics]
+    ask = ["analyse", KEPT, "--device", "cpu", *options]
+    assert main(ask) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told == (
+        f"error: trial {KEPT}: {folder} holds other data now (fingerprint {fingerprint(data)} instead of {known}), "
+        "and its record takes numbers of its own data only; "
+        "--out FOLDER keeps those of these elsewhere, --data FOLDER names others"
+    )
+    assert main([*ask, "--out", "there"]) == 0 and main([*ask, "--data", str(folder)]) == 0
+    for made in (Path("there"), Path("analysis") / KEPT):
+        assert (made / ("queries.json" if metrics == "queries" else "evaluation.json")).exists()
+    assert store.read(KEPT) == before
+    store.write_result(KEPT, {**before, "fingerprint": None})  # an old record does not tell
+    assert main(ask) == 0
+    assert store.read(KEPT)["metrics"].keys() > before["metrics"].keys()

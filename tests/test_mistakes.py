@@ -14,6 +14,8 @@ from harness.mistakes.matching import judge
 from harness.mistakes.measured import measure
 from harness.mistakes.regressed import best_regressed_recall
 from harness.mistakes.sides import sides_of
+from harness.mistakes.thresholds import threshold_of
+from harness.revisit.beside import error_rows
 from harness.spec.error_metrics import COSTS, ERROR_METRICS, SPECIAL_COSTS
 from model import ops_reference
 from tests.support.scored import drawn, found, truth
@@ -184,6 +186,30 @@ def test_the_best_threshold_of_all_and_of_each_class():
     )
     assert list(measured.metrics) == [name for name in ERROR_METRICS if name != "errors/duplicate_gap"]
     assert (KINDS, SPECIAL) == (COSTS, SPECIAL_COSTS)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "objects", "score", "f1"),
+    [
+        ([0.0005, 0.0004], [], 2, 0.0004, 1),
+        ([0.0005, 0.0004], [0.00041] * 9, 2, 0.0005, 2 / 3),
+        ([0.9, *[3.5e-7] * 3], [2e-8], 4, 3e-7, 1),  # better than the one from 0.9 on
+        ([1e-12], [], 1, 1e-12, 1),
+        ([0.5, 1e-9], [1e-4] * 3, 2, 0.5, 2 / 3),
+        ([1.4e-45, 0.0], [], 2, 1e-45, 2 / 3),  # the least that is above zero in float32
+    ],
+)
+def test_scores_as_low_as_they_come_have_a_threshold(right, wrong, objects, score, f1):
+    """Scores are positive, however little was learnt."""
+    best = threshold_of(np.array(right), np.array(wrong), objects)
+    assert best.score == pytest.approx(score, rel=1e-3, abs=0) and best.f1 == pytest.approx(f1)
+    (cells,) = error_rows({"best_f1_threshold": best.score}, ("decoder",))
+    assert float(cells[-1]) == pytest.approx(score, rel=1e-3, abs=0)
+
+
+def test_without_anything_right_there_is_no_threshold():
+    assert threshold_of(np.array([]), np.array([0.9]), 3) is None
+    assert threshold_of(np.array([]), np.array([]), 0) is None
 
 
 # ---- best-regressed, duplicates -----------------------------------------------------------------------------------

@@ -176,6 +176,26 @@ def test_mistakes_are_one_line(
     assert not Path("a.onnx").exists() and Path("there.onnx").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize(("protocol", "asked", "number"), [("lvis", 100, 300), ("lvis", 500, 500), (None, 100, 100)])
+def test_as_many_detections_come_out_as_the_trials_protocol_counts(
+    trial: Detector, monkeypatch: pytest.MonkeyPatch, protocol: str | None, asked: int, number: int
+) -> None:
+    store, numbers = RunStore(), []
+    record = store.read(TRIAL) or {}
+    record["config"]["evaluate"]["max_detections"] = asked
+    store.write_result(TRIAL, record | {"provenance": {"protocol": protocol} if protocol else {}})
+    monkeypatch.setattr(onnx_file, "as_onnx", lambda detector, limit, where: numbers.append(limit) or b"")
+    monkeypatch.setattr(onnx_file, "_described", lambda content, *_: content)
+
+    def compared(content: bytes, detector: Detector, limit: int, where: str) -> onnx_file.Made:
+        numbers.append(limit)
+        return onnx_file.Made(0.0, "nothing")
+
+    monkeypatch.setattr(onnx_file, "compared", compared)
+    assert main(["export-model", TRIAL, "--onnx", "a.onnx"]) == 0
+    assert numbers == [number, number]
+
+
 def test_without_the_packages_a_line_names_the_extra(
     trial: Detector, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,25 +46,26 @@ class Gradients:
 
     heads: tuple[str, ...]
     own: dict[str, list[np.ndarray]] = field(default_factory=lambda: {place: [] for place in PLACES})  # [H, H]
-    crossed: dict[str, list[np.ndarray]] = field(default_factory=lambda: {place: [] for place in PLACES})
-    other_squares: dict[str, list[np.ndarray]] = field(default_factory=lambda: {place: [] for place in PLACES})
+    between: dict[str, list[np.ndarray]] = field(default_factory=lambda: {place: [] for place in PLACES})  # cosines
     floor: dict[str, list[np.ndarray]] = field(default_factory=lambda: {place: [] for place in PLACES})  # [H] cosines
 
-    def add(self, own: HeadGradients, elsewhere: HeadGradients, again: HeadGradients | None) -> None:
+    def add(self, own: HeadGradients, elsewhere: HeadGradients | None, again: HeadGradients | None) -> None:
         """An image.
 
         Args:
             own: gradients.
-            elsewhere: of the same losses with the objects of another image.
+            elsewhere: of the same losses with the objects of another image; None: there is none.
             again: of another training of the same heads; None: there is none.
         """
         for place in PLACES:
-            first, second = getattr(own, place), getattr(elsewhere, place)
+            first = getattr(own, place)
             self.own[place].append(products(first, first))
-            self.crossed[place].append(products(first, second))
-            self.other_squares[place].append(second.double().square().sum(1).cpu().numpy())
+            if elsewhere is not None:
+                second = getattr(elsewhere, place)
+                squares = self.own[place][-1].diagonal(), second.double().square().sum(1).cpu().numpy()
+                self.between[place].append(cosines(products(first, second), *squares))
             if again is not None and (third := getattr(again, place)).shape == first.shape:
-                self.floor[place].append(torch.cosine_similarity(first.double(), third.double(), dim=1).cpu().numpy())
+                self.floor[place].append(_same_loss(first, third))
 
     def table(self) -> dict[str, Any]:
         """By place: matrices over the heads, and the anchors."""
@@ -75,8 +76,7 @@ class Gradients:
         own = np.array(self.own[place]).reshape(-1, count, count)
         squares = np.einsum("nii->ni", own)
         cosine, size = cosines(own, squares, squares), magnitude_similarity(squares)
-        crossed = np.array(self.crossed[place]).reshape(-1, count, count)
-        between = cosines(crossed, squares, np.array(self.other_squares[place]).reshape(-1, count))
+        between = np.array(self.between[place]).reshape(-1, count, count)
         apart = ~np.eye(count, dtype=bool)
         used = np.isfinite(cosine).all((1, 2))
         cosine, size = cosine[used], size[used]
@@ -92,6 +92,11 @@ class Gradients:
             "floor": summary(_finite_means(np.array(self.floor[place]))) if self.floor[place] else None,
             "num_images_used": len(cosine),
         }
+
+
+def _same_loss(first: Tensor, second: Tensor) -> np.ndarray:
+    """[H] cosine of each row of [H, P] with that of another training; not-a-number where one of them is zero."""
+    return torch.cosine_similarity(first.double(), second.double(), dim=1, eps=0).cpu().numpy()
 
 
 def _finite_means(values: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ SHARE = 0.4  # of the analysed images: each costs several backward passes throug
 class Collector(Protocol):
     """Gathers gradients image by image."""
 
-    def add(self, own: HeadGradients, elsewhere: HeadGradients, again: HeadGradients | None) -> None:
+    def add(self, own: HeadGradients, elsewhere: HeadGradients | None, again: HeadGradients | None) -> None:
         """An image."""
 
 
@@ -47,7 +47,8 @@ def measure(
     batches = list(images)
     taught, held_out = batches[::2], batches[1::2]
     transfer = next((own for own in collectors if isinstance(own, Transfer)), None)
-    total = len(taught) + (len(held_out) * _steps(detector, floor) if transfer else 0)
+    crosses = len(taught) > 1  # otherwise half the set away lies the image itself
+    total = len(taught) + (len(held_out) * _steps(detector, floor, crosses) if transfer else 0)
     done = 0
 
     def tell() -> None:
@@ -57,10 +58,10 @@ def measure(
             on_batch(min(done, total), total)
 
     for number, cpu_batch in enumerate(taught):
-        elsewhere = taught[(number + len(taught) // 2) % len(taught)]
-        pair = cpu_batch.to(device), elsewhere.to(device)
-        own, crossed = _gradients(detector, *pair, seed=number)
-        again = _gradients(floor, *pair, seed=number)[0] if floor else None
+        batch = cpu_batch.to(device)
+        other = taught[(number + len(taught) // 2) % len(taught)].to(device) if crosses else None
+        own, crossed = _gradients(detector, batch, other, seed=number)
+        again = _gradients(floor, batch, None, seed=number)[0] if floor else None
         for collector in collectors:
             collector.add(own, crossed, again)
         tell()
@@ -68,18 +69,22 @@ def measure(
         transfer.try_out(detector, held_out, tell)
 
 
-def _gradients(detector: Detector, batch: Batch, other: Batch, seed: int) -> tuple[HeadGradients, HeadGradients]:
-    """Of an image with its own objects, and with those of another."""
+def _gradients(
+    detector: Detector, batch: Batch, other: Batch | None, seed: int
+) -> tuple[HeadGradients, HeadGradients | None]:
+    """Of an image with its own objects, and with those of another where one is given."""
     parameters = shared_parameters(detector)
     torch.manual_seed(seed)  # samples that heads draw are those of every other training
     with torch.enable_grad():
         seen = see(detector, batch)
         own = gradients(losses(detector, seen, batch.targets), seen.step.memory, parameters)
+        if other is None:
+            return own, None
         crossed = losses(detector, seen, with_objects_of(other, batch))
         return own, gradients(crossed, seen.step.memory, parameters)
 
 
-def _steps(detector: Detector, floor: Detector | None) -> int:
+def _steps(detector: Detector, floor: Detector | None, crosses: bool) -> int:
     """How often a held-out image is looked at: at the start, and after a step along each direction."""
     heads = len(detector.heads)
-    return 1 + len(LENGTHS) * (1 + heads + heads + (heads if floor else 0))
+    return 1 + len(LENGTHS) * (1 + heads + (heads if crosses else 0) + (heads if floor else 0))

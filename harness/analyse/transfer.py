@@ -33,7 +33,7 @@ class Transfer:
     directions: dict[str, Tensor] = field(default_factory=dict)  # kind -> [H, P], sums over images
     losses: dict[tuple[str, float], np.ndarray] = field(default_factory=dict)  # of held-out images, by direction
 
-    def add(self, own: HeadGradients, elsewhere: HeadGradients, again: HeadGradients | None) -> None:
+    def add(self, own: HeadGradients, elsewhere: HeadGradients | None, again: HeadGradients | None) -> None:
         """An image of those that give the directions (see `Gradients.add`)."""
         for kind, found in (("own", own), ("ceiling", elsewhere), ("floor", again)):
             if found is not None:
@@ -67,7 +67,8 @@ class Transfer:
 
     def _anchor(self, kind: str, length: float) -> dict[str, float | None] | None:
         names = [f"{kind}/{name}" for name in self.heads if (f"{kind}/{name}", length) in self.losses]
-        return self._summary(names, length) if names else None
+        is_undefined = kind == "ceiling" and len(self.heads) > 1  # of a single image
+        return self._summary(names, length) if names or is_undefined else None
 
     def _summary(self, names: list[str], length: float) -> dict[str, float | None]:
         """Mean over directions, with the 95 % interval over held-out images."""

@@ -24,7 +24,7 @@ from harness.data.layout import SPLITS, Split, find_splits
 from harness.data.ticker import Progress, print_line
 from harness.errors import UserError
 
-__all__ = ["CocoDataset", "fingerprint", "open_dataset", "open_splits"]
+__all__ = ["CocoDataset", "fingerprint", "has_changed", "open_dataset", "open_splits"]
 
 
 def open_dataset(
@@ -126,3 +126,12 @@ def fingerprint(config: DataConfig) -> str:
             print_aside(line)
         return folder_fingerprint(own.folder)
     return digits_fingerprint(config.digits)
+
+
+def has_changed(config: DataConfig, recorded: str | None) -> bool:
+    """Whether other data lie there now than those of a record's `fingerprint`; never where it tells of none.
+
+    Raises:
+        UserError: as `fingerprint`.
+    """
+    return bool(recorded) and fingerprint(config) != recorded

@@ -214,10 +214,11 @@ def check_content(config: DataConfig, evaluated: str) -> None:
     Raises:
         UserError: in one line; or the data set is not here.
     """
-    from harness.data import fingerprint
+    from harness.data import fingerprint, has_changed
 
-    if evaluated and (now := fingerprint(config)) != evaluated:
+    if has_changed(config, evaluated):
         where = "the generator of digit scenes makes" if config.path is None else f"{config.path} holds"
         raise UserError(
-            f"{where} other data than the trial was evaluated on (fingerprint {now} instead of {evaluated})"
+            f"{where} other data than the trial was evaluated on (fingerprint {fingerprint(config)} instead of "
+            f"{evaluated})"
         )

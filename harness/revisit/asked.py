@@ -48,31 +48,42 @@ class Request:
     errors: bool = False  # of a trial, where it has not measured them itself
 
 
-def jobs(args: argparse.Namespace, store: RunStore) -> list[tuple[Found, Request]]:
+def jobs(args: argparse.Namespace, store: RunStore) -> tuple[list[tuple[Found, Request]], list[UserError]]:
     """Every detector that the command line names, with what is wanted of it.
 
-    An ablation file stands for its finished trials that lack something. A name is that of a trial, or of a file of
-    weights; the configuration of the latter comes from `--preset` and `--set`.
+    An ablation file stands for its finished trials that lack something; what is wrong with one of them is returned. A
+    name is that of a trial, or of a file of weights; the configuration of the latter comes from `--preset` and `--set`.
 
     Raises:
         UserError: an option or a name is mistaken.
     """
     found: list[tuple[Found, Request]] = []
+    refused: list[UserError] = []
     for name in args.names:
         if name.endswith((".yaml", ".yml")):
             grid = open_grid(name, args.preset or DEFAULT_PRESET, args.overrides, seeds=args.seeds)
             for trial in grid.trials:
                 request = _request(args, trial.analyse)
-                wanted = request.settings.metrics, request.max_detections, request.errors
-                if request.data or request.out or lacks(store, trial.trial_id, *wanted):
+                if not _is_wanted(trial.trial_id, request, store):
+                    continue
+                try:
                     found.append((read_trial(store, trial.trial_id), request))
+                except UserError as error:
+                    refused.append(error)
         elif is_named(name) or Path(name).suffix in WEIGHT_FILES:
             found.append((_file(name, args), _request(args, AnalyseConfig(), is_file=True)))
         else:
             found.append((read_trial(store, find_trial(store, name)), _request(args, AnalyseConfig())))
     for own, request in found:
         _check_options(own, request, args, store)
-    return found
+    return found, refused
+
+
+def _is_wanted(trial_id: str, request: Request, store: RunStore) -> bool:
+    """Whether a trial of an ablation file is finished, and lacks what would go into its record."""
+    if request.data or request.out:
+        return store.status(trial_id) == "finished"
+    return lacks(store, trial_id, request.settings.metrics, request.max_detections, request.errors)
 
 
 def _request(args: argparse.Namespace, settings: AnalyseConfig, *, is_file: bool = False) -> Request:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from harness.report.released import METRICS, Protocol, Released
 from harness.spec.detection_metrics import RARE_TO_FREQUENT, STANDARD_LIMIT
-from harness.spec.error_metrics import BEST, COSTS, PREFIX
+from harness.spec.error_metrics import BEST, COSTS, PREFIX, THRESHOLD, error_name
 
 DECODER = "decoder"  # the branch that is no head
 Numbers = Mapping[str, float | None]
@@ -53,7 +53,7 @@ ERROR_HEADINGS = {  # of the columns of `error_rows`, by metric
     **{f"{PREFIX}{kind}": kind for kind in COSTS},
     f"{PREFIX}duplicate_gap": "NMS adds",
     BEST: "best F1",
-    f"{BEST}_threshold": "at score",
+    THRESHOLD: "at score",
 }
 
 
@@ -63,8 +63,15 @@ def error_rows(metrics: Numbers, branches: tuple[str, ...]) -> list[list[str]]:
     for branch in branches:
         prefix = "" if branch == DECODER else f"{branch}/"
         values = [metrics.get(f"{prefix}{name}") for name in ERROR_HEADINGS]
-        rows.append([branch, *("-" if value is None else f"{value:.2f}" for value in values)])
+        rows.append([branch, *map(cell, ERROR_HEADINGS, values)])
     return rows
+
+
+def cell(metric: str, value: float | None, digits: int = 2) -> str:
+    """A number with so many digits behind the point, a score with all that it has; `-` where it is undefined."""
+    if value is None:
+        return "-"
+    return f"{value:g}" if error_name(metric) == THRESHOLD else f"{value:.{digits}f}"
 
 
 def is_federated(metrics: Numbers) -> bool:

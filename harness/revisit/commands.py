@@ -8,50 +8,67 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from harness.errors import UserError
 from harness.schedule.progress import duration
 from harness.store.results import RunStore
 from harness.system.console import remark, size, table
 
+if TYPE_CHECKING:
+    from harness.revisit.asked import Request
+    from harness.revisit.trained import Found
+
 
 def analyse(args: argparse.Namespace) -> int:
     """Look at trained detectors: trials of the store, all of an ablation file that lack it, or files of weights."""
-    from harness.revisit import asked, kept, mistakes, opened
+    from harness.revisit import asked, kept, ready
 
     if args.data and len(args.data) > 1:
         raise UserError("analyse: takes one --data; name the others in commands of their own")
     args.data = args.data[0] if args.data else None
     store = RunStore()
-    jobs = asked.jobs(args, store)  # mistakes are told before anything is computed
-    for found, request in jobs:
-        if request.errors:
-            metrics, paths = mistakes.add_errors(found, request, store, print)
-            _numbers(f"{found.where}: errors", metrics, 2)
-            print(f"wrote {paths[0].parent}: {', '.join(path.name for path in paths)}")
-        if not (request.evaluate or request.settings.metrics):
-            continue
-        shown = opened.open_found(found, request, print)
-        paths = kept.keep_keys(found, shown.built, request)
-        if request.evaluate:
-            evaluation = opened.evaluate_found(found, shown, print, request.max_detections)
-            paths += kept.keep_evaluation(found, evaluation, shown.dataset, request, store)
-            _numbers(f"{found.where}: evaluated on {len(shown.dataset)} images", evaluation.metrics, 2)
-        if request.settings.metrics:
-            analysed = opened.analyse_found(found, shown, request, store, print)
-            paths += kept.keep(found, analysed, request, store)
-            where = f"{found.where}: {analysed.num_images} images in {duration(analysed.seconds)}"
-            _numbers(where, analysed.scalars, 4)
-        print(f"wrote {paths[0].parent}: {', '.join(path.name for path in paths)}")
-    if not jobs:
+    jobs, refused = asked.jobs(args, store)  # mistakes are told before anything is computed
+    several = ready.Several(jobs, refused, remark)
+    if not several.count:
         print("nothing to do: every finished trial has its analysis")
-    kept.mirror_trials(store, [found.name for found, request in jobs if kept.is_own(found, request, store)], print)
-    return 0
+    contents = ready.contents(jobs, store)
+    several.each(lambda found, request: ready.check(found, request, store, contents))
+    several.each(lambda found, request: _analyse(found, request, store))
+    done = [found.name for found, request in several.left if kept.is_own(found, request, store)]
+    kept.mirror_trials(store, done, print)
+    return several.code("could be analysed")
+
+
+def _analyse(found: Found, request: Request, store: RunStore) -> None:
+    """One detector; what is found out is written and printed."""
+    from harness.revisit import kept, mistakes, opened
+
+    if request.errors:
+        metrics, paths = mistakes.add_errors(found, request, store, print)
+        _numbers(f"{found.where}: errors", metrics, 2)
+        print(f"wrote {paths[0].parent}: {', '.join(path.name for path in paths)}")
+    if not (request.evaluate or request.settings.metrics):
+        return
+    shown = opened.open_found(found, request, print)
+    paths = kept.keep_keys(found, shown.built, request)
+    if request.evaluate:
+        evaluation = opened.evaluate_found(found, shown, print, request.max_detections)
+        paths += kept.keep_evaluation(found, evaluation, shown.dataset, request, store)
+        _numbers(f"{found.where}: evaluated on {len(shown.dataset)} images", evaluation.metrics, 2)
+    if request.settings.metrics:
+        analysed = opened.analyse_found(found, shown, request, store, print)
+        paths += kept.keep(found, analysed, request, store)
+        where = f"{found.where}: {analysed.num_images} images in {duration(analysed.seconds)}"
+        _numbers(where, analysed.scalars, 4)
+    print(f"wrote {paths[0].parent}: {', '.join(path.name for path in paths)}")
 
 
 def _numbers(title: str, numbers: Mapping[str, float | None], digits: int) -> None:
+    from harness.revisit.beside import cell
+
     print(title)
-    rows = [[name, "-" if value is None else f"{value:.{digits}f}"] for name, value in numbers.items()]
+    rows = [[name, cell(name, value, digits)] for name, value in numbers.items()]
     table("", {"metric": False, "value": False}, rows)
 
 

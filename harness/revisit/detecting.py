@@ -10,6 +10,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from harness.data import has_changed
 from harness.data.categories import Categories
 from harness.data.disk import shown
 from harness.data.photographs import Named, Photograph, Photographs, image_files
@@ -22,11 +23,12 @@ from harness.revisit.asked import DECODER, branches_of, detector
 from harness.revisit.classes import classes_by_id, named_classes
 from harness.revisit.opened import predicting
 from harness.revisit.trained import Found, build
-from harness.spec.detection_metrics import limit_asked
+from harness.spec.error_metrics import BEST, THRESHOLD
 from harness.store.results import RunStore
 from harness.system.precision import computing_in
 from harness.trial.build import choose_device
 from harness.trial.detections import to_results
+from harness.trial.evaluate import main_branch, named
 from model.detector import Detector
 
 RESULTS = "detections.json"
@@ -92,27 +94,38 @@ def _picture_names(files: list[Named]) -> list[str]:
 def chosen_threshold(asked: Wanted, store: RunStore) -> tuple[float, str]:
     """The lowest score that is shown, and why it is that.
 
-    Of a trial it is that with the best F1 on its own validation split, if its detections and the split are here.
+    Of a trial it is that with the best F1 on its own validation split: its record has it of every branch that was
+    evaluated; an older one's follows from the detections that it left, if they are of this branch and the split is
+    here.
     """
     if asked.threshold is not None:
         return asked.threshold, "as asked"
-    if asked.branch != DECODER or asked.found.reading is not None:
+    found, metrics = asked.found, asked.found.record.get("metrics") or {}
+    score, f1 = named(asked.branch, dict.fromkeys((THRESHOLD, BEST)))
+    if score in metrics:
+        return _best_of(metrics[score], (metrics.get(f1) or 0.0) / 100)
+    if found.reading is not None or asked.branch != main_branch(found.config.evaluate):
         return SCORE, "no threshold is known of it; --threshold gives one"
     try:
-        best = _best(asked.found, store)
+        if has_changed(found.config.data, found.record.get("fingerprint")):
+            return SCORE, "its validation split is another one now; --threshold gives one"
+        best = _best(found, store)
     except (UserError, ValueError, KeyError, TypeError, RecursionError):
-        return SCORE, "its detections or its validation split are not here, or others by now; --threshold gives one"
-    if best is None:
+        return SCORE, "its detections or its validation split are not here; --threshold gives one"
+    return _best_of(None, 0.0) if best is None else _best_of(best.score, best.f1)
+
+
+def _best_of(score: float | None, f1: float) -> tuple[float, str]:
+    """A threshold, or what stands in for one that is undefined, and its F1 in words."""
+    if score is None:
         return SCORE, "no detection of its validation split is right at any score"
-    return best.score, f"the best F1 of its validation split, {best.f1:.2f}"
+    return score, f"the best F1 of its validation split, {f1:.2f}"
 
 
 def _best(found: Found, store: RunStore) -> Threshold | None:
-    """That of the record, or of the detections that the trial left."""
-    from harness.report.shown_images import left_by, recorded_threshold, rows_by_image, validation_split
+    """That of the detections that the trial left."""
+    from harness.report.shown_images import left_by, rows_by_image, validation_split
 
-    if (known := recorded_threshold(store.read(found.name) or {})) is not None:
-        return known
     left = left_by(found.name, found.name, store)
     return best_threshold(*rows_by_image(validation_split(found.config.data, left.fingerprint), left.rows))
 
@@ -131,12 +144,10 @@ def detect_files(asked: Wanted, store: RunStore, say: Say) -> tuple[Done, str]:
     made = build(found, device, category_ids=of_ids.ids if of_ids else (), say=say)
     classes = of_ids or named_classes(found, made.detector.num_classes, asked.data, say)
     threshold, why = chosen_threshold(asked, store)
-    made_by = (store.read(found.name) or {}).get("provenance") or {} if found.reading is None else {}
-    limit = limit_asked(str(made_by.get("protocol") or "coco"), found.config.evaluate.max_detections)
     photographs = Photographs(asked.files, found.config.data, made.detector.size_divisor)
     precision = found.config.evaluate.computes_in(found.config.train)
     ticker, done = Ticker(say, f"{found.name}: images", len(asked.files)), Done()
-    look = _Look(made.detector, device, asked.branch, limit, classes, threshold)
+    look = _Look(made.detector, device, asked.branch, found.max_detections, classes, threshold)
     with predicting(found), computing_in(precision, device):
         for number, (file, image) in enumerate(photographs.each(), 1):
             if isinstance(image, str):

@@ -12,7 +12,7 @@ from harness.analyse import Analysed, write_tables
 from harness.data import open_dataset
 from harness.data.categories import Categories
 from harness.errors import UserError
-from harness.files import read_bytes, to_json, write_atomic
+from harness.files import exists, read_bytes, to_json, write_atomic
 from harness.revisit.key_report import as_json
 from harness.revisit.trained import Built, Found
 from harness.spec.detection_metrics import limit_of
@@ -24,13 +24,22 @@ if TYPE_CHECKING:
     from harness.data.coco import CocoDataset
     from harness.revisit.asked import Request
 
+DETECTIONS = "detections.json"
 Say = Callable[[str], None]
 Numbers = Mapping[str, float | None]
 
 
 def is_own(found: Found, request: Request, store: RunStore) -> bool:
     """Whether this is a trial of the store on its own data, so that the result belongs into its record."""
-    return found.name in store.trials() and request.data is None and request.out is None
+    is_trial = found.reading is None and found.name in store.trials()
+    return is_trial and request.data is None and request.out is None
+
+
+def left_detections(found: Found, store: RunStore) -> Path | None:
+    """The file of the detections that a trial left, where they are of all that it evaluated."""
+    path = store.dir(found.name) / DETECTIONS
+    is_whole = found.reading is None and len(set(found.config.evaluate.branches)) == 1
+    return path if is_whole and exists(path) else None
 
 
 def folder_of(found: Found, request: Request) -> Path:
@@ -68,7 +77,7 @@ def keep_evaluation(
     }
     texts: dict[str, bytes | str] = {
         "evaluation.json": to_json({"schema": 1, "num_images": len(dataset), **numbers}) + "\n",
-        "detections.json": evaluation.detections.to_json(),
+        DETECTIONS: evaluation.detections.to_json(),
     }
     paths = [folder_of(found, request) / name for name in texts]
     for path, text in zip(paths, texts.values(), strict=True):
@@ -152,11 +161,11 @@ def _draw(
 ) -> list[Path]:
     from harness.report.trial_figures import save_trial_figures
 
-    kept = read_bytes(folder.parent / "detections.json") if record else None
+    kept = read_bytes(folder.parent / DETECTIONS) if record else None
     try:
         detections = None if kept is None else json.loads(kept)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{folder.parent / 'detections.json'} is damaged ({error}): no figure is drawn") from error
+        raise UserError(f"{folder.parent / DETECTIONS} is damaged ({error}): no figure is drawn") from error
     return save_trial_figures(
         folder,
         label,

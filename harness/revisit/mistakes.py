@@ -13,7 +13,7 @@ from harness.data import open_dataset
 from harness.errors import UserError
 from harness.files import read_bytes
 from harness.revisit.asked import Request
-from harness.revisit.kept import Numbers, Say, keep_errors
+from harness.revisit.kept import Numbers, Say, keep_errors, left_detections
 from harness.revisit.opened import evaluate_found, open_found
 from harness.revisit.trained import Found
 from harness.spec.detection_metrics import STANDARD_LIMITS
@@ -22,8 +22,6 @@ from harness.store.results import RunStore
 from harness.trial.detections import DetectionTable
 from harness.trial.evaluate import errors_of, evaluate_detections, main_branch, named
 
-DETECTIONS = "detections.json"
-
 
 def add_errors(found: Found, request: Request, store: RunStore, say: Say) -> tuple[Numbers, list[Path]]:
     """Measure them, put them into the record, and return them with the files.
@@ -31,23 +29,20 @@ def add_errors(found: Found, request: Request, store: RunStore, say: Say) -> tup
     Raises:
         UserError: the data set or the weights are not here or do not fit, or the detections are damaged.
     """
-    table = _stored(store.dir(found.name) / DETECTIONS) if len(set(found.config.evaluate.branches)) == 1 else None
-    if table is None:
+    path = left_detections(found, store)
+    if path is None:
         evaluation = evaluate_found(found, open_found(found, request, say), say)
         metrics: Numbers = {name: value for name, value in evaluation.metrics.items() if is_error_metric(name)}
         return metrics, keep_errors(found, metrics, evaluation.classes, store)
     say(f"{found.name}  from the detections that it left")
-    metrics, classes = _of_table(found, table, say)
+    metrics, classes = _of_table(found, _stored(path), say)
     return metrics, keep_errors(found, metrics, classes, store)
 
 
-def _stored(path: Path) -> DetectionTable | None:
-    """The detections that a trial left; None where there are none."""
-    data = read_bytes(path)
-    if data is None:
-        return None
+def _stored(path: Path) -> DetectionTable:
+    """The detections that a trial left."""
     try:
-        return DetectionTable.of(json.loads(data))
+        return DetectionTable.of(json.loads(read_bytes(path) or b""))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): move it away, and the trial's weights detect again") from error
 

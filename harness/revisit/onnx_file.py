@@ -100,9 +100,9 @@ def write(found: Found, path: Path, *, data: str | None, say: Say) -> Made:
     if detector.official:
         say(f"note: {found.where} is official: padding changes what it finds, and the file's images have none")
     say(f"{found.where}: tracing a graph for images of any size, which takes minutes for a large detector")
-    content = as_onnx(detector, found.config.evaluate.max_detections, found.where)
+    content = as_onnx(detector, found.max_detections, found.where)
     content = _described(content, found, classes)
-    made = compared(content, detector, found.config.evaluate.max_detections, found.where)
+    made = compared(content, detector, found.max_detections, found.where)
     write_atomic(path, content)
     return made
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from harness.errors import UserError
 from harness.files import is_file
 from harness.revisit.described import classes_of
 from harness.revisit.key_report import key_report, trouble
+from harness.spec.detection_metrics import limit_asked
 from harness.spec.identity import config_from_dict
 from harness.spec.presets import detector_names
 from harness.store.results import RunStore
@@ -59,6 +60,13 @@ class Found:
     reading: Reading | None = None  # None: of a trial
     model: str = ""  # name of its preset, where one is known
     classes: Categories | None = None  # of its labels, as the weights or their record tell; None: neither does
+    record: Mapping[str, Any] = field(default_factory=dict, repr=False)  # of a trial
+
+    @property
+    def max_detections(self) -> int:
+        """How many detections of an image are kept: what counted when the trial was evaluated, or what is asked for."""
+        protocol = (self.record.get("provenance") or {}).get("protocol") or "coco"
+        return limit_asked(str(protocol), self.config.evaluate.max_detections)
 
 
 def find_trial(store: RunStore, name: str) -> str:
@@ -89,23 +97,32 @@ def find_trial(store: RunStore, name: str) -> str:
 
 
 def read_trial(store: RunStore, trial_id: str) -> Found:
-    """A finished trial of the store.
+    """A finished trial of the store; its weights may be gone (see `check_weights`).
 
     Raises:
-        UserError: it has not finished, its weights are gone, or its configuration is of another version.
+        UserError: it has not finished, its configuration is of another version, or its weights name no classes.
     """
     status, record = store.status(trial_id), store.read(trial_id) or {}
     if status != "finished":
         raise UserError(f"trial {trial_id} is {status}: only a finished one has weights")
     weights = store.dir(trial_id) / "checkpoint" / WEIGHTS
-    if not is_file(weights):
-        raise UserError(f"trial {trial_id}: its weights are gone ({weights}); train it again")
     history = record.get("history") or [{}]
     config = config_from_dict(record.get("config") or {})
     commit = str((record.get("provenance") or {}).get("commit") or "unknown")[:10]
     remedy = f"another version of this code trained them (commit {commit}): analyse them with that one, or train again"
     classes = classes_of(weights) or _recorded(record, config)
-    return Found(trial_id, config, weights, history[-1].get("epoch"), f"trial {trial_id}", remedy, classes=classes)
+    epoch, where = history[-1].get("epoch"), f"trial {trial_id}"
+    return Found(trial_id, config, weights, epoch, where, remedy, classes=classes, record=record)
+
+
+def check_weights(found: Found) -> None:
+    """Make sure that a trial's weights are there.
+
+    Raises:
+        UserError: they are gone.
+    """
+    if found.reading is None and not is_file(found.weights):
+        raise UserError(f"{found.where}: its weights are gone ({found.weights}); train it again")
 
 
 def _recorded(record: Mapping[str, Any], config: TrialConfig) -> Categories | None:
@@ -166,6 +183,7 @@ def read_translated(
 
     Arguments and errors are those of `build`.
     """
+    check_weights(found)
     model, reading = _model(found), found.reading or Reading()
     ids = tuple(category_ids) if reading.by_category_id else None
     try:

@@ -9,7 +9,8 @@ COSTS = ("classification", "localisation", "both", "duplicate", "background", "m
 SPECIAL_COSTS = ("false_positives", "false_negatives")
 PREFIX = "errors/"
 BEST = "best_f1"  # percent; with its threshold, precision and recall
-BEST_OTHERS = ("best_f1_threshold", "best_f1_precision", "best_f1_recall")
+THRESHOLD = "best_f1_threshold"  # a score
+BEST_OTHERS = (THRESHOLD, "best_f1_precision", "best_f1_recall")
 ERROR_METRICS = (
     *(PREFIX + name for name in (*COSTS, *SPECIAL_COSTS, "duplicate_gap", "best_regressed_recall")),
     *(BEST, *BEST_OTHERS),
@@ -37,6 +38,6 @@ def is_error_metric(metric: str) -> bool:
 def better(metric: str) -> str:
     """Which way such a metric is better: "higher", "lower" or, of a threshold, neither."""
     own = error_name(metric)
-    if own == "best_f1_threshold":
+    if own == THRESHOLD:
         return ""
     return "higher" if own.startswith(BEST) or own.endswith("best_regressed_recall") else "lower"

@@ -33,6 +33,9 @@ def keep_trial(
     classes: Categories | None = CLASSES,
     detections: list[dict[str, Any]] | None = None,
     per_class: tuple[str, ...] = CLASSES.names,
+    evaluate: EvaluateConfig | None = None,
+    trial_id: str = TRIAL,
+    **fields: Any,
 ) -> Detector:
     """Leave it in the store; returns its detector, whose scores are spread out.
 
@@ -43,25 +46,30 @@ def keep_trial(
         classes: told by its weights; None: written as they once were.
         detections: on its validation split; None: there are none.
         per_class: names of classes in its record.
+        evaluate: of its configuration; None: as by default.
+        trial_id: its name.
+        fields: of its record besides, or in place of the usual ones.
     """
     torch.manual_seed(0)
     detector = Detector(model, 3).eval()
     for parameter in detector.parameters():
         if parameter.dim() > 1:
             parameter.data += torch.randn_like(parameter) * 0.05
-    config = TrialConfig(model=model, data=data, train=TrainConfig(epochs=1), evaluate=EvaluateConfig(), seed=0)
-    save_weights(store.dir(TRIAL) / "checkpoint", detector, classes=classes)
+    evaluate = evaluate or EvaluateConfig()
+    config = TrialConfig(model=model, data=data, train=TrainConfig(epochs=1), evaluate=evaluate, seed=0)
+    save_weights(store.dir(trial_id) / "checkpoint", detector, classes=classes)
     record = {
         "schema": 1,
-        "trial_id": TRIAL,
+        "trial_id": trial_id,
         "status": "finished",
         "label": "seed=0",
         "config": config_to_dict(config),
         "history": [{"epoch": 1, "step": 1, "AP": 0.0}],
         "metrics": {"AP": 0.0},
         "per_class": dict.fromkeys(per_class, 0.0),
+        **fields,
     }
-    store.write_result(TRIAL, record)
+    store.write_result(trial_id, record)
     if detections is not None:
-        store.write(TRIAL, "detections.json", json.dumps(detections))
+        store.write(trial_id, "detections.json", json.dumps(detections))
     return detector
