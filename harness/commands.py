@@ -21,6 +21,7 @@ from harness.spec.pretrained import notes
 from harness.spec.space import describe
 from harness.spec.spec import DEFAULT_PRESET, OPTIONS
 from harness.spec.training_length import lengths
+from harness.store import decisions
 from harness.store.housekeeping import damages
 from harness.store.ledger import finished_otherwise, made_by_other_code
 from harness.store.listing import WIDTH, list_grid
@@ -393,6 +394,8 @@ def export(args: argparse.Namespace) -> int:
         print(f"note: left out {len(wanted) - len(finished)} that are not finished here", file=sys.stderr)
     if not finished:
         raise UserError(f"{store.root}: no finished trial to export; see `codetr status`")
+    for line in decisions.damaged(store):
+        remark(f"note: left out {line}")
     export_records(store, finished, Path(args.out), checkpoints=args.checkpoints, detections=args.detections)
     print(f"wrote {args.out}: {_number(finished)}")
     return 0
@@ -418,10 +421,16 @@ def _named(args: argparse.Namespace, store: RunStore) -> list[str]:
 
 def import_(args: argparse.Namespace) -> int:
     """Take the finished records of an archive or folder into the store."""
+    from harness.decide.sound import contradiction
     from harness.store.transfer import import_records
 
     store = RunStore()
-    done = import_records(store, Path(args.path), replace=args.replace, checkpoints=args.checkpoints)
+    done = import_records(
+        *(store, Path(args.path)),
+        replace=args.replace,
+        checkpoints=args.checkpoints,
+        contradiction=lambda kept: contradiction(kept, store),
+    )
     for trial_id, why in done.refused.items():
         print(f"refused {trial_id}: {why}", file=sys.stderr)
     for trial_id, why in done.kept.items():

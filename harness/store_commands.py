@@ -104,7 +104,7 @@ def _asked_for(grid: Grid, store: RunStore) -> dict[str, str]:
     known = [trial for trial in grid.trials if trial.has_id]
     looked = [seed in (grid.looked or ()) for seed in grid.seeds]
     beyond = {key for row in grid.rows for key, own in zip(row.trial_ids, looked, strict=True) if own}
-    never = {key for key in beyond if store.status(key) == "pending"}
+    never = {key for key in beyond - grid.seen if store.status(key) == "pending"}
     return {trial.trial_id: trial.label for trial in known if trial.trial_id not in never}
 
 
@@ -285,7 +285,7 @@ def _asked(args: argparse.Namespace, store: RunStore, known: Sequence[ledger.Kno
     if files:
         from harness.commands import open_grids
 
-        grids = open_grids(argparse.Namespace(**{**vars(args), "files": files}), require_data=False)
+        grids = open_grids(argparse.Namespace(**{**vars(args), "files": files}), require_data=False, decided=True)
         found += [trial.trial_id for grid in grids for trial in grid.trials if trial.has_id]
     return list(dict.fromkeys(found)) if args.what else store.trials()
 

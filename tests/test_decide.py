@@ -15,7 +15,7 @@ from harness.decide import kept, told
 from harness.decide.rounds import NO_ROOM, counted, decide, hours, next_round, seconds_of
 from harness.errors import UserError
 from harness.report.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
-from harness.spec.grid import Grid
+from harness.spec.grid import Grid, open_grid
 from harness.store.decisions import load, path_of
 from harness.store.results import RunStore
 from tests.support.decided_grid import FILE, finish, grid_of, prepared, settled, trainer, verdicts
@@ -266,6 +266,13 @@ def test_a_row_that_is_another_training_now_is_looked_at_anew(file: Path) -> Non
     assert verdicts(after) == verdicts(before) == verdicts(anew)
 
 
+def test_a_report_of_other_seeds_keeps_the_verdicts(file: Path) -> None:
+    decision, _, store, grid = settled(file)
+    found = told.settled_verdicts(open_grid(file, seeds=[1, 2]), store)
+    assert {claim.text: own.verdict for claim, own in found.items()} == verdicts(decision)
+    assert not any("saw other numbers" in own.reason for own in found.values())
+
+
 def test_new_words_change_nothing(file: Path) -> None:
     before, _, store, _ = settled(file)
     file.write_text(FILE.replace("clear", "plain").replace("none", "bare").replace("A small gain", "A slight gain"))
@@ -310,6 +317,27 @@ def test_nothing_trains_beside_trainings_of_other_code(file: Path) -> None:
         decide(grid, store, lambda ids: pytest.fail("it would not compare"))
 
 
+def test_trainings_that_are_tried_again_are_no_way_round(file: Path) -> None:
+    """Neither round the refusal of other code nor round the budget."""
+    grid, store = grid_of(file), RunStore()
+    broken = set(grid.rows[2].trial_ids[::2])
+
+    def run(ids: Sequence[str]) -> None:
+        for key in ids:
+            finish(store, grid, key, **({"status": "failed", "error": "no", "metrics": {}} if key in broken else {}))
+
+    decide(grid, store, run)
+    for key in broken & {*store.trials()}:
+        (store.dir(key) / "result.json").unlink()  # set back
+    decision, _ = decide(grid, store, lambda ids: pytest.fail("over budget"), budget=1.0)
+    assert verdicts(decision)["A small gain"] == UNDECIDED
+    for key in set(store.trials()) - broken:
+        record = store.read(key) or {}
+        store.write_result(key, {**record, "provenance": {"code": CODE}})
+    with pytest.raises(UserError, match="were made by other code than is here now"):
+        decide(grid, store, lambda ids: pytest.fail("they would not compare"))
+
+
 def test_the_same_trainings_are_no_question(file: Path) -> None:
     file.write_text(FILE.replace("model.heads: [fcos]", "model.heads: []"))
     decision, *_ = settled(file)
@@ -345,8 +373,14 @@ def test_a_file_of_labels_alone_is_read(file: Path) -> None:
     for own in content["claims"]:
         own["differences"] = {row: [pair[2] for pair in pairs] for row, pairs in own.pop("pairs").items()}
     path.write_text(json.dumps({**content, "schema": 1}))
+    kept_before = path.read_bytes()
     again, _ = decide(grid, store, lambda ids: pytest.fail("all are settled"))
     assert again == decision
+    path.write_bytes(kept_before)
+    file.write_text(FILE.replace("[atss]", "[paa]"))  # nothing tells that the differences are of other trainings
+    other = kept.read(grid_of(file), store)
+    assert {own.claim.text for own in other.questions if own.seen} == {"A small gain", "Nearly equal"}
+    assert len(other.aside) == 2
 
 
 def test_a_file_whose_claims_all_wait_says_so(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

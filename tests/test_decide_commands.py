@@ -13,6 +13,7 @@ import pytest
 from harness.__main__ import main
 from harness.decide import kept, told
 from harness.decide.rounds import counted, decide, seconds_of
+from harness.decide.sound import contradiction
 from harness.errors import UserError
 from harness.report.cells import percent
 from harness.report.frames import read_frames
@@ -230,6 +231,83 @@ def test_what_is_kept_of_looks_travels_with_the_records(
     assert take(RunStore(), str(name), json.dumps(shorter).encode(), replace=True)
     with pytest.raises(Refused, match="is damaged"):
         take(RunStore(), str(name), data[:-30])
+
+
+def test_what_was_finished_of_a_later_file_costs_nothing(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = file.with_name("second.yaml")
+    second.write_text(FILE.replace("name: claims", "name: second").replace("num_train: 8", "num_train: 12"))
+    other, store = grid_of(second), RunStore()
+    for row in other.rows:
+        for key in row.trial_ids[:3]:
+            finish(store, other, key)
+    trained = []
+
+    def run_grid(grid: Grid, store: RunStore, *, only: set[str], **options: Any) -> None:
+        trained.extend(only)
+        for key in sorted(only):
+            finish(store, grid, key)
+
+    monkeypatch.setattr("harness.schedule.schedule.run_grid", run_grid)
+    assert main(["decide", str(file), str(second), "--budget", "1.1h"]) == 0
+    assert len({*trained} & {key for row in grid_of(file).rows for key in row.trial_ids}) == 12
+
+
+def test_nothing_asks_for_trials_that_no_look_asked_for(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def run_grid(grid: Grid, store: RunStore, *, only: set[str], **options: Any) -> None:
+        asked.append(({trial.trial_id for trial in grid.trials}, grid.command))
+        for key in only:
+            finish(store, grid, key)
+
+    monkeypatch.setattr("harness.schedule.schedule.run_grid", run_grid)
+    assert main(["decide", str(file), "--set", "train.epochs=2"]) == 0
+    assert [len(trials) for trials, _ in asked] == [12, 16]
+    assert {command for _, command in asked} == {f"codetr decide {file} --set train.epochs=2"}
+
+
+def test_looks_and_records_arrive_together(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decision, _, store, grid = settled(file)
+    name = str(path_of(grid, store).relative_to(store.root))
+    data = (store.root / name).read_bytes()
+    there = RunStore(tmp_path / "there")
+    with pytest.raises(Refused, match="the records are not here"):
+        take(there, name, data, contradiction=lambda kept: contradiction(kept, there))
+    for key in store.trials():
+        finish(there, grid, key)
+    changed = grid.rows[1].trial_ids[0]
+    finish(there, grid, changed, metrics={"AP": 1.0})
+    with pytest.raises(Refused, match="saw other numbers than the records here have, of 2 pairs"):
+        take(there, name, data, contradiction=lambda kept: contradiction(kept, there))
+    finish(there, grid, changed)
+    assert take(there, name, data, contradiction=lambda kept: contradiction(kept, there))
+    assert kept.read(grid, there) == decision
+
+
+def test_an_export_writes_over_no_other_looks(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, store, grid = settled(file)
+    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "early"))
+    early = RunStore()
+    decide(grid, early, trainer(early, grid, []), budget=1.0)
+    before = path_of(grid, store).read_bytes()
+    assert main(["export", str(file), "--out", str(store.root)]) == 0
+    assert path_of(grid, store).read_bytes() == before, "what lies there goes further"
+    content = json.loads(path_of(grid, early).read_text())
+    content["claims"][0]["pairs"]["clear"][0][2] += 1
+    path_of(grid, early).write_text(json.dumps(content))
+    assert main(["export", str(file), "--out", str(store.root)]) == 2
+    assert "other looks were taken here" in capsys.readouterr().err
+    path_of(grid, early).write_text('{"schema": 2, "max_seeds": 5}')
+    assert main(["export", *early.trials(), "--out", str(tmp_path / "records.zip")]) == 0
+    assert "is damaged" in capsys.readouterr().err
 
 
 def test_who_reads_the_numbers_has_those_seeds_too(file: Path) -> None:

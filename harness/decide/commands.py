@@ -6,7 +6,9 @@ Both take the parsed arguments, and from `harness.commands` what opens the grids
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from harness.decide import kept, told
 from harness.errors import UserError
@@ -35,7 +37,10 @@ def decide(
         tell_of_other_code(store, [trial.trial_id for trial in grid.trials])
 
         def run_trials(ids: Sequence[str], grid: Grid = grid) -> None:
-            run_grid(grid, store, executor=args.executor, concurrent=args.concurrent, only=set(ids))
+            known = {*ids} | set().union(*(own.trials for own in kept.read(grid, store).questions))
+            trials = tuple(trial for trial in grid.trials if trial.trial_id in known)
+            own = replace(grid, trials=trials, command=_command(grid))  # others may never be asked for
+            run_grid(own, store, executor=args.executor, concurrent=args.concurrent, only=set(ids))
 
         others = [counted(kept.read(other, store), other) for other in grids[:place] + grids[place + 1 :]]
         decision, why = settle(
@@ -58,6 +63,15 @@ def decide(
             remark(f"{grid.name}: {told.FAILING}")
         is_short |= failing or why.startswith("some trials")
     return 1 if is_short else 0
+
+
+def _command(grid: Grid) -> str:
+    """The command that goes on, which chooses seeds itself."""
+    words = shlex.split(grid.command)
+    if "--seeds" in words:
+        place = words.index("--seeds")
+        words[place : place + 2] = []
+    return shlex.join(["codetr", "decide", *words[2:]])
 
 
 def _decided_grids(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from harness.decide.questions import Pair, Question, left_out, questions_of
+from harness.decide.questions import Pair, Question, difference_of, left_out, questions_of
 from harness.errors import UserError
 from harness.files import to_json, write_atomic
 from harness.report.looks import DEFAULT, Looks, looks_for
@@ -56,22 +56,26 @@ def read(grid: Grid, store: RunStore, max_seeds: int | None = None) -> Decision:
             f"would spend more error than planned: leave out --max-seeds (or the file's decide.max_seeds)"
         )
     most = planned if is_bound else max_seeds or planned
-    questions, aside = _resumed(grid, [_named(own, grid) for own in (*kept["aside"], *kept["claims"])])
+    questions, aside = _resumed(grid, [_named(own, grid, store) for own in (*kept["aside"], *kept["claims"])])
     before, started = frozenset(kept["before"]), str(kept["started"])
     return Decision(looks_for(most), questions, before, started, left_out(grid), aside)
 
 
-def _named(own: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
-    """A claim of schema 1, which had labels alone, with the trials that the grid has under them now."""
-    trials = {row.label: row.trial_ids for row in grid.rows}
+def _named(own: Mapping[str, Any], grid: Grid, store: RunStore) -> dict[str, Any]:
+    """A claim of schema 1, which had labels alone, with the trials of its labels, if their records say the same."""
+    trials = {row.label: dict(zip(grid.seeds, row.trial_ids, strict=True)) for row in grid.rows}
     has_trials = all(trial for found in own["pairs"].values() for trial, *_ in found)
     if has_trials or not {*own["pairs"], own["reference"]} <= trials.keys():
         return dict(own)
-    reference = trials[own["reference"]]
-    pairs = {
-        row: [(key, other, pair[2]) for pair, key, other in zip(found, trials[row], reference, strict=False)]
-        for row, found in own["pairs"].items()
-    }
+    pairs: dict[str, list[Pair]] = {}
+    for row, found in own["pairs"].items():
+        pairs[row] = []
+        for seed, (*_, difference) in enumerate(found):
+            trial, reference = (trials[label].get(seed, "") for label in (row, own["reference"]))
+            now = difference_of(trial, reference, own["metric"], store) if trial and reference else ...
+            if now is ... or now != difference:
+                return dict(own)
+            pairs[row].append(Pair(trial, reference, difference))
     return {**own, "pairs": pairs}
 
 
@@ -83,21 +87,39 @@ def _resumed(grid: Grid, kept: list[dict[str, Any]]) -> tuple[tuple[Question, ..
     Raises:
         UserError: a margin was changed.
     """
-    known = {(_key_of(own), own["within"]): own for own in kept if any(own["pairs"].values())}
-    asked = [(question, _key(question.claim, grid)) for question in questions_of(grid)]
-    now = {(key, question.claim.within) for question, key in asked}
-    others = {place: own for place, own in known.items() if place not in now}
-    margins = {key: within for key, within in others}
+    known = [own for own in kept if any(own["pairs"].values())]
+    fitting = [
+        (question, [own for own in known if _is_of(own, question.claim, grid)]) for question in questions_of(grid)
+    ]
+    exact = [[own for own in found if own["within"] == question.claim.within] for question, found in fitting]
+    used = [id(own) for found in exact for own in found]
     questions = []
-    for question, key in asked:
-        own = known.get((key, question.claim.within))
-        if own is None and key in margins:
+    for (question, found), same in zip(fitting, exact, strict=True):
+        others = [own for own in found if id(own) not in used]
+        if not same and others:
+            before, now = others[0]["within"], question.claim.within
             raise UserError(
-                f"{grid.name}: the margin of '{question.claim.text}' was {margins[key]:g} when its first look was "
-                f"taken, and is {question.claim.within:g} now; set it back, or state another claim"
+                f"{grid.name}: the margin of '{question.claim.text}' was {before:g} when its first look was taken, and "
+                f"is {now:g} now; set it back, or state another claim"
             )
-        questions.append(question if own is None else replace(question, seen=_seen(question.claim, own)))
-    return tuple(questions), tuple(others.values())
+        questions.append(replace(question, seen=_seen(question.claim, same[0])) if same else question)
+    return tuple(questions), tuple(own for own in known if id(own) not in used)
+
+
+def _is_of(own: Mapping[str, Any], claim: Claim, grid: Grid) -> bool:
+    """Whether what was kept is of this claim, whatever its words and labels: of the same trials, metric and kind."""
+    same_kind = own["metric"] == claim.metric and (own["within"] is None) == (claim.within is None)
+    if not same_kind or len(own["rows"]) != len(claim.rows):
+        return False
+    trials = {row.label: dict(zip(grid.seeds, row.trial_ids, strict=True)) for row in grid.rows}
+    compared = 0
+    for row, label in zip(own["rows"], claim.rows, strict=True):
+        for seed, pair in enumerate(own["pairs"].get(row, ())):
+            if seed in trials[label]:
+                compared += 1
+                if tuple(pair[:2]) != (trials[label][seed], trials[claim.reference][seed]):
+                    return False
+    return compared > 0
 
 
 def _seen(claim: Claim, own: Mapping[str, Any]) -> dict[str, list[Pair]]:
@@ -137,16 +159,3 @@ def _as_dict(question: Question) -> dict[str, Any]:
         **{"metric": claim.metric, "within": claim.within, "sign": question.rule.sign},
         "pairs": {row: [list(pair) for pair in pairs] for row, pairs in question.seen.items()},
     }
-
-
-def _key(claim: Claim, grid: Grid) -> tuple[Any, ...]:
-    """What makes a claim the same, whatever its words and labels: its trials with the first seed, and its metric."""
-    first = {row.label: row.trial_ids[0] for row in grid.rows}
-    trials = tuple(first[label] for label in claim.rows)
-    return trials, first[claim.reference], claim.metric, claim.within is None
-
-
-def _key_of(own: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The same of a kept claim."""
-    pairs = [next(iter(own["pairs"].get(row, ())), ("", "", None)) for row in own["rows"]]
-    return tuple(pair[0] for pair in pairs), pairs[0][1], own["metric"], own["within"] is None

@@ -39,6 +39,12 @@ class Question:
         return follow(differences, self.rule, looks)
 
     @property
+    def missing(self) -> list[str]:
+        """Trials of the pairs that have no difference, each once."""
+        lacking = [pair for pairs in self.seen.values() for pair in pairs if pair.difference is None]
+        return list(dict.fromkeys(key for pair in lacking for key in (pair.trial, pair.reference)))
+
+    @property
     def trials(self) -> set[str]:
         """Those that its looks have seen."""
         return {key for pairs in self.seen.values() for pair in pairs for key in (pair.trial, pair.reference)}

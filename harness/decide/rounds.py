@@ -74,7 +74,8 @@ def decide(
             done = frozenset(key for row in grid.rows for key in row.trial_ids if store.status(key) == "finished")
             decision = replace(decision, before=done)
         check_seen(decision, grid, store)
-        decision = _repaired(decision, grid, store, run)
+        room = budget is None or seconds_of(counted(decision, grid) | others, store) < budget
+        decision = _repaired(decision, grid, store, run if room else None, allow_mixed=allow_mixed)
         decision = kept.write(decision, grid, store)  # each time: what is left out, and why, is of now
         while (found := next_round(decision, grid, store, budget, others)) is not None:
             if not found.admitted:
@@ -97,22 +98,19 @@ def decide(
         return decision, ""
 
 
-def _repaired(decision: Decision, grid: Grid, store: RunStore, run: RunTrials) -> Decision:
-    """With pairs that were missing and are there now; trials of theirs that were set back are run first."""
-    missing = [
-        key
-        for question in decision.questions
-        if question.course(decision.looks).verdict == UNDECIDED
-        for pairs in question.seen.values()
-        for pair in pairs
-        if pair.difference is None
-        for key in (pair.trial, pair.reference)
-        if store.status(key) not in ("finished", FAILED)
-    ]
-    if missing:
-        run(tuple(dict.fromkeys(missing)))
-    questions = tuple(refilled(question, decision.looks, store) for question in decision.questions)
-    return replace(decision, questions=questions)
+def _repaired(decision: Decision, grid: Grid, store: RunStore, run: RunTrials | None, *, allow_mixed: bool) -> Decision:
+    """With pairs that were missing and are there now; trials of theirs that were set back are run first, with `run`."""
+    looks = decision.looks
+    lacking = [own for own in decision.questions if own.course(looks).verdict == UNDECIDED and own.missing]
+    states = {key: store.status(key) for own in lacking for key in own.missing}
+    to_run = [key for key, state in states.items() if state not in ("finished", FAILED)] if run else []
+    if lacking and not allow_mixed:
+        check_same_code(lacking, to_run, decision, grid, store)
+    if run and to_run:
+        run(to_run)
+        if not allow_mixed:
+            check_same_code(lacking, (), decision, grid, store)
+    return replace(decision, questions=tuple(refilled(own, looks, store) for own in decision.questions))
 
 
 def next_round(
@@ -155,7 +153,7 @@ def _admit(
 def counted(decision: Decision, grid: Grid) -> set[str]:
     """Trials that a budget counts: those that looks have seen or ask for next, but not those finished at the start."""
     asked: set[str] = set()
-    for question in decision.questions:
+    for question in decision.questions if decision.started else ():
         asked |= question.trials | trials_needed(question, grid, decision.looks).keys()
     return asked - decision.before
 

@@ -6,8 +6,9 @@ in a verdict, so both are refused here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from harness.decide.kept import Decision
 from harness.decide.questions import Question, difference_of, trials_needed
@@ -47,6 +48,19 @@ def altered(question: Question, store: RunStore) -> tuple[set[str], set[str]]:
         elif now != pair.difference:
             changed |= {pair.trial, pair.reference}
     return changed, gone
+
+
+def contradiction(kept: Mapping[str, Any], store: RunStore) -> str:
+    """Why looks that were taken elsewhere do not fit the records here; empty where they do."""
+    lacking, changed = 0, 0
+    for own in (*kept["claims"], *kept["aside"]):
+        for trial, reference, difference in (pair for pairs in own["pairs"].values() for pair in pairs if pair[0]):
+            now = difference_of(trial, reference, own["metric"], store)
+            lacking += difference is not None and (now is None or now is ...)
+            changed += isinstance(now, float) and difference is not None and now != difference
+    if changed:
+        return f"its looks saw other numbers than the records here have, of {changed} pairs"
+    return f"of {lacking} pairs that its looks saw the records are not here" if lacking else ""
 
 
 def check_same_code(

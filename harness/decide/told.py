@@ -49,6 +49,8 @@ def _line(question: Question, looks: Looks, grid: Grid, store: RunStore | None, 
         left = [key for key in missing if store is None or store.status(key) != "finished"]
         notes.append(f"next look at {course.next_look} seeds, {len(left)} trials to run{held}")
     notes.append(course.reason)
+    if store is not None and (gone := altered(question, store)[1]):
+        notes.append(f"{len(gone)} trainings that its looks saw are not here")
     estimate = next(row.estimate for row in course.rows if row.label == own.row)
     if estimate is not None and estimate.lonely:
         notes.append("one pair carries more than half of the sum of squares: a training may have collapsed")

@@ -22,7 +22,7 @@ from harness.files import exists
 from harness.passwords import without_login
 from harness.spec.hub import title
 from harness.spec.labels import DATA, shown_at
-from harness.store.decisions import seeds_looked_at
+from harness.store.decisions import looked_at
 from harness.store.results import RunStore
 from harness.tracking.sqlite import is_missing
 from model.backbones.configs import asked
@@ -161,9 +161,11 @@ def with_looks(grid: Grid, open_with: Callable[[list[int]], Grid], store: RunSto
     if not all(trial.has_id for trial in grid.trials):  # what is kept is found by the content of data and weights
         with suppress(UserError):  # told where the records are read
             known = identified(grid, place)
-    if not (number := seeds_looked_at(known, place)):
+    number, seen = looked_at(known, place)
+    if not number:
         return grid
-    return replace(open_with(sorted({*grid.seeds, *range(number)})), looked=frozenset(range(number)) - {*grid.seeds})
+    opened = open_with(sorted({*grid.seeds, *range(number)}))
+    return replace(opened, looked=frozenset(range(number)) - {*grid.seeds}, seen=seen)
 
 
 def identified(grid: Grid, store: RunStore | None = None) -> Grid:

@@ -253,7 +253,7 @@ def _unasked(grid: Grid, by_id: Mapping[str, Record], settled: Iterable[Claim]) 
         return frozenset()
     claimed = {label for claim in settled for label in (claim.reference, *claim.rows)}
     cells = ((row.label, seed, key) for row in grid.rows for seed, key in zip(grid.seeds, row.trial_ids, strict=True))
-    never = ((label, seed) for label, seed, key in cells if key not in by_id)
+    never = ((label, seed) for label, seed, key in cells if key not in by_id and key not in grid.seen)
     return frozenset(cell for cell in never if cell[0] in claimed or cell[1] in grid.looked)
 
 

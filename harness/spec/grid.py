@@ -73,6 +73,7 @@ class Grid:
     above: tuple[Setting, ...] = ()  # settings of the command line, which `variant` is of
     crossed: bool = False  # the command line names its data sets, which are an axis
     looked: frozenset[int] | None = None  # seeds that looks took besides the file's; None: these were not asked for
+    seen: frozenset[str] = frozenset()  # trials that looks saw
 
     @property
     def listed(self) -> tuple[Row, ...]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,9 @@ def parse(data: bytes) -> Kept:
             raise ValueError(f"schema {kept['schema']}")
         claims = {name: [_claim(own) for own in kept.get(name, ())] for name in ("claims", "aside")}
         told = [(str(text), str(why)) for text, why in kept.get("left_out", ())]
-        return {**kept, **claims, "left_out": told, "max_seeds": int(kept["max_seeds"])}
+        names = {name: str(kept[name]) for name in ("grid", "preset", "started")}
+        before = [str(key) for key in kept["before"]]
+        return {**kept, **claims, **names, "before": before, "left_out": told, "max_seeds": int(kept["max_seeds"])}
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
@@ -97,11 +100,12 @@ def pairs_of(kept: Kept) -> Iterator[tuple[str, str, float | None]]:
             yield from found
 
 
-def seeds_looked_at(grid: Grid, store: RunStore) -> int:
-    """How many seeds, from 0 on, looks have seen of any row of the grid's claims; 0 where nothing is kept."""
+def looked_at(grid: Grid, store: RunStore) -> tuple[int, frozenset[str]]:
+    """How many seeds, from 0 on, looks have seen of any row, and the trials that they saw; 0 where nothing is kept."""
     kept = load(path_of(grid, store))
     claims = [] if kept is None else [*kept["claims"], *kept["aside"]]
-    return max((len(found) for own in claims for found in own["pairs"].values()), default=0)
+    number = max((len(found) for own in claims for found in own["pairs"].values()), default=0)
+    return number, frozenset(key for trial, other, _ in (pairs_of(kept) if kept else ()) for key in (trial, other))
 
 
 # ---- on their way from one machine to another
@@ -110,28 +114,49 @@ def seeds_looked_at(grid: Grid, store: RunStore) -> int:
 def of_trials(store: RunStore, trial_ids: Collection[str]) -> dict[str, Path]:
     """The files, by name, whose looks have seen any of these trials: their seeds were chosen by what was seen.
 
-    Raises:
-        UserError: one is damaged.
+    Damaged ones are left out (see `damaged`); of schema 1, which does not tell its trials, all are there.
     """
-    found = {name: (path, load(path)) for name, path in decisions(store.root).items()}
-    asked = set(trial_ids)
-    return {
-        name: path
-        for name, (path, kept) in found.items()
-        if kept and any(asked & {trial, reference} for trial, reference, _ in pairs_of(kept))
-    }
+    asked, found = {*trial_ids, ""}, {}
+    for name, path in decisions(store.root).items():
+        with suppress(UserError):
+            kept = load(path)
+            if kept and any(asked & {trial, reference} for trial, reference, _ in pairs_of(kept)):
+                found[name] = path
+    return found
 
 
-def take(store: RunStore, name: str, data: bytes, *, replace: bool = False) -> bool:
+def damaged(store: RunStore) -> list[str]:
+    """What is wrong with files of a store that cannot be read."""
+    wrong = []
+    for path in decisions(store.root).values():
+        try:
+            load(path)
+        except UserError as error:
+            wrong.append(str(error))
+    return wrong
+
+
+def take(
+    store: RunStore,
+    name: str,
+    data: bytes,
+    *,
+    replace: bool = False,
+    contradiction: Callable[[Kept], str] = lambda kept: "",
+) -> bool:
     """Take in a file that came from elsewhere; False where the looks that are here are the same, or go further.
 
+    `contradiction` says why its looks do not fit the records that are here; empty where they do.
+
     Raises:
-        Refused: it is damaged, other looks were taken here (unless `replace`), or are being taken.
+        Refused: it is damaged, does not fit, other looks were taken here (unless `replace`), or are being taken.
     """
     try:
         theirs = parse(data)
     except ValueError as error:
         raise Refused(f"is damaged: {error}") from error
+    if why := contradiction(theirs):
+        raise Refused(why)
     path = store.root / name
     store.prepare()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,11 +181,10 @@ def _goes_further(longer: Kept, shorter: Kept) -> bool:
 
 
 def _pairs_by_claim(kept: Kept) -> dict[Any, list[tuple[str, str, float | None]]]:
-    """Of claims that were looked at, by what they are about."""
-    claims = [own for own in (*kept["claims"], *kept["aside"]) if any(own["pairs"].values())]
-    return {
-        (own["text"], own["metric"], own["within"], row, pairs[0][0]): pairs
-        for own in claims
-        for row, pairs in own["pairs"].items()
-        if pairs
-    }
+    """Of claims that were looked at, by what they are about: trials of the first seed, metric and margin, not words."""
+    found = {}
+    for own in (own for own in (*kept["claims"], *kept["aside"]) if any(own["pairs"].values())):
+        first = tuple(own["pairs"][row][0][:2] for row in own["rows"] if own["pairs"].get(row))
+        for row, pairs in own["pairs"].items():
+            found[first, own["metric"], own["within"], own["rows"].index(row)] = pairs
+    return found

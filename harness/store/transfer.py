@@ -15,7 +15,7 @@ import shutil
 import stat
 import uuid
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,26 +59,29 @@ def export_records(
         The number of files.
 
     Raises:
-        UserError: `out` is there already and no archive or store, or cannot be written; what is kept of looks is
-            damaged.
+        UserError: `out` is there already and no archive or store, or cannot be written; other looks lie there.
         ReadError: the storage does not give a file of a record; no archive was written.
     """
     trial_ids = sorted(trial_ids)
-    files = of_trials(store, trial_ids)
+    looks, files = of_trials(store, trial_ids), dict[str, Path]()
     for trial_id in trial_ids:
         for name in _parts(store.dir(trial_id), checkpoints=checkpoints, detections=detections):
             files[f"runs/{trial_id}/{name}"] = store.dir(trial_id) / name
     try:
         if out.suffix == ".zip":
-            _write_archive(out, files)
+            _write_archive(out, files | looks)
         else:
             for name, path in files.items():
                 _copy(path, out / name)
+            for name, path in looks.items():
+                take(RunStore(out), name, path.read_bytes())
+    except Refused as reason:
+        raise UserError(f"{out}: {name}: {reason}; choose another place with --out") from reason
     except ReadError:
         raise
     except OSError as error:
         raise UserError(f"{out}: {error.strerror or error}; choose another place with --out") from error
-    return len(files)
+    return len(files | looks)
 
 
 def _parts(folder: Path, *, checkpoints: bool, detections: bool) -> list[str]:
@@ -208,7 +211,14 @@ class Imported:
     ignored: list[str] = field(default_factory=list)  # files that are no part of a record
 
 
-def import_records(store: RunStore, source: Path, *, replace: bool = False, checkpoints: bool = False) -> Imported:
+def import_records(
+    store: RunStore,
+    source: Path,
+    *,
+    replace: bool = False,
+    checkpoints: bool = False,
+    contradiction: Callable[[dict[str, Any]], str] = lambda kept: "",
+) -> Imported:
     """Take finished records into the store, each whole or not at all.
 
     A trial that is not finished here gets the record; a finished one that differs is kept unless `replace`.
@@ -218,6 +228,7 @@ def import_records(store: RunStore, source: Path, *, replace: bool = False, chec
         source: an archive or folder that `export_records` wrote, or another store.
         replace: overwrite finished records that differ.
         checkpoints: take weights as well, where there are any.
+        contradiction: why what `codetr decide` kept of looks does not fit the records that are here by then.
 
     Raises:
         UserError: `source` cannot be used, or the store cannot be written.
@@ -239,7 +250,7 @@ def import_records(store: RunStore, source: Path, *, replace: bool = False, chec
                 raise UserError(f"{store.dir(trial_id)}: {error.strerror or error}") from error
         for name in filter(is_decision, others):
             try:
-                if take(store, name, read(parcel, name), replace=replace):
+                if take(store, name, read(parcel, name), replace=replace, contradiction=contradiction):
                     done.looks.append(name)
             except Refused as reason:
                 done.refused[name] = str(reason)
