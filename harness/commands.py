@@ -346,7 +346,7 @@ def pairs(args: argparse.Namespace) -> int:
     from harness.report.pairs import as_csv, predict, read, rows_of, words
     from harness.report.reading import read_trials, trial_ids
 
-    (grid,) = [_identified(grid) for grid in open_grids(args, require_data=False)]
+    (grid,) = [_identified(grid) for grid in open_grids(args, require_data=False, decided=True)]
     records = list(read_trials(trial_ids([grid]), args.source))
     if not args.allow_mixed:
         check_ground([grid], records)

@@ -16,6 +16,7 @@ from harness.mistakes.thresholds import Threshold
 from harness.report import write_report
 from harness.report.detected import Detected, detected, sheet_of
 from harness.report.shown_images import recorded_threshold
+from harness.report.shown_trials import by_data_set
 from harness.spec.grid import Grid, open_grid
 from harness.store.results import RunStore
 from harness.trial.detections import DetectionTable
@@ -322,6 +323,18 @@ baseline: {{row: a, data.path: {folders[0]}}}
     first, second = detected(grid, records, store)
     assert first.images.missing == "" and second.row == "b, data=cells"
     assert second.images.missing == "no comparison with the baseline 'a, data=birds': it is on other data"
+
+
+def test_more_scenes_to_train_are_no_other_images_to_validate(tmp_path):
+    text = """
+rows: [{label: a, set: {model.heads: []}}, {label: b, set: {model.heads: [atss]}}]
+axes: {data.digits.num_train: [8, 12]}
+baseline: {row: a, data.digits.num_train: 8}
+"""
+    grid, store = grid_of(text, tmp_path), RunStore(tmp_path / "store")
+    records = keep_records(store, grid, CLASSES)
+    found = by_data_set(grid, records)
+    assert [own.name for own in found] == [""] and len(found[0].rows) == 4
 
 
 # ---- one threshold

@@ -60,13 +60,13 @@ def by_data_set(grid: Grid, records: Sequence[Record]) -> list[OnData]:
 
 
 def _source(trial: Trial) -> Any:
-    """A path, or the settings of generated scenes."""
-    return trial.config.data.path or trial.config.data.digits
+    """A path, or the settings of generated scenes: those to validate are the same however many there are to train."""
+    return trial.config.data.path or replace(trial.config.data.digits, num_train=1)
 
 
 def content_of(trial: Trial) -> Any:
-    """What tells its data set from others; its place, where nobody can look into it."""
-    return trial.fingerprint or _source(trial)
+    """What tells its validation images from others'; their place, where nobody can look into it."""
+    return (trial.config.data.path and trial.fingerprint) or _source(trial)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
