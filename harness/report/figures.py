@@ -73,7 +73,12 @@ def _curve(metric: str, title: str, runs: list[tuple[str, Any]]) -> dict[str, Fi
         return {}
     from harness.figures.epochs import draw_curves
 
-    return {re.sub(r"[^A-Za-z0-9_.-]+", "_", metric): draw_curves(runs, metric, title)}
+    return {curve_name(metric): draw_curves(runs, metric, title)}
+
+
+def curve_name(metric: str) -> str:
+    """The figure of a metric over the epochs, as its file is named."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", metric)
 
 
 def figures_of_analyses(name: str, analyses: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Figure]:
