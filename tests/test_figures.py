@@ -20,6 +20,7 @@ from harness.figures.conflict import draw_conflict_distances
 from harness.figures.detections import draw_detections
 from harness.figures.discriminability import draw_discriminability
 from harness.figures.epochs import draw_curves, draw_instability
+from harness.figures.influence import draw_influence
 from harness.figures.maps import draw_maps
 from harness.figures.matrices import decimals_for, draw_conflict_matrices
 from harness.figures.queries import draw_query_distances, draw_query_positions
@@ -325,6 +326,43 @@ def test_models_of_one_k_stand_under_their_names():
         draw_conflict_distances([("K = 0", made.conflict(0))])
 
 
+def open_marks(axes):
+    return [line for line in axes.lines if line.get_fillstyle() == "none"]
+
+
+def test_the_papers_marks_stand_at_the_model_of_the_same_heads():
+    models = {
+        "ATSS + PAA": ("decoder", "atss", "paa"),
+        "both": ("decoder", "faster_rcnn", "atss"),
+        "ATSS, six times": ("decoder", "atss", *(f"atss.{number}" for number in range(2, 7))),
+    }
+    tables = [(label, made.conflict(len(heads) - 1, heads=heads)) for label, heads in models.items()]
+    published = [("paper", table) for table in PUBLISHED_CONFLICT.values()]
+    marks = open_marks(draw_conflict_distances(tables, published).axes[0])
+    assert [(*line.get_xdata(), line.get_ydata()[0]) for line in marks] == [
+        (pytest.approx(1 + shift), pytest.approx(value))
+        for shift, value in ((-0.12, 0.007875), (0.12, 0.0068), (0.0, 0.007125))
+    ]
+    alone = draw_conflict_distances(tables[:1], published)
+    assert open_marks(alone.axes[0]) == [] and "paper" not in legend_texts(alone)
+
+
+def without_images(count: int) -> dict:
+    """A conflict of which no image was usable."""
+    table = made.conflict(count)
+    nothing = {"value": None, "low": None, "high": None}
+    return table | {"distance": dict.fromkeys(table["heads"], nothing), "matrix": [[None] * (count + 1)] * (count + 1)}
+
+
+def test_models_without_any_usable_image_are_named():
+    runs = [("a", made.conflict(2)), ("a", without_images(2)), ("b", without_images(1)), ("K = 0", made.conflict(0))]
+    figure = draw_conflict_distances(runs)
+    note = figure.legends[0].get_title().get_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert note == "bar: 95 % interval over images\nwithout distance: a (1 of 2 seeds); b"
+    figures = trial_figures("mine", {"conflict": without_images(2), "discriminability": made.discriminability(2)})
+    assert list(figures) == ["discriminability", "conflict_matrix"]
+
+
 def test_published_matrix_follows_the_order_of_our_heads():
     name, table = published_conflict(["decoder", "faster_rcnn", "atss"])
     assert name == "paper, Figure 8"
@@ -332,6 +370,20 @@ def test_published_matrix_follows_the_order_of_our_heads():
     assert table["distance"]["decoder"]["value"] == pytest.approx((78 + 85 + 73 + 79) / 4 / 1e4)
     assert published_conflict(["decoder", "atss"]) is None
     assert published_conflict(["decoder", "atss", "atss.2"]) is None
+
+
+# ---- influence
+
+
+def test_a_bar_of_one_seed_is_called_what_it_is():
+    def note(*labels: str) -> str:
+        title = draw_influence([(label, made.gradient("atss")) for label in labels]).legends[0].get_title()
+        return " ".join(title.get_text().replace("\N{NO-BREAK SPACE}", " ").split())
+
+    both = "point: mean of 1 to 2 seeds; bar: lowest to highest (of one seed: 95 % interval over images)"
+    assert note("a", "a", "b") == both
+    assert note("a", "a") == "point: mean of 2 seeds; bar: lowest to highest"
+    assert note("a") == "bar: 95 % interval over images"
 
 
 # ---- queries

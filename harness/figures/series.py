@@ -122,3 +122,27 @@ def seed_note(counts: Sequence[int], line: str = "line", spread: str = "band") -
         return ""
     number = str(most) if fewest == most else f"{fewest} to {most}"
     return f"{line}: mean of {number} seeds; {spread}: lowest to highest"
+
+
+def lacking_note(number: str, asked: Mapping[str, Sequence[Any]], shown: Mapping[str, Sequence[Any]]) -> str:
+    """Name the labels of which some seeds, or all, have no such number; empty where none lacks any.
+
+    Args:
+        number: what is missing, such as `distance`.
+        asked: by label one entry a seed.
+        shown: those that are drawn.
+    """
+    words = []
+    for label, seeds in asked.items():
+        there = len(shown.get(label, ()))
+        if there < len(seeds):
+            words.append(f"{label} ({there} of {len(seeds)} seeds)" if there else label)
+    return f"without {number}: {'; '.join(words)}" if words else ""
+
+
+def bar_note(counts: Sequence[int]) -> str:
+    """Say what point and bar stand for where the bar of one seed is its interval over images."""
+    seeds, images = seed_note(counts, "point", "bar"), "95 % interval over images"
+    if min(counts, default=1) > 1:
+        return seeds
+    return f"{seeds} (of one seed: {images})" if seeds else f"bar: {images}"

@@ -237,8 +237,10 @@ def figures_of_tables(name: str, tables: list[tuple[str, Any]]) -> dict[str, Fig
     if name == "conflict_matrix":
         return _matrices(name, tables)
     if name == "conflict":
-        from harness.figures.conflict import draw_conflict_distances
+        from harness.figures.conflict import draw_conflict_distances, has_distance
 
+        if not any(has_distance(table) for _, table in tables):
+            return {}
         known = [("paper (from its Figures 8 and 9)", table) for table in PUBLISHED_CONFLICT.values()]
         return {name: draw_conflict_distances(tables, known)}
     if name == "queries":
