@@ -160,6 +160,39 @@ def test_curves_are_means_over_the_epochs_that_all_seeds_have():
     assert (found.label, found.epochs, found.means, found.num_seeds) == ("a", (2, 4), [14.0, 30.0], 2)
 
 
+def at(*epochs: int, key: str = "AP") -> list[dict]:
+    return [{"epoch": epoch, key: float(epoch)} for epoch in epochs]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "epochs", "count"),
+    [
+        ([(4,), ()], (4,), 1),  # the second was not analysed
+        ([(1, 3), (2, 4)], (2, 4), 1),
+        ([(1, 2), (2, 3), (4,)], (2,), 2),
+        ([(), ()], None, 0),
+    ],
+)
+def test_seeds_that_were_analysed_at_other_epochs_stop_no_curve(seeds, epochs, count):
+    found = epoch_curves([("a", at(*own)) for own in seeds], "AP")
+    assert [(line.epochs, line.num_seeds) for line in found] == ([(epochs, count)] if epochs else [])
+
+
+def test_what_is_not_drawn_over_the_epochs_is_named():
+    def note(figure: Figure) -> str:
+        return figure.legends[0].get_title().get_text()
+
+    key = "conflict/decoder"
+    runs = [("a", at(4, key=key)), ("a", at()), ("b", at(4)), ("c", at(2, 4, key=key)), ("c", at(2, 4, key=key))]
+    names = f"without a number of {key} at these epochs: a (1 of 2 seeds drawn); b"
+    assert note(draw_curves(runs, key)).split("\n", 1)[1].replace("\n", " ") == names
+    grid = make_grid({"a": {}, "b": {}}, seeds=(0, 1), figures=(key, "instability"))
+    records = [make_record(f"0-{seed}", 1.0, history=own) for seed, (_, own) in enumerate(runs[:2])]
+    assert list(analysis_figures(grid, records)) == ["conflict_decoder"]
+    slots = draw_instability([("a", at(2, key="instability")), ("a", at(3, key="instability")), ("b", at(2))])
+    assert note(slots).replace("\n", " ") == "without a number by query slot at these epochs: a (1 of 2 seeds drawn); b"
+
+
 def test_a_line_a_band_and_a_legend_entry_for_each_row():
     rows = [("one", made.history(9)), ("two $x_1$", made.history(9)), ("two $x_1$", made.history(9))]
     figure = draw_curves(rows, "AP", "Title")
@@ -358,7 +391,7 @@ def test_models_without_any_usable_image_are_named():
     runs = [("a", made.conflict(2)), ("a", without_images(2)), ("b", without_images(1)), ("K = 0", made.conflict(0))]
     figure = draw_conflict_distances(runs)
     note = figure.legends[0].get_title().get_text().replace("\N{NO-BREAK SPACE}", " ")
-    assert note == "bar: 95 % interval over images\nwithout distance: a (1 of 2 seeds); b"
+    assert note == "bar: 95 % interval over images\nwithout distance: a (1 of 2 seeds drawn); b"
     figures = trial_figures("mine", {"conflict": without_images(2), "discriminability": made.discriminability(2)})
     assert list(figures) == ["discriminability", "conflict_matrix"]
 

@@ -42,7 +42,7 @@ def draw_conflict_distances(tables: Iterable[tuple[str, Table]], published: Sequ
     """
     asked = grouped((label, table) for label, table in tables if len(table["heads"]) > 1)
     groups = {label: own for label, seeds in asked.items() if (own := [t for t in seeds if has_distance(t)])}
-    left_out = lacking_note("distance", asked, groups)
+    left_out = lacking_note("distance", *({label: len(own) for label, own in by.items()} for by in (asked, groups)))
     groups = dict(sorted(groups.items(), key=lambda item: _num_auxiliary(item[1][0])))
     named = dict.fromkeys(head for seeds in groups.values() for head in seeds[0]["heads"])
     heads = [head for head in named if any(_estimate(seeds, "distance", head) for seeds in groups.values())]

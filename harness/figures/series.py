@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -71,15 +72,22 @@ class Curve:
 
 
 def epoch_curves(runs: Iterable[tuple[str, History]], metric: str) -> list[Curve]:
-    """A curve for each label that has numbers of `metric`, over the epochs at which all its seeds have one."""
+    """A curve for each label that has numbers of `metric`, over the epochs at which all its seeds have one.
+
+    Seeds without any are left out; where the others share no epoch, so are those that have none at the epoch that most
+    have, the later one of equals.
+    """
     found = []
     for label, histories in grouped(runs).items():
-        seeds = [
+        known = [
             {entry["epoch"]: float(entry[metric]) for entry in history if entry.get(metric) is not None}
             for history in histories
         ]
-        epochs = sorted(set.intersection(*map(set, seeds)))
-        if epochs:
+        counts = Counter(epoch for seed in known for epoch in seed)
+        if counts:
+            common = max(counts, key=lambda epoch: (counts[epoch], epoch))
+            seeds = [seed for seed in known if common in seed]
+            epochs = sorted(set.intersection(*map(set, seeds)))
             found.append(Curve(label, tuple(epochs), tuple(tuple(seed[epoch] for seed in seeds) for epoch in epochs)))
     return found
 
@@ -124,20 +132,17 @@ def seed_note(counts: Sequence[int], line: str = "line", spread: str = "band") -
     return f"{line}: mean of {number} seeds; {spread}: lowest to highest"
 
 
-def lacking_note(number: str, asked: Mapping[str, Sequence[Any]], shown: Mapping[str, Sequence[Any]]) -> str:
-    """Name the labels of which some seeds, or all, have no such number; empty where none lacks any.
+def lacking_note(what: str, asked: Mapping[str, int], shown: Mapping[str, int]) -> str:
+    """Name the labels of which some seeds, or all, are not drawn; empty where none lacks any.
 
     Args:
-        number: what is missing, such as `distance`.
-        asked: by label one entry a seed.
-        shown: those that are drawn.
+        what: is missing, such as `distance`.
+        asked: seeds by label.
+        shown: those of them that are drawn.
     """
-    words = []
-    for label, seeds in asked.items():
-        there = len(shown.get(label, ()))
-        if there < len(seeds):
-            words.append(f"{label} ({there} of {len(seeds)} seeds)" if there else label)
-    return f"without {number}: {'; '.join(words)}" if words else ""
+    lacking = {label: shown.get(label, 0) for label, number in asked.items() if shown.get(label, 0) < number}
+    words = [f"{label} ({there} of {asked[label]} seeds drawn)" if there else label for label, there in lacking.items()]
+    return f"without {what}: {'; '.join(words)}" if words else ""
 
 
 def bar_note(counts: Sequence[int]) -> str:
