@@ -461,6 +461,50 @@ def test_analysis_figures_group_the_seeds_of_a_row():
     assert "± " not in legend_texts(analysis_figures(grid, records)["discriminability"])[1]
 
 
+def test_rows_of_another_definition_or_without_analysis_are_named():
+    table = made.discriminability(2)
+    grid = make_grid({"A": {}, "B": {}, "C": {}}, seeds=(0, 1), figures=("discriminability",))
+    analyses = {"0-0": {"discriminability": table}, "0-1": {"discriminability": table}}
+    analyses |= {"1-0": {"discriminability.v1": table}, "1-1": {"discriminability.v1": table}}
+    analyses |= {"2-0": {"discriminability": table}, "2-1": {}}
+    records = [make_record(key, 10.0, analysis=own) for key, own in analyses.items()]
+    notes: list[str] = []
+    assert [
+        text.split(":")[0] for text in legend_texts(analysis_figures(grid, records, notes)["discriminability"])
+    ] == [
+        "A",
+        "C",
+    ]
+    lacking = "B (has discriminability.v1 instead); C (1 of 2 seeds, not analysed)"
+    assert notes == [
+        f"made: figure discriminability is of discriminability, which some lack: {lacking}; `codetr analyse` adds it"
+    ]
+
+
+def test_matrices_of_labels_alike_have_names_of_their_own():
+    labels = ("ATSS + PAA", "ATSS, PAA", "ATSS_PAA_2", "+ ATSS", "ATSS")
+    grid = make_grid({label: {} for label in labels}, seeds=(0,), figures=("conflict_matrix",))
+    records = [make_record(f"{number}-0", 10.0, analysis={"conflict": made.conflict(1)}) for number in range(5)]
+    assert [name.removeprefix("conflict_matrix_") for name in analysis_figures(grid, records)] == [
+        *("ATSS_PAA", "ATSS_PAA_3", "ATSS_PAA_2", "ATSS", "ATSS_2")
+    ]
+
+
+def test_a_figure_that_cannot_be_drawn_loses_no_other(tmp_path, monkeypatch):
+    def broken(*args):
+        raise ValueError("no table")
+
+    monkeypatch.setattr("harness.figures.conflict.draw_conflict_distances", broken)
+    tables = {"conflict": made.conflict(2), "discriminability": made.discriminability(2)}
+    said: list[str] = []
+    assert list(trial_figures("mine", tables, say=said.append)) == ["discriminability", "conflict_matrix"]
+    assert said == ["figure conflict could not be drawn: ValueError: no table"]
+    grid = make_grid({"a": {}}, seeds=(0,), figures=("conflict", "discriminability"))
+    report = write_report([grid], tmp_path, ("html", "png"), records=[make_record("0-0", 1.0, analysis=tables)])
+    assert [path.name for path in report.paths if path.suffix == ".png"] == ["made_discriminability.png"]
+    assert report.notes == (f"made: {said[0]}",)
+
+
 def test_a_figure_without_data_is_left_out(tmp_path):
     names = ("ap", "instability", "discriminability", "conflict", "conflict_matrix", "queries")
     grid = make_grid({"a": {}}, seeds=(0,), figures=names)
