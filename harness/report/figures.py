@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.figures.series import AxisPoint, Change, ErrorChanges
 from harness.report.frames import recorded
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from harness.spec.grid import Grid, Row
 
 Record = Mapping[str, Any]
+Made = TypeVar("Made")  # figures, or their files
 HISTORY = {"ap": ("AP",), "instability": ("instability", "instability_gt")}  # figure -> what it needs per epoch
 ERRORS = "errors"  # the figure of what rows remove
 TABLES = {  # figure -> the table of the analysis that it needs, or another that it takes where no trial has that one
@@ -81,7 +82,7 @@ def analysis_figures(grid: Grid, records: Iterable[Record], notes: list[str] | N
     return figures | (attempt("axis", partial(_against_axis, grid, by_id), say) if grid.figures else {})
 
 
-def attempt(name: str, draw: Callable[[], dict[str, Figure]], say: Callable[[str], None]) -> dict[str, Figure]:
+def attempt(name: str, draw: Callable[[], dict[str, Made]], say: Callable[[str], None]) -> dict[str, Made]:
     """What `draw` gives. Where it fails there is a line instead: one figure is no reason to lose the others."""
     try:
         return draw()

@@ -146,8 +146,6 @@ def save_trial_figures(
         detections: in COCO's results format; None: there is no sheet.
         say: as in `trial_figures`.
     """
-    from harness.figures.style import save_figure
-
     shown = dict(list(examples.items())[:NUM_EXAMPLES])
     sheet = None
     if dataset is not None and detections is not None:
@@ -155,4 +153,13 @@ def save_trial_figures(
 
         sheet = sheet_of(dataset, detections)
     figures = trial_figures(label, tables, history=history, maps=maps, examples=shown, sheet=sheet, say=say)
-    return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
+    files: dict[str, list[Path]] = {}
+    for name, figure in figures.items():  # some mistakes show only when a figure is laid out
+        files |= attempt(name, partial(_saved, name, figure, folder), say)
+    return [path for paths in files.values() for path in paths]
+
+
+def _saved(name: str, figure: Figure, folder: Path) -> dict[str, list[Path]]:
+    from harness.figures.style import save_figure
+
+    return {name: save_figure(figure, folder / name)}
