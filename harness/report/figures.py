@@ -135,7 +135,9 @@ def lacking_tables(name: str, analyses: Iterable[tuple[str, Mapping[str, Any]]])
     Such a table is of another definition than the one that is shown, or was not made at all.
     """
     analyses = list(analyses)
-    kind = next((kind for kind in TABLES[name] if any(own.get(kind) for _, own in analyses)), TABLES[name][0])
+    kind = next((kind for kind in TABLES[name] if any(own.get(kind) for _, own in analyses)), "")
+    if not kind:
+        return ""
     seeds, lacking = Counter(label for label, _ in analyses), Counter[tuple[str, str]]()
     for label, own in analyses:
         if not own.get(kind):
