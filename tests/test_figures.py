@@ -20,6 +20,7 @@ from harness.figures.conflict import draw_conflict_distances
 from harness.figures.detections import draw_detections
 from harness.figures.discriminability import draw_discriminability
 from harness.figures.epochs import draw_curves, draw_instability
+from harness.figures.influence import draw_influence
 from harness.figures.maps import draw_maps
 from harness.figures.matrices import decimals_for, draw_conflict_matrices
 from harness.figures.queries import draw_query_distances, draw_query_positions
@@ -157,6 +158,39 @@ def test_curves_are_means_over_the_epochs_that_all_seeds_have():
     short = [{"epoch": 2, "AP": 8.0}, {"epoch": 3, "AP": None}, {"epoch": 4, "AP": 20.0}]
     (found,) = epoch_curves([("a", made.history(9)), ("a", short), ("b", [{"epoch": 1, "AP": None}])], "AP")
     assert (found.label, found.epochs, found.means, found.num_seeds) == ("a", (2, 4), [14.0, 30.0], 2)
+
+
+def at(*epochs: int, key: str = "AP") -> list[dict]:
+    return [{"epoch": epoch, key: float(epoch)} for epoch in epochs]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "epochs", "count"),
+    [
+        ([(4,), ()], (4,), 1),  # the second was not analysed
+        ([(1, 3), (2, 4)], (2, 4), 1),
+        ([(1, 2), (2, 3), (4,)], (2,), 2),
+        ([(), ()], None, 0),
+    ],
+)
+def test_seeds_that_were_analysed_at_other_epochs_stop_no_curve(seeds, epochs, count):
+    found = epoch_curves([("a", at(*own)) for own in seeds], "AP")
+    assert [(line.epochs, line.num_seeds) for line in found] == ([(epochs, count)] if epochs else [])
+
+
+def test_what_is_not_drawn_over_the_epochs_is_named():
+    def note(figure: Figure) -> str:
+        return figure.legends[0].get_title().get_text()
+
+    key = "conflict/decoder"
+    runs = [("a", at(4, key=key)), ("a", at()), ("b", at(4)), ("c", at(2, 4, key=key)), ("c", at(2, 4, key=key))]
+    names = f"without a number of {key} at these epochs: a (1 of 2 seeds drawn); b"
+    assert note(draw_curves(runs, key)).split("\n", 1)[1].replace("\n", " ") == names
+    grid = make_grid({"a": {}, "b": {}}, seeds=(0, 1), figures=(key, "instability"))
+    records = [make_record(f"0-{seed}", 1.0, history=own) for seed, (_, own) in enumerate(runs[:2])]
+    assert list(analysis_figures(grid, records)) == ["conflict_decoder"]
+    slots = draw_instability([("a", at(2, key="instability")), ("a", at(3, key="instability")), ("b", at(2))])
+    assert note(slots).replace("\n", " ") == "without a number by query slot at these epochs: a (1 of 2 seeds drawn); b"
 
 
 def test_a_line_a_band_and_a_legend_entry_for_each_row():
@@ -325,6 +359,43 @@ def test_models_of_one_k_stand_under_their_names():
         draw_conflict_distances([("K = 0", made.conflict(0))])
 
 
+def open_marks(axes):
+    return [line for line in axes.lines if line.get_fillstyle() == "none"]
+
+
+def test_the_papers_marks_stand_at_the_model_of_the_same_heads():
+    models = {
+        "ATSS + PAA": ("decoder", "atss", "paa"),
+        "both": ("decoder", "faster_rcnn", "atss"),
+        "ATSS, six times": ("decoder", "atss", *(f"atss.{number}" for number in range(2, 7))),
+    }
+    tables = [(label, made.conflict(len(heads) - 1, heads=heads)) for label, heads in models.items()]
+    published = [("paper", table) for table in PUBLISHED_CONFLICT.values()]
+    marks = open_marks(draw_conflict_distances(tables, published).axes[0])
+    assert [(*line.get_xdata(), line.get_ydata()[0]) for line in marks] == [
+        (pytest.approx(1 + shift), pytest.approx(value))
+        for shift, value in ((-0.12, 0.007875), (0.12, 0.0068), (0.0, 0.007125))
+    ]
+    alone = draw_conflict_distances(tables[:1], published)
+    assert open_marks(alone.axes[0]) == [] and "paper" not in legend_texts(alone)
+
+
+def without_images(count: int) -> dict:
+    """A conflict of which no image was usable."""
+    table = made.conflict(count)
+    nothing = {"value": None, "low": None, "high": None}
+    return table | {"distance": dict.fromkeys(table["heads"], nothing), "matrix": [[None] * (count + 1)] * (count + 1)}
+
+
+def test_models_without_any_usable_image_are_named():
+    runs = [("a", made.conflict(2)), ("a", without_images(2)), ("b", without_images(1)), ("K = 0", made.conflict(0))]
+    figure = draw_conflict_distances(runs)
+    note = figure.legends[0].get_title().get_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert note == "bar: 95 % interval over images\nwithout distance: a (1 of 2 seeds drawn); b"
+    figures = trial_figures("mine", {"conflict": without_images(2), "discriminability": made.discriminability(2)})
+    assert list(figures) == ["discriminability", "conflict_matrix"]
+
+
 def test_published_matrix_follows_the_order_of_our_heads():
     name, table = published_conflict(["decoder", "faster_rcnn", "atss"])
     assert name == "paper, Figure 8"
@@ -332,6 +403,20 @@ def test_published_matrix_follows_the_order_of_our_heads():
     assert table["distance"]["decoder"]["value"] == pytest.approx((78 + 85 + 73 + 79) / 4 / 1e4)
     assert published_conflict(["decoder", "atss"]) is None
     assert published_conflict(["decoder", "atss", "atss.2"]) is None
+
+
+# ---- influence
+
+
+def test_a_bar_of_one_seed_is_called_what_it_is():
+    def note(*labels: str) -> str:
+        title = draw_influence([(label, made.gradient("atss")) for label in labels]).legends[0].get_title()
+        return " ".join(title.get_text().replace("\N{NO-BREAK SPACE}", " ").split())
+
+    both = "point: mean of 1 to 2 seeds; bar: lowest to highest (of one seed: 95 % interval over images)"
+    assert note("a", "a", "b") == both
+    assert note("a", "a") == "point: mean of 2 seeds; bar: lowest to highest"
+    assert note("a") == "bar: 95 % interval over images"
 
 
 # ---- queries
@@ -374,6 +459,50 @@ def test_analysis_figures_group_the_seeds_of_a_row():
     assert len(figures["conflict_matrix_K_2_a_b"].axes) == 3  # the paper has these heads, too, and there is a bar
     records[3]["status"] = "running"
     assert "± " not in legend_texts(analysis_figures(grid, records)["discriminability"])[1]
+
+
+def test_rows_of_another_definition_or_without_analysis_are_named():
+    table = made.discriminability(2)
+    grid = make_grid({"A": {}, "B": {}, "C": {}}, seeds=(0, 1), figures=("discriminability",))
+    analyses = {"0-0": {"discriminability": table}, "0-1": {"discriminability": table}}
+    analyses |= {"1-0": {"discriminability.v1": table}, "1-1": {"discriminability.v1": table}}
+    analyses |= {"2-0": {"discriminability": table}, "2-1": {}}
+    records = [make_record(key, 10.0, analysis=own) for key, own in analyses.items()]
+    notes: list[str] = []
+    assert [
+        text.split(":")[0] for text in legend_texts(analysis_figures(grid, records, notes)["discriminability"])
+    ] == [
+        "A",
+        "C",
+    ]
+    lacking = "B (has discriminability.v1 instead); C (1 of 2 seeds, not analysed)"
+    assert notes == [
+        f"made: figure discriminability is of discriminability, which some lack: {lacking}; `codetr analyse` adds it"
+    ]
+
+
+def test_matrices_of_labels_alike_have_names_of_their_own():
+    labels = ("ATSS + PAA", "ATSS, PAA", "ATSS_PAA_2", "+ ATSS", "ATSS")
+    grid = make_grid({label: {} for label in labels}, seeds=(0,), figures=("conflict_matrix",))
+    records = [make_record(f"{number}-0", 10.0, analysis={"conflict": made.conflict(1)}) for number in range(5)]
+    assert [name.removeprefix("conflict_matrix_") for name in analysis_figures(grid, records)] == [
+        *("ATSS_PAA", "ATSS_PAA_3", "ATSS_PAA_2", "ATSS", "ATSS_2")
+    ]
+
+
+def test_a_figure_that_cannot_be_drawn_loses_no_other(tmp_path, monkeypatch):
+    def broken(*args):
+        raise ValueError("no table")
+
+    monkeypatch.setattr("harness.figures.conflict.draw_conflict_distances", broken)
+    tables = {"conflict": made.conflict(2), "discriminability": made.discriminability(2)}
+    said: list[str] = []
+    assert list(trial_figures("mine", tables, say=said.append)) == ["discriminability", "conflict_matrix"]
+    assert said == ["figure conflict could not be drawn: ValueError: no table"]
+    grid = make_grid({"a": {}}, seeds=(0,), figures=("conflict", "discriminability"))
+    report = write_report([grid], tmp_path, ("html", "png"), records=[make_record("0-0", 1.0, analysis=tables)])
+    assert [path.name for path in report.paths if path.suffix == ".png"] == ["made_discriminability.png"]
+    assert report.notes == (f"made: {said[0]}",)
 
 
 def test_a_figure_without_data_is_left_out(tmp_path):

@@ -14,11 +14,13 @@ import pytest
 from harness.__main__ import main
 from harness.files import to_json
 from harness.report import DEFAULT_FORMATS, How, write_report
-from harness.report.page import Picture, Section, to_page
+from harness.report.figures import analysis_figures
+from harness.report.page import Picture, Section, caption, to_page
 from harness.report.tables import make_table
 from harness.spec.claims import Claim
 from harness.store.results import RunStore
 from harness.tracking.mirror import sync
+from tests.support.analysis_tables import conflict
 from tests.support.fakes import finish
 from tests.support.page import Page, command_line_store
 from tests.support.report_grid import full_grid, full_records, make_grid, make_record
@@ -140,6 +142,20 @@ def test_pictures_and_files_of_a_report(tmp_path):
     (same,) = Page(alone.paths[0].read_text()).all("img")
     assert same["src"] == picture["src"]
     assert "Markdown" not in Page(alone.paths[0].read_text()).text
+
+
+def test_a_caption_names_what_its_curve_is_of():
+    names = {
+        "queries/atss/positives_per_gt": "atss positives per gt against epochs",
+        "discriminability/attention_auc": "IoF-IoB area (attention) against epochs",
+        "conflict/left_out_share": "conflict left_out_share against epochs",
+        "conflict/floor": "conflict floor against epochs",
+        "conflict": "Distance between heads",
+    }
+    grid = make_grid({"a": {}}, figures=tuple(names), title="Mine")
+    history = [{"epoch": epoch, **dict.fromkeys(names, 0.5)} for epoch in (1, 2)]
+    drawn = analysis_figures(grid, [make_record("0-0", 1.0, history=history, analysis={"conflict": conflict(1)})])
+    assert [caption(grid, name) for name in drawn] == [f"Mine: {words}" for words in names.values()]
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path):

@@ -200,6 +200,12 @@ def test_csv_reads_back_to_the_same_numbers():
     assert lines[4]["AP"] == "" and lines[4]["notes"] == "not run yet"
 
 
+@pytest.mark.parametrize("table", ["conflict", "conflict.cam-v1-l1", "conflict.cam-v1-each-level"])
+def test_anchors_of_every_variant_are_neither_better_nor_worse(table):
+    assert [metric_of(f"{table}/{name}").better for name in ("floor", "ceiling", "left_out_share")] == ["", "", ""]
+    assert [metric_of(f"{table}/{name}").better for name in ("decoder", "mean", "decoder-atss")] == ["lower"] * 3
+
+
 def test_headings_say_which_way_is_better():
     assert metric_of("atss.2/AP50").heading == "atss.2 AP50"
     assert [metric_of(name).better for name in ("AR100", "peak_memory_mb", "num_parameters")] == ["higher", "lower", ""]

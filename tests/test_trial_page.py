@@ -70,12 +70,13 @@ def test_figures_of_its_analysis_are_on_it(store: RunStore) -> None:
     key = finished(store)
     figure = draw_curves([("one", [{"epoch": 1, "AP": 1.0}, {"epoch": 2, "AP": 2.0}])])
     (store.dir(key) / "analysis").mkdir()
-    for name in ("discriminability", "queries_17", "detections"):
+    for name in ("discriminability", "maps_cam", "queries_17", "detections"):
         save_figure(figure, store.dir(key) / "analysis" / name)
     (store.dir(key) / "analysis" / "broken.png").write_bytes(b"no picture")
     page, _ = page_of(key)
     shown = [own["alt"] for own in page.all("img")]
-    assert shown[-2] == "Discriminability of the encoder's features"
+    assert shown[-3] == "How well features tell objects from background"
+    assert shown[-2] == "Images, and what each head's class logits depend on (Grad-CAM)"
     assert shown[-1] == "Where queries and their objects lie on an image"
 
 

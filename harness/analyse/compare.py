@@ -1,7 +1,7 @@
 """Gathers the conflict of heads batch by batch: matrix, distances, and the anchors that give them a scale.
 
 The ceiling is the distance when the second head looks at another image; the floor that between two trainings of one
-head, if a second detector is given. Every mean over images comes with its 95 % interval.
+head, if a second detector is given. Distances and anchors come with their 95 % interval.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from harness.figures.series import Estimate, estimate, grouped, seed_note
+from harness.figures.series import Estimate, bar_note, estimate, grouped, lacking_note
 from harness.figures.style import COLUMN, head_name, head_style, legend_below, new_figure, plain, styled, wrapped
 
 Table = Mapping[str, Any]
@@ -32,14 +32,17 @@ def draw_conflict_distances(tables: Iterable[tuple[str, Table]], published: Sequ
     floor of the same model, where it has them.
 
     Args:
-        tables: (label, table of kind `conflict`); models without auxiliary heads are left out. Where several labels
-            have the same K, the labels stand at the axis as well.
-        published: such tables of others, drawn as open marks at the same K; those of one label share a legend entry.
+        tables: (label, table of kind `conflict`); models without auxiliary heads are left out, and those without any
+            distance are named. Where several labels have the same K, the labels stand at the axis instead.
+        published: such tables of others, drawn as open marks at each model of the same heads, in whatever order; those
+            of one label share a legend entry.
 
     Raises:
         ValueError: no table has a distance.
     """
-    groups = {label: seeds for label, seeds in grouped(tables).items() if seeds[0].get("distance")}
+    asked = grouped((label, table) for label, table in tables if len(table["heads"]) > 1)
+    groups = {label: own for label, seeds in asked.items() if (own := [t for t in seeds if has_distance(t)])}
+    left_out = lacking_note("distance", *({label: len(own) for label, own in by.items()} for by in (asked, groups)))
     groups = dict(sorted(groups.items(), key=lambda item: _num_auxiliary(item[1][0])))
     named = dict.fromkeys(head for seeds in groups.values() for head in seeds[0]["heads"])
     heads = [head for head in named if any(_estimate(seeds, "distance", head) for seeds in groups.values())]
@@ -59,15 +62,18 @@ def draw_conflict_distances(tables: Iterable[tuple[str, Table]], published: Sequ
         if _num_auxiliary(seeds[0]) == 1:
             handles |= _draw_pair(axes, seeds, place)
     for name, table in published:
-        if _num_auxiliary(table) in counts:
-            _draw_published(axes, table, counts.index(_num_auxiliary(table)), heads)
+        for place in (at for at, seeds in enumerate(groups.values()) if _same_heads(seeds[0], table)):
+            _draw_published(axes, table, place, list(groups.values())[place][0], heads)
             handles[name] = Line2D([], [], linestyle="", marker="D", markersize=3.8, color="black", fillstyle="none")
     _distance_axes(axes, names, len(set(counts)) == len(counts))
-    seeds_text = seed_note([len(seeds) for seeds in groups.values()], "point", "bar")
-    one = "bar: 95 % interval over images" if min(map(len, groups.values())) == 1 else ""
-    note = seeds_text + (f" (of one seed: {one.removeprefix('bar: ')})" if seeds_text and one else one)
+    note = "\n".join(filter(None, (bar_note([len(seeds) for seeds in groups.values()]), left_out)))
     legend_below(figure, list(handles.values()), list(handles), note)
     return figure
+
+
+def has_distance(table: Table) -> bool:
+    """Whether some image was usable, so that heads have a distance."""
+    return any(_estimate([table], "distance", head) for head in table.get("distance") or {})
 
 
 def _num_auxiliary(table: Table) -> int:
@@ -148,13 +154,18 @@ def _shift(head: str, table: Table) -> float:
     return min(0.12, 0.7 / len(heads)) * (heads.index(head) - (len(heads) - 1) / 2)
 
 
-def _draw_published(axes: Axes, table: Table, place: int, heads: Sequence[str]) -> None:
+def _same_heads(one: Table, other: Table) -> bool:
+    return sorted(one["heads"]) == sorted(other["heads"])
+
+
+def _draw_published(axes: Axes, table: Table, place: int, own: Table, heads: Sequence[str]) -> None:
+    """The numbers of `table` beside those of the table `own` of the same heads."""
     for head in table["heads"]:
         value = (table["distance"].get(head) or {}).get("value")
         if value is not None and head in heads:
             colour = head_style(head, heads.index(head))["color"]
             axes.plot(
-                place + _shift(head, table), value, marker="D", color=colour, fillstyle="none", markersize=3.8, zorder=2
+                place + _shift(head, own), value, marker="D", color=colour, fillstyle="none", markersize=3.8, zorder=2
             )
 
 

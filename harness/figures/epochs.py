@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from harness.figures.series import Curve, History, epoch_curves, seed_note
+from harness.figures.series import Curve, History, epoch_curves, lacking_note, seed_note
 from harness.figures.style import (
     BAND,
     COLUMN,
@@ -30,14 +31,16 @@ def draw_curves(runs: Iterable[tuple[str, History]], metric: str = "AP", title: 
     """AP, or another metric, against epochs (paper Figure 1).
 
     Args:
-        runs: (label, `history` of a record); seeds of a model share the label.
+        runs: (label, `history` of a record); seeds of a model share the label. The note below names those that are not
+            drawn (see `epoch_curves`).
         metric: key of the history's entries.
         title: above the panel.
 
     Raises:
         ValueError: no history has a number of `metric`.
     """
-    lines = epoch_curves(runs, metric)
+    known = list(runs)
+    lines = epoch_curves(known, metric)
     if not lines:
         raise ValueError(f"draw_curves: no history has a number of {metric}")
     figure = new_figure(COLUMN, 2.3)
@@ -46,7 +49,7 @@ def draw_curves(runs: Iterable[tuple[str, History]], metric: str = "AP", title: 
     axes.set_ylabel(plain(f"{metric} (%)" if metric.rpartition("/")[2].startswith(("AP", "AR")) else metric))
     if title:
         axes.set_title(wrapped(title, 46))
-    legend_below(figure, list(handles.values()), list(handles), _note([lines]))
+    legend_below(figure, list(handles.values()), list(handles), _note(known, {f"of {metric}": lines}))
     return figure
 
 
@@ -59,7 +62,8 @@ def draw_instability(runs: Iterable[tuple[str, History]]) -> Figure:
     is left out.
 
     Args:
-        runs: (label, `history` of a record) with `instability` and `instability_gt`, null where undefined.
+        runs: (label, `history` of a record) with `instability` and `instability_gt`, null where undefined; the note
+            below names those that are not drawn.
 
     Raises:
         ValueError: no history has either number.
@@ -77,13 +81,20 @@ def draw_instability(runs: Iterable[tuple[str, History]]) -> Figure:
         axes.set_title(title)
     figure.axes[0].set_ylabel("instability IS\n(changed matches per image)")
     shown = [label for label in labels if label in handles]
-    legend_below(figure, [handles[label] for label in shown], shown, _note(list(panels.values())))
+    legend_below(figure, [handles[label] for label in shown], shown, _note(known, panels))
     return figure
 
 
-def _note(panels: Sequence[Sequence[Curve]]) -> str:
-    spread = "bar at the end" if max(map(len, panels)) > CROWDED else "band"
-    return seed_note([line.num_seeds for lines in panels for line in lines], spread=spread)
+def _note(runs: Sequence[tuple[str, History]], panels: Mapping[str, Sequence[Curve]]) -> str:
+    """What lines and bands are, and which rows or seeds of them have no number at the epochs that are drawn."""
+    spread = "bar at the end" if max(map(len, panels.values())) > CROWDED else "band"
+    asked = Counter(label for label, _ in runs)
+    lacking = [
+        lacking_note(f"a number {what} at these epochs", asked, {line.label: line.num_seeds for line in lines})
+        for what, lines in panels.items()
+    ]
+    seeds = seed_note([line.num_seeds for lines in panels.values() for line in lines], spread=spread)
+    return "\n".join(filter(None, (seeds, *lacking)))
 
 
 def _draw_panel(axes: Axes, lines: Sequence[Curve], places: dict[str, int]) -> dict[str, Line2D]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from harness.figures.series import Estimate, estimate, grouped, seed_note
+from harness.figures.series import Estimate, bar_note, estimate, grouped
 from harness.figures.style import PAGE, colour_of, head_name, legend_below, new_figure, plain, styled
 
 Table = Mapping[str, Any]
@@ -60,8 +60,7 @@ def draw_influence(gradients: Iterable[tuple[str, Table]], transfers: Iterable[t
     places[0].set_yticks(range(len(lines)), [name for name, _, _ in lines])
     places[0].set_ylim(len(lines) - 0.5, -0.5)
     counts = [len(seeds) for own in panels for seeds in own.values()]
-    note = seed_note(counts, "point", "bar") or "bar: 95 % interval over images"
-    legend_below(figure, list(handles.values()), list(handles), note)
+    legend_below(figure, list(handles.values()), list(handles), bar_note(counts))
     return figure
 
 

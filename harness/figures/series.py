@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -71,15 +72,22 @@ class Curve:
 
 
 def epoch_curves(runs: Iterable[tuple[str, History]], metric: str) -> list[Curve]:
-    """A curve for each label that has numbers of `metric`, over the epochs at which all its seeds have one."""
+    """A curve for each label that has numbers of `metric`, over the epochs at which all its seeds have one.
+
+    Seeds without any are left out; where the others share no epoch, so are those that have none at the epoch that most
+    have, the later one of equals.
+    """
     found = []
     for label, histories in grouped(runs).items():
-        seeds = [
+        known = [
             {entry["epoch"]: float(entry[metric]) for entry in history if entry.get(metric) is not None}
             for history in histories
         ]
-        epochs = sorted(set.intersection(*map(set, seeds)))
-        if epochs:
+        counts = Counter(epoch for seed in known for epoch in seed)
+        if counts:
+            common = max(counts, key=lambda epoch: (counts[epoch], epoch))
+            seeds = [seed for seed in known if common in seed]
+            epochs = sorted(set.intersection(*map(set, seeds)))
             found.append(Curve(label, tuple(epochs), tuple(tuple(seed[epoch] for seed in seeds) for epoch in epochs)))
     return found
 
@@ -122,3 +130,24 @@ def seed_note(counts: Sequence[int], line: str = "line", spread: str = "band") -
         return ""
     number = str(most) if fewest == most else f"{fewest} to {most}"
     return f"{line}: mean of {number} seeds; {spread}: lowest to highest"
+
+
+def lacking_note(what: str, asked: Mapping[str, int], shown: Mapping[str, int]) -> str:
+    """Name the labels of which some seeds, or all, are not drawn; empty where none lacks any.
+
+    Args:
+        what: is missing, such as `distance`.
+        asked: seeds by label.
+        shown: those of them that are drawn.
+    """
+    lacking = {label: shown.get(label, 0) for label, number in asked.items() if shown.get(label, 0) < number}
+    words = [f"{label} ({there} of {asked[label]} seeds drawn)" if there else label for label, there in lacking.items()]
+    return f"without {what}: {'; '.join(words)}" if words else ""
+
+
+def bar_note(counts: Sequence[int]) -> str:
+    """Say what point and bar stand for where the bar of one seed is its interval over images."""
+    seeds, images = seed_note(counts, "point", "bar"), "95 % interval over images"
+    if min(counts, default=1) > 1:
+        return seeds
+    return f"{seeds} (of one seed: {images})" if seeds else f"bar: {images}"

@@ -169,7 +169,7 @@ def write_report(
     sections: list[Section] = []
     paths: list[Path] = []
     for grid, table, stem in zip(grids, tables, stems, strict=True):
-        written, section = _write_grid(grid, table, known, Path(out_dir) / stem, formats, how, wide, score)
+        written, section = _write_grid(grid, table, known, Path(out_dir) / stem, formats, how, wide, score, notes)
         paths += written
         sections.append(section)
     claims_file = CLAIMS_NAME if "csv" in formats and any(table.verdicts for table in tables) else ""
@@ -196,11 +196,12 @@ def _write_grid(
     how: How,
     wide: bool,
     score: float | None,
+    notes: list[str],
 ) -> tuple[list[Path], Section]:
-    """Write the files of one grid beside `base`, and return its part of the page."""
+    """Write the files of one grid beside `base`, and return its part of the page; what figures lack goes to `notes`."""
     from harness.report.page import Section
 
-    figures, pictures = _figures(grid, records, base, formats)
+    figures, pictures = _figures(grid, records, base, formats, notes)
     found, sheets, sheet_files = _detected(grid, records, base, formats, score)
     figures += sheet_files
     shown = [path.name for path in figures if path.suffix == ".png"]
@@ -224,7 +225,7 @@ def _write_grid(
 
 
 def _figures(
-    grid: Grid, records: Sequence[Mapping[str, Any]], base: Path, formats: Sequence[str]
+    grid: Grid, records: Sequence[Mapping[str, Any]], base: Path, formats: Sequence[str], notes: list[str]
 ) -> tuple[list[Path], tuple[Picture, ...]]:
     """Write the figures of one grid; the page needs each as PNG, wanted as a file or not."""
     from harness.report.page import caption
@@ -235,7 +236,7 @@ def _figures(
 
     paths: list[Path] = []
     pictures = []
-    for name, figure in analysis_figures(grid, records).items():
+    for name, figure in analysis_figures(grid, records, notes).items():
         files, picture = _picture(figure, base.with_name(f"{base.name}_{name}"), caption(grid, name), formats)
         paths += files
         pictures.append(picture)

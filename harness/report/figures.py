@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.figures.series import AxisPoint, Change, ErrorChanges
 from harness.report.frames import recorded
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from harness.spec.grid import Grid, Row
 
 Record = Mapping[str, Any]
+Made = TypeVar("Made")  # figures, or their files
 HISTORY = {"ap": ("AP",), "instability": ("instability", "instability_gt")}  # figure -> what it needs per epoch
 ERRORS = "errors"  # the figure of what rows remove
 TABLES = {  # figure -> the table of the analysis that it needs, or another that it takes where no trial has that one
@@ -38,7 +42,7 @@ TABLES = {  # figure -> the table of the analysis that it needs, or another that
 }
 
 
-def analysis_figures(grid: Grid, records: Iterable[Record]) -> dict[str, Figure]:
+def analysis_figures(grid: Grid, records: Iterable[Record], notes: list[str] | None = None) -> dict[str, Figure]:
     """Draw what `grid.figures` asks for, as far as the records hold it.
 
     Args:
@@ -46,6 +50,7 @@ def analysis_figures(grid: Grid, records: Iterable[Record]) -> dict[str, Figure]
         records: shaped like result.json, with the small tables of the analysis below `analysis` where it was asked
             for; only finished trials count, for a mean over fewer seeds from some epoch on would show a step that
             nobody trained.
+        notes: gets a line for each figure that cannot be drawn, and for rows that lack what a figure shows.
 
     Returns:
         Figures by name, in the order asked for, then the first metric against an axis where the grid has one or two.
@@ -55,16 +60,35 @@ def analysis_figures(grid: Grid, records: Iterable[Record]) -> dict[str, Figure]
     by_id = {record["trial_id"]: record for record in records if record["status"] == "finished"}
     runs = [(row.label, by_id[key]) for row in grid.rows for key in row.trial_ids if key in by_id]
     figures: dict[str, Figure] = {}
+    notes = [] if notes is None else notes
+
+    def say(text: str) -> None:
+        notes.append(f"{grid.name}: {text}")
+
+    histories = [(label, record.get("history") or ()) for label, record in runs]
+    analyses = [(label, record.get("analysis") or {}) for label, record in runs]
     for name in grid.figures:
         if name == ERRORS:
-            figures |= _errors(grid, by_id)
+            figures |= attempt(name, partial(_errors, grid, by_id), say)
         elif name in HISTORY:
-            figures |= _over_epochs(name, grid.title, [(label, record.get("history") or ()) for label, record in runs])
+            figures |= attempt(name, partial(_over_epochs, name, grid.title, histories), say)
         elif name in TABLES:
-            figures |= figures_of_analyses(name, [(label, record.get("analysis") or {}) for label, record in runs])
+            made = attempt(name, partial(figures_of_analyses, name, analyses), say)
+            if made and (lacking := lacking_tables(name, analyses)):
+                say(f"figure {name} is {lacking}")
+            figures |= made
         else:
-            figures |= _curve(name, grid.title, [(label, record.get("history") or ()) for label, record in runs])
-    return figures | (_against_axis(grid, by_id) if grid.figures else {})
+            figures |= attempt(name, partial(_curve, name, grid.title, histories), say)
+    return figures | (attempt("axis", partial(_against_axis, grid, by_id), say) if grid.figures else {})
+
+
+def attempt(name: str, draw: Callable[[], dict[str, Made]], say: Callable[[str], None]) -> dict[str, Made]:
+    """What `draw` gives. Where it fails there is a line instead: one figure is no reason to lose the others."""
+    try:
+        return draw()
+    except Exception as error:  # noqa: BLE001 - whatever it was, tables and other figures do not depend on it
+        say(f"figure {name} could not be drawn: {type(error).__name__}: {error}")
+        return {}
 
 
 def _curve(metric: str, title: str, runs: list[tuple[str, Any]]) -> dict[str, Figure]:
@@ -73,7 +97,12 @@ def _curve(metric: str, title: str, runs: list[tuple[str, Any]]) -> dict[str, Fi
         return {}
     from harness.figures.epochs import draw_curves
 
-    return {re.sub(r"[^A-Za-z0-9_.-]+", "_", metric): draw_curves(runs, metric, title)}
+    return {curve_name(metric): draw_curves(runs, metric, title)}
+
+
+def curve_name(metric: str) -> str:
+    """The figure of a metric over the epochs, as its file is named."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", metric)
 
 
 def figures_of_analyses(name: str, analyses: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Figure]:
@@ -98,6 +127,27 @@ def tables_for(name: str, analyses: Iterable[tuple[str, Mapping[str, Any]]]) -> 
         if found := [(label, own[kind]) for label, own in analyses if own.get(kind)]:
             return found
     return []
+
+
+def lacking_tables(name: str, analyses: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+    """In words, which labels are not in the figure `name` since some of their seeds lack its table; "" where none do.
+
+    Such a table is of another definition than the one that is shown, or was not made at all.
+    """
+    analyses = list(analyses)
+    kind = next((kind for kind in TABLES[name] if any(own.get(kind) for _, own in analyses)), "")
+    if not kind:
+        return ""
+    seeds, lacking = Counter(label for label, _ in analyses), Counter[tuple[str, str]]()
+    for label, own in analyses:
+        if not own.get(kind):
+            lacking[label, next((other for other in TABLES[name] if own.get(other)), "")] += 1
+    words = [
+        f"{label} ({f'{number} of {seeds[label]} seeds, ' if number < seeds[label] else ''}"
+        f"{f'has {other} instead' if other else 'not analysed'})"
+        for (label, other), number in lacking.items()
+    ]
+    return f"of {kind}, which some lack: {'; '.join(words)}; `codetr analyse` adds it" if words else ""
 
 
 def _against_axis(grid: Grid, by_id: Mapping[str, Record]) -> dict[str, Figure]:
@@ -232,8 +282,10 @@ def figures_of_tables(name: str, tables: list[tuple[str, Any]]) -> dict[str, Fig
     if name == "conflict_matrix":
         return _matrices(name, tables)
     if name == "conflict":
-        from harness.figures.conflict import draw_conflict_distances
+        from harness.figures.conflict import draw_conflict_distances, has_distance
 
+        if not any(has_distance(table) for _, table in tables):
+            return {}
         known = [("paper (from its Figures 8 and 9)", table) for table in PUBLISHED_CONFLICT.values()]
         return {name: draw_conflict_distances(tables, known)}
     if name == "queries":
@@ -248,10 +300,22 @@ def figures_of_tables(name: str, tables: list[tuple[str, Any]]) -> dict[str, Fig
 def _matrices(name: str, tables: list[tuple[str, Any]]) -> dict[str, Figure]:
     from harness.figures.matrices import draw_conflict_matrices
 
-    figures = {}
-    for label in dict.fromkeys(label for label, _ in tables):
+    figures: dict[str, Figure] = {}
+    labels = list(dict.fromkeys(label for label, _ in tables))
+    for label, ending in zip(labels, _endings(labels), strict=True):
         own = [(label, table) for other, table in tables if other == label]
         paper = published_conflict(own[0][1]["heads"])
-        ending = re.sub(r"[^\w.-]+", "_", label).strip("_")
         figures[f"{name}_{ending}"] = draw_conflict_matrices([*own, *([paper] if paper else [])])
     return figures
+
+
+def _endings(labels: Sequence[str]) -> list[str]:
+    """Labels as parts of file names; of those that would be the same, the later ones are numbered."""
+    plain = [re.sub(r"[^\w.-]+", "_", label).strip("_") for label in labels]
+    endings: list[str] = []
+    for number, ending in enumerate(plain):
+        if ending in plain[:number]:
+            taken = {*plain, *endings}
+            ending = next(name for turn in count(2) if (name := f"{ending}_{turn}") not in taken)
+        endings.append(ending)
+    return endings

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from harness.report.bars import gain_bars
 from harness.report.cells import PLAIN, Style, interval_words, layout, written
+from harness.report.figures import curve_name
 from harness.report.frames import recorded
 from harness.report.notes import PAPER, WARNING, paper_place, plural
 from harness.report.pivot import Pivot, headings, lines
@@ -26,6 +27,7 @@ from harness.report.tables import Table, metric_of
 from harness.report.templates import template
 from harness.report.verdicts import VERDICTS, Comparison, Verdict, q_values, rules_of
 from harness.spec.detection_metrics import is_detection_metric
+from harness.spec.spec import FIGURES
 from harness.store.agreement import short
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ TITLE = "Ablations of Co-DETR"
 CAPTIONS = {  # by the beginning of a figure's name, the longest that fits
     "ap": "AP against epochs",
     "instability": "Instability of the matching against epochs",
-    "discriminability": "Discriminability of the encoder's features",
+    "discriminability": "How well features tell objects from background",
     "conflict": "Distance between heads",
     "conflict_matrix": "Distance between each two heads",
     "queries": "Distance of customised queries",
@@ -54,7 +56,10 @@ CAPTIONS = {  # by the beginning of a figure's name, the longest that fits
 
 
 def caption(grid: Grid, name: str) -> str:
-    """What stands under the figure `name` of a grid."""
+    """What stands under the figure `name` of a grid; a number of the analysis is named as in tables."""
+    curves = {curve_name(metric): metric for metric in grid.figures if metric not in FIGURES}
+    if name in curves:
+        return f"{grid.title}: {metric_of(curves[name]).heading} against epochs"
     fitting = [key for key in CAPTIONS if name.lower().startswith(key)]
     words = CAPTIONS[max(fitting, key=len)] if fitting else name.replace("_", " ")
     return f"{grid.title}: {words}"

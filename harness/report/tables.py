@@ -71,7 +71,7 @@ def metric_of(name: str) -> Metric:
         reading = READINGS.get(branch, "")
         return Metric(name, f"IoF-IoB area ({own.removesuffix('_auc')}){reading}", "higher", 3)
     if name.startswith("conflict"):
-        bounds = name in ("conflict/floor", "conflict/ceiling", "conflict/left_out_share")
+        bounds = own in ("floor", "ceiling", "left_out_share")  # of any variant
         return Metric(name, name.replace("/", " "), "" if bounds else "lower", 4)
     if name.startswith(("transfer", "gradient")):
         is_share = "below_zero" in name or "magnitude" in name

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.report.figures import TABLES, figures_of_analyses
+from harness.report.figures import TABLES, attempt, figures_of_analyses
 from harness.spec.error_metrics import COSTS, PREFIX, branch_of, is_error_metric
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def trial_figures(
     maps: Mapping[str, np.ndarray] | None = None,
     examples: Examples | None = None,
     sheet: Sheet | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Figure]:
     """Draw whatever one trial has; what it lacks is left out.
 
@@ -39,30 +41,41 @@ def trial_figures(
         maps: `image_<id>` (discriminability), `attention_<id>` and `cam_<head>_<id>`, each [h, w].
         examples: by image id (image [H, W, 3] uint8, boxes [G, 4] xyxy in its pixels), of the images to show.
         sheet: of detections on the worst images (see `harness.report.detected`).
+        say: takes a line for each figure that could not be drawn; the others are there.
 
     Returns:
         Figures by name: `instability`, `errors`, `discriminability`, `conflict`, `conflict_matrix`, `queries`,
         `influence`, `queries_<id>` (positions on that image), `maps_encoder`, `maps_attention`, `maps_cam` and
         `detections`.
     """
-    figures: dict[str, Figure] = {}
-    if any(entry.get("instability") is not None for entry in history):
-        from harness.figures.epochs import draw_instability
-
-        figures["instability"] = draw_instability([(label, history)])
+    shown, heads = examples or {}, list((tables.get("conflict") or {}).get("heads") or ())
+    figures = attempt("instability", partial(_instability, label, history), say)
     for name in TABLES:
-        for figure in figures_of_analyses(name, [(label, tables)]).values():
+        for figure in attempt(name, partial(figures_of_analyses, name, [(label, tables)]), say).values():
             figures[name] = figure  # one trial has one matrix, whose name needs no label
-    if branches := _branches(history):
-        from harness.figures.errors import draw_error_costs
-
-        figures["errors"] = draw_error_costs(branches)
-    shown = examples or {}
-    figures |= _positions(tables.get("queries") or {}, shown)
-    figures |= _maps(maps or {}, list((tables.get("conflict") or {}).get("heads") or ()), shown)
+    figures |= attempt("errors", partial(_errors, history), say)
+    figures |= attempt("queries", partial(_positions, tables.get("queries") or {}, shown), say)
+    figures |= attempt("maps", partial(_maps, maps or {}, heads, shown), say)
     if sheet is not None:
-        figures["detections"] = sheet.draw()
+        figures |= attempt("detections", lambda: {"detections": sheet.draw()}, say)
     return figures
+
+
+def _instability(label: str, history: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+    if not any(entry.get("instability") is not None for entry in history):
+        return {}
+    from harness.figures.epochs import draw_instability
+
+    return {"instability": draw_instability([(label, history)])}
+
+
+def _errors(history: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+    branches = _branches(history)
+    if not branches:
+        return {}
+    from harness.figures.errors import draw_error_costs
+
+    return {"errors": draw_error_costs(branches)}
 
 
 def _branches(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, float]]]:
@@ -118,6 +131,7 @@ def save_trial_figures(
     history: Sequence[Mapping[str, Any]] = (),
     dataset: CocoDataset | None = None,
     detections: Sequence[Mapping[str, Any]] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
     """Draw whatever one trial has (see `trial_figures`) and write it as PNG and PDF; returns the files.
 
@@ -130,14 +144,22 @@ def save_trial_figures(
         history: of the trial's record.
         dataset: what was evaluated, with `detections`: for the sheet of the worst images.
         detections: in COCO's results format; None: there is no sheet.
+        say: as in `trial_figures`.
     """
-    from harness.figures.style import save_figure
-
     shown = dict(list(examples.items())[:NUM_EXAMPLES])
     sheet = None
     if dataset is not None and detections is not None:
         from harness.report.detected import sheet_of
 
         sheet = sheet_of(dataset, detections)
-    figures = trial_figures(label, tables, history=history, maps=maps, examples=shown, sheet=sheet)
-    return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
+    figures = trial_figures(label, tables, history=history, maps=maps, examples=shown, sheet=sheet, say=say)
+    files: dict[str, list[Path]] = {}
+    for name, figure in figures.items():  # some mistakes show only when a figure is laid out
+        files |= attempt(name, partial(_saved, name, figure, folder), say)
+    return [path for paths in files.values() for path in paths]
+
+
+def _saved(name: str, figure: Figure, folder: Path) -> dict[str, list[Path]]:
+    from harness.figures.style import save_figure
+
+    return {name: save_figure(figure, folder / name)}

@@ -29,7 +29,7 @@ OWN_CAPTIONS = {  # of figures that show one trial, by the beginning of their na
     "errors": "What each kind of error costs (TIDE's dAP)",
     "maps_encoder": "Images, and how strong the encoder's features are there",
     "maps_attention": "Images, and where the decoder's queries look",
-    "maps_cam": "Images, and what each head's loss depends on (Grad-CAM)",
+    "maps_cam": "Images, and what each head's class logits depend on (Grad-CAM)",
     "queries_": "Where queries and their objects lie on an image",
 }
 BEST = ("threshold", "precision", "recall")  # columns of a record's classes, at the best F1

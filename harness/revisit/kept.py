@@ -18,6 +18,7 @@ from harness.revisit.trained import Built, Found
 from harness.spec.detection_metrics import limit_of
 from harness.spec.error_metrics import is_error_metric
 from harness.store.results import RunStore
+from harness.system.console import remark
 from harness.trial.evaluate import Evaluation, evaluator_version
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ def _draw(
         history=(record or {}).get("history") or (),
         dataset=dataset,
         detections=detections,
+        say=lambda line: remark(f"note: {label}: {line}"),
     )
 
 

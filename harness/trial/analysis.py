@@ -56,6 +56,7 @@ def _draw(state: TrialState, found: Analysed) -> None:
                 history=state.progress.history,
                 dataset=state.val_data,
                 detections=detections,
+                say=lambda line: warn(state, line),
             )
             for path in drawn:  # drawing takes a while: the trial may be another process's by now
                 state.store.write(state.trial.trial_id, f"analysis/{path.name}", path.read_bytes())
