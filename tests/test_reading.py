@@ -140,6 +140,19 @@ def test_what_is_undefined_has_the_same_reason_from_the_tracking_store(store: Ru
         assert undefined_reason(name, known).endswith(told)
 
 
+def test_every_curve_that_is_asked_for_is_drawn_from_the_tracking_store(store: RunStore, tmp_path: Path) -> None:
+    for trial in TRIALS:
+        lines = [{**line, "conflict/decoder": 0.1 * line["epoch"]} for line in store.metrics(trial.trial_id)]
+        store.write(trial.trial_id, "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        record(store, trial, "finished")
+    delete_runs(tracking.tracking_uri())
+    grid = replace(make_grid(*TRIALS), seeds=(1, 2), figures=("ap", "conflict/decoder"))
+    sync(store, grid)
+    for source in (TRACKING, RECORDS):
+        made = write_report([grid], tmp_path / source, ["md", "png"], source=source)
+        assert {path.name for path in made.paths} >= {"fakes_ap.png", "fakes_conflict_decoder.png"}, source
+
+
 def test_a_server_that_is_away_stops_no_report_of_records(
     store: RunStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
