@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from harness.config import DataConfig, TrainConfig, TrialConfig
 from harness.spec.identity import NEEDS_HEADS, config_to_dict
-from harness.spec.labels import Factor, factor_of, short_names, show_value
+from harness.spec.labels import Factor, factor_of, short_names
 from harness.spec.parts import LISTS, NAME, SINGLE
 from harness.spec.spec import COST_METRICS
 from harness.store.agreement import code_groups
