@@ -22,6 +22,7 @@ from harness.report.verdicts import q_values, rules_of
 
 NOISE = 1e-12  # what differences of equal numbers leave of their last bits: no digits to write
 
+
 def to_text(table: Table) -> str:
     """Return the table as aligned plain text, without colour, for a terminal or a log."""
     columns = layout(table, PLAIN)

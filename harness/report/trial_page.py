@@ -158,7 +158,8 @@ def _written(value: float | None, metric: Any) -> str:
 def _curves(record: Record) -> list[Picture]:
     """AP and the loss over the epochs."""
     history = record.get("history") or ()
-    there = [name for name in (*ap_of(record.get("metrics") or {}), "loss") if sum(entry.get(name) is not None for entry in history) > 1]
+    names = (*ap_of(record.get("metrics") or {}), "loss")
+    there = [name for name in names if sum(entry.get(name) is not None for entry in history) > 1]
     if not there:
         return []
     from harness.figures.epochs import draw_curves
