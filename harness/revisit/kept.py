@@ -224,7 +224,7 @@ def _lacks_tables(made: Mapping[str, Any], settings: AnalyseConfig) -> bool:
     most = max(counts, default=0)
     is_whole = most < (made.get("num_images") or 0)  # the last analysis was to be of more images than there are
     wanted = min(settings.num_images, most) if is_whole else settings.num_images
-    variants = {
+    variants: dict[str, list[str]] = {
         "conflict": [table_of(variant) for variant in settings.conflict_variants],
         "discriminability": list(settings.discriminability_variants),
     }
