@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import ReadError, UserError
 from harness.files import exists, read_bytes, read_text
 from harness.schedule.progress import describe, duration
+from harness.spec.detection_metrics import ap_of
 from harness.store import decisions, housekeeping, ledger
 from harness.store.results import RunStore
 from harness.system.console import count, remark, size, table
@@ -143,8 +144,7 @@ def _progress(store: RunStore, trial_id: str, state: str, record: dict[str, Any]
 def _outcome(state: str, record: dict[str, Any]) -> str:
     if state == "failed":
         return str(record.get("error") or "no message was recorded")
-    ap = (record.get("metrics") or {}).get("AP")
-    return f"AP {ap:.1f}" if isinstance(ap, int | float) else ""
+    return "".join(f"{name} {ap:.1f}" for name, ap in ap_of(record.get("metrics") or {}).items())
 
 
 # ---- one trial, two trials ----------------------------------------------------------------------------------------

@@ -196,6 +196,12 @@ def test_analyse_command_takes_an_ablation_file_and_does_what_is_missing(
     assert "queries/atss/positives_per_gt" in record["metrics"] and "conflict/atss" not in record["metrics"]
     assert main(arguments) == 0
     assert "nothing to do" in capsys.readouterr().out
+    more = (["--images", "6"], ["--metrics", "conflict"], ["--metrics", "conflict", "--variant", "cam-v1,cam-v1-l1"])
+    for options in (*more, ["--images", "500"]):  # the split has fewer: all of them, once
+        assert main([*arguments, *options]) == 0
+        assert "nothing to do" not in capsys.readouterr().out, options
+        assert main([*arguments, *options]) == 0
+        assert "nothing to do" in capsys.readouterr().out, options
 
 
 @pytest.mark.usefixtures("unrendered")
@@ -212,6 +218,14 @@ def test_a_floor_is_another_training_of_the_same_heads(
     assert table["floor"]["against"] == other.trial_id and table["floor"]["value"] > 0
     record = store.read(trial.trial_id)
     assert record is not None and record["analysis"] == {}  # written elsewhere: the record stays as it is
+    into_record = ["analyse", trial.trial_id, "--metrics", "conflict", "--images"]
+    assert main([*into_record, "4", "--floor", other.trial_id]) == 0
+    assert "conflict/floor" in (store.read(trial.trial_id) or {})["metrics"]
+    assert main([*into_record, "5"]) == 0
+    record = store.read(trial.trial_id)  # a floor of other images stands beside nothing
+    assert record is not None and record["analysis"]["conflict"]["floor"] is None
+    for numbers in (record["metrics"], record["history"][-1], store.metrics(trial.trial_id)[-1]):
+        assert "conflict/floor" not in numbers and "conflict/decoder-atss" in numbers and "AP" in numbers
     capsys.readouterr()
     assert main([*options, "--floor", different.trial_id]) == 2
     assert main([*options, "--floor", trial.trial_id]) == 2

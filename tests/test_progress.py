@@ -204,3 +204,4 @@ def test_time_left_of_the_grid_counts_trials_that_have_not_begun(store: RunStore
 def test_duration_and_words() -> None:
     assert [duration(s) for s in (-3, 45.4, 192, 5400)] == ["0 s", "45 s", "3.2 min", "1.5 h"]
     assert describe({"epoch": 1, "step": 3, "loss": None, "AP": None}) == "epoch 1  step 3"
+    assert describe({"epoch": 1, "loss": 2.0, "atss/AP": 15.04}) == "epoch 1  loss 2.00  atss/AP 15.0"

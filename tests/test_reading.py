@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from harness.errors import UserError
 from harness.report import write_report
 from harness.report.notes import undefined_reason
-from harness.report.reading import RECORDS, TRACKING, links_from, read_trials
+from harness.report.reading import AUTO, RECORDS, TRACKING, links_from, read_trials
 from harness.store.results import RunStore
 from harness.tracking import tracking
 from harness.tracking.mirror import sync
@@ -138,6 +138,52 @@ def test_what_is_undefined_has_the_same_reason_from_the_tracking_store(store: Ru
     for name, told in (("APr", "has no objects of rare classes"), ("best_f1", "nothing is right at any score")):
         assert undefined_reason(name, tracked) == undefined_reason(name, known)
         assert undefined_reason(name, known).endswith(told)
+
+
+@pytest.mark.parametrize("source", [AUTO, TRACKING])
+@pytest.mark.parametrize("last", [{}, {"conflict/decoder": None}])
+def test_a_number_of_an_earlier_epoch_is_none_of_the_finished_trial(
+    last: dict[str, None], source: str, store: RunStore
+) -> None:
+    for trial in TRIALS:
+        lines = store.metrics(trial.trial_id)
+        lines[1] |= {"conflict/decoder": 0.025}
+        lines[-1] |= last
+        store.write(trial.trial_id, "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        record(store, trial, "finished")
+    delete_runs(tracking.tracking_uri())
+    sync(store, make_grid(*TRIALS))
+    numbers = [{k: v for k, v in one["metrics"].items() if "/" in k} for one in read_trials(IDS, RECORDS)]
+    found = read_trials(IDS, source, history=("conflict/decoder",))
+    assert [{k: v for k, v in one["metrics"].items() if "/" in k} for one in found] == numbers
+    assert all(one["history"][1]["conflict/decoder"] == 0.025 for one in found)  # the curve has it
+    for one in tracking.read_records(IDS):  # known without any record
+        assert "conflict/decoder" not in one["metrics"]
+
+
+def test_what_the_record_lacks_is_in_no_table_before_the_tracking_store_is_up_to_date(store: RunStore) -> None:
+    for trial in TRIALS:
+        store.append_metrics(trial.trial_id, store.metrics(trial.trial_id)[-1] | {"conflict/floor": 0.5})
+        record(store, trial, "finished")
+    sync(store, make_grid(*TRIALS))
+    for trial in TRIALS:
+        line = store.metrics(trial.trial_id)[-1]
+        store.append_metrics(trial.trial_id, {k: v for k, v in line.items() if k != "conflict/floor"})
+        record(store, trial, "finished")
+    assert not any("conflict/floor" in one["metrics"] for one in read_trials(IDS))
+
+
+def test_every_curve_that_is_asked_for_is_drawn_from_the_tracking_store(store: RunStore, tmp_path: Path) -> None:
+    for trial in TRIALS:
+        lines = [{**line, "conflict/decoder": 0.1 * line["epoch"]} for line in store.metrics(trial.trial_id)]
+        store.write(trial.trial_id, "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        record(store, trial, "finished")
+    delete_runs(tracking.tracking_uri())
+    grid = replace(make_grid(*TRIALS), seeds=(1, 2), figures=("ap", "conflict/decoder"))
+    sync(store, grid)
+    for source in (TRACKING, RECORDS):
+        made = write_report([grid], tmp_path / source, ["md", "png"], source=source)
+        assert {path.name for path in made.paths} >= {"fakes_ap.png", "fakes_conflict_decoder.png"}, source
 
 
 def test_a_server_that_is_away_stops_no_report_of_records(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness.config import AnalyseConfig
 from harness.revisit.kept import lacks
 from harness.store.results import RunStore
 
@@ -57,8 +58,8 @@ def test_the_analysis_of_today_is_missing_where_only_that_of_then_was_made(
     tmp_path: Path, version: dict[str, int], missing: bool
 ) -> None:
     store = store_with(tmp_path, NEW if version else OLD, **version)
-    assert lacks(store, "a" * 12, ["discriminability"]) is missing
-    assert not lacks(store, "a" * 12, ["queries"])
+    assert lacks(store, "a" * 12, AnalyseConfig(("discriminability",))) is missing
+    assert not lacks(store, "a" * 12, AnalyseConfig(("queries",)))
 
 
 def test_reading_twice_and_writing_back_changes_nothing_more(tmp_path: Path) -> None:

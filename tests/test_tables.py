@@ -206,6 +206,14 @@ def test_anchors_of_every_variant_are_neither_better_nor_worse(table):
     assert [metric_of(f"{table}/{name}").better for name in ("decoder", "mean", "decoder-atss")] == ["lower"] * 3
 
 
+def test_csv_keeps_the_digits_of_small_numbers():
+    grid = make_grid({"K = 0": {}, "ATSS": {}}, seeds=(0,), metrics=("transfer/atss-decoder",))
+    small = {"0-0": 3.4e-7, "1-0": -0.0123456789}
+    records = [make_record(key, 1.0, metrics={"transfer/atss-decoder": value}) for key, value in small.items()]
+    lines = list(csv.DictReader(io.StringIO(to_csv(make_table(grid, records)))))
+    assert [line["transfer/atss-decoder"] for line in lines] == ["3.4e-07", "-0.0123457"]
+
+
 def test_headings_say_which_way_is_better():
     assert metric_of("atss.2/AP50").heading == "atss.2 AP50"
     assert [metric_of(name).better for name in ("AR100", "peak_memory_mb", "num_parameters")] == ["higher", "lower", ""]

@@ -19,6 +19,7 @@ from mlflow.entities import Run
 
 from harness.errors import UserError
 from harness.files import write_atomic
+from harness.spec.grid import Trial
 from harness.spec.identity import config_to_dict
 from harness.store.results import RunStore
 from harness.tracking import mirror as mirror_room
@@ -314,6 +315,44 @@ def test_layers_of_a_loss_stand_side_by_side() -> None:
 def quality_first(uri: str, run: Run) -> str:
     """The metric that MLflow compares first: it shows them in the order in which they were first logged."""
     return next(iter(MlflowClient(tracking_uri=uri).get_run(run.info.run_id).data.metrics))
+
+
+def analyse_again(store: RunStore, trial: Trial, numbers: dict[str, Any]) -> None:
+    """Leave other numbers of an analysis, as `codetr analyse` does: the line keeps its time."""
+    line = store.metrics(trial.trial_id)[-1]
+    kept = {name: value for name, value in line.items() if not name.startswith("conflict/")}
+    store.append_metrics(trial.trial_id, kept | numbers)
+    record(store, trial, "finished")
+
+
+def test_a_number_that_became_smaller_is_brought_up_to_date(store: RunStore, tracking_store: str) -> None:
+    trial = make_trial(1)
+    finish(store, trial)
+    for value in (0.5, 0.25, 0.375):
+        analyse_again(store, trial, {"conflict/decoder": value})
+        sync(store, make_grid(trial))
+        (back,) = tracking.read_records([trial.trial_id], history=("conflict/decoder",))
+        assert back["metrics"]["conflict/decoder"] == back["history"][-1]["conflict/decoder"] == value
+    made = store.read(trial.trial_id) or {}
+    for seconds in (3.0, 1.0):  # of the whole trial
+        store.write_result(trial.trial_id, {**made, "cost": {"train_seconds": seconds}})
+        sync(store, make_grid(trial))
+        assert trial_runs(tracking_store)[0].data.metrics["cost/train_seconds"] == seconds
+
+
+def test_a_number_that_went_leaves_the_run_which_keeps_its_times(store: RunStore, tracking_store: str) -> None:
+    trial = make_trial(1)
+    finish(store, trial)
+    times = set()
+    for numbers in ({"conflict/decoder": 0.5, "conflict/floor": 0.1}, {"conflict/decoder": 0.5}):
+        analyse_again(store, trial, numbers)
+        sync(store, make_grid(trial))
+        (run,) = trial_runs(tracking_store)
+        assert {name for name in run.data.metrics if name.startswith("conflict/")} == numbers.keys()
+        times.add((run.info.start_time, run.info.end_time))
+    assert times == {(1577836800_000, 1577836860_000)}
+    sync(store, make_grid(trial))
+    assert [one.info.run_id for one in trial_runs(tracking_store)] == [run.info.run_id]
 
 
 def test_average_precision_is_compared_first(store: RunStore, tracking_store: str) -> None:

@@ -113,6 +113,13 @@ def test_branches_are_evaluated_in_the_same_pass(tmp_path):
     assert {"AP", "atss/AP", "atss/AP50"} <= metrics.keys()
 
 
+def test_a_trial_without_the_decoder_s_branch_has_a_whole_record(tmp_path):
+    trial, store = trial_of(2, "evaluate.branches=[atss]", "train.epochs=1", "model.heads=[atss]"), RunStore(tmp_path)
+    record = run_trial(trial, store, report=silent)
+    assert {"atss/AP", "atss/AR100"} <= record["metrics"].keys() and "AP" not in record["metrics"]
+    assert record["per_class"] and record["classes"].keys() == {"atss"}
+
+
 def test_masks_are_learnt_and_evaluated(tmp_path):
     head = "{name: mask_rcnn, rpn: {num_proposals: 16, train_candidates: 32}, roi: {num_samples: 16, fc_channels: 16}}"
     options = ("data.digits.num_train=8", "data.digits.num_val=4", "train.epochs=1", f"model.heads=[{head}]")

@@ -46,6 +46,14 @@ def test_heads_are_counted_and_repeats_are_short() -> None:
     }
 
 
+def test_only_lists_of_names_are_shortened() -> None:
+    config = config_to_dict(grid("quickstart").trials[0].config)
+    path, branches = "/data/rgb+depth", ["decoder", "atss", "paa"]
+    config = config | {"data": config["data"] | {"path": path}, "evaluate": config["evaluate"] | {"branches": branches}}
+    own = views.params_of(config)
+    assert path in own.values() and "DeAtPa" in own.values()
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_texts_differ_in_what_is_shown_of_them(file: Path) -> None:
     """MLflow's parallel coordinates give two texts with the same first ten letters one label, at the wrong place."""

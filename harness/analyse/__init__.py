@@ -44,7 +44,7 @@ from harness.system.precision import computing_in
 from model.detector import Detector
 from model.types import Batch
 
-__all__ = ["Analysed", "analyse", "write_tables"]
+__all__ = ["Analysed", "analyse", "table_of", "write_tables"]
 
 SCHEMA = 1  # of the tables
 SCALARS = {"queries": queries_scalars, "gradient": gradient_scalars, "transfer": transfer_scalars}
@@ -230,7 +230,7 @@ def _tables(
                 table = collector.table(variant)
                 if table["floor"] is not None:
                     table["floor"]["against"] = floor
-                tables[name if variant == "cam-v1" else f"{name}.{variant}"] = table
+                tables[table_of(variant)] = table
                 scalars |= conflict_scalars(table)
         elif name == "discriminability":
             for reading in collector.readings:
@@ -241,6 +241,11 @@ def _tables(
             scalars |= SCALARS[name](tables[name])
     kinds = {name: name.split(".")[0] for name in tables}
     return {name: {**common, "kind": kinds[name], **table} for name, table in tables.items()}, scalars
+
+
+def table_of(variant: str) -> str:
+    """The name of the table of a way to measure the conflict."""
+    return "conflict" if variant == "cam-v1" else f"conflict.{variant}"
 
 
 def write_tables(found: Analysed, folder: Path) -> list[Path]:

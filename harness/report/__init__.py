@@ -149,10 +149,7 @@ def write_report(
 
         pictured = {PAGE, *FIGURES} & set(formats)
         asked = {name for grid in grids for name in grid.figures} if pictured else set()
-        history: Sequence[str] | None = (
-            "loss",
-            *(metric for name in drawn.HISTORY if name in asked for metric in drawn.HISTORY[name]),
-        )
+        history: Sequence[str] | None = ("loss", *drawn.over_epochs(sorted(asked)))
         if set(DATA) & set(formats):
             history = None  # all of it
         analysis = bool(asked & set(drawn.TABLES))

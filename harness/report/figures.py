@@ -91,6 +91,12 @@ def attempt(name: str, draw: Callable[[], dict[str, Made]], say: Callable[[str],
         return {}
 
 
+def over_epochs(names: Iterable[str]) -> list[str]:
+    """The metrics whose course over the epochs these figures show."""
+    own = (HISTORY.get(name, (name,)) for name in names if name not in TABLES and name != ERRORS)
+    return list(dict.fromkeys(metric for metrics in own for metric in metrics))
+
+
 def _curve(metric: str, title: str, runs: list[tuple[str, Any]]) -> dict[str, Figure]:
     """A number of the analysis after each epoch that had one (`analyse.every_epochs`)."""
     if not any(entry.get(metric) is not None for _, history in runs for entry in history):

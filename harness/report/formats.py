@@ -2,7 +2,7 @@
 
 All but CSV share one layout (`cells.py`): per metric ours, for the first metric also the gain and its p-value, and the
 paper's number and gain beside them where the paper has any; below it stands what became of the file's claims. CSV holds
-every number of every metric, unrounded.
+every number of every metric, with 6 decimals or 6 significant digits, whichever says more.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from harness.report.frames import PARTS, summary_frame
 from harness.report.pivot import Pivot, headings, lines
 from harness.report.tables import Table
 from harness.report.verdicts import q_values, rules_of
+
+NOISE = 1e-12  # what differences of equal numbers leave of their last bits: no digits to write
 
 
 def to_text(table: Table) -> str:
@@ -128,5 +130,12 @@ def claims_to_csv(tables: Sequence[Table]) -> str:
 
 
 def _plain(numbers: Sequence[float | None]) -> list[str]:
-    """Return each number with up to 6 decimals and no trailing zeros; None is an empty field."""
-    return ["" if number is None else f"{number:.6f}".rstrip("0").rstrip(".") for number in numbers]
+    """Return each number as `_digits` writes it; None is an empty field."""
+    return ["" if number is None else _digits(number) for number in numbers]
+
+
+def _digits(number: float) -> str:
+    """A number with 6 decimals, or 6 significant digits where they say more, and no trailing zeros."""
+    if NOISE < abs(number) < 0.1:
+        return f"{number:.6g}"
+    return f"{number:.6f}".rstrip("0").rstrip(".")

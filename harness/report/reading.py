@@ -98,7 +98,7 @@ def read_trials(
         words = ", ".join(f"{number} {lack}" for lack, number in Counter(lacks.values()).items())
         told.append(f"the tracking store has less than the records ({words}); {_remedy(source)}")
     taken = {key: {**tracked.get(key, {}), **known[key]} for key in lacks} if source == AUTO else {}
-    found = {key: _with_undefined(record, known.get(key, {})) for key, record in (tracked | taken).items()}
+    found = {key: _as_recorded(record, known.get(key, {})) for key, record in (tracked | taken).items()}
     return [found[key] for key in dict.fromkeys(ids) if key in found]
 
 
@@ -132,10 +132,18 @@ def _lack(tracked: Mapping[str, Any] | None, known: Mapping[str, Any], wanted: M
     return ""
 
 
-def _with_undefined(tracked: dict[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """A run with the metrics that its record knows to be undefined, of which MLflow keeps nothing."""
-    undefined = {name: None for name, value in (known.get("metrics") or {}).items() if value is None}
-    return {**tracked, "metrics": {**undefined, **(tracked.get("metrics") or {})}}
+def _as_recorded(tracked: dict[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """A run with the metrics that its record has: undefined ones too, of which MLflow keeps nothing, and no others.
+
+    Where either has not finished, what the run has besides stays.
+    """
+    of_record, history = known.get("metrics") or {}, known.get("history") or [{}]
+    undefined = {name: None for name, value in of_record.items() if value is None}
+    metrics = tracked.get("metrics") or {}
+    if known.get("status") != "finished" or tracked.get("status") != "finished":
+        return {**tracked, "metrics": {**undefined, **metrics}}
+    own = {name: value for name, value in metrics.items() if name in of_record or name in history[-1]}
+    return {**tracked, "metrics": {**own, **undefined}}
 
 
 def _differ(known: Mapping[str, Any], tracked: Mapping[str, Any]) -> bool:

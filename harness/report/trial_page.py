@@ -19,12 +19,11 @@ from harness.report.page import CAPTIONS, Picture, figure_of
 from harness.report.shown_images import images_of_trial
 from harness.report.tables import COSTS, metric_of
 from harness.report.templates import template
-from harness.spec.detection_metrics import is_detection_metric, own_name
+from harness.spec.detection_metrics import ap_of, is_detection_metric, own_name
 from harness.spec.identity import config_from_dict
 from harness.store.results import RunStore
 
 Record = Mapping[str, Any]
-CURVES = ("AP", "loss")  # over the epochs
 OWN_CAPTIONS = {  # of figures that show one trial, by the beginning of their names
     "errors": "What each kind of error costs (TIDE's dAP)",
     "maps_encoder": "Images, and how strong the encoder's features are there",
@@ -159,7 +158,8 @@ def _written(value: float | None, metric: Any) -> str:
 def _curves(record: Record) -> list[Picture]:
     """AP and the loss over the epochs."""
     history = record.get("history") or ()
-    there = [name for name in CURVES if sum(entry.get(name) is not None for entry in history) > 1]
+    names = (*ap_of(record.get("metrics") or {}), "loss")
+    there = [name for name in names if sum(entry.get(name) is not None for entry in history) > 1]
     if not there:
         return []
     from harness.figures.epochs import draw_curves

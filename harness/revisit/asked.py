@@ -83,7 +83,7 @@ def _is_wanted(trial_id: str, request: Request, store: RunStore) -> bool:
     """Whether a trial of an ablation file is finished, and lacks what would go into its record."""
     if request.data or request.out:
         return store.status(trial_id) == "finished"
-    return lacks(store, trial_id, request.settings.metrics, request.max_detections, request.errors)
+    return lacks(store, trial_id, request.settings, request.max_detections, request.errors)
 
 
 def _request(args: argparse.Namespace, settings: AnalyseConfig, *, is_file: bool = False) -> Request:
@@ -234,7 +234,7 @@ def branches_of(names: list[str] | None, known: tuple[str, ...], option: str = "
 def _check_options(found: Found, request: Request, args: argparse.Namespace, store: RunStore) -> None:
     """Refuse what has no meaning for a trial."""
     limit = request.max_detections
-    if request.errors and not lacks(store, found.name, (), errors=True):
+    if request.errors and not lacks(store, found.name, AnalyseConfig(), errors=True):
         raise UserError(f"--metrics {ERRORS}: {found.where} has them already; a report's `metrics` show them")
     if request.errors and args.images is not None and not request.settings.metrics:
         raise UserError(f"--images: errors are of the whole split, which --metrics {ERRORS} asks for; leave it out")

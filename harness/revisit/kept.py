@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.analyse import Analysed, write_tables
+from harness.analyse import Analysed, table_of, write_tables
+from harness.config import AnalyseConfig
 from harness.data import open_dataset
 from harness.data.categories import Categories
 from harness.errors import UserError
@@ -98,7 +99,8 @@ def keep(found: Found, analysed: Analysed, request: Request, store: RunStore) ->
         return write_tables(analysed, folder) + _draw(folder, found.where, analysed)
     with _finished(found, store) as (store, record):
         paths = write_tables(analysed, store.dir(found.name) / "analysis")
-        _add_numbers(found, store, record, analysed.scalars)
+        measured = {*analysed.tables, *(name.partition("/")[0] for name in analysed.scalars)}
+        _add_numbers(found, store, record, analysed.scalars, measured)
         before = record.get("analysis") or {}
         done = [*before.get("metrics", ()), *request.settings.metrics]
         own = analysed.for_record(request.settings)
@@ -143,14 +145,33 @@ def _finished(found: Found, store: RunStore) -> Iterator[tuple[RunStore, dict[st
         yield store, record
 
 
-def _add_numbers(found: Found, store: RunStore, record: dict[str, Any], numbers: dict[str, Any]) -> None:
-    """Into the last line of the metrics, and into a record that is still to be written."""
+def _add_numbers(
+    found: Found,
+    store: RunStore,
+    record: dict[str, Any],
+    numbers: Mapping[str, Any],
+    measured: Collection[str] = (),
+) -> None:
+    """Into the last line of the metrics, and into a record that is still to be written.
+
+    Args:
+        found: the trial.
+        store: under a lease on it.
+        record: its own.
+        numbers: by name.
+        measured: what stands before the slash of numbers that were measured anew: those that `numbers` lacks go, as an
+            anchor of other images.
+    """
+
+    def renewed(known: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: own for name, own in known.items() if name.partition("/")[0] not in measured} | dict(numbers)
+
     lines = store.metrics(found.name)
     if lines:
-        store.append_metrics(found.name, lines[-1] | numbers)
-    record["metrics"] = (record.get("metrics") or {}) | numbers
+        store.append_metrics(found.name, renewed(lines[-1]))
+    record["metrics"] = renewed(record.get("metrics") or {})
     if record.get("history"):
-        record["history"][-1] |= numbers
+        record["history"][-1] = renewed(record["history"][-1])
 
 
 def _draw(
@@ -181,18 +202,37 @@ def _draw(
 
 
 def lacks(
-    store: RunStore, trial_id: str, metrics: Iterable[str], max_detections: int | None = None, errors: bool = False
+    store: RunStore, trial_id: str, settings: AnalyseConfig, max_detections: int | None = None, errors: bool = False
 ) -> bool:
-    """Whether a trial is finished and some of these analyses, AP at so many detections, or errors are missing."""
+    """Whether a trial is finished and some of these analyses, AP at so many detections, or errors are missing.
+
+    An analysis of fewer images than the settings ask for, and than the data set has, is missing.
+    """
     record = store.read(trial_id) or {}
     made = record.get("analysis") or {}
-    wanted = set(metrics)
+    wanted = set(settings.metrics)
     missing = bool(wanted) and (made.get("error") or not wanted <= set(made.get("metrics") or ()))
+    missing = missing or _lacks_tables(made, settings)
     if max_detections is not None:
         missing = missing or f"AP@{max_detections}" not in (record.get("metrics") or {})
     if errors:
         missing = missing or not any(map(is_error_metric, record.get("metrics") or {}))
     return bool(missing) and store.status(trial_id) == "finished"
+
+
+def _lacks_tables(made: Mapping[str, Any], settings: AnalyseConfig) -> bool:
+    """Whether what a record keeps under `analysis` lacks a variant, or is of fewer images than there could be."""
+    counts = [table["num_images"] for table in made.values() if isinstance(table, dict) and "num_images" in table]
+    most = max(counts, default=0)
+    is_whole = most < (made.get("num_images") or 0)  # the last analysis was to be of more images than there are
+    wanted = min(settings.num_images, most) if is_whole else settings.num_images
+    variants: dict[str, list[str]] = {
+        "conflict": [table_of(variant) for variant in settings.conflict_variants],
+        "discriminability": list(settings.discriminability_variants),
+    }
+    extra = [name for metric in settings.metrics for name in variants.get(metric, ())]
+    tables = [made[name] for name in (*settings.metrics, *extra) if isinstance(made.get(name), dict)]
+    return not set(extra) <= made.keys() or any(table.get("num_images", wanted) < wanted for table in tables)
 
 
 def mirror_trials(store: RunStore, trial_ids: Sequence[str], say: Say) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.spec.detection_metrics import ap_of
 from harness.store.results import RunStore
 
 if TYPE_CHECKING:
@@ -47,9 +48,11 @@ def describe(state: dict[str, Any]) -> str:
     for name, total in (("epoch", "epochs"), ("step", "total_steps")):
         if state.get(name) is not None:
             parts.append(f"{name} {state[name]}" + (f"/{state[total]}" if state.get(total) else ""))
-    for name, form in (("loss", "loss {:.2f}"), ("AP", "AP {:.1f}"), ("seconds_per_step", "{:.2g} s/step")):
-        if isinstance(state.get(name), int | float):
-            parts.append(form.format(state[name]))
+    if isinstance(state.get("loss"), int | float):
+        parts.append(f"loss {state['loss']:.2f}")
+    parts += [f"{name} {ap:.1f}" for name, ap in ap_of(state).items()]
+    if isinstance(state.get("seconds_per_step"), int | float):
+        parts.append(f"{state['seconds_per_step']:.2g} s/step")
     if state.get("kind") == "evaluate":
         parts.append(f"evaluated {state['evaluated']:.0%}")
     if state.get("kind") == "analyse":
@@ -70,7 +73,7 @@ class Watched:
     beat: dict[str, Any] = field(default_factory=dict)
     beat_at: float = 0.0
     step: int = 0  # of the last epoch printed
-    last_ap: float | None = None
+    last_ap: dict[str, float] = field(default_factory=dict)  # by its name, see `ap_of`
     seconds: float | None = None  # the whole trial takes, estimated or measured
     status: str = "pending"
 
@@ -136,7 +139,7 @@ class Progress:
                 if self._changed(watched, "metrics.jsonl"):
                     for entry in self.store.metrics(watched.trial.trial_id):
                         watched.epochs.add((entry["epoch"], entry.get("time")))
-                        watched.last_ap = entry.get("AP", watched.last_ap)
+                        watched.last_ap = ap_of(entry) or watched.last_ap
 
     def join(self, grid: Grid) -> None:
         """Follow the trials that a search has added to the grid."""
@@ -205,7 +208,7 @@ class Progress:
                 key = (entry["epoch"], entry.get("time"))
                 if key not in watched.epochs:
                     watched.epochs.add(key)
-                    watched.step, watched.last_ap = entry.get("step", 0), entry.get("AP", watched.last_ap)
+                    watched.step, watched.last_ap = entry.get("step", 0), ap_of(entry) or watched.last_ap
                     self._tell(watched, entry)
         if started and watched.beat.get("step", 0) > watched.step:
             self._tell(watched)
@@ -249,7 +252,7 @@ class Progress:
         state = {
             "epochs": planned,
             **watched.beat,
-            "AP": watched.last_ap,
+            **watched.last_ap,
             **({**entry, "kind": "epoch"} if entry else {}),
         }
         text = describe(state)
@@ -267,8 +270,7 @@ class Progress:
         watched.seconds = cost.get("wall_seconds") or watched.seconds
         text = watched.status
         if watched.status == "finished":
-            ap = (record.get("metrics") or {}).get("AP")
-            text += f"  AP {ap:.1f}" if isinstance(ap, int | float) else ""
+            text += "".join(f"  {name} {ap:.1f}" for name, ap in ap_of(record.get("metrics") or {}).items())
             text += f"  in {duration(cost['wall_seconds'])}" if cost.get("wall_seconds") else ""
         elif watched.status == "failed":
             text += f"  {record.get('error') or 'no message was recorded'}"

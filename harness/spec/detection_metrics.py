@@ -56,6 +56,18 @@ def is_detection_metric(metric: str) -> bool:
     return own_name(metric) in METRICS or limit_of(metric) is not None
 
 
+def was_evaluated(entry: Mapping[str, Any]) -> bool:
+    """Whether an epoch's entry holds metrics of detections, of whichever branch."""
+    return any(map(is_detection_metric, entry))
+
+
+def ap_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """AP by its name: the decoder's, or where that was not evaluated the first branch's (`atss/AP`); empty without."""
+    name = "AP" if "AP" in metrics else next((name for name in metrics if name.endswith("/AP")), "AP")
+    value = metrics.get(name)
+    return {name: float(value)} if isinstance(value, int | float) else {}
+
+
 def trouble(metric: str) -> str:
     """What is wrong with a metric that names a limit, for a person; empty where none is named."""
     if "@" not in metric:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ReadError
+from harness.spec.detection_metrics import was_evaluated
 from harness.spec.identity import config_to_dict, newer_defaults
 from harness.spec.training_length import epochs_of
 from harness.store.results import RunStore
@@ -62,7 +63,7 @@ def _measured(store: RunStore) -> Iterator[Measured]:
         cost, config, history = record.get("cost") or {}, record.get("config") or {}, record.get("history") or []
         provenance = record.get("provenance") or {}
         try:
-            last, evaluations = history[-1], sum("AP" in entry for entry in history)
+            last, evaluations = history[-1], sum(map(was_evaluated, history))
             found = Measured(
                 trial_id,
                 float(cost["seconds_per_step"]),

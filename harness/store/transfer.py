@@ -24,6 +24,7 @@ import yaml
 
 from harness.errors import ReadError, StorageError, UserError
 from harness.files import attributes, chunks, exists, files_below, is_file, write_atomic
+from harness.spec.detection_metrics import ap_of
 from harness.store.decisions import is_decision, of_trials, take
 from harness.store.parcel import Parcel, Refused, opened, read, unpack
 from harness.store.results import RunStore
@@ -283,8 +284,8 @@ def _import_trial(
 
 
 def _outcome(record: Mapping[str, Any]) -> str:
-    ap = (record.get("metrics") or {}).get("AP")
-    return f"AP {ap:.4f}" if isinstance(ap, int | float) else "no AP"
+    found = ap_of(record.get("metrics") or {})
+    return "".join(f"{name} {ap:.4f}" for name, ap in found.items()) or "no AP"
 
 
 def _put(

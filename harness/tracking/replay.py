@@ -6,6 +6,7 @@ A run that has everything already costs a look; what was logged before is never 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import ReadError
 from harness.files import exists, listed, to_json
+from harness.spec.spec import ANALYSIS_METRIC
 from harness.store.agreement import packed
 from harness.store.lease import file_lock
+from harness.store.renamed import renamed_numbers
 from harness.store.results import RunStore
 from harness.tracking.metric_names import GROUPS, flat_metrics, renamed
 from harness.tracking.mlflow_runs import MAX_TAG, create_run, log_metrics, set_params, set_status, set_tags
@@ -54,16 +57,16 @@ class Replayer:
         status = self._store.status(trial_id)
         entries = self._store.metrics(trial_id)
         logged = self._epochs_of(run)
-        if not logged.items() <= {_step(entry): _stamp(entry) for entry in entries}.items():
-            run, logged = self._renewed(run), {}
+        trained_again = not logged.items() <= {_step(entry): _stamp(entry) for entry in entries}.items()
+        if trained_again or (status == "finished" and self._holds_withdrawn(run, trial_id, entries)):
+            run, logged = self._renewed(run, trial_id), {}
         self._keep_names(run, renamed(entries[-1]) if entries else {})
         for entry in entries:
             metrics = flat_metrics(entry)
-            if _step(entry) in logged:
-                if entry is not entries[-1]:
-                    continue
-                metrics = {k: v for k, v in metrics.items() if run.data.metrics.get(k) != v}  # analysed since
-            self._log(run, metrics, entry)
+            if _step(entry) not in logged:
+                self._log(run, metrics, entry)
+            elif entry is entries[-1]:
+                self._log_changes(run, metrics, entry)  # analysed since
             logged[_step(entry)] = _stamp(entry)
         if status not in ("running", "pending"):
             self._replay_end(run, trial_id, status, entries)
@@ -77,14 +80,29 @@ class Replayer:
             self._logged[run.info.run_id] = {metric.step: metric.timestamp for metric in found}
         return self._logged[run.info.run_id]
 
-    def _renewed(self, run: Run) -> Run:
-        """A run cannot forget epochs that were trained again since: another run takes its place."""
+    def _holds_withdrawn(self, run: Run, trial_id: str, entries: list[dict[str, Any]]) -> bool:
+        """Whether the run has a number of an analysis that the trial has no more, after the epoch that it is of."""
+        record = self._store.read(trial_id) or {}
+        known = {**(record.get("metrics") or {}), **(entries[-1] if entries else {})}
+        names = parsed(run.data.tags.get(NAMES_TAG, "{}"))
+        of_run = {names.get(safe, safe) if isinstance(names, dict) else safe: safe for safe in run.data.metrics}
+        for name, safe in renamed_numbers(of_run).items():
+            if known.get(name) is None and ANALYSIS_METRIC.fullmatch(name):
+                had = {_step(entry) for entry in entries if entry.get(name) is not None}
+                logged = self._client.get_metric_history(run.info.run_id, safe)
+                if any(metric.step not in had for metric in logged):
+                    return True
+        return False
+
+    def _renewed(self, run: Run, trial_id: str) -> Run:
+        """A run cannot forget numbers, as of epochs that were trained again since: another run takes its place."""
         run = self._client.get_run(run.info.run_id)  # with what was set since it was found
         of_mlflow = ("mlflow.user", "mlflow.source.name", "mlflow.runName")
         tags = {k: v for k, v in run.data.tags.items() if k not in of_mlflow and k != "codetr.record"}
+        started = (self._store.read(trial_id) or {}).get("started")
         with file_lock(self._store.root / ".mirror.lock"):
             remove_run(self._client, run.info.run_id)
-            new = create_run(self._client, self._experiment, str(run.info.run_name), tags)
+            new = create_run(self._client, self._experiment, str(run.info.run_name), tags, started)
         set_params(self._client, new, run.data.params)
         self._logged[new.info.run_id] = {}
         return new
@@ -103,8 +121,7 @@ class Replayer:
         # A number of the whole trial has step 0: MLflow then draws bars.
         for part, entry in (record.get("metrics") or {}, last), (whole, {**last, "step": 0, "epoch": 0}):
             final = flat_metrics(part)
-            fresh = {k: v for k, v in final.items() if k not in of_epochs and run.data.metrics.get(k) != v}
-            self._log(run, fresh, entry)
+            self._log_changes(run, {k: v for k, v in final.items() if k not in of_epochs}, entry)
         for name in (*ARTIFACTS, "log.txt") if status == "failed" else ARTIFACTS:
             if exists(self._store.dir(trial_id) / name):
                 self._log_file(run, self._store.dir(trial_id) / name)
@@ -138,6 +155,16 @@ class Replayer:
         text = to_json({**known, **names})
         set_tags(self._client, run, {NAMES_TAG: text if len(text) <= MAX_TAG else IN_RECORD})
         run.data.tags[NAMES_TAG] = text
+
+    def _log_changes(self, run: Run, metrics: dict[str, float], entry: dict[str, Any]) -> None:
+        """Log what the run has not or has otherwise.
+
+        Another number than before gets the time of now: of two of the same step and time MLflow shows the larger.
+        """
+        known = run.data.metrics
+        self._log(run, {k: v for k, v in metrics.items() if k not in known}, entry)
+        changed = {k: v for k, v in metrics.items() if k in known and known[k] != v and math.isfinite(v)}
+        self._log(run, changed, {**entry, "time": max(time.time(), entry.get("time", 0) + 0.001)})
 
     def _log(self, run: Run, metrics: dict[str, float], entry: dict[str, Any]) -> None:
         if not metrics:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import ReadError, UserError
 from harness.files import store_dir
 from harness.passwords import basic_login, shown, without_login
+from harness.spec.detection_metrics import is_detection_metric
 from harness.store.agreement import unpacked
 from harness.store.lease import file_lock
 from harness.store.renamed import VERSION, renamed_record
@@ -256,7 +257,8 @@ def read_records(
         if analysis:
             for record in records:
                 record["analysis"] = _analysis(client, record["run_id"]) if record["status"] == "finished" else {}
-        return [record if VERSION in record["metrics"] else renamed_record(record) for record in records]
+        versioned = {trial_id for trial_id, run in runs.items() if VERSION in run.data.metrics}
+        return [record if record["trial_id"] in versioned else renamed_record(record) for record in records]
 
 
 def read_suggestions(key: str, uri: str | None = None) -> list[dict[str, Any]]:
@@ -300,12 +302,14 @@ def _record(client: MlflowClient, run: Run, history: Sequence[str]) -> dict[str,
     tags = run.data.tags
     names = _names(client, run)
     groups: dict[str, dict[str, float]] = {group: {} for group in GROUPS}
+    latest = {metric.key: metric for metric in run.data.to_proto().metrics}  # with the step of each
+    evaluated = max((one.step for safe, one in latest.items() if is_detection_metric(names.get(safe, safe))), default=0)
     metrics: dict[str, float] = {}
     for safe, value in run.data.metrics.items():
         group, name = safe.partition("/")[0], names.get(safe, safe)
         if group in groups:
             groups[group][name.partition("/")[2]] = value
-        elif name not in ("epoch", "step"):
+        elif name not in ("epoch", "step") and not 0 < latest[safe].step < evaluated:  # those are an earlier epoch's
             metrics[name] = value
     return {
         "trial_id": tags["trial_id"],
@@ -378,7 +382,8 @@ def _history(client: MlflowClient, run: Run, wanted: Sequence[str], names: Mappi
     entries: dict[int, dict[str, Any]] = {}
     for name in ("epoch", *wanted):
         safe = safe_names.get(name, name)
-        for metric in client.get_metric_history(run.info.run_id, safe) if safe in run.data.metrics else ():
+        found = client.get_metric_history(run.info.run_id, safe) if safe in run.data.metrics else ()
+        for metric in sorted(found, key=lambda one: (one.step, one.timestamp, one.value)):  # the newest counts
             if name == "epoch":
                 entries[metric.step] = {"epoch": int(metric.value), "step": metric.step}
             elif metric.step in entries:

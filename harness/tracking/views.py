@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from harness.config import DataConfig, TrainConfig, TrialConfig
 from harness.spec.identity import NEEDS_HEADS, config_to_dict
-from harness.spec.labels import Factor, factor_of, short_names, show_value
+from harness.spec.labels import Factor, factor_of, short_names
 from harness.spec.parts import LISTS, NAME, SINGLE
 from harness.spec.spec import COST_METRICS
 from harness.store.agreement import code_groups
@@ -58,7 +58,7 @@ def params_of(config: Mapping[str, Any]) -> dict[str, Factor]:
         if key == "model.proposals" and value is None:
             value = "default"  # what follows from two_stage
         if key not in [f"model.{name}" for name in LISTS]:
-            params[names.get(key) or _part_name(key, names.values())] = _fitting(factor_of(value))
+            params[names.get(key) or _part_name(key, names.values())] = _fitting(value)
     return params | _listed("groups", model.get("groups", []), "groups.")
 
 
@@ -66,7 +66,7 @@ def _listed(name: str, parts: Iterable[Mapping[str, Any]], prefix: str) -> dict[
     """The parts of a list under `name`, and their options by the parts' names."""
     options = [{key: value for key, value in part.items() if key != NAME} for part in parts]
     kinds = [str(part[NAME]) for part in parts]
-    params: dict[str, Factor] = {name: _fitting(show_value(kinds))}
+    params: dict[str, Factor] = {name: _fitting(kinds)}
     for index, (kind, part) in enumerate(zip(kinds, options, strict=True)):
         nth = kinds[: index + 1].count(kind)
         own = kind if nth == 1 else f"{kind}.{nth}"
@@ -74,14 +74,16 @@ def _listed(name: str, parts: Iterable[Mapping[str, Any]], prefix: str) -> dict[
     return params
 
 
-def _fitting(value: Factor) -> Factor:
-    """A list of names as `AtFaPa` where `atss+faster_rcnn+paa` is too long.
+def _fitting(value: Any) -> Factor:
+    """A setting as a plain value; a list of names as `AtFaPa` where `atss+faster_rcnn+paa` is too long.
 
-    MLflow's plot shows ten letters of a text, and mistakes values for each other that share them.
+    MLflow's plot shows ten letters of a text, and mistakes values for each other that share them. A text that is no
+    list, as the path `/data/rgb+depth`, stays whole.
     """
-    if not isinstance(value, str) or len(value) <= SHOWN or "+" not in value:
-        return value
-    parts = (name.partition("*") for name in value.split("+"))
+    text = factor_of(value)
+    if not isinstance(value, list | tuple) or len(str(text)) <= SHOWN or "+" not in str(text):
+        return text
+    parts = (name.partition("*") for name in str(text).split("+"))
     return "".join(name[:2].capitalize() + star + count for name, star, count in parts)
 
 

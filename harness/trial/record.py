@@ -18,7 +18,7 @@ import torch
 
 from harness.data.categories import Categories
 from harness.files import read_bytes
-from harness.spec.detection_metrics import beyond_limit
+from harness.spec.detection_metrics import beyond_limit, was_evaluated
 from harness.spec.identity import config_to_dict, named_parts
 from harness.store.source import provenance
 from harness.system.precision import ran_in
@@ -156,7 +156,7 @@ def write_record(state: TrialState, status: str) -> dict[str, Any]:
     if not state.ranks.is_first:
         return {}
     trial, progress = state.trial, state.progress
-    evaluated = [entry for entry in progress.history if "AP" in entry]
+    evaluated = [entry for entry in progress.history if was_evaluated(entry)]
     bookkeeping = ("epoch", "step", "loss", "losses", "seconds")
     metrics = {k: v for k, v in evaluated[-1].items() if k not in bookkeeping} if evaluated else {}
     names = ("per_class", "classes")
