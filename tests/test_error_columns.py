@@ -229,6 +229,23 @@ def test_detections_are_enough_where_the_weights_are_gone(folder, capsys):
     assert (found["best_f1"], found["best_f1_threshold"]) == (100, 0.7)
 
 
+def test_what_one_of_several_has_already_stops_no_other(folder, tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"base: {{data.path: {folder}}}\nrows: [{{label: plain}}]\n")
+    store, ids = RunStore(), []
+    for trial in open_grid(file, "digits_fast", seeds=range(2)).trials:
+        ids.append(trial.trial_id)
+        known = {"trial_id": trial.trial_id, "fingerprint": trial.fingerprint}
+        keep_trial(store, MODEL, trial.config.data, detections=right_detections(folder), **known)
+    assert main(["analyse", ids[0], "--metrics", "errors"]) == 0
+    assert main(["analyse", *ids, "--metrics", "errors"]) == 1
+    err = capsys.readouterr().err
+    assert f"trial {ids[0]} has them already" in err and "1 of 2 could be analysed" in err
+    assert errors_in(store.read(ids[1])["metrics"])
+    assert main(["analyse", ids[0], "nobody", "--metrics", "errors"]) == 2  # neither
+    assert "'nobody': no trial" in capsys.readouterr().err
+
+
 def test_one_trial_of_a_file_stops_no_other(folder, tmp_path, capsys):
     """One has only its record, one damaged detections, one weights of classes that are none; the others are done."""
     file = tmp_path / "mine.yaml"

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from harness.config import AnalyseConfig, Analysis, ConflictVariant, DiscriminabilityVariant, EvaluateConfig
 from harness.data.content import file_hash
@@ -27,6 +29,9 @@ from harness.spec.strict import Mistakes, suggest, validate
 from harness.store.results import RunStore
 from model.backbones.configs import without_weights
 from model.weights import file_trouble
+
+if TYPE_CHECKING:
+    from harness.spec.grid import Grid
 
 DECODER = "decoder"  # the branch that is no head
 ERRORS = "errors"  # of what `--metrics` can name: what AP does not say; an evaluation has it anyway
@@ -59,24 +64,54 @@ def jobs(args: argparse.Namespace, store: RunStore) -> tuple[list[tuple[Found, R
     """
     found: list[tuple[Found, Request]] = []
     refused: list[UserError] = []
-    for name in args.names:
-        if name.endswith((".yaml", ".yml")):
-            grid = open_grid(name, args.preset or DEFAULT_PRESET, args.overrides, seeds=args.seeds)
-            for trial in grid.trials:
-                request = _request(args, trial.analyse)
-                if not _is_wanted(trial.trial_id, request, store):
-                    continue
-                try:
-                    found.append((read_trial(store, trial.trial_id), request))
-                except UserError as error:
-                    refused.append(error)
-        elif is_named(name) or Path(name).suffix in WEIGHT_FILES:
-            found.append((_file(name, args), _request(args, AnalyseConfig(), is_file=True)))
-        else:
-            found.append((read_trial(store, find_trial(store, name)), _request(args, AnalyseConfig())))
-    for own, request in found:
-        _check_options(own, request, args, store)
+    for read, request in _wanted(args, store):
+        try:
+            own = read()
+            asked = _still_lacking(own, request, store) if len(args.names) > 1 or _is_grid(args.names[0]) else request
+            _check_options(own, asked, args, store)
+            found.append((own, asked))
+        except UserError as error:
+            refused.append(error)
     return found, refused
+
+
+def _wanted(args: argparse.Namespace, store: RunStore) -> Iterator[tuple[Callable[[], Found], Request]]:
+    """What the names stand for, each read when it is asked for, with what is wanted of it."""
+    for name in args.names:
+        if _is_grid(name):
+            for trial in _opened(name, args, store).trials:
+                request = _request(args, trial.analyse)
+                if _is_wanted(trial.trial_id, request, store):
+                    yield partial(read_trial, store, trial.trial_id), request
+        elif is_named(name) or Path(name).suffix in WEIGHT_FILES:
+            yield partial(_file, name, args), _request(args, AnalyseConfig(), is_file=True)
+        else:
+            yield partial(_named_trial, store, name), _request(args, AnalyseConfig())
+
+
+def _is_grid(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _named_trial(store: RunStore, name: str) -> Found:
+    return read_trial(store, find_trial(store, name))
+
+
+def _opened(file: str, args: argparse.Namespace, store: RunStore) -> Grid:
+    """A file's grid, with the seeds that looks of `codetr decide` took unless some are named."""
+    from harness.report.reading import with_looks
+
+    def opened(seeds: Sequence[int] | None) -> Grid:
+        return open_grid(file, args.preset or DEFAULT_PRESET, args.overrides, seeds=seeds)
+
+    grid = opened(args.seeds)
+    return with_looks(grid, opened, store) if args.seeds is None else grid
+
+
+def _still_lacking(found: Found, request: Request, store: RunStore) -> Request:
+    """Without the errors that one of several trials has already."""
+    has_errors = request.errors and not lacks(store, found.name, AnalyseConfig(), errors=True)
+    return replace(request, errors=False) if has_errors and request.settings.metrics else request
 
 
 def _is_wanted(trial_id: str, request: Request, store: RunStore) -> bool:
