@@ -45,20 +45,21 @@ def open_grids(
     options = {option: str(value) for option, value in given.items() if value is not None}
     grids = []
     for file in args.files:
-        preset = args.preset or DEFAULT_PRESET
-        grid = open_grid(
-            file, preset, args.overrides, data=args.data, seeds=args.seeds, options=options, require_data=require_data
-        )
+
+        def opened(seeds: Sequence[int] | None, file: str = file) -> Grid:
+            return open_grid(
+                *(file, args.preset or DEFAULT_PRESET, args.overrides),
+                data=args.data,
+                seeds=seeds,
+                options=options,
+                require_data=require_data,
+            )
+
+        grid = opened(args.seeds)
         if decided and args.seeds is None:
             from harness.report.reading import with_looks
 
-            grid = with_looks(
-                grid,
-                lambda seeds, file=file, preset=preset: open_grid(
-                    *(file, preset, args.overrides),
-                    **{"data": args.data, "seeds": seeds, "options": options, "require_data": require_data},
-                ),
-            )
+            grid = with_looks(grid, opened)
         for note in grid.notes:
             say(f"note: {note}")
         grids.append(suggested(grid, RunStore()))
