@@ -359,7 +359,7 @@ def test_what_was_decided_stays_so_where_a_data_set_is_not_here(grid_of, folders
             own = {"config": config_to_dict(trial.config), "fingerprint": trial.fingerprint}
             store.write_result(trial.trial_id, make_record(trial.trial_id, ap_of(trial)) | own)
 
-    decide(grid, store, run_trials, max_seeds=None, say=lambda line: None)
+    decide(grid, store, run_trials, allow_mixed=True)
     capsys.readouterr()
     named = [word for name in data for word in ("--data", folders[name])]
     command = ["report", str(tmp_path / "mine.yaml"), "--preset", "digits_fast", *named, "--from", "records"]
