@@ -198,35 +198,66 @@ def expand(
         UserError: with one line per mistake.
     """
     mistakes = mistakes or Mistakes()
+    notes: list[str] = []
+    asked = _asked(spec, preset, overrides, _folders(data), seeds, options or {}, notes, mistakes)
+    of_kind = _expand_listed if spec.search is None else _expand_search
+    return of_kind(asked, require_data, notes, mistakes)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the file, the preset and the command line say, before any row is read."""
+
+    spec: AblationSpec
+    presets: Presets
+    below: list[Setting]  # the file's own
+    above: list[Setting]  # of the command line
+    over: list[Setting]  # those of `above` that no axis took up
+    seeds: tuple[int, ...]
+    crossed: bool  # the command line names data sets that are an axis
+
+
+def _asked(
+    spec: AblationSpec,
+    preset: str,
+    overrides: Sequence[str],
+    folders: list[str],
+    seeds: Sequence[int] | None,
+    options: Mapping[str, str],
+    notes: list[str],
+    mistakes: Mistakes,
+) -> _Asked:
     presets = open_presets(preset, spec, mistakes)
     below = file_settings(spec, presets, mistakes)
-    above = override_settings(overrides, options or {}, mistakes)
-    folders = _folders(data)
-    notes: list[str] = []
+    above = override_settings(overrides, options, mistakes)
     for name in [*folders]:
         if (folder := str(Path(name).absolute())) != (said := _in_utf8(folder)):
             mistakes.add("--data", f"{said} is no UTF-8 name, so no record can hold it; rename it, or link to it")
             folders.remove(name)
-    if len(folders) > 1:
+    several = len(folders) > 1
+    if several:
         spec = crossed(spec, folders, [*presets.scale, *below], above, notes, mistakes)
-    above += [(("data", "path"), name, "--data") for name in folders if len(folders) == 1]
+    above += [(("data", "path"), name, "--data") for name in folders if not several]
     check_said_once(above, mistakes)
-    spec, over = narrowed(spec, above, notes) if len(folders) < 2 else (spec, above)
+    spec, over = (spec, above) if several else narrowed(spec, above, notes)
     check_names(spec, mistakes)
     chosen = tuple(seeds) if seeds is not None else spec.seeds
     try:
         check_seeds(chosen)
     except ValueError as error:
         mistakes.add("--seeds", str(error))
+    return _Asked(spec, presets, below, above, over, chosen, several)
 
-    if spec.search is not None:
-        return _expand_search(spec, presets, below, above, chosen, require_data, mistakes)
-    listed = rows_of(spec, presets, over, notes, mistakes)
+
+def _expand_listed(asked: _Asked, require_data: bool, notes: list[str], mistakes: Mistakes) -> Grid:
+    """The grid of rows and axes."""
+    spec, presets, below, above = asked.spec, asked.presets, asked.below, asked.above
+    listed = rows_of(spec, presets, asked.over, notes, mistakes)
     layered = [presets.layered([*below, *each.settings, *above], mistakes) for each in listed]
     resolved = [resolve(each.settings, spec.path, mistakes) for each in layered]
     listed = _renamed(listed, resolved, presets, below, above, notes)
-    labels = [each.row.label for each in listed]
     baseline = baseline_of(spec, listed, mistakes)
+    labels = [each.row.label for each in listed]
     claims = claims_of(spec.claims, labels, spec.metrics, spec.path, mistakes, by_data_set(listed))
     mistakes.check()
     images = cache(num_training_images)
@@ -239,11 +270,8 @@ def expand(
         for each, below, r in zip(listed, layered, resolved, strict=True)
         if r is not None and not each.row.needs
     ]
-    notes += unmeasured(spec.metrics, [draft.resolved.evaluate.max_detections for draft in drafts])
-    fingerprints = fingerprints_of([draft.resolved.data for draft in drafts], require_data, notes)
-    check_contents(spec, {draft.resolved.data.path: fingerprints[draft.resolved.data] for draft in drafts})
-    hashes = weights_hashes([weights_of(draft.resolved.model) for draft in drafts], require_data, notes)
-    trials, rows = assemble(drafts, chosen, fingerprints, hashes)
+    trials, rows = _trials_and_rows(drafts, asked, require_data, notes)
+    running = [each for each in listed if not each.row.needs]
     shown = published_preset(spec, presets.name)
 
     def whole(row: Row, each: Listed) -> Row:
@@ -251,7 +279,6 @@ def expand(
         gained = baseline.labels.get(row.label, "")
         return replace(row, published=published, own=each.own, along=each.along, baseline=gained)
 
-    running = [each for each in listed if not each.row.needs]
     return Grid(
         name=spec.name,
         title=spec.title or spec.name,
@@ -260,7 +287,7 @@ def expand(
         trials=trials,
         metrics=spec.metrics,
         rows=tuple(whole(row, each) for row, each in zip(rows, running, strict=True)),
-        seeds=chosen,
+        seeds=asked.seeds,
         baseline=baseline.words,
         held=baseline.held,
         published_preset=shown,
@@ -269,15 +296,26 @@ def expand(
         claims=claims,
         max_seeds=spec.decide.max_seeds,
         notes=tuple(dict.fromkeys(notes)),
-        variant=_variant(above, trials, several=len(folders) > 1),
+        variant=_variant(above, trials, several=asked.crossed),
         above=tuple(above),
-        crossed=len(folders) > 1,
+        crossed=asked.crossed,
         waiting=tuple(
             (sum(not other.row.needs for other in listed[:index]), whole(_waiting_row(each.row), each))
             for index, each in enumerate(listed)
             if each.row.needs
         ),
     )
+
+
+def _trials_and_rows(
+    drafts: Sequence[Draft], asked: _Asked, require_data: bool, notes: list[str]
+) -> tuple[tuple[Trial, ...], tuple[Row, ...]]:
+    """Of drafts x seeds, with what their data sets and files of weights hold."""
+    notes += unmeasured(asked.spec.metrics, [draft.resolved.evaluate.max_detections for draft in drafts])
+    fingerprints = fingerprints_of([draft.resolved.data for draft in drafts], require_data, notes)
+    check_contents(asked.spec, {draft.resolved.data.path: fingerprints[draft.resolved.data] for draft in drafts})
+    hashes = weights_hashes([weights_of(draft.resolved.model) for draft in drafts], require_data, notes)
+    return assemble(drafts, asked.seeds, fingerprints, hashes)
 
 
 def _renamed(
@@ -313,17 +351,9 @@ def _waiting_words(needs: Sequence[str]) -> list[str]:
     ]
 
 
-def _expand_search(
-    spec: AblationSpec,
-    presets: Presets,
-    below: list[Setting],
-    above: list[Setting],
-    seeds: tuple[int, ...],
-    require_data: bool,
-    mistakes: Mistakes,
-) -> Grid:
+def _expand_search(asked: _Asked, require_data: bool, notes: list[str], mistakes: Mistakes) -> Grid:
     """The grid of a search, with the trials that are known before anything ran."""
-    notes: list[str] = []
+    spec, presets, seeds = asked.spec, asked.presets, asked.seeds
     here = Path.cwd()  # a worker that makes a trial of a suggestion may be elsewhere,
     hashes: dict[str | None, str | None] = {}  # and finds the weights that the driver found, or refuses
 
@@ -342,7 +372,7 @@ def _expand_search(
         )
         return trial, Row(row.label, factors, (key,), {})
 
-    search = open_search(spec, presets, below, above, seeds, make, mistakes)
+    search = open_search(spec, presets, asked.below, asked.above, seeds, make, mistakes)
     metrics = tuple(dict.fromkeys((search.spec.metric, *spec.metrics)))
     title = spec.title or spec.name
     grid = Grid(
@@ -359,7 +389,7 @@ def _expand_search(
     wanted = search.spec.num_trials if search.spec.algorithm == "random" else len(first)
     if len(grid.trials) < wanted:
         notes.append(f"{spec.path}: search.space holds only {len(grid.trials)} trials that differ")
-    return replace(grid, notes=tuple(dict.fromkeys(notes)), variant=_variant(above, grid.trials))
+    return replace(grid, notes=tuple(dict.fromkeys(notes)), variant=_variant(asked.above, grid.trials))
 
 
 def _variant(above: list[Setting], trials: Sequence[Trial], *, several: bool = False) -> Variant:
