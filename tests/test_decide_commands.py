@@ -157,7 +157,7 @@ def test_a_budget_is_one_for_all_files(
     monkeypatch.setattr("harness.schedule.schedule.run_grid", run_grid)
     assert main(["decide", str(file)]) == 0
     first = kept.read(grid_of(file), store)
-    seconds = seconds_of(counted(first, grid_of(file)), store)
+    seconds = seconds_of(counted(first), store)
     for path in store.root.glob("grids/*/decide.*.json"):
         path.unlink()
     for key in store.trials():

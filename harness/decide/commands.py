@@ -42,7 +42,7 @@ def decide(
             own = replace(grid, trials=trials, command=_command(grid))  # others may never be asked for
             run_grid(own, store, executor=args.executor, concurrent=args.concurrent, only=set(ids))
 
-        others = [counted(kept.read(other, store), other) for other in grids[:place] + grids[place + 1 :]]
+        others = [counted(kept.read(other, store)) for other in grids[:place] + grids[place + 1 :]]
         decision, why = settle(
             *(grid, store, run_trials),
             max_seeds=_max_seeds(args, grid),

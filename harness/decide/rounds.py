@@ -34,7 +34,7 @@ class Round:
     admitted: tuple[int, ...]  # places of the questions
     held: tuple[int, ...]  # that the budget does not allow
     trials: tuple[str, ...]  # still to run
-    seconds: float | None  # of devices, from the rows' own trials; None: of some row none has finished
+    seconds: float | None  # of devices, by the rows' own trials; None: of some row no look has seen one
 
 
 def decide(
@@ -74,7 +74,7 @@ def decide(
             done = frozenset(key for row in grid.rows for key in row.trial_ids if store.status(key) == "finished")
             decision = replace(decision, before=done)
         check_seen(decision, grid, store)
-        room = budget is None or seconds_of(counted(decision, grid) | others, store) < budget
+        room = budget is None or seconds_of(counted(decision) | others, store) < budget
         decision = _repaired(decision, grid, store, run if room else None, allow_mixed=allow_mixed)
         decision = kept.write(decision, grid, store)  # each time: what is left out, and why, is of now
         while (found := next_round(decision, grid, store, budget, others)) is not None:
@@ -121,8 +121,7 @@ def next_round(
     open_looks = [course.next_look for course in courses if course.next_look is not None]
     for number in sorted(set(open_looks)):
         places = [place for place, course in enumerate(courses) if course.next_look == number]
-        left = None if budget is None else budget - seconds_of(counted(decision, grid) | others, store)
-        found = _admit(places, number, decision, grid, store, left)
+        found = _admit(places, number, decision, grid, store, budget, others)
         if found.admitted:
             return found
     if not open_looks:
@@ -132,30 +131,42 @@ def next_round(
 
 
 def _admit(
-    places: Sequence[int], number: int, decision: Decision, grid: Grid, store: RunStore, left: float | None
+    places: Sequence[int],
+    number: int,
+    decision: Decision,
+    grid: Grid,
+    store: RunStore,
+    budget: float | None,
+    others: Set[str],
 ) -> Round:
-    """As many of the questions, in the file's order, as what is left of the budget has room for."""
+    """As many of the questions, in the file's order, as what is left of the budget has room for.
+
+    What a look has not seen yet counts by the mean of its row, whether it has finished or not: after a kill the round
+    that was cut short is admitted as it was before.
+    """
     trials: dict[str, None] = {}
     admitted, held, seconds, is_known = [], [], 0.0, True
+    paid = counted(decision) | others
+    left = None if budget is None else budget - seconds_of(paid, store)
+    priced = {*decision.before, *paid}
     for place in places:
         needed = trials_needed(decision.questions[place], grid, decision.looks)
         missing = [key for key in needed if store.status(key) != "finished" and key not in trials]
-        cost = _cost(missing, decision, grid, store)
+        unpaid = [key for key in needed if key not in priced]
+        cost = _cost(unpaid, decision, grid, store)
         if left is not None and (left <= 0 or seconds + (cost or 0.0) > left) and missing:
             held.append(place)
             continue
         admitted.append(place)
         trials |= dict.fromkeys(missing)
+        priced.update(unpaid)
         seconds, is_known = seconds + (cost or 0.0), is_known and cost is not None
     return Round(number, tuple(admitted), tuple(held), tuple(trials), seconds if is_known else None)
 
 
-def counted(decision: Decision, grid: Grid) -> set[str]:
-    """Trials that a budget counts: those that looks have seen or ask for next, but not those finished at the start."""
-    asked: set[str] = set()
-    for question in decision.questions if decision.started else ():
-        asked |= question.trials | trials_needed(question, grid, decision.looks).keys()
-    return asked - decision.before
+def counted(decision: Decision) -> set[str]:
+    """Trials that a budget counts: those that looks have seen, but not those finished at the start."""
+    return {key for question in decision.questions for key in question.trials} - decision.before
 
 
 def seconds_of(trials: Iterable[str], store: RunStore) -> float:
@@ -201,19 +212,19 @@ def _seconds(store: RunStore, key: str) -> float | None:
     return 3600.0 * hours if isinstance(hours, int | float) else None
 
 
-def _cost(missing: Sequence[str], decision: Decision, grid: Grid, store: RunStore) -> float | None:
-    """Device seconds of trials that are to run, each by the mean of its row's that looks have seen; None: unknown."""
+def _cost(unpaid: Sequence[str], decision: Decision, grid: Grid, store: RunStore) -> float | None:
+    """Device seconds of trials that no look has seen, each by the mean of its row's that were seen; None: unknown."""
     seen = {key for question in decision.questions for key in question.trials}
     total = 0.0
     for row in grid.rows:
-        own = [key for key in missing if key in row.trial_ids]
+        own = [key for key in unpaid if key in row.trial_ids]
         if not own:
             continue
         known = [value for key in row.trial_ids if key in seen and (value := _seconds(store, key)) is not None]
         if not known:
             return None
         total += len(own) * fmean(known)
-        missing = [key for key in missing if key not in own]
+        unpaid = [key for key in unpaid if key not in own]
     return total
 
 
