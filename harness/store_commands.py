@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,19 +58,21 @@ def status(args: argparse.Namespace) -> int:
 
 
 def _claims(store: RunStore, args: argparse.Namespace) -> None:
-    """How the claims stand of what is being decided; of files only theirs."""
+    """How claims stand: of files those that they state now; of the store all that looks were taken of, as then."""
+    from harness.decide import told
+
+    found: list[Callable[[], tuple[str, list[str]]]] = []
     if args.files:
         from harness.commands import open_grids
 
         grids = open_grids(args, require_data=False)
-        paths = [path for grid in grids if exists(path := decisions.path_of(grid, store))]
+        kept = [grid for grid in grids if exists(decisions.path_of(grid, store))]
+        found = [lambda grid=grid: (grid.heading, told.of_grid(grid, store)) for grid in kept]
     else:
-        paths = [*decisions.decisions(store.root).values()]
-    for path in paths:
-        from harness.decide.told import of_file
-
+        found = [lambda path=path: told.of_file(path) for path in decisions.decisions(store.root).values()]
+    for read in found:
         try:
-            heading, lines = of_file(path)
+            heading, lines = read()
         except UserError as error:
             remark(f"warning: {error}")
             continue

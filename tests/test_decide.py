@@ -16,7 +16,7 @@ from harness.decide.rounds import NO_ROOM, counted, decide, hours, next_round, s
 from harness.errors import UserError
 from harness.report.verdicts import NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from harness.spec.grid import Grid, open_grid
-from harness.store.decisions import load, path_of
+from harness.store.decisions import LEASE, load, path_of
 from harness.store.results import RunStore
 from tests.support.decided_grid import FILE, finish, grid_of, prepared, settled, trainer, verdicts
 
@@ -135,6 +135,10 @@ def test_a_failed_seed_is_a_missing_pair(file: Path) -> None:
     small = next(own for own in decision.questions if own.claim.text == "A small gain")
     assert why == "" and small.seen["small"][1].difference is None
     assert sum(pair.difference is None for pair in small.seen["small"]) == 1
+    line = next(line for line in told.lines(decision, grid, store) if line[0] == "A small gain")
+    seeds = small.course(decision.looks).look
+    assert line[4] == f"{seeds - 1} of {seeds}" and "without seed 1: trainings failed, or lack the number" in line[5]
+    assert any("A small gain" in line and "without seed 1" in line for line in told.of_file(path_of(grid, store))[1])
 
 
 def test_too_many_failed_seeds_end_a_claim(file: Path) -> None:
@@ -379,6 +383,83 @@ def test_claims_that_failed_go_on_once_their_trainings_are_there(
     assert main(["decide", str(file)]) == 0
     undisturbed, _ = decide(grid, other := RunStore(file.parent / "other"), trainer(other, grid, []))
     assert verdicts(kept.read(grid, store)) == verdicts(undisturbed)
+
+
+def test_rows_in_another_order_are_the_same_claim(file: Path) -> None:
+    before, _, store, _ = settled(file)
+    file.write_text(FILE.replace("[clear, worse]", "[worse, clear]"))
+    after, _ = decide(grid_of(file), store, lambda ids: pytest.fail("the trainings are the same"))
+    assert verdicts(after) == verdicts(before) and not after.aside
+
+
+def test_status_of_a_file_is_about_its_trainings_now(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settled(file)
+    assert main(["status", str(file)]) == 0
+    assert "A clear gain: reproduced at 3 seeds" in capsys.readouterr().out
+    file.write_text(FILE.replace("train.epochs: 1", "train.epochs: 3"))
+    assert main(["status", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "A clear gain: open, next look at 3 seeds" in said and "reproduced at" not in said
+    assert "4 claims that were looked at are not asked now, or of other trainings" in said
+
+
+# ---- one plan, whatever the file is called
+
+
+def test_a_file_by_another_name_may_not_plan_other_looks(file: Path) -> None:
+    before, _, store, _ = settled(file)
+    renamed = file.with_name("renamed.yaml")
+    renamed.write_text(FILE.replace("name: claims\n", ""))
+    with pytest.raises(UserError, match="were planned for 12 seeds .*claims.*say --max-seeds 12"):
+        decide(grid_of(renamed, 24), store, lambda ids: None, max_seeds=24)
+    after, why = decide(grid_of(renamed), store, lambda ids: pytest.fail("the trainings are there"))
+    assert why == "" and verdicts(after) == verdicts(before)
+
+
+def test_looks_are_those_of_the_file(file: Path) -> None:
+    _, _, store, grid = settled(file)
+    path = path_of(grid, store)
+    content = json.loads(path.read_text())
+    content["looks"]["alphas"] = [0.01] * 5
+    path.write_text(json.dumps(content))
+    assert kept.read(grid, store).looks.alphas == (0.01,) * 5
+    content["looks"]["alphas"] = [0.02] * 5
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="is damaged .its looks spend 0.1, where 0.05 may be spent"):
+        kept.read(grid, store)
+
+
+def test_who_lost_the_lease_writes_nothing(file: Path) -> None:
+    grid, store = grid_of(file), RunStore()
+    lease = path_of(grid, store).with_name(f"decide.{grid.preset}{LEASE}")
+
+    def run(ids: Sequence[str]) -> None:
+        for key in ids:
+            finish(store, grid, key)
+        lease.unlink()  # as after a long suspension, when another process takes over
+        decide(grid, store, trainer(store, grid, []))
+
+    with pytest.raises(UserError, match="another process took over deciding its claims"):
+        decide(grid, store, run)
+    undisturbed, *_ = settled(file)
+    assert kept.read(grid, store).questions == undisturbed.questions
+
+
+# ---- numbers that trainings lack
+
+
+def test_nothing_trains_for_a_number_that_no_training_measures(file: Path) -> None:
+    claim = "  - {text: Less conflict, better: clear, than: small, metric: conflict/mean}\n"
+    file.write_text(FILE.replace("rows:", "metrics: [AP, conflict/mean]\nrows:") + claim)
+    grid, store = grid_of(file), RunStore()
+    with pytest.raises(UserError, match=r"'Less conflict' is about conflict/mean, and nothing asks for it: `analyse"):
+        decide(grid, store, lambda ids: pytest.fail("it would be in vain"))
+    grid = open_grid(file, overrides=["analyse=[conflict]"], seeds=range(12))
+    decision, why = decide(grid, store, trainer(store, grid, []))  # finished, and without the number all the same
+    (own,) = [own for own in decision.questions if own.claim.text == "Less conflict"]
+    assert why == "" and own.course(decision.looks).is_failing
+    (words,) = told.failing(decision, store)
+    assert "lack their number" in words and "conflict/mean was not recorded" in words and "retry" not in words
 
 
 # ---- a file of the first schema, which had labels alone

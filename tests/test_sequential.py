@@ -137,6 +137,27 @@ def test_failed_seeds_are_missing_pairs_until_they_are_too_many() -> None:
     assert found.next_look is None and found.reason.startswith("failing: of the 5 pairs of 'a' 2 are missing")
 
 
+def test_too_many_missing_pairs_end_a_claim_whatever_the_others_say() -> None:
+    found = follow({"a": [None, None, 5.0, None, 5.001]}, Rule(1.0), LOOKS)
+    assert (found.verdict, found.next_look, found.is_failing) == (UNDECIDED, None, True)
+    assert found.rows[0].estimate is not None and found.rows[0].estimate.pairs == 2, "what is there is shown"
+    settled = {"fast": [5.0, 5.1, 4.9], "slow": [1.0, 2.6, 1.4, None, 2.1, 1.9, 1.8]}
+    assert not follow(settled, HIGHER, LOOKS).is_failing, "a row that is settled needs no more pairs"
+
+
+def test_a_claim_that_can_go_neither_way_is_given_up() -> None:
+    """Too far below zero to be shown, and not far enough to refute at the share of one row in three."""
+    rows = {"a": [5.0, 5.1, 4.9], "b": [4.0, 4.1, 3.9], "c": [-0.3, -2.0, 0.9, -1.0, -0.35]}
+    own = follow(rows, HIGHER, LOOKS)
+    assert own.next_look is None and own.reason.startswith("given up at 5 seeds: 'c'")
+
+
+def test_reasons_write_numbers_as_their_metric_does() -> None:
+    values = [0.002, -0.002, 0.0001, 0.0019, -0.0019]
+    found = follow({"a": values}, HIGHER, LOOKS, lambda value, signed: f"<{value:.5f}>")
+    assert f"deviation of <{float(np.std(values, ddof=1)):.5f}>" in found.reason
+
+
 def test_one_pair_that_carries_the_deviation_is_told() -> None:
     calm, lonely = [1.0, 1.4, 0.6, 1.2, 0.8], [1.0, 1.1, 0.9, 1.0, 9.0]
     for values, expected in ((calm, False), (lonely, True)):

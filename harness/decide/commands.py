@@ -27,12 +27,15 @@ def decide(
     """Train seeds where they decide, until every claim of the files is settled or the budget is spent."""
     from harness.decide.rounds import NO_ROOM, counted
     from harness.decide.rounds import decide as settle
+    from harness.decide.sound import check_measured, check_planned_alike
     from harness.schedule.schedule import run_grid
 
     store, is_short = RunStore(), False
     grids = _decided_grids(args, store, open_grids)
-    for grid in grids:
-        kept.read(grid, store, _max_seeds(args, grid))  # mistakes in any file are told before anything trains
+    read = [kept.read(grid, store, _max_seeds(args, grid)) for grid in grids]
+    for grid, decision in zip(grids, read, strict=True):  # mistakes in any file are told before anything trains
+        check_planned_alike(decision, grid, store)
+        check_measured(decision, grid, store)
     for place, grid in enumerate(grids):
         tell_of_other_code(store, [trial.trial_id for trial in grid.trials])
 
@@ -58,10 +61,10 @@ def decide(
                 print(fitted(words, WIDTH))
         if why:
             remark(f"{grid.name}: stopped: {why}")
-        failing = any(question.course(decision.looks).is_failing for question in decision.questions)
-        if failing:
-            remark(f"{grid.name}: {told.FAILING}")
-        is_short |= failing or why.startswith("some trials")
+        failing = told.failing(decision, store)
+        for words in failing:
+            remark(f"{grid.name}: {words}")
+        is_short |= bool(failing) or why.startswith("some trials")
     return 1 if is_short else 0
 
 

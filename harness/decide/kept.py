@@ -55,10 +55,15 @@ def read(grid: Grid, store: RunStore, max_seeds: int | None = None) -> Decision:
             f"{grid.name}: its looks were planned for {planned} seeds before the first one was taken; other looks now "
             f"would spend more error than planned: leave out --max-seeds (or the file's decide.max_seeds)"
         )
-    most = planned if is_bound else max_seeds or planned
+    looks = looks_of(kept) if is_bound else looks_for(max_seeds or planned)
     questions, aside = _resumed(grid, [_named(own, grid, store) for own in (*kept["aside"], *kept["claims"])])
     before, started = frozenset(kept["before"]), str(kept["started"])
-    return Decision(looks_for(most), questions, before, started, left_out(grid), aside)
+    return Decision(looks, questions, before, started, left_out(grid), aside)
+
+
+def looks_of(kept: Mapping[str, Any]) -> Looks:
+    """The looks as they were planned."""
+    return Looks(tuple(kept["looks"]["seeds"]), tuple(kept["looks"]["alphas"]))
 
 
 def _named(own: Mapping[str, Any], grid: Grid, store: RunStore) -> dict[str, Any]:
@@ -102,30 +107,48 @@ def _resumed(grid: Grid, kept: list[dict[str, Any]]) -> tuple[tuple[Question, ..
                 f"{grid.name}: the margin of '{question.claim.text}' was {before:g} when its first look was taken, and "
                 f"is {now:g} now; set it back, or state another claim"
             )
-        questions.append(replace(question, seen=_seen(question.claim, same[0])) if same else question)
+        questions.append(replace(question, seen=_seen(question, same[0], grid)) if same else question)
     return tuple(questions), tuple(own for own in known if id(own) not in used)
 
 
 def _is_of(own: Mapping[str, Any], claim: Claim, grid: Grid) -> bool:
     """Whether what was kept is of this claim, whatever its words and labels: of the same trials, metric and kind."""
     same_kind = own["metric"] == claim.metric and (own["within"] is None) == (claim.within is None)
-    if not same_kind or len(own["rows"]) != len(claim.rows):
-        return False
+    return same_kind and bool(_rows_of(own, claim, grid))
+
+
+def is_about(own: Mapping[str, Any], claim: Claim, grid: Grid) -> bool:
+    """Whether what was kept is of this claim with the margin that it has now."""
+    return _is_of(own, claim, grid) and own["within"] == claim.within
+
+
+def _rows_of(own: Mapping[str, Any], claim: Claim, grid: Grid) -> dict[str, str]:
+    """The rows that a claim's rows had in what was kept, found by their trials; empty where these are others.
+
+    They may stand in another order. Rows of which nothing was seen fit any.
+    """
+    if len(own["rows"]) != len(claim.rows):
+        return {}
     trials = {row.label: dict(zip(grid.seeds, row.trial_ids, strict=True)) for row in grid.rows}
+    reference, found = trials[claim.reference], dict[str, str]()
     compared = 0
-    for row, label in zip(own["rows"], claim.rows, strict=True):
-        for seed, pair in enumerate(own["pairs"].get(row, ())):
-            if seed in trials[label]:
-                compared += 1
-                if tuple(pair[:2]) != (trials[label][seed], trials[claim.reference][seed]):
-                    return False
-    return compared > 0
+    for row in sorted(own["rows"], key=lambda row: not own["pairs"].get(row)):
+        pairs = {seed: tuple(pair[:2]) for seed, pair in enumerate(own["pairs"].get(row, ()))}
+        for label in (label for label in claim.rows if label not in found):
+            here = [seed for seed in pairs if seed in trials[label]]
+            if all(pairs[seed] == (trials[label][seed], reference[seed]) for seed in here) and (here or not pairs):
+                compared += len(here)
+                found[label] = row
+                break
+        else:
+            return {}
+    return found if compared else {}
 
 
-def _seen(claim: Claim, own: Mapping[str, Any]) -> dict[str, list[Pair]]:
+def _seen(question: Question, own: Mapping[str, Any], grid: Grid) -> dict[str, list[Pair]]:
     """What was seen, by the labels that its rows have now."""
-    found = [own["pairs"].get(row, ()) for row in own["rows"]]
-    return {row: [Pair(*pair) for pair in pairs] for row, pairs in zip(claim.rows, found, strict=True)}
+    rows = _rows_of(own, question.claim, grid)
+    return {label: [Pair(*pair) for pair in own["pairs"].get(rows[label], ())] for label in question.claim.rows}
 
 
 def write(decision: Decision, grid: Grid, store: RunStore) -> Decision:
@@ -136,9 +159,9 @@ def write(decision: Decision, grid: Grid, store: RunStore) -> Decision:
         **{"schema": SCHEMA, "grid": grid.name, "preset": grid.preset, "variant": grid.variant.words},
         "started": started,
         "max_seeds": decision.looks.most,
-        "looks": {"seeds": list(decision.looks.numbers), "alphas": list(decision.looks.alphas)},
+        "looks": decision.looks.as_dict(),
         "before": sorted(decision.before),
-        "claims": [_as_dict(question) for question in decision.questions],
+        "claims": [as_dict(question) for question in decision.questions],
         "left_out": [list(pair) for pair in decision.left_out],
         "aside": list(decision.aside),
     }
@@ -152,7 +175,8 @@ def max_seeds_kept(grid: Grid, store: RunStore) -> int | None:
     return None if kept is None else int(kept["max_seeds"])
 
 
-def _as_dict(question: Question) -> dict[str, Any]:
+def as_dict(question: Question) -> dict[str, Any]:
+    """A claim and what was seen of it, in JSON types."""
     claim = question.claim
     return {
         **{"text": claim.text, "rows": list(claim.rows), "reference": claim.reference},

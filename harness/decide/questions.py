@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from harness.report.cells import written
 from harness.report.looks import Looks
-from harness.report.sequential import Course, Rule, follow
+from harness.report.sequential import Course, Rule, Write, follow
 from harness.report.tables import metric_of
 from harness.report.verdicts import UNDECIDED
 from harness.spec.claims import Claim
@@ -36,7 +37,7 @@ class Question:
     def course(self, looks: Looks) -> Course:
         """What has become of it."""
         differences = {row: [pair.difference for pair in self.seen.get(row, ())] for row in self.claim.rows}
-        return follow(differences, self.rule, looks)
+        return follow(differences, self.rule, looks, writing(self.claim.metric))
 
     @property
     def missing(self) -> list[str]:
@@ -48,6 +49,11 @@ class Question:
     def trials(self) -> set[str]:
         """Those that its looks have seen."""
         return {key for pairs in self.seen.values() for pair in pairs for key in (pair.trial, pair.reference)}
+
+
+def writing(metric: str) -> Write:
+    """How a number of a metric is written."""
+    return lambda value, signed: written(value, metric_of(metric), signed)
 
 
 def questions_of(grid: Grid) -> list[Question]:

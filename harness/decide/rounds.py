@@ -7,14 +7,13 @@ order in which trials end: looks are taken after a round, and the budget counts 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Set
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from harness.decide import kept
 from harness.decide.kept import Decision
 from harness.decide.questions import FAILED, refilled, take_look, trials_needed
-from harness.decide.sound import check_same_code, check_seen
+from harness.decide.sound import check_measured, check_planned_alike, check_same_code, check_seen
 from harness.errors import UserError
 from harness.report.verdicts import UNDECIDED
 from harness.spec.grid import Grid
@@ -68,15 +67,17 @@ def decide(
             compare, or see `kept.read`.
     """
     store.prepare()
-    with _alone(grid, store):
+    with _alone(grid, store) as held:
         decision = kept.read(grid, store, max_seeds)
         if not decision.started:
             done = frozenset(key for row in grid.rows for key in row.trial_ids if store.status(key) == "finished")
             decision = replace(decision, before=done)
         check_seen(decision, grid, store)
+        check_planned_alike(decision, grid, store)
+        check_measured(decision, grid, store)
         room = budget is None or seconds_of(counted(decision) | others, store) < budget
         decision = _repaired(decision, grid, store, run if room else None, allow_mixed=allow_mixed)
-        decision = kept.write(decision, grid, store)  # each time: what is left out, and why, is of now
+        decision = _keep(decision, grid, store, held)  # each time: what is left out, and why, is of now
         while (found := next_round(decision, grid, store, budget, others)) is not None:
             if not found.admitted:
                 return decision, NO_ROOM
@@ -94,7 +95,7 @@ def decide(
             if any(own is None for own in taken.values()):
                 return decision, "some trials of this look have not ended; the same command goes on"
             questions = [taken.get(place) or own for place, own in enumerate(decision.questions)]
-            decision = kept.write(replace(decision, questions=tuple(questions)), grid, store)
+            decision = _keep(replace(decision, questions=tuple(questions)), grid, store, held)
         return decision, ""
 
 
@@ -239,7 +240,7 @@ def _words(found: Round, *, has_budget: bool) -> str:
     return words
 
 
-def _alone(grid: Grid, store: RunStore) -> lease.Lease | nullcontext[None]:
+def _alone(grid: Grid, store: RunStore) -> lease.Lease:
     """The lease on deciding a grid.
 
     Raises:
@@ -251,3 +252,17 @@ def _alone(grid: Grid, store: RunStore) -> lease.Lease | nullcontext[None]:
     if held is None:
         raise UserError(f"{grid.name}: another process is deciding its claims ({path}); wait for it, or end it")
     return held
+
+
+def _keep(decision: Decision, grid: Grid, store: RunStore, held: lease.Lease) -> Decision:
+    """Write what looks have seen, as long as nobody else has taken over: their looks may go further.
+
+    Raises:
+        UserError: somebody has.
+    """
+    if held.lost or not lease.names(held.path, held.token):
+        raise UserError(
+            f"{grid.name}: another process took over deciding its claims ({held.path}), as this one gave no sign of "
+            f"life; nothing of this look is kept, its trainings are: the same command goes on once the other has ended"
+        )
+    return kept.write(decision, grid, store)

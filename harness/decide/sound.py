@@ -7,15 +7,19 @@ in a verdict, so both are refused here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
-from harness.decide.kept import Decision
-from harness.decide.questions import Question, difference_of, trials_needed
+from harness.config import Analysis
+from harness.decide.kept import Decision, is_about, looks_of
+from harness.decide.questions import FAILED, Question, difference_of, trials_needed
 from harness.errors import UserError
+from harness.report.frames import recorded
 from harness.report.ground import check_ground
+from harness.report.tables import metric_of
 from harness.spec.grid import Grid
-from harness.store.decisions import path_of
+from harness.store.decisions import decisions, load, path_of
 from harness.store.ledger import made_by_other_code
 from harness.store.results import RunStore
 
@@ -35,6 +39,53 @@ def check_seen(decision: Decision, grid: Grid, store: RunStore) -> None:
             f"{grid.name}: its looks saw other numbers of {', '.join(changed[:SHOWN])}{more} than the records have "
             f"now; put the former records back, or move {path_of(grid, store)} away to plan looks anew"
         )
+
+
+def check_planned_alike(decision: Decision, grid: Grid, store: RunStore) -> None:
+    """Refuse to plan other looks at claims that looks were taken of under another name of the file, or in another one.
+
+    Raises:
+        UserError: with that file, and the number of seeds that its looks were planned for.
+    """
+    if any(question.seen for question in decision.questions):
+        return
+    for path in decisions(store.root).values():
+        with suppress(UserError):  # damaged: told where it is used
+            kept = load(path) if path != path_of(grid, store) else None
+            if kept is None or looks_of(kept) == decision.looks:
+                continue
+            for question in decision.questions:
+                if any(is_about(own, question.claim, grid) for own in (*kept["claims"], *kept["aside"])):
+                    break
+            else:
+                continue
+        raise UserError(
+            f"{grid.name}: looks at the trainings of '{question.claim.text}' were planned for {kept['max_seeds']} "
+            f"seeds before the first one was taken ({path}); other looks now would spend more error than planned: say "
+            f"--max-seeds {kept['max_seeds']}"
+        )
+
+
+def check_measured(decision: Decision, grid: Grid, store: RunStore) -> None:
+    """Refuse to train for a number that no training will have, since nothing asks for the analysis behind it.
+
+    Raises:
+        UserError: with the analysis.
+    """
+    for question in decision.questions:
+        metric = metric_of(question.claim.metric).name
+        analysis = metric.partition("/")[0].partition(".")[0]
+        if "/" not in metric or analysis not in get_args(Analysis):
+            continue
+        for key in trials_needed(question, grid, decision.looks):
+            state, asked = store.status(key), analysis in grid.trial(key).analyse.metrics
+            if state == "finished" and recorded(store.read(key) or {}, metric) is None and not asked:
+                way = f"{key} finished without it: codetr analyse {key} --metrics {analysis} adds it"
+            elif state not in ("finished", FAILED) and not asked:
+                way = f"nothing asks for it: `analyse: [{analysis}]` in the file's base or --set does"
+            else:
+                continue
+            raise UserError(f"{grid.name}: '{question.claim.text}' is about {metric}, and {way}")
 
 
 def altered(question: Question, store: RunStore) -> tuple[set[str], set[str]]:

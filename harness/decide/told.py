@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.decide.kept import Decision, max_seeds_kept, read
-from harness.decide.questions import Question, trials_needed
+from harness.decide.kept import Decision, as_dict, looks_of, max_seeds_kept, read
+from harness.decide.questions import Question, trials_needed, writing
 from harness.decide.rounds import hours
 from harness.decide.sound import altered
 from harness.report.cells import PLAIN, interval_words, percent
-from harness.report.looks import Looks, looks_for
+from harness.report.frames import recorded
+from harness.report.looks import Looks
+from harness.report.notes import undefined_reason
 from harness.report.sequential import Estimate, Rule, follow
 from harness.report.statistics import Difference
 from harness.report.tables import metric_of
@@ -23,7 +26,9 @@ from harness.spec.variants import heading
 from harness.store.decisions import load
 from harness.store.results import RunStore
 
-FAILING = "claims ended for trainings that failed: mend the cause, `codetr retry`, and the same command goes on"
+FAILED_TRAININGS = (
+    "claims ended for trainings that failed: mend the cause, `codetr retry`, and the same command goes on"
+)
 COLUMNS = {
     "claim": True,
     "verdict": False,
@@ -51,6 +56,9 @@ def _line(question: Question, looks: Looks, grid: Grid, store: RunStore | None, 
     notes.append(course.reason)
     if store is not None and (gone := altered(question, store)[1]):
         notes.append(f"{len(gone)} trainings that its looks saw are not here")
+    lost = missing_pairs([pair.difference for pair in pairs] for pairs in question.seen.values())
+    if lost and not course.is_failing:
+        notes.append(f"{lost}: trainings failed, or lack the number")
     estimate = next(row.estimate for row in course.rows if row.label == own.row)
     if estimate is not None and estimate.lonely:
         notes.append("one pair carries more than half of the sum of squares: a training may have collapsed")
@@ -59,9 +67,40 @@ def _line(question: Question, looks: Looks, grid: Grid, store: RunStore | None, 
         course.verdict if course.next_look is None else "open",
         f"{own.row} against {question.claim.reference}",
         "" if own.difference is None else interval_words(own.difference, verdict.metric, PLAIN),
-        "" if estimate is None else str(estimate.seeds),
+        "" if estimate is None else counted_words(estimate),
         "; ".join(note for note in notes if note),
     ]
+
+
+def counted_words(estimate: Estimate) -> str:
+    """Seeds of a look; where pairs are missing, how many are there: `2 of 3`."""
+    return str(estimate.seeds) if estimate.pairs == estimate.seeds else f"{estimate.pairs} of {estimate.seeds}"
+
+
+def missing_pairs(pairs: Iterable[Sequence[float | None]]) -> str:
+    """Which seeds the looks of a claim's rows lack: `without seed 1`; empty where they lack none."""
+    lacking = sorted({seed for found in pairs for seed, value in enumerate(found) if value is None})
+    return f"without seed{'s' if len(lacking) > 1 else ''} {', '.join(map(str, lacking))}" if lacking else ""
+
+
+def failing(decision: Decision, store: RunStore) -> list[str]:
+    """What to do about claims that ended for pairs that are missing: a line for each cause."""
+    lines = []
+    for question in decision.questions:
+        if not question.course(decision.looks).is_failing:
+            continue
+        metric = metric_of(question.claim.metric).name
+        finished = [key for key in question.missing if store.status(key) == "finished"]
+        if len(finished) < len(question.missing):
+            lines.append(FAILED_TRAININGS)
+        if lack := [key for key in finished if _lacks(store, key, metric)]:
+            why = undefined_reason(metric, [record for key in lack if (record := store.read(key)) is not None])
+            lines.append(f"claims ended for trainings that lack their number, as {lack[0]}: {why}")
+    return list(dict.fromkeys(lines))
+
+
+def _lacks(store: RunStore, key: str, metric: str) -> bool:
+    return recorded(store.read(key) or {}, metric) is None
 
 
 def verdict_of(question: Question, looks: Looks) -> Verdict:
@@ -131,6 +170,14 @@ def looks_words(decision: Decision) -> str:
     return "looks: " + ", ".join(f"{number} seeds at {percent(1 - alpha)}" for number, alpha in looks)
 
 
+def of_grid(grid: Grid, store: RunStore) -> list[str]:
+    """A line for each claim that a grid has now, as `of_file` writes them; what looks saw of other claims is told."""
+    decision = read(grid, store)
+    kept = {"claims": [as_dict(own) for own in decision.questions], "left_out": decision.left_out}
+    aside = f"{len(decision.aside)} claims that were looked at are not asked now, or of other trainings"
+    return _kept_lines({**kept, "looks": decision.looks.as_dict()}) + ([aside] if decision.aside else [])
+
+
 def of_file(path: Path) -> tuple[str, list[str]]:
     """Grid and preset of a kept file, and a line for each of its claims; the grid itself need not be known.
 
@@ -143,11 +190,11 @@ def of_file(path: Path) -> tuple[str, list[str]]:
 
 
 def _kept_lines(kept: dict[str, Any]) -> list[str]:
-    looks = looks_for(int(kept["max_seeds"]))
-    told = []
+    looks, told = looks_of(kept), []
     for own in kept["claims"]:
         rule = Rule(float(own["sign"]), own["within"])
-        course = follow({row: [pair[2] for pair in own["pairs"].get(row, ())] for row in own["rows"]}, rule, looks)
+        pairs = {row: [pair[2] for pair in own["pairs"].get(row, ())] for row in own["rows"]}
+        course = follow(pairs, rule, looks, writing(own["metric"]))
         words = course.verdict
         if course.next_look is not None:
             rows = 1 + sum(row.verdict == UNDECIDED for row in course.rows)
@@ -158,5 +205,7 @@ def _kept_lines(kept: dict[str, Any]) -> list[str]:
             words += f": {course.reason}"
         elif course.look is not None:
             words += f" at {course.look} seeds"
+        if (lost := missing_pairs(pairs.values())) and not course.is_failing:
+            words += f", {lost}"
         told.append(f"{own['text']}: {words}")
     return told + [f"{text}: left out, as {why}" for text, why in kept["left_out"]]

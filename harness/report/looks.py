@@ -29,9 +29,9 @@ class Looks:
         """Seeds at the last look."""
         return self.numbers[-1]
 
-    def alpha_at(self, number: int) -> float:
-        """The α of the look at so many seeds."""
-        return self.alphas[self.numbers.index(number)]
+    def as_dict(self) -> dict[str, list[int] | list[float]]:
+        """JSON types."""
+        return {"seeds": list(self.numbers), "alphas": list(self.alphas)}
 
 
 def looks_for(max_seeds: int = DEFAULT) -> Looks:

@@ -7,13 +7,14 @@ killed and resumed decides what an undisturbed one does, and seeds that others b
   claim is when all its rows are, each at its own look: an intersection, for which nothing is corrected.
 - A claim is *not reproduced* as soon as the interval of one of its m rows at 1 - α / m lies on the worse side (or
   beyond the margin): a union.
+- From 5 seeds on it ends without a verdict where more than one pair in five of a row that is still open is missing.
 - It is given up, from 5 seeds on, when even a favourable continuation would not decide. That spends no error.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -70,7 +71,16 @@ class Rule:
     margin: float | None = None  # None: the rows are better; otherwise they are equal within this
 
 
-def follow(rows: Mapping[str, Sequence[float | None]], rule: Rule, looks: Looks) -> Course:
+Write = Callable[[float, bool], str]  # a difference in words; with True its sign is always there
+
+
+def _two_decimals(value: float, signed: bool) -> str:
+    return f"{value:+.2f}" if signed else f"{value:.2f}"
+
+
+def follow(
+    rows: Mapping[str, Sequence[float | None]], rule: Rule, looks: Looks, write: Write = _two_decimals
+) -> Course:
     """Replay a claim.
 
     Args:
@@ -78,18 +88,20 @@ def follow(rows: Mapping[str, Sequence[float | None]], rule: Rule, looks: Looks)
             one of the two has failed for good.
         rule: of the claim.
         looks: planned.
+        write: how reasons write a number of the claim's metric.
     """
     course = Course(tuple(RowCourse(label) for label in rows), next_look=looks.numbers[0])
     for number, alpha in zip(looks.numbers, looks.alphas, strict=True):
         waiting = [own.label for own in course.rows if own.verdict == UNDECIDED]
         if any(len(rows[label]) < number for label in waiting):
             return replace(course, next_look=number)
+        if reason := _failing({label: rows[label] for label in waiting}, number):
+            seen = tuple(_estimated_again(own, rows[own.label], number, alpha) for own in course.rows)
+            return Course(seen, reason=reason, look=number, is_failing=True)
         course = _look(course, rows, rule, number, alpha)
         if course.verdict != UNDECIDED:
             return replace(course, next_look=None)
-        if reason := _failing(rows, number):
-            return replace(course, next_look=None, reason=reason, is_failing=True)
-        if reason := _give_up(course, rule, looks, number):
+        if reason := _give_up(course, rule, looks, number, write):
             return replace(course, next_look=None, reason=reason)
     return replace(course, next_look=None, reason=f"all {looks.most} seeds leave it open")
 
@@ -117,6 +129,13 @@ def _look(course: Course, rows: Mapping[str, Sequence[float | None]], rule: Rule
     elif all(own.verdict == REPRODUCED for own in found):
         verdict = REPRODUCED
     return Course(tuple(found), verdict, course.next_look, look=number)
+
+
+def _estimated_again(own: RowCourse, differences: Sequence[float | None], number: int, alpha: float) -> RowCourse:
+    """An open row with what its pairs say at a look that judges nothing."""
+    if own.verdict != UNDECIDED:
+        return own
+    return replace(own, estimate=estimated(differences, number, alpha) or own.estimate)
 
 
 def estimated(differences: Sequence[float | None], number: int, alpha: float) -> Estimate | None:
@@ -163,7 +182,7 @@ def _failing(rows: Mapping[str, Sequence[float | None]], number: int) -> str:
     return ""
 
 
-def _give_up(course: Course, rule: Rule, looks: Looks, number: int) -> str:
+def _give_up(course: Course, rule: Rule, looks: Looks, number: int, write: Write) -> str:
     """Why the claim ends without a verdict; empty where it goes on."""
     if number < PATIENCE or number == looks.most:
         return ""
@@ -176,16 +195,16 @@ def _give_up(course: Course, rule: Rule, looks: Looks, number: int) -> str:
     made = own.estimate
     smallest = detectable(made.deviation, looks.most, looks.alphas[-1])
     return (
-        f"given up at {number} seeds: '{own.label}' differs by {made.mean:+.2f} with a paired deviation of "
-        f"{made.deviation:.2f}; at {looks.most} seeds {smallest:.2f} could be shown (80 % power)"
+        f"given up at {number} seeds: '{own.label}' differs by {write(made.mean, True)} with a paired deviation of "
+        f"{write(made.deviation, False)}; at {looks.most} seeds {write(smallest, False)} could be shown (80 % power)"
     )
 
 
 def is_hopeless(own: Estimate, rule: Rule, looks: Looks) -> bool:
-    """Whether even a favourable continuation would leave a row open at the last look."""
+    """Whether even a favourable continuation would leave a row unshown at the last look; see `_may_be_refuted`."""
     reach, half = _reach(own, looks), _last_half(own, looks, 1)
     if rule.margin is None:
-        return abs(own.mean) + reach <= half  # equal where all differences are zero
+        return rule.sign * own.mean + reach <= half  # equal where all differences are zero
     return abs(own.mean) - reach + half > rule.margin
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 LEASE = ".lease.json"
+MOST_SPENT = 0.05 + 1e-9  # of error, by all looks of a comparison
 NAME = re.compile(r"grids/(?!\.)[^/]+/decide\.[^/]+\.json")  # below a store
 Kept = dict[str, Any]
 
@@ -73,9 +74,23 @@ def parse(data: bytes) -> Kept:
         told = [(str(text), str(why)) for text, why in kept.get("left_out", ())]
         names = {name: str(kept[name]) for name in ("grid", "preset", "started")}
         before = [str(key) for key in kept["before"]]
-        return {**kept, **claims, **names, "before": before, "left_out": told, "max_seeds": int(kept["max_seeds"])}
+        most, looks = int(kept["max_seeds"]), _looks(kept["looks"])
+        if looks["seeds"][-1] != most:
+            raise ValueError(f"its last look is at {looks['seeds'][-1]} seeds, and max_seeds is {most}")
+        own = {"before": before, "left_out": told, "max_seeds": most, "looks": looks}
+        return {**kept, **claims, **names, **own}
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _looks(own: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The planned looks: numbers of seeds that rise, and the share of the error that each spends."""
+    seeds, alphas = [int(number) for number in own["seeds"]], [float(share) for share in own["alphas"]]
+    if not seeds or seeds != sorted({*seeds}) or len(alphas) != len(seeds):
+        raise ValueError(f"looks at {seeds} with {len(alphas)} shares of the error")
+    if not all(share > 0 for share in alphas) or not sum(alphas) < MOST_SPENT:
+        raise ValueError(f"its looks spend {sum(alphas):g}, where 0.05 may be spent")
+    return {"seeds": seeds, "alphas": alphas}
 
 
 def _claim(own: Mapping[str, Any]) -> dict[str, Any]:
