@@ -220,6 +220,13 @@ def test_the_summary_agrees_with_a_slow_one(shape, sign):
     assert (found.gain.low, found.gain.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.4)
 
 
+def test_the_chance_to_be_better_lies_within_its_interval_where_seeds_go_together():
+    base = np.arange(40.0, 45.0)
+    found = over_tasks([(dict(enumerate(base + 0.5)), dict(enumerate(base)))] * 3).better
+    assert found.value == pytest.approx(0.6) and found.low < found.value < found.high
+    assert found.value - found.low == pytest.approx(found.high - found.value, abs=0.1)
+
+
 def test_seeds_that_one_data_set_lacks_do_not_count():
     full, short = {seed: float(seed) for seed in range(6)}, {seed: float(seed) for seed in range(5)}
     assert not why_not([(full, full), (short, full), (full, full)])

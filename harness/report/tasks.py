@@ -3,7 +3,8 @@
 The *interquartile mean* is of the gains, paired by seed, of all tasks together: the mean of what is left without a
 quarter of them at either end. It is of gains, not of AP, since the levels of data sets do not compare. The *probability
 of improvement* is the chance that a training of the row is better than one of its baseline, of any two seeds, in the
-mean over tasks; ties count half. Intervals are a bootstrap stratified by task: of each its seeds are drawn anew.
+mean over tasks; ties count half, and all pairs of seeds that there are count, equal ones too. Intervals are a bootstrap
+stratified by task: of each its seeds are drawn anew, for the probability those of the row and of the baseline apart.
 """
 
 from __future__ import annotations
@@ -65,11 +66,14 @@ def over_tasks(tasks: Sequence[tuple[Values, Values]], sign: float = 1.0) -> Ove
     """
     seeds = shared_seeds(tasks)
     own, other = (np.array([[pair[side][seed] for seed in seeds] for pair in tasks]) for side in (0, 1))  # [T, S]
-    drawn = np.random.default_rng(0).integers(0, len(seeds), (DRAWS, *own.shape))
+    rng = np.random.default_rng(0)
+    drawn, apart = (rng.integers(0, len(seeds), (DRAWS, *own.shape)) for _ in range(2))
     every = np.arange(len(seeds))[None].repeat(len(tasks), 0)[None]  # [1, T, S], as observed
+    signed = sign * own, sign * other
     return OverTasks(
         _estimate(_middle(own - other, every), _middle(own - other, drawn)),
-        _estimate(_improved(sign * own, sign * other, every), _improved(sign * own, sign * other, drawn)),
+        # pairs of one seed would be drawn too often if both sides had the same seeds, and such pairs are alike
+        _estimate(_improved(*signed, every, every), _improved(*signed, drawn, apart)),
         *own.shape,
     )
 
@@ -88,13 +92,16 @@ def _middle(gains: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     return found
 
 
-def _improved(own: np.ndarray, other: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """[N] probabilities of improvement; higher is better."""
+def _improved(own: np.ndarray, other: np.ndarray, drawn: np.ndarray, apart: np.ndarray) -> np.ndarray:
+    """[N] probabilities of improvement, with seeds of `own` drawn as `drawn` and of `other` as `apart` says [N, T, S].
+
+    Higher is better.
+    """
     size = max(1, CHUNK // (own.size * own.shape[1]))
     found = []
     for start in range(0, len(drawn), size):
-        part = drawn[start : start + size]
-        first, second = (np.take_along_axis(values[None], part, axis=2) for values in (own, other))
+        sides = (own, drawn), (other, apart)
+        first, second = (np.take_along_axis(side[None], of[start : start + size], axis=2) for side, of in sides)
         gaps = first[..., :, None] - second[..., None, :]
         found.append((np.sign(gaps).mean((1, 2, 3)) + 1) / 2)
     return np.concatenate(found)
