@@ -189,7 +189,12 @@ def build_parser() -> argparse.ArgumentParser:
     submit = commands.add_parser("submit", parents=[store], help="run on a Ray cluster, by `ray job submit`")
     submit.add_argument("--address", metavar="URL", help="the cluster's dashboard (default: as Ray finds it)")
     submit.add_argument("--no-wait", action="store_true", help="do not follow the job's output")
-    submit.add_argument("run", nargs=argparse.REMAINDER, metavar="FILE ...", help="files, then options of run")
+    submit.add_argument(
+        "run",
+        nargs=argparse.REMAINDER,
+        metavar="FILE ...",
+        help="files, then options of run (--address and --no-wait stand before the files)",
+    )
 
     status = commands.add_parser("status", parents=[grid, store], help="what is running, done, failed, and why")
     status.add_argument("files", nargs="*", metavar="FILE", help="only the trials of these ablation files")
@@ -360,7 +365,7 @@ def _add_weights_commands(commands: Any, store: argparse.ArgumentParser) -> None
         command.add_argument(
             "--model",
             metavar="NAME",
-            help="the detector: one of ablations/presets/models, or a preset of a whole model",
+            help="the detector: a released configuration (docs/detectors.md), or one of ablations/presets/models",
         )
         command.add_argument("--preset", metavar="NAME", help="scale below the detector (default: coco_r50_12e)")
         command.add_argument(
@@ -416,6 +421,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if args.command == "submit":
         args.asked = parser.parse_args(["run", *args.run])  # mistakes are told here, not on the cluster
+        args.store = args.store or args.asked.store
     if getattr(args, "store", None):
         os.environ["CODETR_STORE"] = os.path.abspath(os.path.expanduser(args.store))  # for workers as well
     from harness import commands, store_commands

@@ -270,7 +270,9 @@ def submit(args: argparse.Namespace) -> int:
             remark(f"note: {line}")
     from harness.submit import hand_over
 
-    return hand_over(args.run, args.asked.files, args.address, wait=not args.no_wait)
+    preset = args.asked.preset or ""
+    files = [*args.asked.files, *([preset] if preset.endswith((".yaml", ".yml")) else [])]
+    return hand_over(args.run, files, args.address, wait=not args.no_wait)
 
 
 def report(args: argparse.Namespace) -> int:
@@ -440,6 +442,8 @@ def import_(args: argparse.Namespace) -> int:
         print(f"note: '{name}' is no part of a record", file=sys.stderr)
     if len(done.ignored) > 3:
         print(f"note: and {len(done.ignored) - 3} more such files", file=sys.stderr)
+    if done.without_weights:
+        print(f"weights of {len(done.without_weights)} left out; the same command with --checkpoints takes them")
     if done.looks:
         print(f"took along what `codetr decide` keeps of {len(done.looks)} grid{'s'[: len(done.looks) != 1]}")
     told = {"taken": done.taken, "here already": done.same, "kept": done.kept, "refused": done.refused}

@@ -27,7 +27,8 @@ def hand_over(run: Sequence[str], files: Sequence[str], address: str | None = No
 
     Args:
         run: arguments of `codetr run`, the files among them.
-        files: the ablation files; they must lie in the current folder, which is uploaded.
+        files: the ablation files, and a preset's where one is named; they must lie in the current folder, which is
+            uploaded, and the job finds them from there.
         address: the cluster's dashboard (http://head:8265); None: as Ray finds it.
         wait: follow the job's output until it ends.
 
@@ -40,6 +41,9 @@ def hand_over(run: Sequence[str], files: Sequence[str], address: str | None = No
             raise UserError(
                 f"{file}: lies outside of {folder}, which is what a job gets; submit from a folder above it"
             )
+    from_here = {file: os.path.relpath(Path(file).absolute(), folder.absolute()) for file in files}
+    words = from_here | {f"--preset={file}": f"--preset={here}" for file, here in from_here.items()}
+    run = [words.get(word, word) for word in run]
     check_size(folder)
     environment = job_environment(folder)
     ray = shutil.which("ray") or shutil.which("ray", path=str(Path(sys.executable).parent))

@@ -129,3 +129,13 @@ def test_the_whole_tables_have_the_rows_of_the_paper(grids: dict[str, Grid]) -> 
 
 def test_no_row_waits(grids: dict[str, Grid]) -> None:
     assert not any(one.waiting for one in grids.values())
+
+
+def test_what_a_file_may_say_can_be_run(tmp_path: Path) -> None:
+    text = (ABLATIONS / "README.md").read_text().partition("## What an ablation file may say")[2]
+    examples = re.findall(r"```yaml\n(.*?)```", text.partition("\n## ")[0], re.DOTALL)
+    assert len(examples) >= 2
+    for place, example in enumerate(examples):
+        (tmp_path / f"example{place}.yaml").write_text(example)
+        found = open_grid(tmp_path / f"example{place}.yaml", require_data=False)
+        assert len(found.rows) >= 2, example

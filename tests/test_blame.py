@@ -210,6 +210,15 @@ def test_options_are_blamed_under_their_own_names(tmp_path, monkeypatch, argv, t
     assert told in err and err.count("\n") == 1 and "--set runtime" not in err and not out
 
 
+def test_a_part_written_as_a_mapping_is_not_said_to_have_another_value(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("title: t\nrows: [{label: a}]\n")
+    with pytest.raises(UserError) as caught:
+        open_grid(file, "digits_fast", ["model.proposals={name: learned, content: zero, points: mlp}"])
+    told = str(caught.value)
+    assert "points=learned" not in told and "proposals" in told and "is learned" in told
+
+
 def test_the_command_of_a_grid_keeps_its_options():
     quickstart = Path(__file__).parents[1] / "ablations" / "quickstart.yaml"
     grid = open_grid(quickstart, "digits_fast", options={"--accelerator-type": "100", "--gpus-per-trial": "0.5"})

@@ -73,6 +73,29 @@ def test_from_another_folder_the_clusters_own_code_runs(ray, monkeypatch, tmp_pa
     assert "the cluster's own runs" in capsys.readouterr().err
 
 
+def test_the_store_may_stand_behind_the_file(ray, monkeypatch):
+    monkeypatch.delenv("CODETR_STORE")
+    assert main(["submit", FILE, "--store", "/behind"]) == 0
+    assert any('"CODETR_STORE": "/behind"' in word for word in ray())
+
+
+def test_the_job_finds_files_from_its_own_folder(ray, monkeypatch, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("rows: [{label: a}]")
+    (tmp_path / "small.yaml").write_text((ROOT / "ablations/presets/digits_fast.yaml").read_text())
+    (tmp_path / "job").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for given in (["--preset", f"{tmp_path}/small.yaml"], [f"--preset={tmp_path}/small.yaml"]):
+        assert main(["submit", f"{tmp_path}/mine.yaml", *given]) == 0
+        run = ray()[ray().index("--") + 1 :][4:]
+        assert (
+            run[0] == "mine.yaml" and "=".join(run[1:]).endswith("=small.yaml") and str(tmp_path) not in " ".join(run)
+        )
+    monkeypatch.chdir(tmp_path / "job")
+    (tmp_path / "job" / "mine.yaml").write_text("rows: [{label: a}]")
+    assert main(["submit", "mine.yaml", "--preset", f"{tmp_path}/small.yaml"]) == 2
+    assert "small.yaml: lies outside of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "told"),
     [

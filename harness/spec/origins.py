@@ -65,9 +65,17 @@ class Origins:
                 others.append(f"{name} is {_shown(value)} ({place})")
         location = locations[last]
         where = self._where if location is None else self.place(location)
+        value = _shown(conflict.values[names[last]])
+        told = f"{where}: {names[last]} is {value}" if self._is_inside(location) else f"{where}={value}"
         too = "; change it too" if len(others) == 1 else "; change them too"
         what = f"{conflict.rule}; {' and '.join(others)}{too}" if others else conflict.rule
-        return last, f"{where}={_shown(conflict.values[names[last]])}", what
+        return last, told, what
+
+    def _is_inside(self, location: Location | None) -> bool:
+        """Whether only parts of it were written, so that its value stands at no place."""
+        names = tuple(map(str, location or ()))
+        above = any(names[:cut] in self._places for cut in range(len(names), 0, -1))
+        return not above and any(path[: len(names)] == names for path in self._places) if names else False
 
     def _order(self, location: Location | None) -> int:
         """The higher, the later it was written; -1: nobody did."""

@@ -210,6 +210,7 @@ class Imported:
     refused: dict[str, str] = field(default_factory=dict)
     looks: list[str] = field(default_factory=list)  # names of what `codetr decide` keeps of a grid, that were taken
     ignored: list[str] = field(default_factory=list)  # files that are no part of a record
+    without_weights: list[str] = field(default_factory=list)  # that the parcel has, and nobody asked for
 
 
 def import_records(
@@ -265,6 +266,7 @@ def _import_trial(
     record = checked(trial_id, files)
     files["config.yaml"] = yaml.safe_dump(record["config"], sort_keys=False).encode()  # what was checked
     weights = f"runs/{trial_id}/{CHECKPOINT}" if checkpoints and CHECKPOINT in names else None
+    left_out = CHECKPOINT in names and not checkpoints
     folder = store.dir(trial_id)
     held = store.claim(trial_id)
     if held is None:
@@ -280,6 +282,8 @@ def _import_trial(
             files = {name: data for name, data in files.items() if not exists(folder / name)}
             weights = None if exists(folder / CHECKPOINT) else weights
         _put(store, trial_id, files, parcel, weights, clear=not same)
+        if left_out and not exists(folder / CHECKPOINT):
+            done.without_weights.append(trial_id)
     (done.same if same else done.taken).append(trial_id)
 
 
