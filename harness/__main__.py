@@ -95,6 +95,14 @@ def _words(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _command(commands: Any, name: str, *, help: str, **options: Any) -> argparse.ArgumentParser:
+    """A command whose own help begins with what the list of all says of it."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help, description=f"{help[0].upper()}{help[1:]}.", **options
+    )
+    return parser
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     parser = argparse.ArgumentParser(
@@ -139,8 +147,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--ranks", metavar="N", type=_at_least_one, help="processes that share a trial's batches, CPUs and GPUs"
     )
 
-    plan = commands.add_parser(
-        "plan", parents=[grid, only, means, store], help="show every trial: id, what differs, done or not"
+    plan = _command(
+        commands, "plan", parents=[grid, only, means, store], help="show every trial: id, what differs, done or not"
     )
     plan.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
     plan.add_argument("--cost", action="store_true", help="what is left of each, from measured seconds per step")
@@ -153,7 +161,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     plan.add_argument("--decide", action="store_true", help="the claims, and what their next looks need")
 
-    decide = commands.add_parser(
+    decide = _command(
+        commands,
         "decide",
         parents=[settings, means, store],
         help="train seeds where they decide: look by look, until every claim is settled",
@@ -175,18 +184,21 @@ def build_parser() -> argparse.ArgumentParser:
     decide.add_argument("--executor", choices=("ray", "local"), default="ray", help="as for run")
     decide.add_argument("--concurrent", metavar="N", type=_at_least_one, help="as for run")
 
-    run = commands.add_parser(
+    run = _command(
+        commands,
         "run",
         parents=[grid, only, means, store],
         help="run what is missing; resumes, never repeats; failed ones once more",
     )
     run.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
-    run.add_argument("--executor", choices=("ray", "local"), default="ray", help="local: on this machine, one by one")
+    run.add_argument(
+        "--executor", choices=("ray", "local"), default="ray", help="local: on this machine, one by one (default: ray)"
+    )
     run.add_argument("--concurrent", metavar="N", type=_at_least_one, help="trials at a time (default: what fits)")
     run.add_argument("--limit", metavar="N", type=_at_least_one, help="run at most N trials now")
     run.add_argument("--fail-fast", action="store_true", help="stop at the first failure; the others leave checkpoints")
 
-    submit = commands.add_parser("submit", parents=[store], help="run on a Ray cluster, by `ray job submit`")
+    submit = _command(commands, "submit", parents=[store], help="run on a Ray cluster, by `ray job submit`")
     submit.add_argument("--address", metavar="URL", help="the cluster's dashboard (default: as Ray finds it)")
     submit.add_argument("--no-wait", action="store_true", help="do not follow the job's output")
     submit.add_argument(
@@ -196,12 +208,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="files, then options of run (--address and --no-wait stand before the files)",
     )
 
-    status = commands.add_parser("status", parents=[grid, store], help="what is running, done, failed, and why")
+    status = _command(commands, "status", parents=[grid, store], help="what is running, done, failed, and why")
     status.add_argument("files", nargs="*", metavar="FILE", help="only the trials of these ablation files")
     status.add_argument("--all", action="store_true", help="list finished and pending trials too")
 
-    report = commands.add_parser(
-        "report", parents=[grid, store], help="one page, tables and figures, ours beside the paper"
+    report = _command(
+        commands, "report", parents=[grid, store], help="one page, tables and figures, ours beside the paper"
     )
     report.add_argument("files", nargs="+", metavar="FILE", help="ablation file; or a trial, for a page of its own")
     report.add_argument("--out", metavar="DIR", default="reports", help="folder for the files (default: reports)")
@@ -235,8 +247,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--wide", action="store_true", help="LaTeX with every column (default: AP and its gain)")
 
-    pairs = commands.add_parser(
-        "pairs", parents=[grid, store], help="which numbers of single heads tell which two help most together"
+    pairs = _command(
+        commands, "pairs", parents=[grid, store], help="which numbers of single heads tell which two help most together"
     )
     pairs.add_argument("files", nargs=1, metavar="FILE", help="ablation file with each head alone and each pair")
     pairs.add_argument(
@@ -249,7 +261,7 @@ def build_parser() -> argparse.ArgumentParser:
     pairs.add_argument("--allow-mixed", action="store_true", help="of different code, data or operators, too")
     pairs.add_argument("--out", metavar="FILE.csv", help="write all numbers, too")
 
-    analyse = commands.add_parser("analyse", parents=[grid, store], help="what the heads of a trained detector look at")
+    analyse = _command(commands, "analyse", parents=[grid, store], help="what the heads of a trained detector look at")
     analyse.add_argument(
         "names",
         nargs="+",
@@ -283,60 +295,60 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_weights_commands(commands, store)
 
-    sync = commands.add_parser("sync", parents=[grid, store], help="replay in the tracking store what it missed")
+    sync = _command(commands, "sync", parents=[grid, store], help="replay in the tracking store what it missed")
     sync.add_argument("files", nargs="+", metavar="FILE", help="ablation file")
 
-    export = commands.add_parser("export", parents=[grid, store], help="write finished records for another machine")
+    export = _command(commands, "export", parents=[grid, store], help="write finished records for another machine")
     export.add_argument("what", nargs="*", metavar="FILE|TRIAL", help="ablation files or trials (default: all)")
     export.add_argument("--out", metavar="PATH", required=True, help="an archive (name.zip) or a folder")
     export.add_argument("--checkpoints", action="store_true", help="weights as well")
     export.add_argument("--detections", action="store_true", help="detections on the validation images as well")
 
-    take = commands.add_parser("import", parents=[store], help="take records of another machine, checked")
+    take = _command(commands, "import", parents=[store], help="take records of another machine, checked")
     take.add_argument("path", metavar="PATH", help="what `codetr export` wrote, or another store")
     take.add_argument("--replace", action="store_true", help="finished records that differ are overwritten")
     take.add_argument("--checkpoints", action="store_true", help="weights as well")
 
-    ui = commands.add_parser("ui", parents=[store], help="serve the MLflow pages on this machine")
+    ui = _command(commands, "ui", parents=[store], help="serve the MLflow pages on this machine")
     ui.add_argument("--host", metavar="NAME", default="127.0.0.1", help="address to serve on")
     ui.add_argument("--port", metavar="N", type=_port, default=5000, help="a free one (default: 5000)")
 
     _add_store_commands(commands, grid, store)
-    commands.add_parser("doctor", help="which operators run on which device, compared with the reference")
+    _command(commands, "doctor", help="which operators run on which device, compared with the reference")
     return parser
 
 
 def _add_store_commands(commands: Any, grid: argparse.ArgumentParser, store: argparse.ArgumentParser) -> None:
     """Those of `harness.store_commands` but status."""
     trial = "id of a trial, or enough of its beginning"
-    logs = commands.add_parser("logs", parents=[store], help="a trial's epochs, where it is now, why it failed")
+    logs = _command(commands, "logs", parents=[store], help="a trial's epochs, where it is now, why it failed")
     logs.add_argument("trial", metavar="TRIAL", help=trial)
     logs.add_argument("--follow", action="store_true", help="go on until the trial has ended")
 
-    diff = commands.add_parser("diff", parents=[store], help="what differs between two trials, results included")
+    diff = _command(commands, "diff", parents=[store], help="what differs between two trials, results included")
     diff.add_argument("first", metavar="A", help=f"{trial}, or of its MLflow run")
     diff.add_argument("second", metavar="B", help="likewise")
 
-    retry = commands.add_parser("retry", parents=[grid, store], help="set failed trials back to pending")
+    retry = _command(commands, "retry", parents=[grid, store], help="set failed trials back to pending")
     retry.add_argument("what", nargs="*", metavar="FILE|TRIAL", help="ablation files or trials (default: all failed)")
     retry.add_argument("--from-scratch", action="store_true", help="drop their checkpoints too")
 
-    rm = commands.add_parser("rm", parents=[store], help="remove trials from the store and from MLflow")
+    rm = _command(commands, "rm", parents=[store], help="remove trials from the store and from MLflow")
     rm.add_argument("trials", nargs="+", metavar="TRIAL", help=trial)
     rm.add_argument("--yes", action="store_true", help="do not ask")
 
-    gc = commands.add_parser("gc", parents=[store], help="list leftovers of killed processes; --yes deletes them")
+    gc = _command(commands, "gc", parents=[store], help="list leftovers of killed processes; --yes deletes them")
     gc.add_argument("--yes", action="store_true", help="delete them")
 
 
 def _add_weights_commands(commands: Any, store: argparse.ArgumentParser) -> None:
     """Those about released weights."""
-    take = commands.add_parser("import-weights", help="a released file under our names, checked name by name")
+    take = _command(commands, "import-weights", help="a released file under our names, checked name by name")
     take.add_argument("file", metavar="FILE", help="what an official program saved (.pth or .safetensors)")
     take.add_argument("--out", metavar="FILE", help="to write (default: the file's name with .safetensors, here)")
     take.add_argument("--force", action="store_true", help="replace another file that is there")
-    evaluate = commands.add_parser(
-        "evaluate", parents=[store], help="AP of trained weights, the published numbers beside it"
+    evaluate = _command(
+        commands, "evaluate", parents=[store], help="AP of trained weights, the published numbers beside it"
     )
     evaluate.add_argument("weights", metavar="WEIGHTS", help="imported or official file, or a trial")
     evaluate.add_argument("--data", metavar="PATH", help="a folder (COCO, YOLO, VOC) instead of the preset's")
@@ -344,7 +356,7 @@ def _add_weights_commands(commands: Any, store: argparse.ArgumentParser) -> None
     evaluate.add_argument("--max-detections", metavar="N", type=_at_least_one, help="of an image, from 100 on")
     evaluate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     evaluate.add_argument("--out", metavar="DIR", help="folder for the files (default: evaluation/NAME)")
-    detect = commands.add_parser("detect", parents=[store], help="draw what trained weights find on image files")
+    detect = _command(commands, "detect", parents=[store], help="draw what trained weights find on image files")
     detect.add_argument("weights", metavar="WEIGHTS", help="a trial (the beginning of its id will do), or a file")
     detect.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or a folder of them")
     detect.add_argument(
@@ -354,8 +366,8 @@ def _add_weights_commands(commands: Any, store: argparse.ArgumentParser) -> None
     detect.add_argument("--data", metavar="PATH", help="a folder whose classes these are, where a file does not say")
     detect.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     detect.add_argument("--out", metavar="DIR", help="folder for pictures and JSON (default: detections/NAME)")
-    onnx = commands.add_parser(
-        "export-model", parents=[store], help="trained weights as an ONNX file: images in, boxes out"
+    onnx = _command(
+        commands, "export-model", parents=[store], help="trained weights as an ONNX file: images in, boxes out"
     )
     onnx.add_argument("weights", metavar="WEIGHTS", help="a trial (the beginning of its id will do), or a file")
     onnx.add_argument("--onnx", metavar="FILE", required=True, help="to write")

@@ -99,6 +99,7 @@ def test_weights_and_detections_travel_when_asked(there: RunStore, here: RunStor
     archive = pack(there, tmp_path / "all.zip", checkpoints=True, detections=True)
     import_records(here, archive)
     assert "checkpoint/model.safetensors" not in content(here, FIRST)
+    assert import_records(here, archive).without_weights, "what nobody asked for is told"
     done = import_records(here, archive, checkpoints=True)  # the record is here already: the rest is added
     assert done.same == here.trials() and not done.taken
     assert content(here, FIRST)["checkpoint/model.safetensors"] == b'{"of": "this trial"}'
