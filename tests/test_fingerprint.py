@@ -18,7 +18,7 @@ from harness.errors import UserError
 from tests.support.folders import real_data
 from tests.support.refusals import refuse
 
-RECORDED = "53bc0097189bfbd9"  # of `plain_folder`, by the code that made the first records
+RECORDED = "ae411d422f2e5523"  # of `plain_folder`, by the code that made the first records
 
 
 def write_names(root: Path, names: dict[str, list[str]]) -> Path:
@@ -42,7 +42,7 @@ def plain_folder(root: Path) -> Path:
     write_names(
         root,
         {
-            "train": ["a.jpg", "sub/b.PNG", "./c.tiff", "../train/d.bmp", "é.webp", "sub//e.jpeg", "linked.gif"],
+            "train": ["a.jpg", "sub/b.PNG", "../train/sub/./b.PNG", "é.webp", "sub//e.jpeg", "linked.gif"],
             "val": ["a.jpg", "gone.jpg"],
         },
     )
@@ -83,6 +83,47 @@ def test_an_absolute_name_below_the_splits_folder_is_listed_too(tmp_path):
     first = of(root)
     fill(root / "train" / "stray.jpg", bytes(9))
     assert of(root) != first, "by listing, strays count"
+
+
+@pytest.mark.parametrize("name", ["x.bmp", "sub/x.TIF", "./x.tiff", "../train/x.bmp", "link.tif", "ABSOLUTE/x.bmp"])
+def test_new_pixels_of_uncompressed_images_are_another_data_set(tmp_path, name):
+    """Their size follows from their sides: repainted ones have it too, and a time that says nothing."""
+    root = tmp_path / "set"
+    name = name.replace("ABSOLUTE", str(root / "train"))
+    write_names(root, {"train": ["a.jpg", name], "val": ["a.jpg"]})
+    for split in ("train", "val"):
+        fill(root / split / "a.jpg", bytes(9))
+    (root / "train" / "link.tif").symlink_to("../painted")
+    path = root / "painted" if name == "link.tif" else Path(os.path.normpath(root / "train" / name))
+    fill(path, b"BM" + bytes(300_000))
+    first = of(root)
+    fill(path, b"BM" + bytes(150_000) + b"x" + bytes(149_999))
+    assert of(root) != first
+    fill(path, b"BM" + bytes(300_000))
+    os.utime(path, (1, 1))
+    fill(root / "val" / "a.jpg", b"123456789")
+    assert of(root) == first, "of the others size and name alone count, as ever"
+    if not os.path.isabs(name):
+        assert of(shutil.copytree(root, tmp_path / "copy", symlinks=True)) == first
+
+
+def test_uncompressed_images_that_nobody_names_are_not_read(tmp_path, monkeypatch):
+    root = plain_folder(tmp_path / "set")
+    fill(root / "train" / "stray.bmp", b"one")
+    first = of(root)
+    refuse(monkeypatch, "open", "stray.bmp", errno.EACCES)
+    fill(root / "train" / "stray.tif", b"one")
+    assert of(root) != first, "by listing, strays count"
+
+
+def test_a_named_uncompressed_image_that_the_system_refuses_is_told(tmp_path, monkeypatch):
+    root = tmp_path / "set"
+    write_names(root, {"train": ["x.bmp"], "val": ["x.bmp"]})
+    for split in ("train", "val"):
+        fill(root / split / "x.bmp", b"BM")
+    refuse(monkeypatch, "open", "train/x.bmp", errno.EIO)
+    with pytest.raises(UserError, match=r"train/x.bmp cannot be read \("):
+        of(root)
 
 
 def test_what_nobody_names_does_no_harm(tmp_path):

@@ -4,7 +4,8 @@ It decodes no image, and what it had to read once it remembers by size and modif
 
 - *By listing*, of a data set whose annotations name only image files that a listing of the split's folder finds: the
   annotation files' bytes, and the names and sizes of all image files in these folders. Where images are named from the
-  data set's folder (LVIS, Objects365), only the folders in it count that hold some of them.
+  data set's folder (LVIS, Objects365), only the folders in it count that hold some of them. Of the named BMP and TIFF
+  files, whose size does not follow their pixels, the content counts too.
 - *By naming*, of any other (images in another folder, with another suffix, hidden): the annotation files' bytes, and of
   every file that they name its size and content. Of compressed formats the beginning and the end stand for the content,
   since a change in between moves or changes the end.
@@ -32,7 +33,9 @@ from harness.files import cache_dir, write_atomic
 
 THREADS, FILES_AT_ONCE = 8, 256
 SAMPLE = 65_536  # bytes at the beginning and at the end that stand for a compressed file
+UNCOMPRESSED = (".bmp", ".tif", ".tiff")  # suffixes of listed files whose size may stay when they are repainted
 COMPRESSED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51")
+MISSING = "missing"  # of a file that is not there
 CONTENTS = 1  # the version of what is remembered of contents
 
 _Parts = tuple[Path, Path]  # annotation file, image folder
@@ -41,7 +44,8 @@ _Parts = tuple[Path, Path]  # annotation file, image folder
 def folder_fingerprint(root: Path, progress: Progress | None = None) -> str:
     """16 hex characters that change with the content of the data set at `root`, not with its place.
 
-    Listing takes about a second per 100,000 images on a local disk. Images elsewhere are read once.
+    Listing takes about a second per 100,000 images on a local disk. BMP and TIFF files, and images elsewhere, are read
+    once.
 
     Args:
         root: a folder in COCO layout.
@@ -54,17 +58,29 @@ def folder_fingerprint(root: Path, progress: Progress | None = None) -> str:
     hashes = {split: _annotation_hash(annotation_file) for split, (annotation_file, _) in splits.items()}
     named = {split: _named_files(*splits[split], hashes[split]) for split in splits}
     listed = {split: _listed(*splits[split], named[split]) for split in splits}
+    progress = progress or print_aside
     digest = hashlib.sha256()
     if any(_names_others(splits[split][1], named[split], listed[split]) for split in splits):
         digest.update(b"by naming\0")
-        files = {split: _contents(splits[split][1], named[split], progress or print_aside) for split in splits}
+        parts = {split: [_contents(splits[split][1], named[split], progress)] for split in splits}
     else:
-        files = {split: {name: str(size) for name, size in listed[split].items()} for split in splits}
+        parts = {
+            split: [{name: str(size) for name, size in listed[split].items()}, _pixels(folder, named[split], progress)]
+            for split, (_, folder) in splits.items()
+        }
     for split in splits:
         digest.update(f"{split}\0{hashes[split]}\0".encode())
-        for name, content in sorted(files[split].items()):
-            digest.update(f"{name}\0{content}\0".encode("utf-8", "surrogatepass"))
+        for files in parts[split]:
+            for name, content in sorted(files.items()):
+                digest.update(f"{name}\0{content}\0".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
+
+
+def _pixels(folder: Path, named: list[str], progress: Progress) -> dict[str, str]:
+    """What the listed files hold whose size does not tell it. One that is not there is told by the listing."""
+    names = [name for name in named if name.lower().endswith(UNCOMPRESSED)]
+    contents = _contents(folder, names, progress) if names else {}
+    return {name: content for name, content in contents.items() if content != MISSING}
 
 
 def print_aside(line: str) -> None:
@@ -192,20 +208,20 @@ def _annotation_hash(path: Path) -> str:
 
 
 def _contents(folder: Path, names: list[str], progress: Progress) -> dict[str, str]:
-    """Of each named file its size and a digest; `missing` where there is none."""
+    """Of each named file its size and a digest; `MISSING` where there is none."""
     key = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:16]
     record = cache_dir() / "contents" / f"{key}-{CONTENTS}.json"
     remembered = _remembered(record)
     known = remembered if isinstance(remembered, dict) else {}
     seen: dict[str, list[Any]] = {}
     files: dict[str, str] = {}
-    ticker = Ticker(progress, f"reading the images that {folder.name}/ names elsewhere", len(names))
+    ticker = Ticker(progress, f"reading the images of {folder.name}/ for its fingerprint", len(names))
     with ThreadPoolExecutor(THREADS) as pool:  # storage answers several questions at once
         for start in range(0, len(names), FILES_AT_ONCE):
             some = names[start : start + FILES_AT_ONCE]
             paths = [os.path.join(folder, name) for name in some]
             for name, entry in zip(some, pool.map(_content, paths, map(known.get, some)), strict=True):
-                files[name] = "missing" if entry is None else f"{entry[0]}\0{entry[2]}"
+                files[name] = MISSING if entry is None else f"{entry[0]}\0{entry[2]}"
                 if entry is not None:
                     seen[name] = entry
             ticker.at(start + len(some))
