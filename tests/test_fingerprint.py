@@ -253,6 +253,34 @@ def test_contents_are_read_once(outside, monkeypatch):
     assert of(outside) != first and len(opened) == 2, "read for each split that names it"
 
 
+@pytest.mark.parametrize("name", ["annotations/instances_train.json", "images/a.jpg"])
+def test_a_file_that_takes_the_place_of_one_of_its_size_and_time_is_read(outside, name):
+    """As files out of two archives do, or whatever was written aside and moved here."""
+    first, path = of(outside), outside / name
+    content, times = path.read_bytes(), path.stat()
+    other = path.with_name("aside")
+    other.write_bytes(content.replace(b"ant", b"bee") if b"ant" in content else content[::-1])
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    os.replace(other, path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (times.st_size, times.st_mtime_ns)
+    assert of(outside) != first
+
+
+def test_both_splits_of_one_folder_are_remembered(tmp_path, monkeypatch):
+    """As of LVIS and Objects365, whose images are named from the data set's folder."""
+    root = tmp_path / "set"
+    (root / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        content = {"images": [{"id": 1, "file_name": f"images/{split}.bmp"}], "annotations": [], "categories": []}
+        (root / "annotations" / f"zhiyuan_objv2_{split}.json").write_text(json.dumps(content))
+        fill(root / "images" / f"{split}.bmp", b"BM")
+        (root / split).mkdir()
+    first = of(root)
+    opened: list[str] = []
+    monkeypatch.setattr(contents, "open_file", lambda path: opened.append(str(path)) or disk.open_file(path))
+    assert of(root) == first and not opened
+
+
 def test_a_pipe_that_is_named_blocks_nothing(outside):
     (outside / "images" / "b.bmp").unlink()
     os.mkfifo(outside / "images" / "b.bmp")

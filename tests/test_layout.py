@@ -342,11 +342,26 @@ def test_a_verdict_of_older_code_is_not_trusted(folder):
 
 def test_what_pillow_sees_is_remembered_for_its_version(folder, monkeypatch):
     CocoDataset(folder, "train")
-    assert re.search(r"-2-\d+\.\d+", remembered(folder).name)
-    monkeypatch.setattr(files, "VERDICTS", "2-99.0")
+    assert re.search(r"-3-\d+\.\d+", remembered(folder).name)
+    monkeypatch.setattr(files, "VERDICTS", "3-99.0")
     path = remembered(folder)
     CocoDataset(folder, "train")
-    assert path.with_name(path.name.split("-")[0] + "-2-99.0.json").exists()
+    assert path.with_name(path.name.split("-")[0] + "-3-99.0.json").exists()
+
+
+def test_a_verdict_on_a_file_is_not_one_on_another_of_its_size_and_time(folder):
+    path, other = folder / "train" / "30.jpg", folder / "train" / "aside.jpg"
+    CocoDataset(folder, "train")
+    times = path.stat()
+    with Image.open(path) as image:
+        image.convert("CMYK").save(other, quality=1)
+    other.write_bytes(other.read_bytes().ljust(times.st_size - 2, b"\0") + b"\xff\xd9")
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert other.stat().st_size == times.st_size
+    os.replace(other, path)
+    said: list[str] = []
+    CocoDataset(folder, "train", progress=said.append)
+    assert len(said) == 1 and "CMYK" in said[0]
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "{", '{"30.jpg": 7}', '{"30.jpg": [1, 2]}', "\0"])

@@ -1,6 +1,6 @@
 """The fingerprint of a data set's content: part of a trial's identity, so it must be cheap to ask for.
 
-It decodes no image, and what it had to read once it remembers by size and modification time. There are two kinds:
+It decodes no image, and what it had to read once it remembers while the file is the same. There are two kinds:
 
 - *By listing*, of a data set whose annotations name only image files that a listing of the split's folder finds: the
   annotation files' bytes, and the names and sizes of all image files in these folders. Where images are named from the
@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness.data.disk import is_folder, list_images, no_access, open_file, status
+from harness.data.disk import is_folder, list_images, no_access, open_file, state, status
 from harness.data.layout import find_splits
 from harness.data.names import BY_FILE_NAME, Naming, is_root, naming_of
 from harness.data.ticker import Progress, Ticker
@@ -36,7 +36,7 @@ SAMPLE = 65_536  # bytes at the beginning and at the end that stand for a compre
 UNCOMPRESSED = (".bmp", ".tif", ".tiff")  # suffixes of listed files whose size may stay when they are repainted
 COMPRESSED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"\x00\x00\x00\x0cjP  ", b"\xff\x4f\xff\x51")
 MISSING = "missing"  # of a file that is not there
-CONTENTS = 1  # the version of what is remembered of contents
+CONTENTS = 2  # the version of what is remembered of contents
 
 _Parts = tuple[Path, Path]  # annotation file, image folder
 
@@ -62,11 +62,11 @@ def folder_fingerprint(root: Path, progress: Progress | None = None) -> str:
     digest = hashlib.sha256()
     if any(_names_others(splits[split][1], named[split], listed[split]) for split in splits):
         digest.update(b"by naming\0")
-        parts = {split: [_contents(splits[split][1], named[split], progress)] for split in splits}
+        parts = {split: [_contents(*splits[split], named[split], progress)] for split in splits}
     else:
         parts = {
-            split: [{name: str(size) for name, size in listed[split].items()}, _pixels(folder, named[split], progress)]
-            for split, (_, folder) in splits.items()
+            split: [{name: str(size) for name, size in listed[split].items()}, _pixels(*own, named[split], progress)]
+            for split, own in splits.items()
         }
     for split in splits:
         digest.update(f"{split}\0{hashes[split]}\0".encode())
@@ -76,10 +76,10 @@ def folder_fingerprint(root: Path, progress: Progress | None = None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _pixels(folder: Path, named: list[str], progress: Progress) -> dict[str, str]:
+def _pixels(annotation_file: Path, folder: Path, named: list[str], progress: Progress) -> dict[str, str]:
     """What the listed files hold whose size does not tell it. One that is not there is told by the listing."""
     names = [name for name in named if name.lower().endswith(UNCOMPRESSED)]
-    contents = _contents(folder, names, progress) if names else {}
+    contents = _contents(annotation_file, folder, names, progress) if names else {}
     return {name: content for name, content in contents.items() if content != MISSING}
 
 
@@ -173,19 +173,13 @@ def _remembered(record: Path) -> Any:
 # ---- what files hold ----------------------------------------------------------------------------------------------
 
 
-def file_hash(path: Path, *, same_entry: bool = False) -> str:
-    """SHA-256 of a file, 64 hex digits, remembered while its size and modification time stay.
-
-    Args:
-        path: the file.
-        same_entry: its inode and time of change must stay as well: a file that is moved here, as one of several of the
-            same size often is, keeps its modification time.
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits, remembered while the file is the same (see `state`).
 
     Raises:
         OSError: it cannot be read.
     """
-    found = os.stat(path)
-    marks = [found.st_size, found.st_mtime_ns, *([found.st_ctime_ns, found.st_ino] if same_entry else [])]
+    marks = state(os.stat(path))
     key = b"\0".join([os.fsencode(path.absolute()), *(str(mark).encode() for mark in marks)])
     record = cache_dir() / "hashes" / hashlib.sha256(key).hexdigest()[:32]
     with suppress(OSError, UnicodeDecodeError):
@@ -193,8 +187,8 @@ def file_hash(path: Path, *, same_entry: bool = False) -> str:
             return known
     with open_file(path) as stream:
         value = hashlib.file_digest(stream, "sha256").hexdigest()
-        after = os.fstat(stream.fileno())
-    if (after.st_size, after.st_mtime_ns) == (marks[0], marks[1]):  # else somebody is writing it
+        after = state(os.fstat(stream.fileno()))
+    if after == marks:  # else somebody is writing it
         with suppress(OSError):  # a cache that cannot be written costs time, nothing else
             write_atomic(record, value, durable=False)
     return value
@@ -207,9 +201,10 @@ def _annotation_hash(path: Path) -> str:
         raise no_access(path, error) from error
 
 
-def _contents(folder: Path, names: list[str], progress: Progress) -> dict[str, str]:
+def _contents(annotation_file: Path, folder: Path, names: list[str], progress: Progress) -> dict[str, str]:
     """Of each named file its size and a digest; `MISSING` where there is none."""
-    key = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:16]
+    place = b"\0".join(os.fsencode(path.absolute()) for path in (annotation_file, folder))
+    key = hashlib.sha256(place).hexdigest()[:16]
     record = cache_dir() / "contents" / f"{key}-{CONTENTS}.json"
     remembered = _remembered(record)
     known = remembered if isinstance(remembered, dict) else {}
@@ -221,7 +216,7 @@ def _contents(folder: Path, names: list[str], progress: Progress) -> dict[str, s
             some = names[start : start + FILES_AT_ONCE]
             paths = [os.path.join(folder, name) for name in some]
             for name, entry in zip(some, pool.map(_content, paths, map(known.get, some)), strict=True):
-                files[name] = MISSING if entry is None else f"{entry[0]}\0{entry[2]}"
+                files[name] = MISSING if entry is None else f"{entry[0][0]}\0{entry[1]}"
                 if entry is not None:
                     seen[name] = entry
             ticker.at(start + len(some))
@@ -232,11 +227,12 @@ def _contents(folder: Path, names: list[str], progress: Progress) -> dict[str, s
 
 
 def _content(path: str, known: Any) -> list[Any] | None:
-    """[size, modified, digest] of a file; None where there is none."""
+    """[state, digest] of a file; None where there is none."""
     found = status(path)
     if found is None or not stat.S_ISREG(found.st_mode):
         return None
-    if isinstance(known, list) and known[:2] == [found.st_size, found.st_mtime_ns] and isinstance(known[-1], str):
+    marks = state(found)
+    if isinstance(known, list) and known[:1] == [marks] and isinstance(known[-1], str):
         return known
     digest = hashlib.sha256()
     try:
@@ -249,7 +245,7 @@ def _content(path: str, known: Any) -> list[Any] | None:
                 digest.update(block)
     except OSError as error:
         raise no_access(path, error) from error
-    return [found.st_size, found.st_mtime_ns, digest.hexdigest()[:32]]
+    return [marks, digest.hexdigest()[:32]]
 
 
 def _is_compressed(beginning: bytes) -> bool:

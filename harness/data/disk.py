@@ -51,6 +51,15 @@ def status(path: Path | str) -> os.stat_result | None:
         raise no_access(path, error) from error
 
 
+def state(found: os.stat_result) -> list[int]:
+    """Size, times of modification and of change, and inode: what is remembered of a file is believed while these stay.
+
+    Size and modification time alone do not do: a file that is moved here, as one of several of the same size often is,
+    keeps them.
+    """
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
 def is_file(path: Path) -> bool:
     """Whether this is a regular file, by whatever links. Raises `UserError` as `status` does."""
     found = status(path)

@@ -1,7 +1,7 @@
 """What can be wrong with the image files of a data set, and what must be said of them, all before any training.
 
 Only their headers are read. Reading those of 118,000 images takes minutes on slow storage, so a good file's verdict is
-remembered by its size and modification time.
+remembered while the file is the same.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import PIL
 
 from harness.data.checks import Problems
-from harness.data.disk import ABSENT, KINDS, is_folder, list_images, open_file, shown
+from harness.data.disk import ABSENT, KINDS, is_folder, list_images, open_file, shown, state
 from harness.data.pixels import TRAITS, UNREADABLE, open_image, refusal, traits
 from harness.data.ticker import Progress, Ticker
 from harness.errors import UserError
 from harness.files import cache_dir, write_atomic
 
 THREADS, FILES_AT_ONCE = 8, 256
-VERDICTS = f"2-{PIL.__version__}"  # the version of what is remembered: of this room, and of what Pillow sees in a file
+VERDICTS = f"3-{PIL.__version__}"  # the version of what is remembered: of this room, and of what Pillow sees in a file
 WHOLE = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # what stands at the end of a whole file
 NAMED = 3  # files of a note
 OTHER_SPLIT = re.compile("train|val|test")  # what a folder's name begins with that no file is looked for in
@@ -43,8 +43,16 @@ FOREIGN = {  # what begins so is something that Pillow does not read
     b"\x93NUMPY": "a NumPy array, a kind of file",
 }
 
-Verdict = list[Any]  # size, modified, width, height, traits
 _Row = Mapping[str, Any]  # of an annotation file's images
+
+
+class Verdict(NamedTuple):
+    """What is known of a good image file."""
+
+    state: list[int]  # of the file (see `disk.state`)
+    width: int
+    height: int
+    traits: list[str]  # of the image (see `pixels.traits`)
 
 
 def check_files(folder: Path, images: list[dict[str, Any]], problems: Problems, progress: Progress | None) -> list[str]:
@@ -75,7 +83,7 @@ def check_files(folder: Path, images: list[dict[str, Any]], problems: Problems, 
                 if verdict is not None:
                     seen[name] = verdict
                     trouble = _other_size(row, verdict)
-                    for trait in verdict[4]:
+                    for trait in verdict.traits:
                         kind, label = _kind(trait, name, verdict)
                         kinds[kind].append(label)
                 elif trouble.startswith("is missing"):
@@ -84,13 +92,13 @@ def check_files(folder: Path, images: list[dict[str, Any]], problems: Problems, 
                     kind = "size" if verdict is not None else " ".join(trouble.split()[:2])
                     problems.add(kind, f"image {row.get('id')} ({shown(name)}) {trouble}")
             ticker.at(start + len(some))
-    if seen != known:
+    if {name: list(verdict) for name, verdict in seen.items()} != known:
         with suppress(OSError):  # a cache that cannot be written costs time, nothing else
             write_atomic(record, json.dumps(seen), durable=False)
     return [_note(folder, kind, labels) for kind, labels in sorted(kinds.items())]
 
 
-def _remembered(record: Path) -> dict[str, Verdict]:
+def _remembered(record: Path) -> dict[str, Any]:
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -106,31 +114,30 @@ def inspect(path: Path, known: Any) -> tuple[Verdict | None, str]:
 
     Args:
         path: of the file.
-        known: the verdict of another time, if any; it is believed while the file's size and time stay.
+        known: the verdict of another time, if any, as JSON has it; it is believed while the file is the same.
     """
     try:
         try:
-            status = path.stat()
+            found = path.stat()
         except ValueError:  # a zero byte, or half of a surrogate pair
             return None, "cannot be the name of a file; correct it or remove the image from the annotation file"
-        if not stat.S_ISREG(status.st_mode):
-            what = KINDS.get(stat.S_IFMT(status.st_mode), "a device")
+        if not stat.S_ISREG(found.st_mode):
+            what = KINDS.get(stat.S_IFMT(found.st_mode), "a device")
             return None, f"is {what}, not a file; put the image there or remove it from the annotation file"
-        if isinstance(known, list) and len(known) == 5 and known[:2] == [status.st_size, status.st_mtime_ns]:
-            return known, ""
+        if isinstance(known, list) and len(known) == len(Verdict._fields) and known[0] == state(found):
+            return Verdict(*known), ""
         with open_image(path) as (image, stream):
             if trouble := refusal(image):
                 return None, trouble
-            width, height = image.size
-            found = traits(image, stream)
+            verdict = Verdict(state(found), *image.size, traits(image, stream))
             end = WHOLE.get(image.format or "")
-            stream.seek(max(0, status.st_size - 64))
+            stream.seek(max(0, found.st_size - 64))
             if end is None or end not in stream.read():
                 with open_image(path) as (again, _):
                     again.load()
     except UNREADABLE as error:
         return None, _unreadable(path, error)
-    return [status.st_size, status.st_mtime_ns, width, height, found], ""
+    return verdict, ""
 
 
 def _unreadable(path: Path, error: BaseException) -> str:
@@ -152,14 +159,14 @@ def _unreadable(path: Path, error: BaseException) -> str:
 
 def _other_size(row: _Row, verdict: Verdict) -> str:
     """What is wrong when the file's size is not the annotated one; empty when it is."""
-    told, real = [row.get("width"), row.get("height")], verdict[2:4]
+    told, real = [row.get("width"), row.get("height")], [verdict.width, verdict.height]
     if told == real or not all(type(side) is int for side in told):
         return ""
     if told != real[::-1]:
         what = "correct the file or its boxes"
-    elif any(trait.startswith("orientation") for trait in verdict[4]):
+    elif any(trait.startswith("orientation") for trait in verdict.traits):
         what = "it is annotated as its EXIF orientation shows it: store the image upright"
-    elif "turned" in verdict[4]:
+    elif "turned" in verdict.traits:
         what = "it is annotated as stored, and its orientation turns it: store the image without"
     else:
         what = "exchange the two there if they are mixed up, or store the image upright if the boxes are of it turned"
@@ -203,7 +210,7 @@ def _kind(trait: str, name: str, verdict: Verdict) -> tuple[str, str]:
     if not trait.startswith("orientation"):
         return trait, shown(name)
     number = int(trait.split()[1])
-    sure = number >= 5 and verdict[2] != verdict[3]
+    sure = number >= 5 and verdict.width != verdict.height
     return ("orientation, sides" if sure else "orientation"), f"{shown(name)}: {number}"
 
 

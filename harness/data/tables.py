@@ -104,7 +104,7 @@ def _about(annotation_file: Path, folder: Path, wanted: Wanted) -> dict[str, Any
     return {
         "file": [str(annotation_file), str(annotation_file.absolute())],
         "folder": str(folder.absolute()),
-        "content": file_hash(annotation_file, same_entry=True),
+        "content": file_hash(annotation_file),
         "wanted": list(wanted),
         "checks": f"{VERDICTS} {_code()}",
     }

@@ -178,7 +178,7 @@ def _located(name: str) -> _File:
         raise UserError("the name of the weights is empty; name a file, or a trial")
     path = local_file(name)
     if is_named(name):
-        check_content(name, path, file_hash(path, same_entry=True))
+        check_content(name, path, file_hash(path))
     return _File(path, name if is_named(name) else str(path), Path(title(name)).stem)
 
 

@@ -49,7 +49,7 @@ def content_hash(name: str) -> str:
     from harness.data.content import file_hash
 
     try:
-        found = file_hash(path, same_entry=True)
+        found = file_hash(path)
     except OSError as error:
         raise UserError(
             f"{KEY}: {shown(name)} cannot be read ({one_line(error)}); make it readable, or {WANTED}"
