@@ -240,6 +240,30 @@ def test_images_of_both_splits_are_noted(folder: Path, how: str) -> None:
     assert "1 of 4 images are in the training split too" in note and name in note
 
 
+REPEATED = {  # a text of the file, the one that stands there instead, and the key that is told
+    "annotations": ('"categories": ', '"annotations": [], "categories": '),
+    "images": ('"annotations": ', '"images": [], "annotations": '),
+    "image_id": ('"image_id": 10, ', '"image_id": 10, "image_id": 20, '),
+    "bbox": ('"image_id": 10, ', '"bbox": [1, 1, 9, 9], "image_id": 10, '),
+    "name": ('"name": "ant"', '"name": "ant", "name": "bee"'),
+    "counts": ('"image_id": 10, ', '"image_id": 10, "segmentation": {"counts": "a", "counts": [1]}, '),
+}
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+@pytest.mark.parametrize("key", REPEATED)
+def test_a_key_that_is_there_twice_is_refused(folder: Path, key: str, with_masks: bool) -> None:
+    """JSON's readers keep the last one: objects vanish, or lie in another image."""
+    path = folder / "annotations" / "instances_train.json"
+    whole, (before, after) = path.read_text(), REPEATED[key]
+    path.write_text(whole.replace(before, after, 1))
+    refused, _ = told(folder, with_masks=with_masks)
+    assert refused.startswith(f"{path}: '{key}' is there twice in {{'") and refused.endswith("}; keep one of them")
+    assert "\n" not in refused and len(refused) < 500
+    if key == "image_id":
+        assert "'id': 1" in refused
+
+
 # ---- boxes that cannot be pixels
 
 

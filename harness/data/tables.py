@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -44,6 +45,7 @@ from harness.files import cache_dir
 
 COCO_AREA_BOUNDS = (32.0**2, 96.0**2)
 LARGE_FILE = 50_000_000  # bytes of an annotation file that take long enough to say so
+_Pairs = list[tuple[str, Any]]  # of a JSON object, as they stand in the file
 MAPPED_FROM = 5_000_000  # bytes of an annotation file whose columns are kept; smaller ones are read in no time
 
 
@@ -240,20 +242,36 @@ def _read_json(path: Path, progress: Progress, with_masks: bool) -> Any:
     hook = _with_compact_segmentation if with_masks else _without_segmentation
     try:
         with open_file(path) as stream:
-            return json.loads(stream.read(), object_hook=hook)  # the bytes are gone before the text is read
+            return json.loads(stream.read(), object_pairs_hook=hook)  # the bytes are gone before the text is read
     except OSError as error:
         raise no_access(path, error) from error
+    except _Repeated as error:
+        raise UserError(f"{path}: {error}; keep one of them") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: broken JSON: {error}; repair or replace the file") from error
 
 
-def _without_segmentation(row: dict[str, Any]) -> dict[str, Any]:
+class _Repeated(ValueError):
+    """One key of a JSON object is there twice; of both, JSON's readers take the last without a word."""
+
+    def __init__(self, pairs: _Pairs) -> None:
+        key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        super().__init__(f"{brief(key)} is there twice in {brief(dict(pairs))}")
+
+
+def _without_segmentation(pairs: _Pairs) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise _Repeated(pairs)
     row.pop("segmentation", None)
     return row
 
 
-def _with_compact_segmentation(row: dict[str, Any]) -> dict[str, Any]:
+def _with_compact_segmentation(pairs: _Pairs) -> dict[str, Any]:
     """Lists of numbers become arrays; what is none stays for the checks to tell."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise _Repeated(pairs)
     with suppress(TypeError, OverflowError):
         if isinstance(row.get("segmentation"), list):
             row["segmentation"] = [_compact("d", polygon) for polygon in row["segmentation"]]
