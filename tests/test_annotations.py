@@ -420,6 +420,57 @@ def test_texts_that_cannot_be_written_are_refused(folder: Path) -> None:
     assert r"category 0 has name 'a\ud800', which is no text" in refused and refused.encode()
 
 
+# ---- names of classes
+
+
+def named(*names: str) -> Edit:
+    return lambda content: [row.update(name=name) for row, name in zip(content["categories"], names, strict=False)]
+
+
+def test_two_classes_without_a_name_are_refused(folder: Path) -> None:
+    """One would take the other's place wherever numbers are told by class."""
+    change(folder, named("", ""))
+    assert "2 categories are called ''; give each its own name" in told(folder)[0]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "\t", "a\u2028b", "a\0", "a\x85"])
+def test_a_name_that_breaks_lines_or_colours_them_is_refused(folder: Path, name: str) -> None:
+    change(folder, named(name))
+    refused, _ = told(folder)
+    assert f"category 0 has name {name!r}, which has control characters; write it without" in refused
+    assert "\n" not in refused and refused.isprintable()
+
+
+@pytest.mark.parametrize("name", ["", " ", "naïve\xa0café", "می\u200cروم", "👩\u200d🌾", "漢字"])
+def test_other_names_stay_as_they_are(folder: Path, name: str) -> None:
+    for split in ("train", "val"):
+        change(folder, named(name), split)
+    assert across(folder) == []
+    assert CocoDataset(folder, "val", progress=lambda line: None).category_names[0] == name
+
+
+LOOK_ALIKE = {
+    "a space": ("ant", "ant ", "'ant' (2 objects) and 'ant ' (2 objects)"),
+    "a space within": ("antlion", "ant lion", "'antlion' (2 objects) and 'ant lion' (2 objects)"),
+    "capitals": ("ant", "Ant", "'ant' (2 objects) and 'Ant' (2 objects)"),
+    "composed letters": ("\xe9tui", "e\u0301tui", r"'étui' (2 objects) and 'e\u0301tui' (2 objects)"),
+    "nothing that is seen": ("ant", "ant\u200b", r"'ant' (2 objects) and 'ant\u200b' (2 objects)"),
+    "wide letters": ("ant", "ａｎｔ", "'ant' (2 objects) and 'ａｎｔ' (2 objects)"),
+}
+
+
+@pytest.mark.parametrize("case", LOOK_ALIKE)
+def test_classes_whose_names_look_alike_are_noted(folder: Path, case: str) -> None:
+    first_name, second, classes = LOOK_ALIKE[case]
+    for split in ("train", "val"):
+        change(folder, named(first_name, second), split)
+        change(folder, lambda content: [row.update(category_id=90) for row in content["annotations"][2:]], split)
+        change(folder, lambda content: content["annotations"][0].update(category_id=0), split)
+        change(folder, lambda content: content["annotations"][1].update(category_id=7), split)
+    [note] = across(folder)
+    assert f"classes {classes} have names that look alike: if they are one class, give them one id" in note
+
+
 # ---- masks
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import reprlib
 import sys
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
@@ -82,15 +83,18 @@ def check_tables(content: Any, problems: Problems) -> None:
 
 
 def check_categories(categories: list[dict[str, Any]], problems: Problems) -> None:
-    """Ids are distinct whole numbers (gaps and 0 are fine), names are distinct texts."""
+    """Ids are distinct whole numbers (gaps and 0 are fine), names are distinct texts of one line."""
     _check_ids("category", categories, problems)
     names = Counter(row["name"] for row in categories if is_text(row.get("name")))
     for row in categories:
         if not is_text(row.get("name")):
             told = f"name {brief(row['name'])}, which is no text" if row.get("name") is not None else "no name"
             problems.add("category name", f"category {brief(row.get('id'))} has {told}; add one")
+        elif not is_line(row["name"]):
+            told = f"name {brief(row['name'])}, which has control characters; write it without"
+            problems.add("category name", f"category {brief(row.get('id'))} has {told}")
     for name, count in names.items():
-        if name and count > 1:
+        if count > 1:
             problems.add("category name", f"{count} categories are called {brief(name)}; give each its own name")
 
 
@@ -222,6 +226,11 @@ def is_text(value: Any) -> bool:
     with suppress(UnicodeEncodeError):
         return isinstance(value, str) and value.encode() is not None
     return False
+
+
+def is_line(text: str) -> bool:
+    """Whether a text has neither ends of lines nor other control characters, which would spoil any table."""
+    return not any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in text)
 
 
 def _box_trouble(box: Any) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.data.checks import brief
+from harness.data.classes import note_alike
 from harness.data.columns import Column, Lists, Segmentations, Texts
 from harness.data.disk import shown
 from harness.data.duplicates import shared_images
@@ -291,7 +292,7 @@ def same_categories(train: CocoDataset, val: CocoDataset) -> None:
 
 
 def notes_across(train: CocoDataset, val: CocoDataset) -> list[str]:
-    """What is odd about the two splits together: images of both, classes measured but not learnt, other frequencies."""
+    """What is odd about the two splits together: their images, names and objects of their classes, other frequencies."""
     notes = []
     both = shared_images(train.files(), val.files())
     if both:
@@ -304,6 +305,9 @@ def notes_across(train: CocoDataset, val: CocoDataset) -> list[str]:
         own = f"{val.frequencies[label]} here, {train.frequencies[label]} there"
         told = f"{told} {train.annotation_file.name} ({brief(val.category_names[label])}: {own})"
         notes.append(f"note: {val.annotation_file}: {told}: APr, APc and APf go by what stands here")
+    counts = sum(np.bincount(data._labels, minlength=data.num_classes) for data in (train, val))
+    if alike := note_alike(train.category_names, np.asarray(counts).tolist()):
+        notes.append(f"note: {train.annotation_file}: {alike}")
     unseen = np.setdiff1d(val._labels[~val._crowd], train._labels[~train._crowd])
     if len(unseen):
         names = ", ".join(brief(val.category_names[label]) for label in unseen[:5]) + (", …" if len(unseen) > 5 else "")

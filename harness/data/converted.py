@@ -28,7 +28,7 @@ from harness.errors import UserError
 from harness.files import cache_dir, write_atomic
 
 MOST_BELOW = 20  # folders in a folder that is none, which are looked at for what may be meant
-CONVERSION = 2  # part of what a conversion is known by: raise it with every change of what is written or refused
+CONVERSION = 3  # part of what a conversion is known by: raise it with every change of what is written or refused
 
 
 class Own(NamedTuple):

@@ -40,7 +40,7 @@ class VocLabels:
 
     def __init__(self, found: Foreign) -> None:
         self._problems = found.problems
-        self._classes: Counter[str] = Counter()
+        self._classes: set[str] = set()
         self._count: Counter[str] = Counter()
         self._first: dict[str, str] = {}
 
@@ -73,15 +73,7 @@ class VocLabels:
         }.items():
             if count := self._count[kind]:
                 self._problems.note(f"{count:,} {told} ({self._first[kind]} is the first)")
-        names = sorted(self._classes)
-        alike: dict[str, list[str]] = {}
-        for name in names:
-            alike.setdefault("".join(name.lower().split()), []).append(name)
-        for same in alike.values():
-            if len(same) > 1:
-                told = " and ".join(f"{brief(name)} ({self._classes[name]:,} objects)" for name in same[:4])
-                self._problems.note(f"classes {told} differ in capitals or spaces alone and stay {len(same)} classes")
-        return {name: {"id": number, "name": name} for number, name in enumerate(names, 1)}
+        return {name: {"id": number, "name": name} for number, name in enumerate(sorted(self._classes), 1)}
 
     def _note(self, kind: str, where: str) -> None:
         self._count[kind] += 1
@@ -127,7 +119,7 @@ class VocLabels:
             told = f" but a {there[0]}" if there else ""
             self._problems.add("no box", f"{where}: the object ({brief(name)}) has no bndbox{told}; add it")
         else:
-            self._classes[name] += 1
+            self._classes.add(name)
             bbox = self._box([text_of(box, corner).strip() for corner in CORNERS], where, size)
             if bbox is not None:
                 crowd = int(difficult)
