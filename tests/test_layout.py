@@ -289,18 +289,32 @@ NEAR = {
     "beside.jpg": "../images/beside.jpg",
     "deep.jpg": "one/two/deep.jpg",
     "only_val.jpg": "",
+    "a%20b%C3%A9.jpg": "a bé.jpg",  # as tools that serve files write names
+    "images%2Fbeside.jpg": "../images/beside.jpg",
+    "c d.jpg": "c%20d.jpg",
+    "100%.jpg": "",
 }
 
 
 @pytest.mark.parametrize("name", NEAR)
 def test_the_nearest_file_is_named(folder, name):
     """But none of another split: an image must not move from one to the other."""
-    for path in ("images/beside.jpg", "train/one/two/deep.jpg", "val/only_val.jpg"):
+    beside = ("images/beside.jpg", "train/one/two/deep.jpg", "val/only_val.jpg", "train/a bé.jpg", "train/c%20d.jpg")
+    for path in beside:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / "train" / "30.jpg", folder / path)
     rename(folder, name)
     text = complaint(folder)
     assert text.endswith(f"; here is {NEAR[name]}" if NEAR[name] else "annotation file") and "\n" not in text
+
+
+@pytest.mark.parametrize(("here", "there"), [("e\u0301.jpg", "\xe9.jpg"), ("\xe9.jpg", "e\u0301.jpg")])
+def test_a_name_whose_letters_are_composed_otherwise_is_found(folder, here, there):
+    """As archives of a Mac bring names; both look the same on any screen."""
+    (folder / "train" / "30.jpg").rename(folder / "train" / here)
+    rename(folder, there)
+    text = complaint(folder)
+    assert text.endswith(f"; here is {here}, whose letters are coded otherwise: {ascii(here)[1:-1]}")
 
 
 def test_an_image_that_becomes_a_pipe_blocks_no_training(folder):

@@ -292,7 +292,7 @@ def same_categories(train: CocoDataset, val: CocoDataset) -> None:
 
 
 def notes_across(train: CocoDataset, val: CocoDataset) -> list[str]:
-    """What is odd about the two splits together: their images, names and objects of their classes, other frequencies."""
+    """What is odd about the two splits together: their images, their classes and the objects of these, frequencies."""
     notes = []
     both = shared_images(train.files(), val.files())
     if both:

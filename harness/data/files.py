@@ -11,6 +11,7 @@ import json
 import os
 import re
 import stat
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import PIL
 
@@ -181,13 +183,18 @@ class _Nearest:
 
     def to(self, name: str) -> str:
         """`; here is images/7.jpg` for a file that is not there; empty where nothing has its name."""
-        bare = PurePath(name.replace("\\", "/"))
-        near = self._names.get(bare.name.lower()) or self._names.get(bare.stem.lower())
-        return f"; here is {shown(near)}" if near else ""
+        bare = PurePath(unquote(name).replace("\\", "/"))
+        near = self._names.get(_as_seen(bare.name)) or self._names.get(_as_seen(bare.stem))
+        if not near:
+            return ""
+        there = PurePath(near).name
+        only_code = there != bare.name and unicodedata.normalize("NFC", there) == unicodedata.normalize("NFC", bare.name)
+        other = f", whose letters are coded otherwise: {ascii(there)[1:-1]}" if only_code else ""
+        return f"; here is {shown(near)}{other}"
 
     @cached_property
     def _names(self) -> dict[str, str]:
-        """By name, and by name without suffix, in small letters: the path from the split's folder."""
+        """By name, and by name without suffix, as they are seen: the path from the split's folder."""
         found: dict[str, str] = {}
         with suppress(UserError):
             is_root = is_folder(self._folder / "annotations")  # the data set's own, and images lie below it
@@ -196,10 +203,15 @@ class _Nearest:
                 within = is_root or path.parts[0] == self._folder.name
                 if not within and OTHER_SPLIT.match(name.lower()):
                     continue
-                for key in (path.name.lower(), path.stem.lower()):
+                for key in (_as_seen(path.name), _as_seen(path.stem)):
                     if within or key not in found:
                         found[key] = name if is_root else os.path.relpath(name, self._folder.name)
         return found
+
+
+def _as_seen(name: str) -> str:
+    """A file's name in small letters, each of one code, and without the escapes of an address (`%20`)."""
+    return unicodedata.normalize("NFC", unquote(name)).lower()
 
 
 # ---- what is said -------------------------------------------------------------------------------------------------
