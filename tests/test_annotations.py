@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 from harness.config import DataConfig
 from harness.data import open_splits
 from harness.data.coco import CocoDataset
+from harness.data.masks import packed
 from harness.data.segmentations import decoded_areas
 from harness.errors import UserError
 from harness.trial.evaluate import evaluate_detections
@@ -501,6 +502,32 @@ def test_polygons_a_little_over_the_border_are_cut(folder: Path) -> None:
     (folder / "annotations" / "instances_train.json").write_text(json.dumps(content))
     data = CocoDataset(folder, "train", progress=lambda line: None, with_masks=True)
     assert (data.masks(0)[0] == 255).all()
+
+
+UNSEEN = {
+    "polygon beside its box": ([[80, 50, 90, 50, 90, 60]], "polygons beside its box"),
+    "all points equal": ([[9, 9, 9, 9, 9, 9]], "a mask without a pixel"),
+    "a line": ([[1, 9, 5, 9, 9, 9], [2, 2, 2, 2, 2, 2]], "a mask without a pixel"),
+    "background alone": ({"size": [64, 96], "counts": [64 * 96]}, "a mask without a pixel"),
+    "no pixels after it": ({"size": [64, 96], "counts": [64 * 96, 0]}, "a mask without a pixel"),
+    "compressed background": (packed({"size": [64, 96], "counts": [64 * 96]}, 64, 96), "a mask without a pixel"),
+}
+
+
+@pytest.mark.parametrize("case", UNSEEN)
+def test_masks_that_show_nothing_of_their_object_are_counted(folder: Path, case: str) -> None:
+    segmentation, what = UNSEEN[case]
+    content = with_masks()
+    content["annotations"][0].update(bbox=[2, 2, 20, 20], area=9, segmentation=segmentation)
+    path = folder / "annotations" / "instances_train.json"
+    path.write_text(json.dumps(content))
+    refused, [note] = told(folder, with_masks=True)
+    assert not refused and f"1 of 6 masks show nothing of their objects: annotation 1 (image 10) has {what}" in note
+    assert told(folder) == ("", []), "which nobody reads without masks"
+    pieces = [[9, 9, 9, 9, 9, 9], [3, 3, 9, 3, 9, 9]]
+    content["annotations"][3].update(bbox=[2, 2, 20, 20], area=9, segmentation=pieces)
+    path.write_text(json.dumps(content))
+    assert told(folder, with_masks=True)[1] == [note], "one of its polygons is enough"
 
 
 def compressed(pixels: np.ndarray) -> str:

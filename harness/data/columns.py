@@ -157,6 +157,15 @@ class Segmentations:
             return polygons
         return {"size": list(hw), "counts": polygons[0].astype(np.int64).tolist()}
 
+    def run_counts(self) -> np.ndarray:
+        """[N] how many numbers each text of run lengths has; 0 without text. The last character of each says so."""
+        lengths = np.diff(self._texts.ends, prepend=0)
+        counts, is_text = np.zeros(len(self), np.int64), lengths > 0
+        if is_text.any():
+            ends_number = (self._texts.data - np.uint8(ord("0"))) & 0x20 == 0
+            counts[is_text] = np.add.reduceat(ends_number, (self._texts.ends - lengths)[is_text], dtype=np.int64)
+        return counts
+
     @classmethod
     def of(cls, segmentations: Iterable[Any]) -> Segmentations:
         """Of lists of arrays, or mappings with `counts` as an array or a text."""

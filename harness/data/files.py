@@ -188,7 +188,8 @@ class _Nearest:
         if not near:
             return ""
         there = PurePath(near).name
-        only_code = there != bare.name and unicodedata.normalize("NFC", there) == unicodedata.normalize("NFC", bare.name)
+        composed = (unicodedata.normalize("NFC", text) for text in (there, bare.name))
+        only_code = there != bare.name and len(set(composed)) == 1
         other = f", whose letters are coded otherwise: {ascii(there)[1:-1]}" if only_code else ""
         return f"; here is {shown(near)}{other}"
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.checks import Problems, brief, is_side, is_whole
+from harness.data.checks import EDGE_TOLERANCE, Problems, brief, is_side, is_whole
+from harness.data.columns import POLYGONS, TEXT, Segmentations
 
 MISSING = (
     "which a mask branch learns from; add it or choose a head without masks "
@@ -21,6 +22,7 @@ MISSING = (
 )
 POLYGON_TOLERANCE = 0.1  # of the image's sides: how far a polygon may reach over the border, where it is cut
 TEXTS_AT_ONCE = 4096  # compressed masks read in one go
+PARTS_AT_ONCE = 65_536  # polygons looked at in one go
 _FIRST, _LAST = ord("0"), ord("o")  # the 64 characters of compressed run lengths
 
 
@@ -49,6 +51,51 @@ def check_segmentations(content: dict[str, Any], problems: Problems) -> None:
         for row, area in zip(rows, areas, strict=True):
             if area != math.prod(sizes[row["image_id"]]):
                 _report(row, _text_trouble(area, *sizes[row["image_id"]]), problems)
+
+
+def note_unseen(
+    segmentations: Segmentations, boxes_xyxy: np.ndarray, ids: np.ndarray, images: np.ndarray, problems: Problems
+) -> None:
+    """Note masks that show nothing of their object: without a pixel, or beside its box.
+
+    Args:
+        segmentations: N, that nothing is wrong with.
+        boxes_xyxy: [N, 4].
+        ids: [N] of the annotations.
+        images: [N] ids of their images.
+        problems: takes the note.
+    """
+    has_pixels, is_near = np.zeros((2, len(ids)), bool)
+    of_text = segmentations.kinds == TEXT
+    has_pixels[of_text] = is_near[of_text] = segmentations.run_counts()[of_text] > 1  # the first is of background
+    objects = np.repeat(np.arange(len(ids)), np.diff(segmentations.parts, prepend=0))
+    for start in range(0, len(objects), PARTS_AT_ONCE):
+        own = objects[start : start + PARTS_AT_ONCE]
+        extents, covered = _extents(segmentations, start, start + len(own))
+        low, high, of_polygon = extents[:, :2], extents[:, 2:], segmentations.kinds[own] == POLYGONS
+        box = boxes_xyxy[own]
+        apart = (high < box[:, :2] - EDGE_TOLERANCE) | (low > box[:, 2:] + EDGE_TOLERANCE)
+        drawn = np.where(of_polygon, (high > low).all(1), covered > 0)
+        np.logical_or.at(has_pixels, own, drawn)
+        np.logical_or.at(is_near, own, drawn & ~(of_polygon & apart.any(1)))
+    if not is_near.all():
+        at = int(is_near.argmin())
+        what = "polygons beside its box" if has_pixels[at] else "a mask without a pixel"
+        told = f"{(~is_near).sum():,} of {len(ids):,} masks show nothing of their objects"
+        problems.note(f"{told}: annotation {ids[at]} (image {images[at]}) has {what}; correct or remove it")
+
+
+def _extents(segmentations: Segmentations, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of parts that are polygons [P, 4] the least x and y and the largest; of those that are counts [P] pixels."""
+    ends = segmentations.ends[start:end]
+    first = segmentations.ends[start - 1] if start else 0
+    numbers = segmentations.numbers[first : ends[-1]]
+    lengths = np.diff(ends, prepend=first)
+    starts = ends - first - lengths
+    is_second = (np.arange(len(numbers)) - np.repeat(starts, lengths)) % 2 == 1  # y of a polygon, a run of the object
+    low = [np.minimum.reduceat(np.where(mine, numbers, np.inf), starts) for mine in (~is_second, is_second)]
+    high = [np.maximum.reduceat(np.where(mine, numbers, -np.inf), starts) for mine in (~is_second, is_second)]
+    return np.stack([*low, *high], 1), np.add.reduceat(np.where(is_second, numbers, 0), starts)
 
 
 def decoded_areas(texts: Sequence[str]) -> list[int | None]:

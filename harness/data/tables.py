@@ -38,7 +38,7 @@ from harness.data.files import VERDICTS, check_files
 from harness.data.mapped import Mapped, map_arrays, write_arrays
 from harness.data.names import naming_of
 from harness.data.plausibility import check_boxes, object_areas
-from harness.data.segmentations import check_segmentations
+from harness.data.segmentations import check_segmentations, note_unseen
 from harness.data.ticker import Progress, locked
 from harness.errors import UserError
 from harness.files import cache_dir
@@ -231,7 +231,9 @@ def _columns(
         arrays |= lists_of(images, label)
         note_contradictions(images, kept, problems)
     if with_masks:
-        arrays |= Segmentations.of(row["segmentation"] for row in kept).columns()
+        segmentations = Segmentations.of(row["segmentation"] for row in kept)
+        note_unseen(segmentations, corners, ids, image_ids[image], problems)
+        arrays |= segmentations.columns()
     return header, arrays, files
 
 
