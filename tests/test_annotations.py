@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from harness.config import DataConfig
-from harness.data import open_splits
+from harness.data import content as content_room
+from harness.data import disk, open_splits, pixels
 from harness.data.coco import CocoDataset
 from harness.data.masks import packed
 from harness.data.segmentations import decoded_areas
@@ -208,10 +210,53 @@ def test_one_file_under_two_ids_with_the_same_objects_is_noted(folder: Path) -> 
     assert not refused and "images 10 and 100 are one file (10.jpg) with the same objects: it counts each time" in note
 
 
-def test_files_of_equal_size_and_time_are_not_one(folder: Path) -> None:
-    shutil.copy2(folder / "train" / "10.jpg", folder / "train" / "copy.jpg")
+@pytest.mark.parametrize("copy", [shutil.copy, shutil.copy2])
+def test_copies_of_an_image_are_noted(folder: Path, copy: Any) -> None:
+    """No name, no time tells of them: a browser writes `10 (1).jpg`."""
+    train = folder / "train"
+    copy(train / "10.jpg", train / "10 (1).jpg")
+    change(folder, lambda content: second_id(content, "10 (1).jpg"))
+    refused, [note] = told(folder)
+    assert not refused and f"{train}: 1 image is a copy of another, byte for byte (10.jpg and 10 (1).jpg)" in note
+    assert "what is marked in one of them alone is background in the other" in note
+    copy(train / "10.jpg", train / "a.jpg")
+    copy(train / "40.jpg", train / "b.jpg")
+
+    def more(content: Content) -> None:
+        content["images"].append({**content["images"][0], "id": 101, "file_name": "a.jpg"})
+        content["images"].append({**content["images"][3], "id": 102, "file_name": "b.jpg"})
+
+    change(folder, more)
+    assert "3 images are copies of others, byte for byte (10.jpg and 10 (1).jpg, …)" in told(folder)[1][0]
+
+
+@pytest.mark.parametrize("place", [None, 3000, -1])
+def test_only_files_whose_every_byte_is_the_same_are_copies(folder: Path, place: int | None) -> None:
+    """Not those of equal size and time, nor those whose ends are the same."""
+    first, second = folder / "train" / "10.bmp", folder / "train" / "copy.bmp"
+    Image.new("RGB", (96, 64)).save(first)
+    content = bytearray(first.read_bytes())
+    if place is not None:
+        content[place] ^= 1
+    second.write_bytes(content)
+    os.utime(second, ns=(first.stat().st_atime_ns, first.stat().st_mtime_ns))
+
+    def edit(content: Content) -> None:
+        content["images"][0]["file_name"] = "10.bmp"
+        second_id(content, "copy.bmp")
+
+    change(folder, edit)
+    assert len(told(folder)[1]) == (place is None)
+
+
+def test_copies_are_looked_for_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(folder / "train" / "10.jpg", folder / "train" / "copy.jpg")
     change(folder, lambda content: second_id(content, "copy.jpg"))
-    assert told(folder) == ("", [])
+    _, first = told(folder)
+    opened: list[str] = []
+    monkeypatch.setattr(content_room, "open_file", lambda path: opened.append(str(path)) or disk.open_file(path))
+    monkeypatch.setattr(pixels, "open_file", lambda path: opened.append(str(path)) or disk.open_file(path))
+    assert told(folder)[1] == first and not opened
 
 
 def test_an_object_annotated_twice_is_noted(folder: Path) -> None:

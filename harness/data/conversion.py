@@ -56,7 +56,7 @@ def read_all(found: Foreign, progress: Progress) -> tuple[dict[Split, dict[str, 
                 continue
             if look.trouble and picture.labels:
                 problems.add("label file", f"{found.place(picture.labels)} {look.trouble}")
-            _, width, height, traits = look.verdict
+            width, height, traits = look.verdict[1:4]
             images[split].append({"id": number, "file_name": names[number - 1], "width": width, "height": height})
             turned += [found.place(picture.image)] if any(trait.startswith("orientation") for trait in traits) else []
             if picture.labels and not look.trouble:  # an empty file too: YOLO's means no objects, VOC's is broken

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.data.checks import Problems, is_whole
+from harness.data.content import file_hash
 from harness.data.disk import shown
 
 
@@ -127,6 +128,25 @@ def note_same_objects(
         pair = f"annotations {ids[first[at]]} and {ids[second[at]]} (image {images[first[at]]})"
         told = f"{twice.sum():,} objects are annotated twice, with equal box and category: {pair}"
         problems.note(f"{told}; a detector can find only one of them: remove the other")
+
+
+def same_content(folder: Path, likely: Iterable[Sequence[str]]) -> list[list[str]]:
+    """Names of files with equal content, two or more together, among those that may have it.
+
+    Their hashes are remembered, so that of many likely ones nothing is read again.
+    """
+
+    def hashed(name: str) -> str:
+        with suppress(OSError):  # it was there just now; whoever trains on it will tell
+            return file_hash(folder / name)
+        return name
+
+    found: dict[tuple[int, str], list[str]] = defaultdict(list)
+    with ThreadPoolExecutor(THREADS) as pool:  # storage answers several questions at once
+        for number, names in enumerate(likely):
+            for name, value in zip(names, pool.map(hashed, names), strict=True):
+                found[number, value].append(name)
+    return [names for names in found.values() if len(names) > 1]
 
 
 def shared_images(

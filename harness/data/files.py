@@ -25,6 +25,7 @@ import PIL
 
 from harness.data.checks import Problems
 from harness.data.disk import ABSENT, KINDS, is_folder, list_images, open_file, shown, state
+from harness.data.duplicates import same_content
 from harness.data.pixels import TRAITS, UNREADABLE, open_image, refusal, traits
 from harness.data.ticker import Progress, Ticker
 from harness.errors import UserError
@@ -33,6 +34,7 @@ from harness.files import cache_dir, write_atomic
 THREADS, FILES_AT_ONCE = 8, 256
 VERDICTS = f"3-{PIL.__version__}"  # the version of what is remembered: of this room, and of what Pillow sees in a file
 WHOLE = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # what stands at the end of a whole file
+END = 4096  # bytes at the end of a file, by which likely copies are found
 NAMED = 3  # files of a note
 OTHER_SPLIT = re.compile("train|val|test")  # what a folder's name begins with that no file is looked for in
 FOREIGN = {  # what begins so is something that Pillow does not read
@@ -55,6 +57,7 @@ class Verdict(NamedTuple):
     width: int
     height: int
     traits: list[str]  # of the image (see `pixels.traits`)
+    end: str  # digest of the file's last bytes, by which a copy may be known
 
 
 def check_files(folder: Path, images: list[dict[str, Any]], problems: Problems, progress: Progress | None) -> list[str]:
@@ -97,7 +100,22 @@ def check_files(folder: Path, images: list[dict[str, Any]], problems: Problems, 
     if {name: list(verdict) for name, verdict in seen.items()} != known:
         with suppress(OSError):  # a cache that cannot be written costs time, nothing else
             write_atomic(record, json.dumps(seen), durable=False)
-    return [_note(folder, kind, labels) for kind, labels in sorted(kinds.items())]
+    return [*(_note(folder, kind, labels) for kind, labels in sorted(kinds.items())), *_copies(folder, seen)]
+
+
+def _copies(folder: Path, seen: Mapping[str, Verdict]) -> list[str]:
+    """The note on images that are there several times, if any."""
+    alike: dict[tuple[Any, ...], dict[int, str]] = defaultdict(dict)  # names by inode: links are told by other checks
+    for name, (state_then, width, height, _, end) in seen.items():
+        alike[state_then[0], width, height, end].setdefault(state_then[-1], name)
+    groups = same_content(folder, [list(names.values()) for names in alike.values() if len(names) > 1])
+    if not groups:
+        return []
+    count = sum(len(names) - 1 for names in groups)
+    are = "image is a copy of another" if count == 1 else "images are copies of others"
+    some = f"{shown(groups[0][0])} and {shown(groups[0][1])}{', …' if count > 1 else ''}"
+    told = "what is marked in one of them alone is background in the other, and what is in both counts twice"
+    return [f"note: {shown(folder)}: {count:,} {are}, byte for byte ({some}): {told}; keep one of them"]
 
 
 def _remembered(record: Path) -> dict[str, Any]:
@@ -131,10 +149,12 @@ def inspect(path: Path, known: Any) -> tuple[Verdict | None, str]:
         with open_image(path) as (image, stream):
             if trouble := refusal(image):
                 return None, trouble
-            verdict = Verdict(state(found), *image.size, traits(image, stream))
+            noted = traits(image, stream)
+            stream.seek(max(0, found.st_size - END))
+            last = stream.read()
+            verdict = Verdict(state(found), *image.size, noted, hashlib.sha256(last).hexdigest()[:16])
             end = WHOLE.get(image.format or "")
-            stream.seek(max(0, found.st_size - 64))
-            if end is None or end not in stream.read():
+            if end is None or end not in last[-64:]:
                 with open_image(path) as (again, _):
                     again.load()
     except UNREADABLE as error:
