@@ -1,4 +1,4 @@
-"""What the output cannot show is replaced, what is closed is no error, and files are UTF-8 in any locale."""
+"""Texts are shown as they are, as far as the output can; a closed one is no error; files are UTF-8 in any locale."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from harness.system.console import table
 
 ROOT = Path(__file__).parents[1]
 CODETR = [sys.executable, str(ROOT / "codetr_harness.py")]
@@ -62,6 +64,23 @@ def test_names_that_are_no_text_are_shown(file: Path) -> None:
     odd.unlink()
     done = plan(odd)
     assert done.returncode == 2 and b"caf?.yaml: no such ablation file" in done.stderr
+
+
+ODD = [r"a \[/b] c", "[x]set[/x]", "[/]", "1:100:1", ":fire:", "[link=x]y", "[bold]"]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_table_shows_every_text_as_it_is(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    table(text, {text: False, "wrapped": True}, [[text, text]])
+    title, headings, _, row = (line.strip() for line in capsys.readouterr().out.splitlines() if line.strip())
+    assert title == text and headings.startswith(f"{text}  ") and row.startswith(f"{text}  ") and row.endswith(text)
+
+
+def test_labels_titles_and_paths_are_no_markup(file: Path) -> None:
+    file.write_text("title: ':fire: [/t]'\nrows:\n  - {label: 'a \\[/b] 1:100:1'}\n", encoding="utf-8")
+    done = plan(file, "", "--data", "/tmp/x/[/x]")
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    assert b":fire: [/t] (" in done.stdout and rb"a \[/b] 1:100:1" in done.stdout
 
 
 @pytest.mark.parametrize("redirected", [">&-", ">&- 2>&-", "<&- >&- 2>&-", "| head -c 1 > /dev/null"])

@@ -54,27 +54,25 @@ def table(title: str, columns: dict[str, bool], rows: list[list[str]], widest: i
     """Print a table; `columns` tells by heading whether long cells may be wrapped.
 
     A pipe or a job log has no width: nothing is wrapped for it, unless the table would be wider than `widest`.
+    Texts are shown as they are: brackets and colons in a label or a path are neither markup nor an emoji.
     """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         width = max(80, sum(_widths(list(columns), rows)) + len(columns))
-        console = Console(highlight=False, width=width if widest is None else min(width, max(80, widest)))
+        width = width if widest is None else min(width, max(80, widest))
+        console = Console(highlight=False, markup=False, emoji=False, width=width)
     made = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
     for heading, wrap in columns.items():
         made.add_column(heading, no_wrap=not wrap, overflow="fold")
     for row in rows:
-        made.add_row(*[_escape(cell) for cell in row])
+        made.add_row(*row)
     with console.capture() as capture:
         console.print(made)
     print("\n".join(line.rstrip() for line in capture.get().splitlines()))
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 def _widths(headings: list[str], rows: list[list[str]]) -> list[int]:
