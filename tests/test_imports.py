@@ -25,7 +25,7 @@ ON_TOP = 12  # files of harness/ that lie in no package
 MODEL_MAY_IMPORT = {"model", "numpy", "safetensors", "scipy", "torch", "transformers"}
 
 ROOMS = {  # foreign service: the only files that know it
-    "ray": tuple(f"harness/schedule/{name}.py" for name in ("on_ray", "cluster", "workers", "tuner")),
+    "ray": tuple(f"harness/schedule/{name}.py" for name in ("on_ray", "cluster", "workers", "actors", "tuner")),
     "mlflow": ("harness/tracking/tracking.py", "harness/tracking/mlflow_runs.py"),
     "pycocotools": ("harness/trial/evaluators.py", "harness/analyse/resample.py", "harness/data/masks.py"),
     "faster_coco_eval": ("harness/trial/evaluators.py",),

@@ -1,4 +1,4 @@
-"""Workers: their priority and path, and one line of why one cannot begin."""
+"""Workers: their priority and path, what becomes of the trials of one that is lost, and why one cannot begin."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+from ray.exceptions import RayActorError
 
+from harness.errors import UserError
 from harness.schedule import cluster, on_ray, workers
 from harness.schedule.preloaded import Preloaded, connect
 from harness.schedule.schedule import run_grid
@@ -118,26 +121,39 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunStore:
     return RunStore()
 
 
+class Start:
+    """Stands for a Ray that has begun."""
+
+    log: Path | None = None
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __enter__(self) -> Start:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def wait(self, progress: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> type[Start]:
+    start = type("Start", (Start,), {})
+    monkeypatch.setattr("harness.schedule.schedule.RayStart", start)
+    monkeypatch.setattr(on_ray, "stop_ray", lambda: None)
+    return start
+
+
 @pytest.mark.parametrize("wrapped", [True, False], ids=["wrapped by Ray", "as it is"])
 def test_a_machine_where_no_worker_begins_fails_the_trials(
-    store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool
+    store: RunStore, no_ray: type[Start], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool
 ) -> None:
     """Ray would try for ever; and what a signal's handler raises it makes a SystemError of."""
-    log = tmp_path / "raylet.err"
+    no_ray.log = log = tmp_path / "raylet.err"
     log.write_text("Fatal Python error\nTraceback (most recent call last):\nSystemExit: no licence on this node\n")
-
-    class Start:
-        def __init__(self, *_: Any) -> None:
-            self.log = log
-
-        def __enter__(self) -> Start:
-            return self
-
-        def __exit__(self, *_: Any) -> None:
-            pass
-
-        def wait(self, progress: Any) -> None:
-            pass
 
     def wait_for_ever(*_: Any) -> None:
         try:
@@ -148,9 +164,7 @@ def test_a_machine_where_no_worker_begins_fails_the_trials(
                 raise SystemError("returned a result with an exception set") from None
             raise
 
-    monkeypatch.setattr("harness.schedule.schedule.RayStart", Start)
     monkeypatch.setattr(on_ray, "_run_until_settled", wait_for_ever)
-    monkeypatch.setattr(on_ray, "stop_ray", lambda: None)
     monkeypatch.setattr(workers, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(workers, "WORKER_SECONDS", 0.0)
     lines: list[str] = []
@@ -159,6 +173,95 @@ def test_a_machine_where_no_worker_begins_fails_the_trials(
     assert len(summary.failed) == 2
     reason = (store.read(summary.failed[0]) or {})["error"]
     assert reason.startswith("its worker could not start: SystemExit: no licence on this node (on ")
+
+
+KILLED = "2 worker(s) were killed due to the node running low on memory. Memory on the node was 22.56GB used"
+
+
+class Tuned:
+    """Tune's own controller with one trial, and no Ray: workers are told to it, and how they end."""
+
+    def __init__(self, folder: Path, max_failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        from ray.train._internal import storage
+        from ray.tune.execution import tune_controller
+        from ray.tune.experiment import Trial
+
+        monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", "1")
+        monkeypatch.setattr(tune_controller, "_ResourceUpdater", MagicMock())
+        monkeypatch.setattr(storage, "_get_ray_train_session_dir", lambda: str(folder / "session"))
+        place = storage.StorageContext(str(folder), "launch", trial_dir_name="trial")
+        controller = tune_controller.TuneController(storage=place, resource_manager_factory=MagicMock)
+        trial: Any = Trial("stub", stub=True, storage=place, max_failures=max_failures)
+        self.trial = trial
+        Path(trial.local_path).mkdir(parents=True)
+        controller.add_trial(self.trial)
+        self.controller: Any = controller
+
+    def worker(self) -> Any:
+        """A worker for the trial."""
+        from ray.air.execution._internal import TrackedActor
+
+        worker = TrackedActor(self.trial.run_metadata.num_failures, on_error=self.controller._actor_failed)
+        self.controller._actor_to_trial[worker] = self.trial
+        self.controller._trial_to_actor[self.trial] = worker
+        self.controller._actor_manager._live_actors_to_ray_actors_resources[worker] = MagicMock(), MagicMock()
+        return worker
+
+    def cannot_start(self, error: Exception) -> None:
+        """Tell that the worker ended before it had the trial."""
+        self.controller._staged_trials.add(self.trial)
+        self.controller._actor_cache.increase_max(self.trial.placement_group_factory)
+        self.controller._actor_manager._actor_start_failed(self.worker(), error)
+
+    def ends_at_work(self, error: Exception) -> None:
+        """Tell that the worker ended while it ran the trial."""
+        from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
+
+        def task_failed(worker: Any, own: Exception) -> None:
+            assert isinstance(own, RayActorError) or worker in self.controller._actor_to_trial  # as Tune asserts
+            self.controller._trial_task_failure(self.trial, own)
+
+        self.controller._set_trial_status(self.trial, "RUNNING")
+        self.controller._actor_manager._actor_task_failed(TrackedActorTask(self.worker(), None, task_failed), error)
+
+
+@pytest.mark.parametrize("how", ["ends_at_work", "cannot_start"])
+def test_a_worker_ended_for_its_memory_is_a_lost_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Tune would end all the trials: it knows no such error. Its part of Ray is the real one."""
+    from ray import cloudpickle
+    from ray.exceptions import OutOfMemoryError
+    from ray.tune.execution import tune_controller
+
+    from harness.schedule.actors import count_as_lost
+
+    monkeypatch.setattr(tune_controller, "RayActorManager", tune_controller.RayActorManager)  # put back at the end
+    count_as_lost()
+    tuned = Tuned(tmp_path, 2, monkeypatch)
+    states = []
+    for _ in range(3):
+        getattr(tuned, how)(OutOfMemoryError(f"{KILLED}\nand pages more"))
+        states.append(tuned.trial.status)
+    assert states == ["PENDING", "PENDING", "ERROR"]
+    error = cloudpickle.loads(Path(tuned.trial.pickled_error_file).read_bytes())
+    assert on_ray._reason(error).startswith("out of memory on its node, again and again: try fewer trials at a time")
+
+
+def test_any_other_trouble_of_ray_is_one_line(
+    store: RunStore, no_ray: type[Start], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.exceptions import RaySystemError
+
+    def raise_error(cause: Exception) -> None:
+        raise RuntimeError(f"Caught unexpected exception: {cause}\nand pages more") from cause
+
+    grid = make_grid(make_trial(1))
+    options: dict[str, Any] = {"run_trial": run_fake, "check_data": lambda *_: None, "out": lambda _: None}
+    monkeypatch.setattr(on_ray, "_tune", lambda *_: raise_error(RaySystemError("the raylet is gone")))
+    with pytest.raises(UserError, match="^store .*: Ray Tune cannot go on .*raylet is gone.* The same command goes on"):
+        run_grid(grid, store, **options)
+    monkeypatch.setattr(on_ray, "_tune", lambda *_: raise_error(KeyError("ours")))
+    with pytest.raises(RuntimeError, match="ours"):
+        run_grid(grid, store, **options)
 
 
 def test_a_cluster_or_workers_at_work_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,17 +130,26 @@ def _run_until_settled(
         except Exception as error:  # Tune keeps notes of its own in the store
             if asked.is_set():
                 raise KeyboardInterrupt from None
-            if not isinstance(error, OSError) and type(error).__name__ != "TuneError":
+            if not (trouble := _trouble(error)):
                 raise
+            again = "The same command goes on where it stopped"
             raise UserError(
-                f"store {store.root}: Ray Tune cannot go on ({one_line(error)}); is there room? "
-                "The same command goes on where it stopped"
+                f"store {store.root}: Ray Tune cannot go on ({one_line(error)}){trouble} {again}"
             ) from error
         if asked.is_set():
             raise KeyboardInterrupt
         _mark_lost(progress.grid.trials, store, errors, progress)
         left = abandoned([trial for trial in left if trial.trial_id in held_elsewhere], store, progress)
         more = 0
+
+
+def _trouble(error: Exception) -> str:
+    """What to ask whoever reads that Ray Tune cannot go on; empty where the error is one of ours."""
+    from ray.exceptions import RayError
+
+    if isinstance(error, OSError) or type(error).__name__ == "TuneError":
+        return "; is there room?"
+    return "." if isinstance(error.__cause__, RayError) else ""
 
 
 def _tune(
@@ -153,6 +162,9 @@ def _tune(
     """
     from ray import cloudpickle, tune
 
+    from harness.schedule.actors import count_as_lost
+
+    count_as_lost()
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     by_id = {trial.trial_id: trial for trial in trials}
