@@ -264,6 +264,8 @@ def test_maps_share_one_scale():
     assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["no map"]
     with pytest.raises(ValueError, match="one map"):
         draw_maps([(made.image(), np.zeros((0, 4)))], [("a", [])])
+    tall = draw_maps([(made.image(200, 20), np.zeros((0, 4)))], [("a", [np.eye(4)])])
+    assert tall.get_size_inches()[1] < 2 * tall.get_size_inches()[0]
 
 
 # ---- conflict

@@ -102,6 +102,21 @@ def test_a_crowd_has_few_names_that_cover_no_other():
     assert left.texts[0].get_text() == "? a class with quite …"  # what is missed comes first
 
 
+def test_a_tall_image_does_not_make_a_tall_sheet():
+    truth = [annotation(1, 2, y, 16, 15) for y in range(5, 180, 40)]
+    scenes = [Scene("tall", image(200, 20), truth, []), Scene("wide", image(20, 200), [], [])]
+    figure = draw_detections(scenes, {1: "cat"})
+    width, height = figure.get_size_inches()
+    assert height < width
+    figure.draw_without_rendering()
+    left = figure.axes[0]
+    assert left.bbox.height == pytest.approx(10 * left.bbox.width)  # the image is whole
+    renderer = figure.canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in left.texts]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert all(left.bbox.y0 - 1 <= box.y0 and box.y1 <= left.bbox.y1 + 1 for box in boxes)
+
+
 @pytest.mark.parametrize(
     ("name", "shown"),
     [

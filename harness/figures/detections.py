@@ -7,7 +7,7 @@ category's. A name stands where it covers no other: of crowded images some boxes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from harness.figures.boxes import LONGEST_NAME, NUM_COLOURS, WRONG, Box, Lettering, draw_boxes, shortened
-from harness.figures.images import draw_image
+from harness.figures.images import TALLEST, draw_image, panel_ratio
 from harness.figures.matching import IOU, SCORE, Matches, Row, match
 from harness.figures.style import PAGE, colour_of, legend_below, new_figure, plain, styled
 
@@ -60,7 +60,7 @@ def draw_detections(
         raise ValueError("draw_detections needs at least one image")
     pairs = min(PAIRS, len(scenes))
     rows = [scenes[start : start + pairs] for start in range(0, len(scenes), pairs)]
-    heights = [max(SIDE * scene.image.shape[0] / scene.image.shape[1] for scene in row) + 0.32 for row in rows]
+    heights = [max(SIDE * panel_ratio(scene.image) for scene in row) + 0.32 for row in rows]
     figure = new_figure(2 * SIDE * pairs, sum(heights))
     grid = figure.subplots(len(rows), 2 * pairs, squeeze=False, gridspec_kw={"height_ratios": heights})
     colours = {category: colour_of(1 + index % NUM_COLOURS) for index, category in enumerate(sorted(categories))}
@@ -114,8 +114,10 @@ def _draw_pair(
         row = scene.detections[index]
         wrong = index in matches.false_positives
         found.append(box(row, WRONG if wrong else "solid", ("× {} " if wrong else "{} ") + f"{row['score']:.2f}"))
-    draw_boxes(left, objects, SHEET)
-    draw_boxes(right, found, SHEET)
+    height, width = scene.image.shape[:2]
+    lettering = replace(SHEET, inches=SHEET.inches * min(1.0, TALLEST * width / height))
+    draw_boxes(left, objects, lettering)
+    draw_boxes(right, found, lettering)
 
 
 def _file_lines(name: str, letters: int = 36) -> str:

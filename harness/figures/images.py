@@ -9,6 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+TALLEST = 3.0  # of a panel: its height by its width
+
+
+def panel_ratio(image: np.ndarray) -> float:
+    """Height by width of the panel for an image [H, W, …]; one that is taller yet is fitted in and narrower than it."""
+    height, width = image.shape[:2]
+    return float(min(height / width, TALLEST))
+
 
 def without_axes(axes: Axes) -> None:
     """Take away ticks, grid and frame."""

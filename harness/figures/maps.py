@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from harness.figures.images import box_outline, draw_image, without_axes
+from harness.figures.images import box_outline, draw_image, panel_ratio, without_axes
 from harness.figures.style import NOTE_COLOUR, PAGE, new_figure, styled, wrapped
 
 MAP_SIDE = 1.05  # inches: width of a map
@@ -36,7 +36,7 @@ def draw_maps(
     high = max((float(np.nanmax(one)) for one in known), default=1.0)
     width = min(PAGE, MAP_SIDE * (len(maps) + 1) + 0.55)
     side = (width - 0.55) / (len(maps) + 1) - 0.05
-    ratios = [image.shape[0] / image.shape[1] for image, _ in images]
+    ratios = [panel_ratio(image) for image, _ in images]
     titles = [wrapped(title, int(side * 16)) for title in ("image", *(label for label, _ in maps))]
     head = 0.08 + 0.13 * (1 + max(title.count("\n") for title in titles))
     figure = new_figure(width, side * sum(ratios) + 0.04 * len(images) + head)
