@@ -19,6 +19,7 @@ from mlflow.entities import Run
 
 from harness.errors import UserError
 from harness.files import write_atomic
+from harness.revisit.kept import mirror_trials
 from harness.spec.grid import Trial
 from harness.spec.identity import config_to_dict
 from harness.store.results import RunStore
@@ -292,8 +293,31 @@ def test_default_store_lies_beside_the_records(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("CODETR_STORE", str(tmp_path))
     assert tracking.tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking.tracking_uri(tmp_path / "a #1 50%") == f"sqlite:///{tmp_path}/a #1 50%/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
     assert tracking.tracking_uri() == "http://host:5000"
+
+
+@pytest.mark.parametrize(("name", "what"), [("exp?1", "?"), ("exp%3F1", "%3F"), ("a%20b", "%20")])
+def test_a_store_whose_database_would_lie_elsewhere_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, what: str
+) -> None:
+    """SQLAlchemy ends a path at ?, and reads %20 as a space: two stores would share a database outside of both."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = RunStore(tmp_path / name)
+    finish(store, make_trial(1))
+    with pytest.raises(UserError) as caught:
+        Mirror(store, make_grid(make_trial(1)))
+    assert str(caught.value) == (
+        f"store {store.root}: MLflow's database cannot lie there, as its address cannot hold {what}; "
+        "take a folder of another name, or set MLFLOW_TRACKING_URI"
+    )
+    said: list[str] = []
+    mirror_trials(store, [make_trial(1).trial_id], said.append)  # after an analysis, which is kept all the same
+    assert said == [f"note: {caught.value}; `codetr sync` brings it up to date later"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert tracking.tracking_uri(store.root) == "http://host:5000"
 
 
 def test_flat_metrics_have_names_that_mlflow_takes() -> None:

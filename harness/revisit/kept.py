@@ -239,10 +239,12 @@ def mirror_trials(store: RunStore, trial_ids: Sequence[str], say: Say) -> None:
     """Bring the tracking store up to date, if there is one."""
     from harness.tracking import mirror, tracking
 
-    uri = tracking.tracking_uri(store.root)
-    if not trial_ids or not tracking.available() or tracking.is_missing(uri):
+    if not trial_ids or not tracking.available():
         return
     try:
+        uri = tracking.tracking_uri(store.root)
+        if tracking.is_missing(uri):
+            return
         count = mirror.sync_trials(store, trial_ids, uri, say)
     except UserError as error:
         say(f"note: {error}; `codetr sync` brings it up to date later")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tempfile
 import urllib.error
 import urllib.request
@@ -44,12 +45,25 @@ NAMES_TAG = "codetr.names"  # MLflow's names of metrics that have another one he
 IN_RECORD = "result.json"
 REMOVED_TAG = "codetr.removed"  # of runs that were deleted for good: restoring the experiment would bring them back
 COLLISIONS = ("IntegrityError", "UniqueViolation", "UNIQUE constraint", "Duplicate entry")  # sqlite, PostgreSQL, MySQL
+NOT_IN_ADDRESSES = re.compile(r"\?|%[0-9A-Fa-f]{2}")  # SQLAlchemy ends a path there, or (from 2.1 on) decodes it
 FEW = 60  # up to this many trials are looked up one by one, more by reading all runs
 
 
 def tracking_uri(root: Path | None = None) -> str:
-    """$MLFLOW_TRACKING_URI, else a sqlite file in the store `root` (default: `store_dir()`)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root or store_dir()) / 'mlflow.db'}"
+    """$MLFLOW_TRACKING_URI, else a sqlite file in the store `root` (default: `store_dir()`).
+
+    Raises:
+        UserError: the store's path cannot stand in an address: the file would lie elsewhere.
+    """
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    root = root or store_dir()
+    if odd := NOT_IN_ADDRESSES.search(str(root)):
+        raise UserError(
+            f"store {root}: MLflow's database cannot lie there, as its address cannot hold {odd[0]}; "
+            "take a folder of another name, or set MLFLOW_TRACKING_URI"
+        )
+    return f"sqlite:///{root / 'mlflow.db'}"
 
 
 def available() -> bool:
