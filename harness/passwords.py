@@ -16,15 +16,33 @@ MASK = "***"
 SECRETS = (
     *("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "DATABRICKS_TOKEN", "PGPASSWORD", "MYSQL_PWD"),
     *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN"),
+    *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
 )
 ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_BACKEND_STORE_URI")
 WORDS = {"mlflow", "codetr", "postgres", "postgresql", "mysql", "sqlite"}  # as passwords hidden in addresses alone
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
+_ADDRESS = re.compile(r"(?<![A-Za-z])[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
 _NAME = r"(?:\w*(?:password|passwd|pwd|token|secret|credential|signature)\w*|sig|auth|key|api_?key|access_?key)"
 _QUERY = re.compile(rf"([?&;]{_NAME}=)[^&;\s\"'#]+", re.IGNORECASE)
 _SETTING = re.compile(rf"(\b{_NAME}\s?=\s?)(?!\s)('[^']*'|\"[^\"]*\"|[^\s,;&'\"]+)", re.IGNORECASE)
-_HEADER = re.compile(r"\b(Basic|Bearer)\s+[A-Za-z0-9+/=._~-]{4,}")
+_SCHEME = r"(?:Basic|Bearer|Digest|Token|ApiKey)\s+"
+_HEADER = re.compile(
+    rf"(\b(?:Basic|Bearer)\s+|(?i:\bAuthorization[\\'\"]*\s*[:=]\s*[\\'\"]*{_SCHEME}))[A-Za-z0-9+/=._~-]{{4,}}"
+)
+# After a colon, or an option, prose may go on, and models have tokens, too: `_or_prose` tells.
+_TOKEN = r"(?:[\w-]*(?:access|api|auth|bearer|hf|hub|id|private|refresh|security|session|tracking)[-_])?token"
+_KEY = r"(?:api|access|private|secret)[-_]?key"
+_VALUE = r"(\\?['\"]).+?\3|[^\s,;&'\"\\(){}\[\]]+"
+_SPOKEN = re.compile(
+    rf"(?<![\w.-])((?:[\w-]*(?:password|passwd|pwd|passphrase|secret|{_KEY})|{_TOKEN}|authorization)\\?['\"]?\s*:\s*)"
+    rf"(?![/~])({_VALUE})",
+    re.IGNORECASE,
+)
+_OPTION = re.compile(rf"(--[\w-]*(?:password|passwd|token|secret|{_KEY})['\"]?,?\s+)(?!-)({_VALUE})", re.IGNORECASE)
+_PROSE = re.compile(r"[A-Za-z]{1,12}")
+_VARIABLE = re.compile(r"[A-Z]+(?:_[A-Z]+)+")
+_CLAUSE_ENDS = re.compile(r"[ \t]*(?:$|[\n,;)}\]'\"]|[\w-]+\s?[:=])")
+_WORD = re.compile(r"[A-Za-z]?[a-z]{1,7}|[A-Z]{1,8}")  # as a password it may be any word of a path or a sentence
 
 
 class Login(NamedTuple):
@@ -87,11 +105,29 @@ def basic_login(uri: str) -> str | None:
 def masked(text: str, uri: str = "") -> str:
     """`text` without passwords: those of any address in it, of `uri`, and those that the environment holds."""
     for secret in sorted(set(_secrets(uri)), key=len, reverse=True):
-        # A short one may be part of any word.
-        text = re.sub(re.escape(secret) if len(secret) > 5 else rf"(?<!\w){re.escape(secret)}(?!\w)", MASK, text)
+        text = re.sub(_places(secret), MASK, text)
     text = _ADDRESS.sub(lambda found: shown(found[0]), text)
     text = _SETTING.sub(rf"\1{MASK}", _QUERY.sub(rf"\1{MASK}", text))
-    return _HEADER.sub(rf"\1 {MASK}", text)
+    text = _HEADER.sub(rf"\1{MASK}", text)
+    return _OPTION.sub(_or_prose, _SPOKEN.sub(_or_prose, text))
+
+
+def _places(secret: str) -> str:
+    """Where a password is one, as a pattern: anywhere, or where it is short or a word, only where passwords stand."""
+    escaped = re.escape(secret)
+    if _WORD.fullmatch(secret):  # in an address, with or without its scheme
+        return rf"(?<!\w){escaped}(?=@)|(?<=\w:){escaped}(?!\w)"
+    return escaped if len(secret) > 5 else rf"(?<!\w){escaped}(?!\w)"
+
+
+def _or_prose(found: re.Match[str]) -> str:
+    """What was found without its password; as it is where prose goes on: `password: those in …`, `--token or …`."""
+    name, value = found[1], found[2]
+    if found[3] is None:  # not in quotes
+        goes_on = not _CLAUSE_ENDS.match(found.string, found.end())
+        if _VARIABLE.fullmatch(value) or (goes_on and _PROSE.fullmatch(value)):
+            return found[0]
+    return name + MASK
 
 
 def _secrets(uri: str) -> Iterator[str]:

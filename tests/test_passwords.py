@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 import urllib.error
 
 import pytest
@@ -52,6 +53,7 @@ def test_words_of_another_library_lose_what_the_address_and_the_environment_hold
     )
     decoded = masked("login with p@ss word failed", "http://alice:p%40ss%20word@host")
     assert decoded == "login with *** failed"
+    assert "HF_TOKEN" in SECRETS
     for name in SECRETS:
         monkeypatch.setenv(name, f"value-of-{name}")
     assert "value-of" not in masked(" ".join(f"value-of-{name}" for name in SECRETS))
@@ -59,9 +61,63 @@ def test_words_of_another_library_lose_what_the_address_and_the_environment_hold
         assert "SECRET" not in masked(text) and "CRET'" not in masked(text)
 
 
+SPOKEN = (
+    *("password: hunt3rpw", "Password: 'hunt3rpw'", "db_password: hunt3rpw, host: h", "password: hunterpw host: h"),
+    *('{"password": "hunt3rpw"}', "{'token': 'hunt3rpw', 'n': 1}", r'"{\"client_secret\": \"hunt3rpw\"}"'),
+    *("X-Api-Key: hunt3rpw", "HF_TOKEN: hunt3rpw", "access token: hunt3rpw", "aws_secret_access_key: hunt3r/pw"),
+    *("curl --token hunt3rpw", "--api-token 'hunt3rpw' run", "['--password', 'hunt3rpw']", "--password hunterpw"),
+    *("Authorization: token hunt3rpw", "authorization: hunt3rpw", "{'Authorization': 'token hunterpw'}"),
+)
+
+
+@pytest.mark.parametrize("text", SPOKEN)
+def test_what_is_called_a_password_is_none_to_read(text: str) -> None:
+    told = masked(f"the server said: {text}")
+    assert "hunt" not in told and "***" in told and masked(told) == told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "check user and password: those in MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME",
+        "set the password: MLFLOW_TRACKING_PASSWORD",
+        "give --token or set HF_TOKEN; --password, --token FILE or none",
+        "class_token: true; null for none",
+        "model.neck.num_tokens: expected 300, found 900",
+        "size mismatch for backbone.cls_token: (1, 1, 768)",
+        "unknown key: 'model.foo'",
+        "authorization: the server wants one",
+    ],
+)
+def test_words_about_passwords_stay(text: str) -> None:
+    assert masked(text) == text
+
+
+@pytest.mark.parametrize("text", ["a-b_c" * 2000 + ": x", "password: '" + "x" * 20000, "--" + "token-" * 3000])
+def test_a_long_line_takes_no_time(text: str) -> None:
+    begun = time.monotonic()
+    masked(text)
+    assert time.monotonic() - begun < 5.0
+
+
 def test_a_short_password_does_not_spoil_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert masked("a cat sat on user a", "http://u:at@h") == "a cat sat on user a"
     assert masked("mlflow db upgrade", "postgresql://mlflow:mlflow@host/mlflow") == "mlflow db upgrade"
+
+
+def test_a_password_that_is_a_word_is_hidden_where_passwords_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "train")
+    assert masked("/d/train/1.png: no split train") == "/d/train/1.png: no split train"
+    for text in (
+        "http://a:train@h",
+        "a:train@h is unknown",
+        "port 'train@h'",
+        "login a:train failed",
+        "password=train",
+    ):
+        assert "train" not in masked(text)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "tr4in")
+    assert masked("no login with tr4in") == "no login with ***"
 
 
 def test_one_line_of_an_error_has_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
