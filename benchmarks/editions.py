@@ -4,7 +4,8 @@
 
 Reads what `codetr report` wrote there: claims.csv, and the trials of each table. A claim is known by its table and its
 words. Of several rows the one that speaks least for the claim stands for it, as in the report. Seeds are those of the
-claim's last look; hours saved are those of `--most` seeds at every row, each by the mean of its trials, less what ran.
+claim's last look, and a claim that looks have not come to is *not reached*; hours saved are those of `--most` seeds at
+every row, each by the mean of its trials, less what ran.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from harness.report.cells import percent
 from harness.report.verdicts import VERDICTS
 
 NUMBERS = ("difference", "low", "high", "confidence", "n", "could_show", "margin", "looks", "device_hours")
+NOT_REACHED = "not reached"
 HEADINGS = ("table", "claim", "first edition", "second edition", "difference", "seeds", "could show")
 
 
@@ -28,7 +30,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("second", type=Path, help="folder of the second edition's report")
     parser.add_argument("--most", type=int, default=12, metavar="N", help="seeds of the last look")
     args = parser.parse_args(argv)
-    print("\n".join([*side_by_side(claims_in(args.first), claims_in(args.second)), "", hours(args.second, args.most)]))
+    first, second = claims_in(args.first), claims_in(args.second)
+    below = [tally(second), hours(args.second, args.most)]
+    print("\n".join([*side_by_side(first, second), "", *below]))
     return 0
 
 
@@ -41,7 +45,10 @@ def claims_in(report: Path) -> pd.DataFrame:
     support = support.where(rows["margin"].isna(), furthest)
     ordered = rows.assign(rank=rank, support=support.fillna(float("-inf")))
     least = ordered.sort_values(["rank", "support"], kind="stable").groupby(["table", "claim"], sort=False).head(1)
-    return least.sort_index().set_index(["table", "claim"])
+    found = least.sort_index().set_index(["table", "claim"])
+    if found["looks"].notna().any():
+        found.loc[found["looks"].isna(), "verdict"] = NOT_REACHED
+    return found
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -65,6 +72,17 @@ def side_by_side(first: pd.DataFrame, second: pd.DataFrame) -> list[str]:
         cells = [table, claim, old, *(_told(second.loc[key]) if key in second.index else ["–"] * 4)]
         lines.append(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |")
     return lines
+
+
+def tally(claims: pd.DataFrame) -> str:
+    """How many claims came out how, those of equality apart."""
+    told = []
+    for kind, own in (("claims", claims["margin"].isna()), ("claims of equality", claims["margin"].notna())):
+        counts = claims[own]["verdict"].value_counts()
+        order = [verdict for verdict in (*VERDICTS[::-1], NOT_REACHED) if verdict in counts]
+        words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in order)
+        told += [f"{own.sum()} {kind}: {words}"] if own.any() else []
+    return "; ".join(told) + "."
 
 
 def _told(own: pd.Series) -> list[str]:
