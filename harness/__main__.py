@@ -433,6 +433,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if args.command == "submit":
         args.asked = parser.parse_args(["run", *args.run])  # mistakes are told here, not on the cluster
+        if args.store and args.asked.store and args.store != args.asked.store:
+            parser.error(f"submit: --store {args.store} and --store {args.asked.store}: name one")
         args.store = args.store or args.asked.store
     if getattr(args, "store", None):
         os.environ["CODETR_STORE"] = os.path.abspath(os.path.expanduser(args.store))  # for workers as well

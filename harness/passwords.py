@@ -38,7 +38,9 @@ _SPOKEN = re.compile(
     rf"(?![/~])({_VALUE})",
     re.IGNORECASE,
 )
-_OPTION = re.compile(rf"(--[\w-]*(?:password|passwd|token|secret|{_KEY})['\"]?,?\s+)(?!-)({_VALUE})", re.IGNORECASE)
+_OPTION = re.compile(
+    rf"((?<![\w-])--[\w-]*(?:password|passwd|token|secret|{_KEY})['\"]?,?\s+)(?!-)({_VALUE})", re.IGNORECASE
+)
 _PROSE = re.compile(r"[A-Za-z]{1,12}")
 _VARIABLE = re.compile(r"[A-Z]+(?:_[A-Z]+)+")
 _CLAUSE_ENDS = re.compile(r"[ \t]*(?:$|[\n,;)}\]'\"]|[\w-]+\s?[:=])")
@@ -113,10 +115,14 @@ def masked(text: str, uri: str = "") -> str:
 
 
 def _places(secret: str) -> str:
-    """Where a password is one, as a pattern: anywhere, or where it is short or a word, only where passwords stand."""
+    """Where a password is one, as a pattern: anywhere; a short one as a word; one that is any word never in a path.
+
+    Such a word counts in an address, with or without its scheme, in quotes, after `=` and after `password`.
+    """
     escaped = re.escape(secret)
-    if _WORD.fullmatch(secret):  # in an address, with or without its scheme
-        return rf"(?<!\w){escaped}(?=@)|(?<=\w:){escaped}(?!\w)"
+    if _WORD.fullmatch(secret):
+        begins = r"(?<=\w:)|(?<==)|(?<=['\"])|(?i:(?<=password )|(?<=password is ))"
+        return rf"(?<!\w){escaped}(?=@)|(?:{begins}){escaped}(?!\w)"
     return escaped if len(secret) > 5 else rf"(?<!\w){escaped}(?!\w)"
 
 

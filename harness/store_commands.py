@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ReadError, UserError
-from harness.files import exists, read_bytes, read_text
+from harness.files import read_bytes, read_text
 from harness.schedule.progress import describe, duration
 from harness.spec.detection_metrics import ap_of
 from harness.store import decisions, housekeeping, ledger
@@ -63,11 +63,7 @@ def _claims(store: RunStore, args: argparse.Namespace) -> None:
 
     found: list[Callable[[], tuple[str, list[str]]]] = []
     if args.files:
-        from harness.commands import open_grids
-
-        grids = open_grids(args, require_data=False)
-        kept = [grid for grid in grids if exists(decisions.path_of(grid, store))]
-        found = [lambda grid=grid: (grid.heading, told.of_grid(grid, store)) for grid in kept]
+        found = [lambda grid=grid: (grid.heading, told.of_grid(grid, store)) for grid in _decided(args, store)]
     else:
         found = [lambda path=path: told.of_file(path) for path in decisions.decisions(store.root).values()]
     for read in found:
@@ -79,6 +75,26 @@ def _claims(store: RunStore, args: argparse.Namespace) -> None:
         print(f"{heading}  claims")
         for line in lines:
             print(f"  {line}")
+
+
+def _decided(args: argparse.Namespace, store: RunStore) -> list[Grid]:
+    """The grids of the files that are being decided, with the seeds of their looks, whatever seeds are asked for."""
+    from harness.commands import open_grids
+    from harness.decide.kept import max_seeds_kept
+
+    found = []
+    for file in args.files:
+        one = argparse.Namespace(**{**vars(args), "files": [file]})
+        for grid in open_grids(one, require_data=False):
+            try:
+                most = max_seeds_kept(grid, store)
+            except UserError as error:
+                remark(f"warning: {error}")
+                continue
+            if most is not None:
+                one.seeds = list(range(most))
+                found += open_grids(one, require_data=False)
+    return found
 
 
 def _row(store: RunStore, trial_id: str, label: str) -> tuple[str, list[str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from harness.errors import UserError
 from harness.store.source import code_version
 
+_STORE = re.compile(r"--st(?:or?|ore)?(?:=.*)?", re.DOTALL)  # as argparse takes it
 LIMIT = 100 * 2**20  # bytes that Ray takes as a working directory
 PASSED_ON = ("CODETR_STORE", "CODETR_OPS", "MLFLOW_TRACKING_URI")  # a cache is each cluster's own
 
@@ -41,9 +43,9 @@ def hand_over(run: Sequence[str], files: Sequence[str], address: str | None = No
             raise UserError(
                 f"{file}: lies outside of {folder}, which is what a job gets; submit from a folder above it"
             )
-    from_here = {file: os.path.relpath(Path(file).absolute(), folder.absolute()) for file in files}
+    from_here = {file: _from(folder.resolve(), Path(file)) for file in files}
     words = from_here | {f"--preset={file}": f"--preset={here}" for file, here in from_here.items()}
-    run = [words.get(word, word) for word in run]
+    run = [words.get(word, word) for word in _without_store(run)]
     check_size(folder)
     environment = job_environment(folder)
     ray = shutil.which("ray") or shutil.which("ray", path=str(Path(sys.executable).parent))
@@ -56,6 +58,22 @@ def hand_over(run: Sequence[str], files: Sequence[str], address: str | None = No
     # A checkout brings its own code; elsewhere nothing in the folder may be taken for the cluster's.
     module = "harness" if _is_checkout(folder) else "codetr_harness"
     return subprocess.call([*command, "--", "python", "-m", module, "run", *run], env=own)
+
+
+def _from(folder: Path, file: Path) -> str:
+    """The file as a process in `folder` finds it; links count where they stay in there."""
+    near = os.path.relpath(file.absolute().parent.resolve() / file.name, folder)
+    return os.path.relpath(file.resolve(), folder) if near.startswith("..") else near
+
+
+def _without_store(run: Sequence[str]) -> list[str]:
+    """Arguments of `codetr run` without the store, which the job has from its environment, and not from its folder."""
+    left, skips = [], False
+    for word in run:
+        if not skips and not (is_store := bool(_STORE.fullmatch(word))):
+            left.append(word)
+        skips = not skips and is_store and "=" not in word
+    return left
 
 
 def job_environment(folder: Path) -> dict[str, str]:

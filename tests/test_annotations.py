@@ -249,6 +249,21 @@ def test_only_files_whose_every_byte_is_the_same_are_copies(folder: Path, place:
     assert len(told(folder)[1]) == (place is None)
 
 
+def test_pictures_with_the_same_border_are_not_read_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, colour in (("10.bmp", "red"), ("other.bmp", "green")):
+        image = Image.new("RGB", (96, 64))
+        image.paste(colour, (0, 20, 96, 44))
+        image.save(folder / "train" / name)
+
+    def edit(content: Content) -> None:
+        content["images"][0]["file_name"] = "10.bmp"
+        second_id(content, "other.bmp")
+
+    change(folder, edit)
+    monkeypatch.setattr("harness.data.duplicates.file_hash", lambda path: pytest.fail(f"{path} was read"))
+    assert told(folder)[1] == []
+
+
 def test_copies_are_looked_for_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(folder / "train" / "10.jpg", folder / "train" / "copy.jpg")
     change(folder, lambda content: second_id(content, "copy.jpg"))

@@ -396,6 +396,8 @@ def test_status_of_a_file_is_about_its_trainings_now(file: Path, capsys: pytest.
     settled(file)
     assert main(["status", str(file)]) == 0
     assert "A clear gain: reproduced at 3 seeds" in capsys.readouterr().out
+    assert main(["status", str(file), "--seeds", "11"]) == 0
+    assert "A clear gain: reproduced at 3 seeds" in capsys.readouterr().out, "whatever seeds are asked for"
     file.write_text(FILE.replace("train.epochs: 1", "train.epochs: 3"))
     assert main(["status", str(file)]) == 0
     said = capsys.readouterr().out
@@ -454,8 +456,17 @@ def test_nothing_trains_for_a_number_that_no_training_measures(file: Path) -> No
     grid, store = grid_of(file), RunStore()
     with pytest.raises(UserError, match=r"'Less conflict' is about conflict/mean, and nothing asks for it: `analyse"):
         decide(grid, store, lambda ids: pytest.fail("it would be in vain"))
+    finish(store, grid, key := grid.rows[1].trial_ids[0])
     grid = open_grid(file, overrides=["analyse=[conflict]"], seeds=range(12))
-    decision, why = decide(grid, store, trainer(store, grid, []))  # finished, and without the number all the same
+    with pytest.raises(UserError, match=f"1 trainings finished without it: codetr analyse {key} --metrics conflict"):
+        decide(grid, store, lambda ids: pytest.fail("one pair would lack it"))
+    (store.dir(key) / "result.json").unlink()
+
+    def run(ids: Sequence[str]) -> None:
+        for key in ids:
+            finish(store, grid, key, metrics={"AP": 40.0, "conflict/decoder": 0.1})  # analysed, but not this number
+
+    decision, why = decide(grid, store, run)
     (own,) = [own for own in decision.questions if own.claim.text == "Less conflict"]
     assert why == "" and own.course(decision.looks).is_failing
     (words,) = told.failing(decision, store)

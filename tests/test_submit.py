@@ -77,6 +77,11 @@ def test_the_store_may_stand_behind_the_file(ray, monkeypatch):
     monkeypatch.delenv("CODETR_STORE")
     assert main(["submit", FILE, "--store", "/behind"]) == 0
     assert any('"CODETR_STORE": "/behind"' in word for word in ray())
+    assert main(["submit", FILE, "--store=behind", "--seeds", "0"]) == 0
+    assert any(f'"CODETR_STORE": "{ROOT}/behind"' in word for word in ray())
+    assert ray()[-3:] == [FILE, "--seeds", "0"], "or the job would keep records in its own folder"
+    with pytest.raises(SystemExit):
+        main(["submit", "--store", "/one", FILE, "--store", "/another"])
 
 
 def test_the_job_finds_files_from_its_own_folder(ray, monkeypatch, tmp_path, capsys):
@@ -90,6 +95,10 @@ def test_the_job_finds_files_from_its_own_folder(ray, monkeypatch, tmp_path, cap
         assert (
             run[0] == "mine.yaml" and "=".join(run[1:]).endswith("=small.yaml") and str(tmp_path) not in " ".join(run)
         )
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    monkeypatch.chdir(tmp_path / "link")
+    assert main(["submit", f"{tmp_path}/link/mine.yaml", "--preset", f"{tmp_path}/small.yaml"]) == 0
+    assert ray()[-3:] == ["mine.yaml", "--preset", "small.yaml"]
     monkeypatch.chdir(tmp_path / "job")
     (tmp_path / "job" / "mine.yaml").write_text("rows: [{label: a}]")
     assert main(["submit", "mine.yaml", "--preset", f"{tmp_path}/small.yaml"]) == 2

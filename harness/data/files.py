@@ -34,7 +34,7 @@ from harness.files import cache_dir, write_atomic
 THREADS, FILES_AT_ONCE = 8, 256
 VERDICTS = f"3-{PIL.__version__}"  # the version of what is remembered: of this room, and of what Pillow sees in a file
 WHOLE = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}  # what stands at the end of a whole file
-END = 4096  # bytes at the end of a file, by which likely copies are found
+END = 4096  # bytes at the end of a file, and of uncompressed ones in the middle, by which likely copies are found
 NAMED = 3  # files of a note
 OTHER_SPLIT = re.compile("train|val|test")  # what a folder's name begins with that no file is looked for in
 FOREIGN = {  # what begins so is something that Pillow does not read
@@ -57,7 +57,7 @@ class Verdict(NamedTuple):
     width: int
     height: int
     traits: list[str]  # of the image (see `pixels.traits`)
-    end: str  # digest of the file's last bytes, by which a copy may be known
+    end: str  # digest of the file's last bytes (see `END`), by which a copy may be known
 
 
 def check_files(folder: Path, images: list[dict[str, Any]], problems: Problems, progress: Progress | None) -> list[str]:
@@ -150,10 +150,12 @@ def inspect(path: Path, known: Any) -> tuple[Verdict | None, str]:
             if trouble := refusal(image):
                 return None, trouble
             noted = traits(image, stream)
+            end = WHOLE.get(image.format or "")
+            stream.seek(0 if end else max(0, found.st_size // 2 - END))
+            middle = b"" if end else stream.read(END)  # many pictures have the same border
             stream.seek(max(0, found.st_size - END))
             last = stream.read()
-            verdict = Verdict(state(found), *image.size, noted, hashlib.sha256(last).hexdigest()[:16])
-            end = WHOLE.get(image.format or "")
+            verdict = Verdict(state(found), *image.size, noted, hashlib.sha256(middle + last).hexdigest()[:16])
             if end is None or end not in last[-64:]:
                 with open_image(path) as (again, _):
                     again.load()

@@ -15,7 +15,6 @@ from harness.config import Analysis
 from harness.decide.kept import Decision, is_about, looks_of
 from harness.decide.questions import FAILED, Question, difference_of, trials_needed
 from harness.errors import UserError
-from harness.report.frames import recorded
 from harness.report.ground import check_ground
 from harness.report.tables import metric_of
 from harness.spec.grid import Grid
@@ -77,15 +76,22 @@ def check_measured(decision: Decision, grid: Grid, store: RunStore) -> None:
         analysis = metric.partition("/")[0].partition(".")[0]
         if "/" not in metric or analysis not in get_args(Analysis):
             continue
-        for key in trials_needed(question, grid, decision.looks):
-            state, asked = store.status(key), analysis in grid.trial(key).analyse.metrics
-            if state == "finished" and recorded(store.read(key) or {}, metric) is None and not asked:
-                way = f"{key} finished without it: codetr analyse {key} --metrics {analysis} adds it"
-            elif state not in ("finished", FAILED) and not asked:
-                way = f"nothing asks for it: `analyse: [{analysis}]` in the file's base or --set does"
-            else:
-                continue
-            raise UserError(f"{grid.name}: '{question.claim.text}' is about {metric}, and {way}")
+        told = f"{grid.name}: '{question.claim.text}' is about {metric}, and"
+        states = {key: store.status(key) for key in trials_needed(question, grid, decision.looks)}
+        to_come = [key for key, state in states.items() if state not in ("finished", FAILED)]
+        if not all(analysis in grid.trial(key).analyse.metrics for key in to_come):
+            raise UserError(f"{told} nothing asks for it: `analyse: [{analysis}]` in the file's base or --set does")
+        finished = [key for key, state in states.items() if state == "finished"]
+        if without := [key for key in finished if not _has_run(analysis, store.read(key) or {})]:
+            raise UserError(
+                f"{told} {len(without)} trainings finished without it: codetr analyse {' '.join(without[:SHOWN])}"
+                f"{' …' if len(without) > SHOWN else ''} --metrics {analysis} adds it"
+            )
+
+
+def _has_run(analysis: str, record: Mapping[str, Any]) -> bool:
+    """Whether a record has any number of an analysis."""
+    return any(name.partition("/")[0].partition(".")[0] == analysis for name in record.get("metrics") or {})
 
 
 def altered(question: Question, store: RunStore) -> tuple[set[str], set[str]]:

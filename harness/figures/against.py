@@ -61,6 +61,8 @@ def draw_against(
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
     if logarithmic:
         axes.set_xscale("log")
+    if not numeric:  # side by side, the first and the last as far from the border as from each other
+        axes.set_xlim(-0.5, len(values) - 0.5)
     if not numeric or len(values) <= MANY:
         axes.xaxis.set_major_locator(FixedLocator([_place(value, values, numeric) for value in values]))
         axes.xaxis.set_minor_locator(NullLocator())
