@@ -25,7 +25,12 @@ README = (ROOT / "README.md").read_text()
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
 PAGES = [
     *(ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs/mini-paper/first/README.md"),
-    *(ROOT / "ablations/README.md", ROOT / "benchmarks/results.md", ROOT / "deploy/README.md"),
+    *(
+        ROOT / "docs/mini-paper/README.md",
+        ROOT / "ablations/README.md",
+        ROOT / "benchmarks/results.md",
+        ROOT / "deploy/README.md",
+    ),
 ]
 
 REQUIRED = [Requirement(line) for line in PROJECT["dependencies"]]
