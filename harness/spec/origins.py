@@ -72,10 +72,15 @@ class Origins:
         return last, told, what
 
     def _is_inside(self, location: Location | None) -> bool:
-        """Whether only parts of it were written, so that its value stands at no place."""
+        """Whether only parts of it were written, so that its value stands at no place.
+
+        A name alone (`neck: projection`) is written at the place of the whole.
+        """
         names = tuple(map(str, location or ()))
-        above = any(names[:cut] in self._places for cut in range(len(names), 0, -1))
-        return not above and any(path[: len(names)] == names for path in self._places) if names else False
+        if any(names[:cut] in self._places for cut in range(len(names) + 1)):
+            return False
+        inside = [place for path, place in self._places.items() if path[: len(names)] == names]
+        return bool(inside) and not inside[-1].endswith(names[-1])
 
     def _order(self, location: Location | None) -> int:
         """The higher, the later it was written; -1: nobody did."""
