@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,14 +61,13 @@ def _claims(store: RunStore, args: argparse.Namespace) -> None:
     """How claims stand: of files those that they state now; of the store all that looks were taken of, as then."""
     from harness.decide import told
 
-    found: list[Callable[[], tuple[str, list[str]]]] = []
-    if args.files:
-        found = [lambda grid=grid: (grid.heading, told.of_grid(grid, store)) for grid in _decided(args, store)]
-    else:
-        found = [lambda path=path: told.of_file(path) for path in decisions.decisions(store.root).values()]
-    for read in found:
+    def read(found: Grid | Path) -> tuple[str, list[str]]:
+        return told.of_file(found) if isinstance(found, Path) else (found.heading, told.of_grid(found, store))
+
+    all_kept: Sequence[Grid | Path] = [*decisions.decisions(store.root).values()] if not args.files else []
+    for found in _decided(args, store) if args.files else all_kept:
         try:
-            heading, lines = read()
+            heading, lines = read(found)
         except UserError as error:
             remark(f"warning: {error}")
             continue

@@ -412,6 +412,9 @@ def test_a_file_by_another_name_may_not_plan_other_looks(file: Path) -> None:
     before, _, store, _ = settled(file)
     renamed = file.with_name("renamed.yaml")
     renamed.write_text(FILE.replace("name: claims\n", ""))
+    damaged = path_of(grid_of(renamed), store).parent.parent / "another" / "decide.digits.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{")  # told where it is used, not here
     with pytest.raises(UserError, match="were planned for 12 seeds .*claims.*say --max-seeds 12"):
         decide(grid_of(renamed, 24), store, lambda ids: None, max_seeds=24)
     after, why = decide(grid_of(renamed), store, lambda ids: pytest.fail("the trainings are there"))

@@ -49,20 +49,19 @@ def check_planned_alike(decision: Decision, grid: Grid, store: RunStore) -> None
     if any(question.seen for question in decision.questions):
         return
     for path in decisions(store.root).values():
+        kept = None
         with suppress(UserError):  # damaged: told where it is used
             kept = load(path) if path != path_of(grid, store) else None
-            if kept is None or looks_of(kept) == decision.looks:
-                continue
-            for question in decision.questions:
-                if any(is_about(own, question.claim, grid) for own in (*kept["claims"], *kept["aside"])):
-                    break
-            else:
-                continue
-        raise UserError(
-            f"{grid.name}: looks at the trainings of '{question.claim.text}' were planned for {kept['max_seeds']} "
-            f"seeds before the first one was taken ({path}); other looks now would spend more error than planned: say "
-            f"--max-seeds {kept['max_seeds']}"
-        )
+        if kept is None or looks_of(kept) == decision.looks:
+            continue
+        known = (*kept["claims"], *kept["aside"])
+        texts = [own.claim.text for own in decision.questions if any(is_about(one, own.claim, grid) for one in known)]
+        if texts:
+            raise UserError(
+                f"{grid.name}: looks at the trainings of '{texts[0]}' were planned for {kept['max_seeds']} seeds "
+                f"before the first one was taken ({path}); other looks now would spend more error than planned: "
+                f"say --max-seeds {kept['max_seeds']}"
+            )
 
 
 def check_measured(decision: Decision, grid: Grid, store: RunStore) -> None:

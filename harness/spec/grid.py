@@ -308,7 +308,7 @@ def _expand_listed(asked: _Asked, require_data: bool, notes: list[str], mistakes
 
 
 def _trials_and_rows(
-    drafts: Sequence[Draft], asked: _Asked, require_data: bool, notes: list[str]
+    drafts: list[Draft], asked: _Asked, require_data: bool, notes: list[str]
 ) -> tuple[tuple[Trial, ...], tuple[Row, ...]]:
     """Of drafts x seeds, with what their data sets and files of weights hold."""
     notes += unmeasured(asked.spec.metrics, [draft.resolved.evaluate.max_detections for draft in drafts])
