@@ -228,7 +228,7 @@ def batched(images: list[list[Tensor]], strides: tuple[int, ...], behind: float 
 def assert_same_inside(padded: Tensor, image: int, alone: Tensor) -> None:
     """An image's own part of a padded map [B, D, h, w] is what the image alone gives [1, D, h, w]."""
     h, w = alone.shape[2:]
-    # another size takes another kernel, which rounds otherwise (by 2e-4 on a processor with AMX)
+    # another size takes another kernel, which rounds otherwise (by 2e-4 on a Xeon with AMX); padding adds more than 1
     torch.testing.assert_close(padded[image, :, :h, :w], alone[0], rtol=1e-3, atol=1e-3)
 
 
