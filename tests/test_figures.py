@@ -507,6 +507,23 @@ def test_a_figure_that_cannot_be_drawn_loses_no_other(tmp_path, monkeypatch):
     assert report.notes == (f"made: {said[0]}",)
 
 
+def test_a_figure_that_fails_when_it_is_laid_out_loses_no_other(tmp_path, monkeypatch):
+    def broken(*args):
+        figure = Figure()
+        figure.text(0.5, 0.5, r"$\\nothing$")  # such mistakes show only when a figure becomes a file
+        return figure
+
+    monkeypatch.setattr("harness.figures.conflict.draw_conflict_distances", broken)
+    tables = {"conflict": made.conflict(2), "discriminability": made.discriminability(2)}
+    grid = make_grid({"a": {}}, seeds=(0,), figures=("conflict", "discriminability"))
+    report = write_report([grid], tmp_path, ("html", "png", "pdf"), records=[make_record("0-0", 1.0, analysis=tables)])
+    pictures = [path.name for path in report.paths if path.suffix in (".png", ".pdf")]
+    assert pictures == ["made_discriminability.png", "made_discriminability.pdf"]
+    (note,) = report.notes
+    assert re.match(r"made: figure conflict could not be drawn: ValueError: .+", note) and "\n" not in note
+    assert "How well features tell" in report.paths[0].read_text()
+
+
 def test_a_figure_without_data_is_left_out(tmp_path):
     names = ("ap", "instability", "discriminability", "conflict", "conflict_matrix", "queries")
     grid = make_grid({"a": {}}, seeds=(0,), figures=names)

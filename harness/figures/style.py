@@ -180,22 +180,34 @@ def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str
     figure.set_size_inches(width, height + box.height / figure.dpi + 0.04)
 
 
+ANONYMOUS: dict[str, dict[str, None]] = {  # by ending: what would hold a date or a version
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+}
+
+
 @styled()
+def figure_bytes(figure: Figure, ending: str, dots: float | None = None) -> bytes:
+    """The file of `figure`; the same figure gives the same bytes.
+
+    Args:
+        figure: is laid out anew each time.
+        ending: `png` or `pdf`, which embeds its fonts.
+        dots: of a PNG per inch; None: 200.
+    """
+    size: dict[str, Any] = {} if dots is None else {"dpi": dots}
+    stream = io.BytesIO()
+    figure.savefig(stream, format=ending, metadata=ANONYMOUS[ending], **size)
+    return stream.getvalue()
+
+
 def save_figure(
     figure: Figure, path: Path | str, formats: Sequence[str] = ("png", "pdf"), dots: float | None = None
 ) -> list[Path]:
-    """Write `figure` to `path` with each ending of `formats` added; the same figure gives the same bytes.
-
-    PNG has 200 dots per inch, or `dots`, PDF embeds its fonts; neither holds a date or a version. Files are replaced
-    whole.
-    """
-    nothing = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
+    """Write `figure` to `path` with each ending of `formats` added (see `figure_bytes`); files are replaced whole."""
     base = Path(path)
-    size: dict[str, Any] = {} if dots is None else {"dpi": dots}
     paths = []
     for ending in formats:
-        stream = io.BytesIO()
-        figure.savefig(stream, format=ending, metadata=nothing[ending], **size)
         paths.append(base.with_name(f"{base.name}.{ending}"))
-        write_atomic(paths[-1], stream.getvalue())
+        write_atomic(paths[-1], figure_bytes(figure, ending, dots))
     return paths

@@ -12,7 +12,6 @@ row, and `page.py` puts all of it on one page.
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,7 +198,7 @@ def _write_grid(
     from harness.report.page import Section
 
     figures, pictures = _figures(grid, records, base, formats, notes)
-    found, sheets, sheet_files = _detected(grid, records, base, formats, score)
+    found, sheets, sheet_files = _detected(grid, records, base, formats, score, notes)
     figures += sheet_files
     shown = [path.name for path in figures if path.suffix == ".png"]
     texts = {"md": to_markdown(table, shown), "tex": to_latex(table, wide), "csv": to_csv(table)}
@@ -234,14 +233,20 @@ def _figures(
     paths: list[Path] = []
     pictures = []
     for name, figure in analysis_figures(grid, records, notes).items():
-        files, picture = _picture(figure, base.with_name(f"{base.name}_{name}"), caption(grid, name), formats)
-        paths += files
-        pictures.append(picture)
+        if drawn := _drawn(grid, name, lambda figure=figure: figure, formats, notes):
+            files, picture = _picture(drawn, base.with_name(f"{base.name}_{name}"), caption(grid, name), formats)
+            paths += files
+            pictures.append(picture)
     return paths, tuple(pictures)
 
 
 def _detected(
-    grid: Grid, records: Sequence[Mapping[str, Any]], base: Path, formats: Sequence[str], score: float | None
+    grid: Grid,
+    records: Sequence[Mapping[str, Any]],
+    base: Path,
+    formats: Sequence[str],
+    score: float | None,
+    notes: list[str],
 ) -> tuple[tuple[Detected, ...], dict[str, Picture], list[Path]]:
     """What the detectors of one grid find on each data set, with the sheets of the worst images and their files."""
     if not {PAGE, *FIGURES} & set(formats):
@@ -254,24 +259,38 @@ def _detected(
     sheets: dict[str, Picture] = {}
     paths: list[Path] = []
     for one in found:
-        if one.sheet is not None:
+        if one.sheet is not None and (drawn := _drawn(grid, "detections", one.sheet.draw, formats, notes)):
             ending, words = (f"_{plain(one.data)}", f", {one.data}") if one.data else ("", "")
             target = base.with_name(f"{base.name}_detections{ending}")
-            files, sheets[one.data] = _picture(one.sheet.draw(), target, caption(grid, "detections") + words, formats)
+            files, sheets[one.data] = _picture(drawn, target, caption(grid, "detections") + words, formats)
             paths += files
     return found, sheets, paths
 
 
-def _picture(figure: Figure, target: Path, title: str, formats: Sequence[str]) -> tuple[list[Path], Picture]:
+def _drawn(
+    grid: Grid, name: str, draw: Callable[[], Figure], formats: Sequence[str], notes: list[str]
+) -> dict[str, bytes]:
+    """A figure's files by their endings, PNG always; none where it cannot be drawn, which a note says.
+
+    PNG comes first, whatever is wanted: a second drawing lays out anew.
+    """
+    from harness.figures.style import figure_bytes
+    from harness.report.figures import attempt
+
+    def files() -> dict[str, bytes]:
+        figure = draw()
+        return {ending: figure_bytes(figure, ending) for ending in FIGURES if ending == "png" or ending in formats}
+
+    return attempt(name, files, lambda text: notes.append(f"{grid.name}: {text}"))
+
+
+def _picture(
+    drawn: Mapping[str, bytes], target: Path, title: str, formats: Sequence[str]
+) -> tuple[list[Path], Picture]:
     """Write the files of a figure that are wanted, and return it for the page."""
-    from harness.figures.style import save_figure
     from harness.report.page import Picture
 
-    with tempfile.TemporaryDirectory() as folder:  # PNG first, whatever is wanted: a second drawing lays out anew
-        (first,) = save_figure(figure, Path(folder) / target.name, ["png"])
-        png = first.read_bytes()
-    files = [target.with_name(f"{target.name}.png")] if "png" in formats else []
+    files = [target.with_name(f"{target.name}.{ending}") for ending in FIGURES if ending in formats]
     for file in files:
-        write_atomic(file, png)
-    files += save_figure(figure, target, [ending for ending in FIGURES if ending in formats and ending != "png"])
-    return files, Picture(title, png, tuple(path.name for path in files))
+        write_atomic(file, drawn[file.suffix[1:]])
+    return files, Picture(title, drawn["png"], tuple(file.name for file in files))

@@ -87,7 +87,7 @@ def attempt(name: str, draw: Callable[[], dict[str, Made]], say: Callable[[str],
     try:
         return draw()
     except Exception as error:  # noqa: BLE001 - whatever it was, tables and other figures do not depend on it
-        say(f"figure {name} could not be drawn: {type(error).__name__}: {error}")
+        say(f"figure {name} could not be drawn: {type(error).__name__}: {' '.join(str(error).split())}")
         return {}
 
 

@@ -6,7 +6,6 @@ the same bytes.
 
 from __future__ import annotations
 
-import io
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -163,18 +162,11 @@ def _curves(record: Record) -> list[Picture]:
     if not there:
         return []
     from harness.figures.epochs import draw_curves
+    from harness.figures.style import figure_bytes
 
     label = str(record.get("label") or record["trial_id"])
-    return [Picture(f"{name} against epochs", _png(draw_curves([(label, history)], name))) for name in there]
-
-
-def _png(figure: Any) -> bytes:
-    from harness.figures.style import styled
-
-    stream = io.BytesIO()
-    with styled():
-        figure.savefig(stream, format="png", metadata={"Software": None})
-    return stream.getvalue()
+    drawn = [figure_bytes(draw_curves([(label, history)], name), "png") for name in there]
+    return [Picture(f"{name} against epochs", png) for name, png in zip(there, drawn, strict=True)]
 
 
 def _kept_figures(store: RunStore, key: str) -> list[Picture]:
