@@ -24,6 +24,7 @@ from harness.schedule.on_ray import PLACE, Launch, run_on_ray
 from harness.schedule.order import longest_first
 from harness.schedule.preloaded import Preloaded
 from harness.schedule.progress import Progress, print_line
+from harness.schedule.small_images import notes_on_small_images
 from harness.spec.detection_metrics import beyond_limit, evaluator_trouble, limit_asked, limit_words
 from harness.spec.pretrained import check_backbones
 from harness.spec.space import corners
@@ -242,6 +243,9 @@ def check_datasets(trials: Sequence[Trial], say: Callable[[str], None]) -> None:
         asked = [trial.config for trial in trials if _data_key(trial.config.data) == key]
         if trouble := next(filter(None, (evaluator_trouble(protocol, own.evaluate.evaluator) for own in asked)), ""):
             raise UserError(f"{splits[1].annotation_file}: {trouble}")
+        small = (line for own in asked for line in notes_on_small_images(own, *(data.image_hw for data in splits)))
+        for line in dict.fromkeys(small):
+            say(f"note: {line}")
         lengths = (_length(trial, splits[0]) for trial in asked if trial.train.min_steps)
         for length in dict.fromkeys(lengths):
             say(f"training: {length}")

@@ -2,11 +2,13 @@
 
 Two-stage detectors choose their queries among the encoder's tokens, and a small image has few. Digit scenes have the
 size that the configuration gives them, and so has everything on a square. The images of a folder have any, up to the
-longest side: what even the largest lacks is told, and the first step that meets too small ones tells the rest.
+longest side: what even the largest lacks is told here, the rest when the data are read
+(`harness.schedule.small_images`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,10 +19,16 @@ from model.config import DetectorConfig
 from model.groups import GROUPS
 
 
-def tokens_of(strides: tuple[int, ...], side: int, divisor: int) -> int:
-    """How many tokens a square image has on levels of these strides; it is padded to a multiple of the divisor."""
-    padded = -(-side // divisor) * divisor
-    return sum((-(-padded // stride)) ** 2 for stride in strides)
+def tokens_of(strides: tuple[int, ...], height: int, width: int, divisor: int) -> int:
+    """How many tokens an image has on levels of these strides; its sides are padded to multiples of the divisor."""
+    padded = [-(-side // divisor) * divisor for side in (height, width)]
+    return sum(math.prod(-(-side // stride) for side in padded) for stride in strides)
+
+
+def divisor_of(model: DetectorConfig) -> int:
+    """What the sides of a batch are multiples of."""
+    divisor: int = asked(model.backbone, "size_divisor") or model.strides[-1]
+    return divisor
 
 
 def shortages(model: DetectorConfig, data: DataConfig) -> Iterator[Conflict]:
@@ -40,9 +48,8 @@ def shortages(model: DetectorConfig, data: DataConfig) -> Iterator[Conflict]:
             *checks,
             (model.num_queries, data.eval_short_side, {"data.eval_short_side": data.eval_short_side}),
         ]
-    divisor = asked(model.backbone, "size_divisor") or model.strides[-1]
     for number, side, setting in checks:
-        needed, there = model.num_tokens_for(number), tokens_of(model.strides, side, divisor)
+        needed, there = model.num_tokens_for(number), tokens_of(model.strides, side, side, divisor_of(model))
         if needed > there:
             beside = number > model.num_queries
             values: dict[str, Any] = {"model.num_queries": model.num_queries, **setting}
