@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 from safetensors.torch import load_file, save_file
 
 from harness.__main__ import main
@@ -144,7 +145,7 @@ def test_a_trial_finds_what_its_evaluation_finds(
     for row, batch in zip(found["images"], shown, strict=True):
         (own,) = detector.detect(batch.to("cpu"))
         kept = own.scores >= 0.02
-        rows = [one for one in found["detections"] if one["image_id"] == row["id"]]
+        rows = [one for one in found["annotations"] if one["image_id"] == row["id"]]
         assert [one["score"] for one in rows] == pytest.approx(own.scores[kept].tolist(), abs=1e-6)
         assert [one["category_name"] for one in rows] == [CLASSES.names[label] for label in own.labels[kept].tolist()]
         assert [one["category_id"] for one in rows] == [CLASSES.ids[label] for label in own.labels[kept].tolist()]
@@ -155,7 +156,12 @@ def test_a_trial_finds_what_its_evaluation_finds(
             assert max(picture.size) == 1000 and picture.width * row["height"] == pytest.approx(
                 picture.height * row["width"], rel=0.01
             )
-    assert expected == len(found["detections"]) > 0
+    assert expected == len(found["annotations"]) > 0
+    readable = COCO(tmp_path / "out" / "detections.json")  # as any data set
+    ids = [one["id"] for one in found["annotations"]]
+    assert readable.getAnnIds() == ids == list(range(1, expected + 1))
+    assert sorted(row["file_name"] for row in readable.loadImgs(readable.getImgIds())) == sorted(map(str, files))
+    assert all(one["area"] == one["bbox"][2] * one["bbox"][3] and not one["iscrowd"] for one in found["annotations"])
 
 
 @pytest.mark.parametrize(("protocol", "asked", "number"), [("lvis", 100, 300), ("lvis", 500, 500), (None, 100, 100)])

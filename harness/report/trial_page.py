@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.config import TrialConfig
 from harness.errors import UserError
 from harness.files import listed, read_bytes, write_atomic
 from harness.report.by_class import class_columns, object_counts
 from harness.report.page import CAPTIONS, Picture, figure_of
+from harness.report.protocols import evaluated_by
 from harness.report.shown_images import images_of_trial
 from harness.report.tables import COSTS, metric_of
 from harness.report.templates import template
@@ -59,7 +61,7 @@ def to_trial_page(record: Record, store: RunStore, score: float | None = None) -
     """The page of a finished record, with the figures and detections that its folder in the store has."""
     key, config = str(record["trial_id"]), config_from_dict(record.get("config") or {})
     found = images_of_trial("what is detected", key, config.data, store, score)
-    tables = [_branches(record), _others(record), _classes(record, store, found.counts), _costs(record)]
+    tables = [_branches(record, config), _others(record), _classes(record, store, found.counts), _costs(record)]
     return template("trial.html").render(
         title=f"Trial {key}",
         lead=_lead(record),
@@ -94,8 +96,8 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], no
     return {"title": title, "columns": list(columns), "rows": [list(row) for row in rows], "note": note}
 
 
-def _branches(record: Record) -> dict[str, Any]:
-    """A line for each branch that was evaluated, and for its masks."""
+def _branches(record: Record, config: TrialConfig) -> dict[str, Any]:
+    """A line for each branch that was evaluated, and for its masks, with the protocol below."""
     lines: dict[str, dict[str, str]] = {}
     for name, value in (record.get("metrics") or {}).items():
         if is_detection_metric(name):
@@ -104,8 +106,7 @@ def _branches(record: Record) -> dict[str, Any]:
             lines.setdefault(label, {})[own_name(name)] = _written(value, metric_of(own_name(name)))
     columns = list(dict.fromkeys(name for own in lines.values() for name in own))
     rows = [[label, *(own.get(name, "") for name in columns)] for label, own in lines.items()]
-    evaluator = (record.get("provenance") or {}).get("evaluator")
-    return _table("Detections", ["branch", *columns], rows, f"evaluator: {evaluator}" if evaluator else "")
+    return _table("Detections", ["branch", *columns], rows, evaluated_by([config], [record.get("provenance") or {}]))
 
 
 def _others(record: Record) -> dict[str, Any]:

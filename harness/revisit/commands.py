@@ -114,7 +114,7 @@ def detect(args: argparse.Namespace) -> int:
     done, threshold = detecting.detect_files(wanted, store, remark)
     images = "1 image" if len(done.images) == 1 else f"{len(done.images)} images"
     seconds = duration(time.monotonic() - started)
-    print(f"{wanted.found.where}: {len(done.detections)} detections on {images} in {seconds}, {threshold}")
+    print(f"{wanted.found.where}: {len(done.annotations)} detections on {images} in {seconds}, {threshold}")
     print(f"wrote {wanted.out}: {detecting.RESULTS} and {'a picture' if len(done.images) == 1 else 'pictures'}")
     if done.broken:
         remark(f"{done.broken} of {len(wanted.files)} images could not be read")

@@ -27,7 +27,7 @@ from harness.spec.error_metrics import BEST, THRESHOLD
 from harness.store.results import RunStore
 from harness.system.precision import computing_in
 from harness.trial.build import choose_device
-from harness.trial.detections import to_results
+from harness.trial.detections import DetectionTable, to_results
 from harness.trial.evaluate import main_branch, named
 from model.detector import Detector
 
@@ -53,10 +53,10 @@ class Wanted:
 
 @dataclass
 class Done:
-    """What became of the images."""
+    """What became of the images, as rows of COCO's data sets."""
 
     images: Rows = field(default_factory=list)
-    detections: Rows = field(default_factory=list)
+    annotations: Rows = field(default_factory=list)
     broken: int = 0
 
 
@@ -161,12 +161,12 @@ def detect_files(asked: Wanted, store: RunStore, say: Say) -> tuple[Done, str]:
     if not done.images:
         raise UserError(f"none of the {len(asked.files)} images could be read; nothing was written")
     content = {
-        "schema": 1,
+        "schema": 2,
         "detector": {"name": found.name, "weights": str(found.weights), "branch": asked.branch},
         "threshold": {"score": threshold, "why": why},
         "categories": classes.rows(),
         "images": done.images,
-        "detections": done.detections,
+        "annotations": done.annotations,
     }
     write_atomic(asked.out / RESULTS, to_json(content) + "\n")
     return done, f"score ≥ {threshold:g} ({why})"
@@ -189,12 +189,14 @@ class _Look:
         return dict(zip(*self.classes, strict=True))
 
     def __call__(self, image: Photograph) -> Rows:
-        """Rows of COCO's results format with the names of classes, best first."""
+        """Rows of COCO's annotations with scores and the names of classes, best first; their ids count from 1."""
         batch = image.batch.to(self.device)
         found = self.detector.detect_branches(batch, (self.branch,), self.limit)[self.branch]
         names = self.names
         rows = [row for row in to_results(batch, found, self.classes.ids) if row["score"] >= self.threshold]
-        return [{**row, "category_name": names[row["category_id"]]} for row in rows]
+        table = DetectionTable.of(rows)
+        annotations = table.annotations(with_masks=table.masks is not None)
+        return [{**row, "category_name": names[row["category_id"]]} for row in annotations]
 
 
 def _keep(asked: Wanted, done: Done, number: int, file: Named, image: Photograph, look: _Look) -> None:
@@ -208,4 +210,5 @@ def _keep(asked: Wanted, done: Done, number: int, file: Named, image: Photograph
     save_figure(figure, asked.out / picture.removesuffix(".png"), ("png",), dots)
     facts = {"id": number, "file_name": file.name, "width": width, "height": height, "picture": picture}
     done.images.append(facts)
-    done.detections += [{"file_name": file.name, **row} for row in rows]
+    before = len(done.annotations)
+    done.annotations += [{**row, "id": before + row["id"], "image_id": number, "file_name": file.name} for row in rows]
