@@ -75,7 +75,7 @@ void nms(const T* boxes_xyxy, const std::int64_t* labels, std::int64_t count, T 
 }
 
 // The best box of what is left is taken, the others that overlap it lose score, and so on until nothing is left above
-// `min_score`. Writes numbers and final scores in the order of selection; returns how many.
+// `min_score`, which the first box need not reach (official). Writes numbers and final scores in the order of selection; returns how many.
 template <typename T>
 std::int64_t soft_nms(const T* boxes_xyxy, const T* scores, const std::int64_t* labels, std::int64_t count, T threshold,
                       T min_score, std::int64_t* taken, T* taken_scores) {
@@ -84,7 +84,7 @@ std::int64_t soft_nms(const T* boxes_xyxy, const T* scores, const std::int64_t* 
   for (std::int64_t i = 0; i < count; ++i) boxes.set(i, boxes_xyxy + 4 * i);
   for (std::int64_t n = 0; n < count; ++n) {
     const auto best = std::max_element(left.begin(), left.end()) - left.begin();
-    if (!(left[best] >= min_score)) return n;
+    if (n && !(left[best] >= min_score)) return n;
     taken[n] = best, taken_scores[n] = left[best];
     const Box<T> box = boxes[best];
     const std::int64_t label = labels[best];

@@ -49,10 +49,13 @@ def _overlap_and_union(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     return overlap, (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - overlap
 
 
-def iou_aligned(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
-    """Intersection over union of box n with box n: [..., 4] and [..., 4] give [...]."""
+def iou_aligned(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, least_union: Tensor | None = None) -> Tensor:
+    """Intersection over union of box n with box n: [..., 4] and [..., 4] give [...].
+
+    A union below `least_union`, which broadcasts to [...], counts as that.
+    """
     overlap, union = _overlap_and_union(boxes1_xyxy, boxes2_xyxy)
-    return overlap / union.clamp(min=EPSILON)
+    return overlap / union.clamp(min=EPSILON if least_union is None else least_union)
 
 
 def giou_aligned(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, added_area: Tensor | None = None) -> Tensor:
@@ -84,7 +87,7 @@ def giou_pairwise(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor, added_area: Tensor |
 
 
 def added_area(epsilon: float, hw: Tensor) -> Tensor | None:
-    """[...] of `giou_aligned` in pixels, for `epsilon` as a share of images `hw` [..., 2]; None where it is 0."""
+    """[...] pixels of `giou_aligned` or `iou_aligned`, for `epsilon` as a share of images `hw` [..., 2]; None: 0."""
     return hw.prod(-1) * epsilon if epsilon else None
 
 

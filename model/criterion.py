@@ -27,6 +27,7 @@ from model.share import total
 from model.types import Targets
 
 TERMS = ("classification", "l1", "giou")
+LEAST_UNION = 1e-6  # of the image, in the IoU that is a target of the official quality focal loss
 
 
 class Classification(Protocol):
@@ -58,10 +59,32 @@ class Objective:
     classification: Classification
     assign: Assigner
 
-    @property
-    def giou_epsilon(self) -> float:
-        """See `set_losses`."""
-        return self.config.loss_weights.giou_epsilon
+    def losses(
+        self,
+        logits: Tensor,
+        boxes_cxcywh: Tensor,
+        gt_index: Tensor,
+        targets: Targets,
+        valid_hw: Tensor,
+        *,
+        weight: Tensor | None = None,
+        num_objects: Tensor | None = None,
+        minimum: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """`set_losses` with this detector's classification loss and epsilons."""
+        return set_losses(
+            logits,
+            boxes_cxcywh,
+            gt_index,
+            targets,
+            valid_hw,
+            classification=self.classification,
+            weight=weight,
+            num_objects=num_objects,
+            minimum=minimum,
+            giou_epsilon=self.config.loss_weights.giou_epsilon,
+            iou_epsilon=LEAST_UNION if self.config.official else 0.0,
+        )
 
     def num_objects(self, targets: Targets, blocks: int = 1) -> Tensor | None:
         """What the losses of queries that are matched one-to-one in each block are divided by; see `set_losses`."""
@@ -119,6 +142,7 @@ def set_losses(
     num_objects: Tensor | None = None,
     minimum: float = 1.0,
     giou_epsilon: float = 0.0,
+    iou_epsilon: float = 0.0,
 ) -> dict[str, Tensor]:
     """Classification, L1 and GIoU losses of N layers of queries with an assigned ground truth each.
 
@@ -134,6 +158,7 @@ def set_losses(
             each layer.
         minimum: of what they are divided by, in the whole batch.
         giou_epsilon: area, as a share of the image, that GIoU adds to union and enclosing area.
+        iou_epsilon: area, as a share of the image, below which a union counts as it in the IoU of `classification`.
 
     Returns:
         `classification`, `l1`, `giou`: [N] each, summed over queries and divided by the number of positives or
@@ -154,7 +179,8 @@ def set_losses(
     more = added_area(giou_epsilon, valid_hw[:, None].to(boxes_cxcywh))  # [B, 1]
     giou = giou_loss(predicted_pixels, nearest, more) * matched
     l1 = l1_loss(boxes_cxcywh, target_boxes).sum(-1) * matched
-    iou = iou_aligned(predicted_pixels.detach(), target_pixels) if classification.needs_iou else None
+    least = added_area(iou_epsilon, valid_hw[:, None].to(boxes_cxcywh))  # [B, 1]
+    iou = iou_aligned(predicted_pixels.detach(), target_pixels, least) if classification.needs_iou else None
     classified = classification(logits, labels, iou).sum(-1)
     if weight is not None:
         classified, l1, giou = classified * weight, l1 * weight, giou * weight

@@ -16,7 +16,7 @@ from torch import Tensor
 MAX_ITERATIONS = 100
 TOLERANCE = 1e-3  # the mean log-likelihood gains less than this: converged
 MIN_VARIANCE = 1e-6  # added to every variance
-TIE = 1e-5  # log-likelihoods closer than this are equal: two samples lie evenly around their mean, up to rounding
+TIE = 1e-7  # log-likelihoods closer than this are equal: two samples lie evenly around their mean, up to rounding
 MIN_COUNT = 10 * float(np.finfo(np.float64).eps)  # added to a component's number of samples
 
 

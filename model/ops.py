@@ -147,14 +147,15 @@ def soft_nms(
     """Class-aware soft suppression, linear: overlapped boxes lose score instead of being dropped (Soft-NMS Eq. 2).
 
     The best box is taken, every other of its label with IoU at or above the threshold has its score multiplied by
-    1 - IoU, and so on until no score is left above `min_score`. Runs on the CPU.
+    1 - IoU, and so on until no score is left above `min_score`. The very best box stays, whatever its score (official).
+    Runs on the CPU.
 
     Args:
         boxes_xyxy: [N, 4].
         scores: [N].
         labels: [N] int.
         iou_threshold: overlap from which on a score decays.
-        min_score: below this a box is gone.
+        min_score: below this a box is gone, but for the first.
 
     Returns:
         Indices [M] int64 in the order of selection, and their final scores [M].

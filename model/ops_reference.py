@@ -107,7 +107,7 @@ def soft_nms(
     taken_scores: list[float] = []
     while there.any():  # greedy by definition; each step is one vectorised row
         best = int(np.where(there, left, -np.inf).argmax())
-        if not left[best] >= min_score:
+        if taken and not left[best] >= min_score:
             break
         taken.append(best)
         taken_scores.append(float(left[best]))

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.assign import ASSIGNERS
 from model.classification.configs import QualityConfig
-from model.criterion import set_losses
+from model.criterion import Objective, set_losses
 from model.losses import (
     AVERAGE_EPSILON,
     Quality,
@@ -26,6 +27,7 @@ from model.losses import (
     weighted_mean,
 )
 from model.types import BACKGROUND, Targets
+from tests.support.tiny import tiny_config
 
 
 def normal(*shape: int) -> Tensor:
@@ -125,6 +127,26 @@ def test_quality_focal_on_queries_has_the_iou_as_target_and_moves_no_box() -> No
     # |0.5 - 0.5|^2 for the object's class, 0.5^2 for the five others
     assert losses["classification"].item() == pytest.approx(5 * 0.25 * math.log(2), rel=1e-5)
     assert torch.autograd.grad(losses["classification"].sum(), boxes, allow_unused=True) == (None,)
+
+
+@pytest.mark.parametrize(("compatibility", "quality"), [("default", 1.0), ("official", 0.5)])
+def test_officially_a_tiny_box_is_never_quite_right(compatibility: str, quality: float) -> None:
+    """Half a millionth of the image: the official IoU of normalised boxes has a union of at least a millionth."""
+    config = tiny_config(classification=QualityConfig(), compatibility=compatibility)
+    objective = Objective(
+        config, 3, Quality(QualityConfig()), ASSIGNERS.build(config.assign, weights=config.loss_weights)
+    )
+    targets = Targets.stack([torch.tensor([[500.0, 500, 501, 500.5]])], [torch.tensor([1])])
+    boxes = torch.tensor([[[[0.5005, 0.50025, 0.001, 0.0005]]]], dtype=torch.float64)
+    losses = objective.losses(
+        torch.zeros(1, 1, 1, 3, dtype=torch.float64),
+        boxes,
+        torch.tensor([[[0]]]),
+        targets,
+        torch.tensor([[1000, 1000]]),
+    )
+    own = (0.5 - quality) ** 2 * math.log(2)
+    assert losses["classification"].item() == pytest.approx(own + 2 * 0.25 * math.log(2), rel=1e-3)
 
 
 def test_the_power_of_quality_focal_is_a_setting() -> None:

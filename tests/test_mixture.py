@@ -56,3 +56,20 @@ def test_positive_are_the_low_component_up_to_its_peak(seed: int) -> None:
         if count > 2:  # the likelihoods of two samples are equal up to rounding
             assert found[row].nonzero().flatten().tolist() == low[: scores.argmax() + 1].tolist()
         assert not found[row, count:].any()
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [  # the two most likely ones differ by 2.9e-6 and 9.4e-6
+        [0.1529, 0.3886, 0.4261, 0.4265, 0.5622, 0.5837, 1.0446, 1.1726, 1.5033, 1.7048, 2.6633],
+        [0.2239, 0.2545, 0.7333, 0.8913, 0.8918, 1.0334, 1.1758, 1.3066, 1.5871, 1.8042, 1.8095, 2.2417, 3.5432],
+    ],
+)
+def test_likelihoods_that_are_close_are_no_tie(losses: list[float]) -> None:
+    own = np.array(losses)
+    expected = fit_one(own)
+    low = (expected.predict(own[:, None]) == 0).nonzero()[0]
+    first, second = np.sort(expected.score_samples(own[low, None]))[::-1][:2]
+    assert 1e-6 < first - second < 1e-5
+    peak = low[expected.score_samples(own[low, None]).argmax()]
+    assert low_loss_component(torch.tensor(losses)).nonzero().flatten().tolist() == list(range(peak + 1))

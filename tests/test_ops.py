@@ -237,6 +237,15 @@ def test_soft_nms_equals_the_reference(threshold):
     assert (kept.diff() <= 0).all() and (kept >= 0.05).all()
 
 
+def test_soft_nms_keeps_the_best_box_whatever_its_score():
+    boxes, scores, labels = boxes_of(20, 3)
+    for run in (ops.soft_nms, ops_reference.soft_nms):
+        numbers, kept = run(boxes, scores * 1e-4, labels, 0.5, 0.05)
+        assert numbers.tolist() == [int(scores.argmax())] and kept.tolist() == [(scores * 1e-4).max().item()]
+        numbers, kept = run(boxes[:0], scores[:0], labels[:0], 0.5, 0.05)
+        assert numbers.shape == kept.shape == (0,)
+
+
 def test_soft_nms_leaves_other_labels_alone():
     boxes = torch.tensor([[0.0, 0, 10, 10]] * 3)
     scores = torch.tensor([0.9, 0.8, 0.7])

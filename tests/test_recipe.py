@@ -195,6 +195,20 @@ def test_official_first_weights_are_xavier(changes):
             assert parameter.std().item() == pytest.approx(bound / 3**0.5, rel=0.1), name
 
 
+@pytest.mark.parametrize(("compatibility", "columns"), [("official", 1), ("default", 32)])
+def test_official_head_embeddings_are_one_xavier_matrix(compatibility, columns):
+    """One row for each head: a number officially, all channels here."""
+    config = tiny_config("atss", "faster_rcnn", first_weights="official", compatibility=compatibility)
+    drawn = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        groups = Detector(config, num_classes=3).positive_queries.values()
+        drawn.append(torch.stack([group.head_embedding for group in groups]).detach())
+    values, bound = torch.stack(drawn), (6 / (2 + columns)) ** 0.5
+    assert values.shape == (20, 2, columns) and values.abs().max() <= bound
+    assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.25)
+
+
 @pytest.mark.parametrize("name", ["dab", "conditional"])
 def test_conditional_detectors_start_officially_anyway(name):
     detectors = []

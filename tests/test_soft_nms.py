@@ -33,7 +33,7 @@ def slowly(candidates: Detections, threshold: float, min_score: float) -> list[t
     taken = []
     while left:
         best = max(left, key=lambda i: left[i])
-        if left[best] < min_score:
+        if taken and left[best] < min_score:
             break
         taken.append((best, left.pop(best)))
         for other in left:
@@ -86,10 +86,16 @@ def test_the_best_are_the_same_however_many_are_asked_for() -> None:
         assert torch.equal(few.labels, many.labels[:7])
 
 
-def test_an_image_whose_scores_are_all_too_low_has_no_detection() -> None:
+def test_an_image_whose_scores_are_all_too_low_keeps_its_best_detection() -> None:
+    """Official: the first one is taken before anything is compared with the least score."""
     logits, boxes = crowded()
-    (first, second) = SoftNMS(SoftNMSConfig())(logits - torch.tensor([[[0.0]], [[50.0]]]), boxes, VALID_HW, LIMIT)
-    assert len(first.scores) > 0 and second.scores.shape == (0,) and second.boxes_xyxy.shape == (0, 4)
+    low = logits - torch.tensor([[[0.0]], [[50.0]]])
+    (first, second) = SoftNMS(SoftNMSConfig())(low, boxes, VALID_HW, LIMIT)
+    assert len(first.scores) > 1 and second.scores.tolist() == [low[1].sigmoid().max().item()]
+    (best,) = TopK(TopKConfig())(low[1:], boxes[1:], VALID_HW[1:], 1)
+    assert torch.equal(second.boxes_xyxy, best.boxes_xyxy) and torch.equal(second.labels, best.labels)
+    (none, _) = SoftNMS(SoftNMSConfig())(low[:, :0], boxes[:, :0], VALID_HW, LIMIT)
+    assert none.scores.shape == (0,)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.boxes import cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
-from model.criterion import Objective, by_layer, layer_weights, set_losses
+from model.criterion import Objective, by_layer, layer_weights
 from model.groups.configs import DenoisingConfig
 from model.linear import Linear
 from model.position import box_position_encoding
@@ -129,14 +129,12 @@ class DenoisingGroup(nn.Module):
     def losses(self, output: DecoderOutput, queries: QueryGroup, step: Step) -> dict[str, Tensor]:
         """`<name>.<layer>/<term>`: each positive query keeps its object through all layers; by their number divided."""
         assert queries.gt_index is not None
-        losses = set_losses(
+        losses = self.objective.losses(
             output.logits,
             output.boxes_cxcywh,
             queries.gt_index.expand(len(output.logits), -1, -1),
             step.batch.targets,
             step.batch.valid_hw,
-            classification=self.objective.classification,
-            giou_epsilon=self.objective.giou_epsilon,
             weight=queries.weight,
         )
         return by_layer(self.name, losses)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from model.criterion import Objective, by_layer, layer_weights, set_losses
+from model.criterion import Objective, by_layer, layer_weights
 from model.groups.configs import HybridConfig
 from model.inquiry import Inquiry, asking, inquiry
 from model.types import BACKGROUND, DecoderOutput, QueryGroup, Step, Targets
@@ -35,14 +35,12 @@ class HybridGroup(nn.Module):
     def losses(self, output: DecoderOutput, queries: QueryGroup, step: Step) -> Inquiry[dict[str, Tensor]]:
         """`<name>.<layer>/<term>`; the sums are divided by all copies of the objects, also those that no query has."""
         targets = step.batch.targets
-        losses = set_losses(
+        losses = self.objective.losses(
             output.logits,
             output.boxes_cxcywh,
             (yield from inquiry(self.assign, output, step)),
             targets,
             step.batch.valid_hw,
-            classification=self.objective.classification,
-            giou_epsilon=self.objective.giou_epsilon,
             num_objects=self.config.repeats * targets.valid.sum(),
         )
         return by_layer(self.name, losses)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from model.criterion import Objective, by_layer, layer_weights, set_losses
+from model.criterion import Objective, by_layer, layer_weights
 from model.groups.configs import MainConfig
 from model.inquiry import Inquiry, asking
 from model.types import DecoderOutput, QueryGroup, Step
@@ -26,14 +26,12 @@ class MainGroup(nn.Module):
         """`<name>.<layer>/<term>`."""
         targets, valid_hw = step.batch.targets, step.batch.valid_hw
         gt_index = yield from self.objective.inquire(output.logits, output.boxes_cxcywh, targets, valid_hw)
-        losses = set_losses(
+        losses = self.objective.losses(
             output.logits,
             output.boxes_cxcywh,
             gt_index,
             targets,
             valid_hw,
-            classification=self.objective.classification,
-            giou_epsilon=self.objective.giou_epsilon,
             num_objects=self.objective.num_objects(targets),
             minimum=self.objective.config.main_weight,
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from model.boxes import inverse_sigmoid, xyxy_to_cxcywh
-from model.criterion import Objective, by_layer, layer_weights, set_losses
+from model.criterion import Objective, by_layer, layer_weights
 from model.gather import rows
 from model.groups.configs import PositivesConfig
 from model.inquiry import Inquiry, asking, counted, inquiry
@@ -81,14 +81,12 @@ class PositivesGroup(nn.Module):
         """`queries.<head>.<layer>/<term>`: each query keeps its ground truth through all layers (no matching)."""
         assert queries.gt_index is not None
         gt_index = queries.gt_index.expand(len(output.logits), -1, -1)
-        losses = set_losses(
+        losses = self.objective.losses(
             output.logits,
             output.boxes_cxcywh,
             gt_index,
             step.batch.targets,
             step.batch.valid_hw,
-            classification=self.objective.classification,
-            giou_epsilon=self.objective.giou_epsilon,
             weight=queries.weight,
         )
         return by_layer(f"queries.{self.name}", losses)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from model.criterion import Objective, by_layer, layer_weights, set_losses
+from model.criterion import Objective, by_layer, layer_weights
 from model.groups.configs import ReplicasConfig
 from model.inquiry import Inquiry, asking, inquiry
 from model.types import DecoderOutput, QueryGroup, Step
@@ -37,16 +37,14 @@ class ReplicasGroup(nn.Module):
     def losses(self, output: DecoderOutput, queries: QueryGroup, step: Step) -> Inquiry[dict[str, Tensor]]:
         """`<name>.<layer>/<term>`, the mean over the groups."""
         targets = step.batch.targets
-        losses = set_losses(
+        losses = self.objective.losses(
             output.logits,
             output.boxes_cxcywh,
             (yield from inquiry(self.assign, output, step)),
             targets,
             step.batch.valid_hw,
-            classification=self.objective.classification,
             num_objects=self.objective.num_objects(targets, self.config.number),
             minimum=self.weight,
-            giou_epsilon=self.objective.giou_epsilon,
         )
         return by_layer(self.name, losses)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from model.criterion import Objective, set_losses, term_weights
+from model.criterion import Objective, term_weights
 from model.inquiry import Inquiry, asking
 from model.proposals.configs import BinaryConfig
 from model.proposals.tokens import TokenProposals
@@ -31,14 +31,12 @@ class BinaryProposals(TokenProposals):
         excluded, valid_hw = proposals.excluded, step.batch.valid_hw
         gt_index = yield from self.objective.inquire(logits, boxes, binary, valid_hw, excluded)
         weight = None if excluded is None else (~excluded).to(logits.dtype)
-        losses = set_losses(
+        losses = self.objective.losses(
             logits,
             boxes,
             gt_index,
             binary,
             valid_hw,
-            classification=self.objective.classification,
-            giou_epsilon=self.objective.giou_epsilon,
             weight=weight,
             num_objects=self.objective.num_objects(targets),
         )

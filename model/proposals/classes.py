@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from model.criterion import Objective, set_losses, term_weights
+from model.criterion import Objective, term_weights
 from model.gather import rows
 from model.inquiry import Inquiry, asking
 from model.proposals.configs import ClassesConfig
@@ -38,14 +38,12 @@ class ClassProposals(TokenProposals):
         logits, boxes = of_chosen(proposals.logits), of_chosen(proposals.boxes_cxcywh)
         excluded = None if proposals.excluded is None else proposals.excluded.gather(1, chosen)
         gt_index = yield from self.objective.inquire(logits, boxes, targets, valid_hw, excluded)
-        losses = set_losses(
+        losses = self.objective.losses(
             logits,
             boxes,
             gt_index,
             targets,
             valid_hw,
-            classification=self.objective.classification,
-            giou_epsilon=self.objective.giou_epsilon,
             weight=None if excluded is None else (~excluded).to(logits.dtype),
             num_objects=self.objective.num_objects(targets),
         )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from model.branches import BoxBranch, class_branch
 from model.constants import of_sizes
-from model.criterion import Objective, set_losses, term_weights
+from model.criterion import Objective, term_weights
 from model.gather import rows
 from model.inquiry import Inquiry, asking, inquiry
 from model.linear import Linear
@@ -110,17 +110,15 @@ class PerGroupProposals(nn.Module):
         number = logits.shape[2] // self.num_queries
         given = logits, boxes, targets, valid_hw, excluded
         gt_index = yield from inquiry(self.objective.assign_blocks, *given, blocks=number)
-        losses = set_losses(
+        losses = self.objective.losses(
             logits,
             boxes,
             gt_index,
             targets,
             valid_hw,
-            classification=self.objective.classification,
             weight=None if excluded is None else (~excluded).to(logits.dtype),
             num_objects=self.objective.num_objects(targets, number),
             minimum=self.weight,
-            giou_epsilon=self.objective.giou_epsilon,
         )
         return {f"encoder/{term}": value[0] for term, value in losses.items()}
 

@@ -103,9 +103,11 @@ def aux_queries(case: Case) -> Iterator[Comparison]:
     yield Comparison("aux_labels", targets.labels.gather(1, index).where(chosen, 5), case["aux_labels"], EXACT)
     target_boxes = targets.boxes_cxcywh(case["valid_hw"]).gather(1, index[..., None].expand(-1, -1, 4))
     yield Comparison("aux_targets", target_boxes.where(chosen[..., None], 0.0), case["aux_targets"], FLOAT32)
-    yield Comparison("aux_label_weights", selection.weight, case["aux_label_weights"], EXACT)
+    # With fewer candidates than queries are wanted the official weights are longer than the queries.
+    there = slice(case["aux_coords"].shape[1])
+    yield Comparison("aux_label_weights", selection.weight, case["aux_label_weights"][:, there], EXACT)
     box_weights = chosen[..., None].expand(-1, -1, 4).float()
-    yield Comparison("aux_bbox_weights", box_weights, case["aux_bbox_weights"], EXACT)
+    yield Comparison("aux_bbox_weights", box_weights, case["aux_bbox_weights"][:, there], EXACT)
     yield Comparison("aux_feats", selection.features, case["aux_feats"], EXACT)
 
 
