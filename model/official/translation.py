@@ -15,7 +15,7 @@ from model.backbones.configs import ResNetConfig, SwinConfig, ViTConfig, without
 from model.detector import Detector
 from model.looks import backbone_look
 from model.official import co_detr, conditional_detr, deformable_detr, lw_detr, swin, vit
-from model.official.table import Family
+from model.official.table import Family, unwrapped
 from model.proposals.configs import BinaryConfig
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def translate(
         ValueError: the names are of no known family, or of another backbone than the configuration's, or none begins
             as one of `drop`; one line.
     """
-    state = _unwrapped(state)
+    state = unwrapped(state, WRAPPERS)
     _check_drop(state, drop)
     dropped = _besides(state, drop)
     state = {name: tensor for name, tensor in state.items() if name not in dropped}
@@ -138,14 +138,6 @@ def translate(
             if tensor.shape != expected[name].shape
         },
     )
-
-
-def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what stands before every name."""
-    found = dict(state)
-    while wrapper := next((own for own in WRAPPERS if found and all(name.startswith(own) for name in found)), None):
-        found = {name.removeprefix(wrapper): tensor for name, tensor in found.items()}
-    return found
 
 
 def _besides(names: Collection[str], drop: Collection[str]) -> dict[str, str]:
