@@ -178,7 +178,7 @@ def detect_dense(
         max_detections: per image.
     """
     num_classes = probabilities.shape[-1]
-    pairs = _best_pairs(probabilities, level_sizes)  # [B, N]
+    pairs = _best_pairs(probabilities, level_sizes)  # [B, M]
     candidates, labels = pairs // num_classes, pairs % num_classes
     probability = probabilities.flatten(1).gather(1, pairs)
     scores = probability if quality is None else probability * quality.gather(1, candidates)
@@ -210,7 +210,7 @@ def best_after_nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, threshold
 def places_after_nms(
     boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, usable: Tensor, threshold: float, limit: int
 ) -> Tensor:
-    """[limit] indices of `best_after_nms` among those that are `usable` [N] bool, BACKGROUND in rows beyond them.
+    """[limit] indices of `best_after_nms` among those that are `usable` [M] bool, BACKGROUND in rows beyond them.
 
     How many there are is not asked: away from the CPU all are compared.
     """
@@ -226,7 +226,7 @@ def places_after_nms(
 
 
 def _best_pairs(probabilities: Tensor, level_sizes: tuple[int, ...]) -> Tensor:
-    """[B, N] indices into the flattened [A * C] of the best pairs of each level."""
+    """[B, M] indices into the flattened [A * C] of the best pairs of each level."""
     num_classes = probabilities.shape[-1]
     best = []
     start = 0

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.anchor_assignment import assign_by_loss_and_count, assign_max_iou
+from model.anchor_assignment import assign_by_loss, assign_max_iou
 from model.boxes import decode_deltas, iou_aligned
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
@@ -107,7 +107,7 @@ class PAAHead(AuxiliaryHead):
         loss = config.classification_weight * focal + config.box_weight * giou_loss(boxes, matches.boxes_xyxy)
         losses = torch.zeros_like(predictions.iou).index_put(where, loss)
         given = candidate_gt, losses, dense.level_areas(pyramid), targets.labels.shape[1]
-        found = yield from inquiry(assign_by_loss_and_count, *given, top_k=config.top_k)
+        found = yield from inquiry(assign_by_loss, *given, top_k=config.top_k)
         return found
 
     @asking

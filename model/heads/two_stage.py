@@ -1,4 +1,4 @@
-"""What the R-CNN heads share: proposals of the first stage, classes and boxes of the second, and how they are trained.
+"""Shared by the R-CNN heads: proposals of the first stage, classes and boxes of the second, and how they are trained.
 
 A part of `faster_rcnn.py` and `mask_rcnn.py`, not a head: a mask branch reads the same pooling and the same samples.
 """

@@ -215,7 +215,7 @@ def _is_without(ours: str, pattern: re.Pattern[str], expected: Collection[str]) 
 
 
 def _rows(tensors: dict[str, Tensor], category_ids: Sequence[int], config: DetectorConfig) -> dict[str, Tensor]:
-    """What has a row for each class, with those of the category ids alone; what has too few rows stays as it is."""
+    """Tensors with a row for each class keep those of the category ids alone; one with too few rows stays as it is."""
     ids = torch.tensor(category_ids, device="cpu")
     objectness = torch.cat([ids.new_zeros(1), ids[1:]])  # all classes of the encoder are one, the first row (official)
     binary = isinstance(config.proposals_or_default, BinaryConfig)
