@@ -67,9 +67,9 @@ def _atss(
 ) -> tuple[Tensor, Tensor]:
     """`assign_atss` of a few images."""
     centres = xyxy_to_cxcywh(anchors_xyxy)[:, :2]
-    candidates, usable = _nearest_per_level(centres, level_sizes, targets, top_k, valid)  # [B, G, N]
+    candidates, usable = _nearest_per_level(centres, level_sizes, targets, top_k, valid)  # [B, G, M]
     usable = usable & targets.valid[..., None]
-    overlap = iou_aligned(anchors_xyxy[candidates], targets.boxes_xyxy[:, :, None])  # [B, G, N]
+    overlap = iou_aligned(anchors_xyxy[candidates], targets.boxes_xyxy[:, :, None])  # [B, G, M]
 
     # float64: the threshold must not depend on how many masked candidates stand between the others.
     count = usable.sum(-1)
@@ -93,7 +93,7 @@ def _atss(
 def _nearest_per_level(
     centres: Tensor, level_sizes: tuple[int, ...], targets: Targets, top_k: int, valid: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Candidates [B, G, N] (indices into the anchors) and which of them exist, for levels smaller than `top_k`."""
+    """Candidates [B, G, M] (indices into the anchors) and which of them exist, for levels smaller than `top_k`."""
     gt_centres = xyxy_to_cxcywh(targets.boxes_xyxy)[..., :2].double()
     # Equally near anchors are taken row by row: an offset far below any real difference of distances. Otherwise the
     # choice among them would depend on the size of the padded batch.
@@ -212,16 +212,9 @@ def _points(points: Tensor, levels: Tensor, targets: Targets, center_radius: flo
     return torch.where(smallest.isfinite(), owner, BACKGROUND)
 
 
-def assign_by_loss(
-    candidate_gt: Tensor, losses: Tensor, level_sizes: tuple[int, ...], num_gts: int, *, top_k: int = 9
-) -> Tensor:
-    """[B, A] of `assign_by_loss_and_count`."""
-    return assign_by_loss_and_count(candidate_gt, losses, level_sizes, num_gts, top_k=top_k)[0]
-
-
 @asking
 @torch.no_grad()
-def assign_by_loss_and_count(
+def assign_by_loss(
     candidate_gt: Tensor, losses: Tensor, level_sizes: tuple[int, ...], num_gts: int, *, top_k: int = 9
 ) -> Inquiry[tuple[Tensor, tuple[int, ...]]]:
     """Probabilistic anchor assignment (PAA, Kim and Lee 2020): of each object's candidates, those of low loss.
@@ -248,7 +241,7 @@ def assign_by_loss_and_count(
         for part in images_at_once(len(losses), num_gts * losses.shape[1])
     ]
     kept_losses, kept = (torch.cat(parts) for parts in zip(*found, strict=True))
-    ascending, order = kept_losses.sort(stable=True, dim=-1)  # [B, G, N], absent ones at the end
+    ascending, order = kept_losses.sort(stable=True, dim=-1)  # [B, G, M], absent ones at the end
     positive = low_loss_component(*(yield (ascending,)))
     counts = tuple(positive.sum((1, 2)).tolist())
     image, gt, rank = places(positive.to(gt_index.device), sum(counts))
@@ -259,7 +252,7 @@ def assign_by_loss_and_count(
 def _least_losses(
     candidate_gt: Tensor, losses: Tensor, level_sizes: tuple[int, ...], num_gts: int, top_k: int
 ) -> tuple[Tensor, Tensor]:
-    """[B, G, N] losses and numbers of each object's best candidates of each level, for a few images."""
+    """[B, G, M] losses and numbers of each object's best candidates of each level, for a few images."""
     gts = torch.arange(num_gts, device=candidate_gt.device)[:, None]
     kept_losses, kept = [], []
     start = 0

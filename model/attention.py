@@ -1,4 +1,4 @@
-"""What transformer layers are made of: self-attention within query groups, deformable attention, feed-forward."""
+"""Pieces of transformer layers: self-attention within query groups, deformable attention, feed-forward."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Visibility(NamedTuple):
 
     @classmethod
     def of(cls, groups: Sequence[QueryGroup]) -> Visibility:
-        """What the groups say, one after the other; blocks without a query are left out."""
+        """Of groups that stand one after the other; blocks without a query are left out."""
         blocks, start, main, parts = [], 0, groups[0].content.shape[1], {}
         for group in groups:
             if group.part is not None:

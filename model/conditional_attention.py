@@ -1,4 +1,4 @@
-"""What Conditional-DETR and DAB-DETR are made of: attention to where and attention to what, each with its own share.
+"""Attention of Conditional-DETR and DAB-DETR: to where and to what, each with its own share.
 
 A query's dot product with a token is that of their contents plus that of their positions, since in the cross-attention
 the two stand side by side instead of being added (Meng et al. 2021, section 3.3).

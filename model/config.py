@@ -1,4 +1,4 @@
-"""What a detector is made of: frozen dataclasses, readable without torch.
+"""The settings of a detector: frozen dataclasses, readable without torch.
 
 Names follow the paper. The settings of a part lie in its room (`model/<room>/configs.py`), or beside its class
 (docs/add-a-part.md); here a part is the `Config` of the one that is chosen. A check that concerns one value raises

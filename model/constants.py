@@ -52,7 +52,7 @@ def _has_symbols(numbers: Sequence[Any]) -> bool:
 def of_sizes(
     make: Callable[[tuple[tuple[int, int], ...]], Tensor], sizes: tuple[tuple[int, int], ...], device: torch.device
 ) -> Tensor:
-    """What `make(sizes)` gives for the sizes of some maps, on a device; shared, so nobody may write to it."""
+    """The tensor `make(sizes)` for the sizes of some maps, on a device; shared, so nobody may write to it."""
     is_kept = not (_has_symbols(sizes) or torch.compiler.is_compiling())
     return _of_sizes(make, sizes, device) if is_kept else make(sizes).to(device)
 

@@ -52,7 +52,7 @@ class Assigner(Protocol):
 
 @dataclass(frozen=True)
 class Objective:
-    """What query groups and proposals learn by."""
+    """The rules that query groups and proposals learn by."""
 
     config: DetectorConfig
     num_classes: int
@@ -87,13 +87,13 @@ class Objective:
         )
 
     def num_objects(self, targets: Targets, blocks: int = 1) -> Tensor | None:
-        """What the losses of queries that are matched one-to-one in each block are divided by; see `set_losses`."""
+        """The divisor of the losses of queries that are matched one-to-one in each block; see `set_losses`."""
         return blocks * targets.valid.sum() if self.config.loss_normaliser == "objects" else None
 
     def inquire(
         self, logits: Tensor, boxes_cxcywh: Tensor, targets: Targets, valid_hw: Tensor, excluded: Tensor | None = None
     ) -> Inquiry[Tensor]:
-        """What `assign` asks the host."""
+        """Ask the host as `assign` does."""
         return inquiry(self.assign.__call__, logits, boxes_cxcywh, targets, valid_hw, excluded)
 
     @asking

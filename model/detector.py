@@ -148,7 +148,7 @@ class Detector(nn.Module):
             raise ValueError(f"the encoder has {there} layers, and {encoder_layers} are to be computed again")
 
     def parameter_roles(self) -> dict[str, Role]:
-        """What the optimiser must know of each parameter, by its name."""
+        """The role of each parameter for the optimiser, by its name."""
         backbone = "backbone."
         return {
             name: Role(role, self.backbone.lr_depth(name.removeprefix(backbone)) if name.startswith(backbone) else 0)
@@ -180,7 +180,7 @@ class Detector(nn.Module):
         return self.encoder(levels, masks, padded=padding.any, level_embedding=self.level_embedding), padding.mask_at
 
     def pyramid(self, memory: Memory, batch: Batch, mask_at: Callable[[int], Tensor | None]) -> Pyramid:
-        """What the auxiliary heads read (paper 3.2)."""
+        """The pyramid that the auxiliary heads read (paper 3.2)."""
         height, width = batch.images.shape[-2:]
         pyramid: Pyramid = self.coarser(memory, batch.valid_hw, mask_at, (height, width))
         return pyramid

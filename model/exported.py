@@ -20,7 +20,7 @@ TRACED_HW = (160, 224)  # the sizes that a graph is traced at: no side of a map 
 
 
 class DecoderBranch(nn.Module):
-    """What `Detector.detect` gives of images that fill their batch, without NMS.
+    """The detections of `Detector.detect` on images that fill their batch, without NMS.
 
     Args:
         detector: with its weights.
@@ -32,9 +32,9 @@ class DecoderBranch(nn.Module):
         self.detector, self.max_detections = detector, max_detections
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, 3, H, W] normalised → boxes_xyxy [B, N, 4] in pixels of these images, scores [B, N], labels [B, N] int64.
+        """[B, 3, H, W] normalised → boxes_xyxy [B, M, 4] in pixels of these images, scores [B, M], labels [B, M] int64.
 
-        N is `max_detections`, or the number of all (query, class) pairs where these are fewer; best first.
+        M is `max_detections`, or the number of all (query, class) pairs where these are fewer; best first.
         """
         count, _, height, width = images.shape
         valid_hw = constant((height, width), images, torch.int64).expand(count, 2)

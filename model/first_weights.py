@@ -1,4 +1,4 @@
-"""What a transformer of the Deformable family starts training from, where that shall be the official way."""
+"""The weights that a transformer of the Deformable family starts from, where that shall be the official way."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def asking(method: Callable[P, Inquiry[T]]) -> Callable[P, T]:
 
 
 def inquiry(method: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> Inquiry[T]:
-    """What `method` asks before it gives its result; one that is not `asking` asks nothing."""
+    """Ask as `method` does before it gives its result; one that is not `asking` asks nothing."""
     ask: Any = getattr(method, "inquiry", None)
     if ask is None:
         return method(*arguments, **options)

@@ -195,7 +195,7 @@ def _key(version: str, runtime: Path | None) -> str:
 
 
 def _processor() -> str:
-    """What `-march=native` looks at; nodes of different kinds may share one cache."""
+    """The processor as `-march=native` sees it; nodes of different kinds may share one cache."""
     described = [platform.machine(), platform.system()]
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

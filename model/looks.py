@@ -27,7 +27,7 @@ VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 140
 
 
 class Look(NamedTuple):
-    """What a file looks like."""
+    """A kind of backbone that a file looks like."""
 
     family: str  # "resnet"
     words: str  # "a ResNet-50 of torchvision or timm"
@@ -58,7 +58,7 @@ def looks_like(shapes: Shapes) -> str:
 
 
 def backbone_look(shapes: Shapes) -> Look | None:
-    """What the backbone among these tensors looks like; None when it looks like nothing that is known."""
+    """The look of the backbone among these tensors; None when it looks like nothing that is known."""
     for kind in KINDS:
         sign = re.compile(rf"(?:^|\.)({kind.sign})")
         name, found = next(((name, found) for name in shapes if (found := sign.search(name))), ("", None))

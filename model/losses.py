@@ -14,18 +14,19 @@ from model.boxes import giou_aligned, iou_aligned, xyxy_to_cxcywh
 from model.classification.configs import FocalConfig, QualityConfig
 from model.sparse_losses import FocalTerm, QualityTerm, one_class
 
+FOCAL_TERM = FocalTerm(alpha=0.25, gamma=2.0)  # Lin et al. 2017
 AVERAGE_EPSILON = 1.1920929e-07  # float32 eps, added to the divisor by the official implementation
 
 
 def weighted_mean(loss: Tensor, weight: Tensor | None, avg_factor: Tensor | float) -> Tensor:
-    """Scalar: sum of `loss * weight` over `avg_factor`; `weight` has the shape of `loss`, or None for ones."""
+    """Scalar: sum of `loss` [...] times `weight` (broadcast to it; None: 1) over `avg_factor`, a scalar."""
     total = loss.sum() if weight is None else (loss * weight).sum()
     return total / (avg_factor + AVERAGE_EPSILON)
 
 
-def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+def sigmoid_focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """[..., C] focal loss (Lin et al. 2017) of `logits` [..., C] and `labels` [...]."""
-    return one_class(logits, labels, logits.new_ones(()).expand(labels.shape), FocalTerm(alpha, gamma))
+    return one_class(logits, labels, logits.new_ones(()).expand(labels.shape), FOCAL_TERM)
 
 
 class Focal:

@@ -16,7 +16,7 @@ from model import kernels, ops_compiled, ops_cuda, ops_reference
 
 
 def implementation(device: torch.device | str = "cpu") -> str:
-    """What runs on such a device, for the record: "reference" or "compiled (…)". Builds and checks the kernels first.
+    """Name what runs on such a device, for the record: "reference" or "compiled (…)". Builds and checks kernels first.
 
     Raises:
         RuntimeError: `CODETR_OPS=compiled`, and they cannot be had (`kernels.BuildError`) or give wrong numbers.

@@ -85,12 +85,12 @@ def implementation(device: torch.device | str = "cuda") -> str:
 
 
 def sums(value: torch.dtype) -> Defines:
-    """What all sources want to know: the types of values and of sums."""
+    """Types of values and of sums, which all sources want."""
     return (("VALUE", TYPES[value]), ("SUM", "double" if value == torch.float64 else "float"))
 
 
 def attention_defines(value: torch.dtype, heads: int, width: int, levels: int, points: int) -> Defines:
-    """What `ms_deform_attn.cu` wants to know."""
+    """Definitions that `ms_deform_attn.cu` wants."""
     return (*sums(value), ("HEADS", heads), ("WIDTH", width), ("LEVELS", levels), ("POINTS", points))
 
 

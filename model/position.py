@@ -9,8 +9,12 @@ from torch import Tensor
 
 from model.constants import constant
 
+TEMPERATURE = 10000.0  # of the frequencies
 
-def sine_position_encoding(mask: Tensor, channels: int, offset: float = -0.5, temperature: float = 10000.0) -> Tensor:
+
+def sine_position_encoding(
+    mask: Tensor, channels: int, offset: float = -0.5, temperature: float = TEMPERATURE
+) -> Tensor:
     """Encode each position of a map, normalised by the image's valid size (Deformable-DETR; offset 0, 20: DINO).
 
     Args:
@@ -32,9 +36,9 @@ def sine_position_encoding(mask: Tensor, channels: int, offset: float = -0.5, te
     return encoded.permute(0, 3, 1, 2)
 
 
-def box_position_encoding(boxes_cxcywh: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:
+def box_position_encoding(boxes_cxcywh: Tensor, channels: int) -> Tensor:
     """[B, Q, 4] boxes in [0, 1] → [B, Q, 4 * channels], order x, y, w, h, sine and cosine interleaved."""
-    frequency = temperature ** (2 * (torch.arange(channels, device=boxes_cxcywh.device) // 2) / channels)
+    frequency = TEMPERATURE ** (2 * (torch.arange(channels, device=boxes_cxcywh.device) // 2) / channels)
     angles = boxes_cxcywh[..., None] * (2 * math.pi) / frequency  # [B, Q, 4, channels]
     return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], -1).flatten(2)
 

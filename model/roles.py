@@ -1,4 +1,4 @@
-"""What a parameter is there for, as far as the optimiser treats it differently: parts declare it."""
+"""The role of a parameter, as far as the optimiser treats it differently: parts declare it."""
 
 from __future__ import annotations
 

@@ -17,15 +17,15 @@ from model.types import BACKGROUND, IGNORED
 class Sample(NamedTuple):
     """Candidates of a batch that were chosen, positives first, each kind in the candidates' order."""
 
-    candidate: Tensor  # [B, N] int64 into the candidates
-    gt_index: Tensor  # [B, N] int64; IGNORED in rows that an image cannot fill
+    candidate: Tensor  # [B, M] int64 into the candidates
+    gt_index: Tensor  # [B, M] int64; IGNORED in rows that an image cannot fill
 
 
 @torch.no_grad()
 def choose(gt_index: Tensor, number: int, positive_fraction: float) -> Tensor:
     """[B, A] bool: per image up to `number` candidates, of which at most `positive_fraction` are positive.
 
-    What positives leave free goes to background candidates (official random sampler).
+    Places that positives leave free go to background candidates (official random sampler).
 
     Args:
         gt_index: [B, A], 0-based ground truth, BACKGROUND or IGNORED; the last is never chosen.
@@ -51,7 +51,7 @@ def _highest(priority: Tensor, eligible: Tensor, number: int, limit: Tensor | No
 
 @torch.no_grad()
 def sample(gt_index: Tensor, number: int, positive_fraction: float) -> Sample:
-    """The candidates that `choose` takes, as rows: N is `number`, or A if that is less."""
+    """The candidates that `choose` takes, as rows: M is `number`, or A if that is less."""
     num_candidates = gt_index.shape[1]
     chosen = choose(gt_index, number, positive_fraction)
     group = torch.where(chosen, (gt_index < 0).long(), 2)  # positives, negatives, not chosen

@@ -1,4 +1,4 @@
-"""What the losses must know of the whole batch where a process sees only its share of the images.
+"""The whole batch as far as losses must know it, where a process sees only its share of the images.
 
 Several ranks may train one detector, each on a share of every batch. Their gradients add up to the whole batch's if
 every normaliser counts the whole batch, if the customised queries are as many as its richest image asks for, and if

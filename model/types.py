@@ -3,8 +3,11 @@
 Letters used in every docstring of this package:
     B images of a batch · Q queries · G ground truths (padded to the largest count of the batch) ·
     P positives · A anchors (all levels) · L levels · D channels · K auxiliary heads · C classes ·
-    S tokens (all positions of all encoder levels) · N decoder layers, or candidates of a head ·
+    S tokens (all positions of all encoder levels) · N decoder layers ·
+    M candidates of a head, or detections of an image · R regions of all images together ·
     h, w a level's size · H, W the batch's size in pixels.
+
+Operators and layers that know no detector (`ops.py`, `losses.py`, `linear.py`) call their rows N.
 
 Boxes are floats; the format is in the name: `boxes_xyxy` are pixels of the network's input image,
 `boxes_cxcywh` are normalised by each image's own valid (un-padded) size.
@@ -244,16 +247,16 @@ class DecoderOutput:
 
 @dataclass(frozen=True)
 class Positives:
-    """What a head's label assignment hands to the customised positive queries (paper Eq. 1).
+    """Candidates of a head with their ground truth, for the customised positive queries (paper Eq. 1).
 
     A candidate is an anchor, a point's box or a proposal. Its feature is either its own row of
     `features` (R-CNN) or the pyramid token `token_index` (dense heads).
     """
 
-    boxes_xyxy: Tensor  # [B, N, 4] pixels, of every candidate
-    gt_index: Tensor  # [B, N] int64, 0-based ground truth, BACKGROUND or IGNORED
-    token_index: Tensor | None = None  # [N] int64 into `Pyramid.tokens()`
-    features: Tensor | None = None  # [B, N, D]
+    boxes_xyxy: Tensor  # [B, M, 4] pixels, of every candidate
+    gt_index: Tensor  # [B, M] int64, 0-based ground truth, BACKGROUND or IGNORED
+    token_index: Tensor | None = None  # [M] int64 into `Pyramid.tokens()`
+    features: Tensor | None = None  # [B, M, D]
     # Of each image, where the host knows it: its positives, and its candidates that are not IGNORED. With features,
     # positives must come first then, and IGNORED ones last.
     counts: tuple[tuple[int, int], ...] | None = None
@@ -272,7 +275,7 @@ class PositiveSelection:
 
 @dataclass
 class Proposals:
-    """What the decoder's queries may start from, best first, and what the encoder predicts at every token."""
+    """The starts of the decoder's queries, best first, and what the encoder predicts at every token."""
 
     queries: QueryGroup  # all ranks
     # Of all tokens, or of the chosen ones where the encoder learns from no other: then Q stands for S.
@@ -313,10 +316,10 @@ class Step:
 class Detections:
     """Detections of one image, best first."""
 
-    boxes_xyxy: Tensor  # [N, 4] pixels of the input image
-    scores: Tensor  # [N]
-    labels: Tensor  # [N] int64
-    masks: Tensor | None = None  # [N, m, m] probability of the object in each cell of the box's own grid
+    boxes_xyxy: Tensor  # [M, 4] pixels of the input image
+    scores: Tensor  # [M]
+    labels: Tensor  # [M] int64
+    masks: Tensor | None = None  # [M, m, m] probability of the object in each cell of the box's own grid
 
 
 def padding_mask(valid_hw: Tensor, height: int, width: int) -> Tensor:

@@ -243,7 +243,7 @@ def _few(names: list[str]) -> str:
 
 
 def _prefix(missing: list[str], strange: list[str]) -> str:
-    """What stands before most missing names in a file, as after training in a wrapper; empty when nothing does."""
+    """The beginning that most missing names have in a file, as after training in a wrapper; empty when none has one."""
     wanted, found = set(missing), Counter[str]()
     for name in strange:
         parts = name.split(".")

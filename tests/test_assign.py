@@ -229,7 +229,7 @@ NEGATIVE = [BACKGROUND]
 def test_losses_up_to_the_likeliest_good_one_are_positive(losses: list[float], positives: list[int]) -> None:
     candidate_gt = torch.tensor([[0] * len(losses) + [BACKGROUND, IGNORED]])
     values = torch.tensor([losses + [0.0, 0.0]])
-    gt_index = assign_by_loss(candidate_gt, values, (len(losses) + 2,), 1)
+    gt_index, _ = assign_by_loss(candidate_gt, values, (len(losses) + 2,), 1)
     expected = [0 if i in positives else BACKGROUND for i in range(len(losses))]
     assert gt_index.tolist() == [[*expected, BACKGROUND, IGNORED]]
 
@@ -238,12 +238,13 @@ def test_objects_and_images_are_fitted_apart() -> None:
     losses = [0.1, 0.2, 0.3, 1.8, 1.9, 2.0]
     mixed = torch.tensor([[gt for _ in losses for gt in (0, 1)], [1] * 6 + [BACKGROUND] * 6])
     values = torch.tensor([[value for loss in losses for value in (loss, 50 - loss)], losses + [0.0] * 6])
-    gt_index = assign_by_loss(mixed, values, (12,), 2)
+    gt_index, _ = assign_by_loss(mixed, values, (12,), 2)
     assert (gt_index == 0).nonzero().tolist() == [[0, 0], [0, 2]]
     assert (gt_index == 1).nonzero().tolist() == [[0, 9], [0, 11], [1, 0], [1, 1]]  # of 48, 48.1, 48.2: the best two
 
 
 def test_only_the_best_of_every_level_compete() -> None:
     first, second = [0.1, 0.2, 0.3, 1.8], [1.9, 2.0, 2.1]
-    gt_index = assign_by_loss(torch.zeros(1, 7, dtype=torch.long), torch.tensor([first + second]), (4, 3), 1, top_k=1)
+    losses = torch.tensor([first + second])
+    gt_index, _ = assign_by_loss(torch.zeros(1, 7, dtype=torch.long), losses, (4, 3), 1, top_k=1)
     assert gt_index.tolist() == [[0, *NEGATIVE * 6]]  # 0.1 and 1.9 are left

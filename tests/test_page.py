@@ -15,7 +15,8 @@ from harness.__main__ import main
 from harness.files import to_json
 from harness.report import DEFAULT_FORMATS, How, write_report
 from harness.report.figures import analysis_figures
-from harness.report.page import Picture, Section, caption, to_page
+from harness.report.page import caption, to_page
+from harness.report.section import Picture, Section
 from harness.report.tables import make_table
 from harness.spec.claims import Claim
 from harness.store.results import RunStore

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from harness.report.detected import Detected
-    from harness.report.page import Picture, Section
+    from harness.report.section import Picture, Section
     from harness.report.verdicts import Verdict
     from harness.spec.claims import Claim
     from harness.spec.grid import Grid
@@ -195,7 +195,7 @@ def _write_grid(
     notes: list[str],
 ) -> tuple[list[Path], Section]:
     """Write the files of one grid beside `base`, and return its part of the page; what figures lack goes to `notes`."""
-    from harness.report.page import Section
+    from harness.report.section import Section
 
     figures, pictures = _figures(grid, records, base, formats, notes)
     found, sheets, sheet_files = _detected(grid, records, base, formats, score, notes)
@@ -288,7 +288,7 @@ def _picture(
     drawn: Mapping[str, bytes], target: Path, title: str, formats: Sequence[str]
 ) -> tuple[list[Path], Picture]:
     """Write the files of a figure that are wanted, and return it for the page."""
-    from harness.report.page import Picture
+    from harness.report.section import Picture
 
     files = [target.with_name(f"{target.name}.{ending}") for ending in FIGURES if ending in formats]
     for file in files:

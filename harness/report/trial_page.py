@@ -15,8 +15,9 @@ from harness.config import TrialConfig
 from harness.errors import UserError
 from harness.files import listed, read_bytes, write_atomic
 from harness.report.by_class import class_columns, object_counts
-from harness.report.page import CAPTIONS, Picture, figure_of
+from harness.report.page import CAPTIONS
 from harness.report.protocols import evaluated_by
+from harness.report.section import Picture, figure_of
 from harness.report.shown_images import images_of_trial
 from harness.report.tables import COSTS, metric_of
 from harness.report.templates import template

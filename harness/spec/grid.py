@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from harness.spec.claims import Claim, claims_of
+from harness.spec.claims import claims_of
 from harness.spec.data_sets import by_data_set, check_contents, check_names, crossed, is_own, narrowed
 from harness.spec.detection_metrics import unmeasured
 from harness.spec.labels import Factor
 from harness.spec.parts import Setting
 from harness.spec.presets import DETECTOR, Presets, file_settings, open_presets
 from harness.spec.resolve import Resolved, overruled_epochs, resolve
-from harness.spec.rows import OWN_BASELINES, Listed, baseline_of, of_another_detector, published_preset, rows_of
-from harness.spec.search import Search, open_search
-from harness.spec.space import Values, drawn
+from harness.spec.rows import Listed, baseline_of, of_another_detector, published_preset, rows_of
+from harness.spec.search import open_search
+from harness.spec.space import drawn
 from harness.spec.spec import (
     DEFAULT_PRESET,
     AblationSpec,
@@ -32,6 +32,7 @@ from harness.spec.spec import (
 )
 from harness.spec.strict import Mistakes
 from harness.spec.training_length import num_training_images
+from harness.spec.trial_grid import Grid, variant_of_trials
 from harness.spec.trials import (
     Draft,
     Row,
@@ -43,103 +44,6 @@ from harness.spec.trials import (
     weights_hashes,
     weights_of,
 )
-from harness.spec.variants import Variant, heading, key_of, variant_of
-
-
-@dataclass(frozen=True)
-class Grid:
-    """All trials of an ablation file, each once."""
-
-    name: str
-    title: str
-    paper: str  # key of the published table, or ""
-    preset: str
-    trials: tuple[Trial, ...]
-    metrics: tuple[str, ...]
-    rows: tuple[Row, ...]
-    seeds: tuple[int, ...] = (0,)
-    baseline: str = ""  # the row that gains are measured from, or what the baselines of all rows share
-    held: tuple[str, ...] = ()  # names of what a row has in common with its baseline
-    published_preset: str = ""  # the preset whose published numbers the rows hold; "" when they name none
-    description: str = ""
-    figures: tuple[str, ...] = ("ap",)  # which figures its report draws
-    claims: tuple[Claim, ...] = ()  # what its rows are said to show
-    max_seeds: int | None = None  # at the last look of `codetr decide`; None: the file does not say
-    notes: tuple[str, ...] = ()  # what a person should know before running
-    command: str = ""  # runs what is missing of it; "" when it was not read from a file
-    search: Search | None = None  # None: all trials are listed
-    variant: Variant = Variant()  # which data set and settings of the command line it has
-    waiting: tuple[tuple[int, Row], ...] = ()  # rows that cannot run yet, each after so many of `rows`
-    above: tuple[Setting, ...] = ()  # settings of the command line, which `variant` is of
-    crossed: bool = False  # the command line names its data sets, which are an axis
-    looked: frozenset[int] | None = None  # seeds that looks took besides the file's; None: these were not asked for
-    seen: frozenset[str] = frozenset()  # trials that looks saw
-
-    @property
-    def listed(self) -> tuple[Row, ...]:
-        """All rows in the order of the file, those that cannot run yet included."""
-        rows = list(self.rows)
-        for place, row in reversed(self.waiting):
-            rows.insert(place, row)
-        return tuple(rows)
-
-    @property
-    def key(self) -> str:
-        """The name of its folder in the store and of its tags in MLflow; unlike others of the same file and preset."""
-        return key_of(self.name, self.preset, self.variant)
-
-    @property
-    def heading(self) -> str:
-        """What people read: `quickstart (digits)`, and the data set and settings of the command line."""
-        return heading(self.name, self.preset, self.variant.words)
-
-    @property
-    def num_unknown(self) -> int:
-        """Trials that a search has still to suggest, from what becomes of those before them."""
-        grows = self.search is not None and self.search.spec.algorithm == "optuna"
-        return max(0, self.search.spec.num_trials - len(self.trials)) if self.search and grows else 0
-
-    def known_as(self, trials: tuple[Trial, ...], rows: tuple[Row, ...]) -> Grid:
-        """This grid where records tell what its data and weights hold, which are not here: so it keeps its key."""
-        variant = _variant(list(self.above), trials, several=self.crossed) if self.variant.digest else self.variant
-        return replace(self, trials=trials, rows=rows, variant=variant)
-
-    def suggest(self, values: Values) -> Grid:
-        """This grid with one more suggestion of its search; itself where the trial is there already."""
-        assert self.search is not None
-        trial, row = self.search.make(values)
-        if trial.trial_id in self.search.values:
-            return self
-        search = replace(self.search, values={**self.search.values, trial.trial_id: values})
-        return replace(self, trials=(*self.trials, trial), rows=(*self.rows, row), search=search)
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """The dotted keys of the axes that rows are crossed with."""
-        return tuple(dict.fromkeys(key for row in self.rows for key in row.along))
-
-    @property
-    def baseline_words(self) -> str:
-        """What gains are measured from: `'no head'`, `'no head' at the same lambda1`, or each row's own."""
-        if self.baseline == OWN_BASELINES:
-            return self.baseline
-        return f"'{self.baseline}'" + (f" at the same {' and '.join(self.held)}" if self.held else "")
-
-    def baseline_of(self, row: Row) -> Row | None:
-        """The row that gains of `row` are measured from, which may be itself; None where there is none."""
-        label = row.baseline or self.baseline
-        return next((other for other in self.listed if label and other.label == label), None)
-
-    def trial(self, trial_id: str) -> Trial:
-        """The trial with this id.
-
-        Raises:
-            KeyError: it is not in the grid.
-        """
-        for trial in self.trials:
-            if trial.trial_id == trial_id:
-                return trial
-        raise KeyError(trial_id)
 
 
 def open_grid(
@@ -206,7 +110,7 @@ def expand(
 
 @dataclass(frozen=True)
 class _Asked:
-    """What the file, the preset and the command line say, before any row is read."""
+    """The file, the preset and the command line as they are read, before any row is."""
 
     spec: AblationSpec
     presets: Presets
@@ -296,7 +200,7 @@ def _expand_listed(asked: _Asked, require_data: bool, notes: list[str], mistakes
         claims=claims,
         max_seeds=spec.decide.max_seeds,
         notes=tuple(dict.fromkeys(notes)),
-        variant=_variant(above, trials, several=asked.crossed),
+        variant=variant_of_trials(above, trials, several=asked.crossed),
         above=tuple(above),
         crossed=asked.crossed,
         waiting=tuple(
@@ -340,7 +244,7 @@ def _renamed(
 
 
 def _waiting_row(row: RowSpec) -> Row:
-    return Row(row.label, {}, (), {}, row.note, needs=row.needs)
+    return Row(label=row.label, factors={}, trial_ids=(), published={}, note=row.note, needs=row.needs)
 
 
 def _waiting_words(needs: Sequence[str]) -> list[str]:
@@ -366,17 +270,29 @@ def _expand_search(asked: _Asked, require_data: bool, notes: list[str], mistakes
         key = id_of(config, fingerprint, hashes[path])
         full = {**factors, "seed": seeds[0]}
         trial = Trial(
-            *(key, config, draft.runtime, row.label, row.label, full, fingerprint),
+            trial_id=key,
+            config=config,
+            runtime=draft.runtime,
+            label=row.label,
+            row=row.label,
+            factors=full,
+            fingerprint=fingerprint,
             weights_hash=hashes[path],
             detector=detector,
         )
-        return trial, Row(row.label, factors, (key,), {})
+        return trial, Row(label=row.label, factors=factors, trial_ids=(key,), published={})
 
     search = open_search(spec, presets, asked.below, asked.above, seeds, make, mistakes)
     metrics = tuple(dict.fromkeys((search.spec.metric, *spec.metrics)))
-    title = spec.title or spec.name
     grid = Grid(
-        *(spec.name, title, spec.paper, presets.name, (), metrics, (), seeds),
+        name=spec.name,
+        title=spec.title or spec.name,
+        paper=spec.paper,
+        preset=presets.name,
+        trials=(),
+        metrics=metrics,
+        rows=(),
+        seeds=seeds,
         description=spec.description,
         search=search,
     )
@@ -389,22 +305,7 @@ def _expand_search(asked: _Asked, require_data: bool, notes: list[str], mistakes
     wanted = search.spec.num_trials if search.spec.algorithm == "random" else len(first)
     if len(grid.trials) < wanted:
         notes.append(f"{spec.path}: search.space holds only {len(grid.trials)} trials that differ")
-    return replace(grid, notes=tuple(dict.fromkeys(notes)), variant=_variant(asked.above, grid.trials))
-
-
-def _variant(above: list[Setting], trials: Sequence[Trial], *, several: bool = False) -> Variant:
-    """`several`: the command line names data sets that are an axis of the grid."""
-    if not trials:
-        return variant_of(above)
-    # of a data set or weights that are not here some trials may have a record that knows them, and others none
-    contents, hashes = dict[str | None, str](), dict[str | None, str]()
-    for trial in trials:
-        data, weights = trial.config.data.path, weights_of(trial.config.model)
-        contents[data] = contents.get(data) or trial.fingerprint
-        hashes[weights] = hashes.get(weights) or trial.weights_hash or ""
-    first = trials[0].config
-    data_sets = contents if several else {}
-    return variant_of(above, contents[first.data.path], hashes[weights_of(first.model)], data_sets)
+    return replace(grid, notes=tuple(dict.fromkeys(notes)), variant=variant_of_trials(asked.above, grid.trials))
 
 
 def _folders(data: str | Sequence[str] | None) -> list[str]:

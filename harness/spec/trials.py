@@ -95,13 +95,30 @@ def assemble(
             full = {**factors, "seed": seed}
             label = factors_label(full if len(seeds) > 1 else factors, short) or row.label
             made = Trial(
-                *(key, config, resolved.runtime, label, row.label, full, fingerprint),
-                *(resolved.analyse, weights_hash, draft.layered.detector),
+                trial_id=key,
+                config=config,
+                runtime=resolved.runtime,
+                label=label,
+                row=row.label,
+                factors=full,
+                fingerprint=fingerprint,
+                analyse=resolved.analyse,
+                weights_hash=weights_hash,
+                detector=draft.layered.detector,
             )
             if not trials.setdefault(key, made).detector:  # a row may name the preset of what another spells out
                 trials[key] = replace(trials[key], detector=made.detector)
         same = first.setdefault(tuple(ids), row.label)
-        rows.append(Row(row.label, factors, tuple(ids), {}, row.note, same_as="" if same == row.label else same))
+        rows.append(
+            Row(
+                label=row.label,
+                factors=factors,
+                trial_ids=tuple(ids),
+                published={},  # the paper's follow with the preset
+                note=row.note,
+                same_as="" if same == row.label else same,
+            )
+        )
     return tuple(trials.values()), tuple(rows)
 
 

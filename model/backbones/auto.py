@@ -30,7 +30,7 @@ LAYER = re.compile(r"(?:.*?\.\d+(?=\.)){1,2}|model\.\w+")  # what names of one l
 
 
 class Stage(NamedTuple):
-    """What one of a model's outputs is."""
+    """Width, stride and size of one of a model's outputs."""
 
     channels: int
     stride: int  # 0: none that is a power of two

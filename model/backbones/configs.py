@@ -25,7 +25,7 @@ ASKED: dict[str, Any] = {
 
 
 def asked(backbone: Any, name: str) -> Any:
-    """What the `Config` of a backbone says about one of `ASKED`; a field of another type is about something else."""
+    """One of `ASKED`, as the `Config` of a backbone has it; a field of another type is about something else."""
     default = ASKED[name]
     found = getattr(backbone, name, default)
     kinds = (str, type(None)) if default is None else type(default)
@@ -42,6 +42,10 @@ def _require_stages(stages: tuple[int, ...]) -> None:
         len(stages) > 0 and list(stages) == sorted(set(stages)) and set(stages) <= {1, 2, 3, 4},
         f"stages must be ascending numbers from 1 to 4, got {stages}",
     )
+
+
+def _strides(stages: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(2 ** (stage + 1) for stage in stages)
 
 
 def _require_file(weights: str | None) -> None:
@@ -86,7 +90,7 @@ class ResNetConfig:
     @property
     def strides(self) -> tuple[int, ...]:
         """Of the stages handed to the neck, in pixels of the image."""
-        return tuple(2 ** (stage + 1) for stage in self.stages)
+        return _strides(self.stages)
 
     @property
     def frozen_at_random(self) -> str:
@@ -116,7 +120,7 @@ class EfficientNetLiteConfig:
     @property
     def strides(self) -> tuple[int, ...]:
         """Of the stages handed to the neck, in pixels of the image."""
-        return tuple(2 ** (stage + 1) for stage in self.stages)
+        return _strides(self.stages)
 
     @property
     def frozen_at_random(self) -> str:
@@ -125,7 +129,7 @@ class EfficientNetLiteConfig:
 
 
 class SwinSize(NamedTuple):
-    """What a published Swin Transformer is made of."""
+    """Sizes of a published Swin Transformer."""
 
     channels: int
     depths: tuple[int, int, int, int]
@@ -183,7 +187,7 @@ class SwinConfig:
     @property
     def strides(self) -> tuple[int, ...]:
         """Of the stages handed to the neck, in pixels of the image."""
-        return tuple(2 ** (stage + 1) for stage in self.stages)
+        return _strides(self.stages)
 
     @property
     def starts_at_random(self) -> str:
@@ -245,7 +249,7 @@ class ViTConfig:
 
     @property
     def size_divisor(self) -> int:
-        """What official batches are padded to, since padding takes part; patches alone need 16."""
+        """Official batches are padded to this, and padding takes part; patches alone need 16."""
         return 32
 
 

@@ -176,7 +176,7 @@ class ResNet(nn.Module):
         self.strides = config.strides
         self.reset_parameters()
         if config.weights is not None:
-            load_weights(self, Path(config.weights))
+            self.load_state_dict(_weights(self, Path(config.weights)), strict=False)
         self._freeze()
 
     def reset_parameters(self) -> None:
@@ -213,15 +213,6 @@ class ResNet(nn.Module):
         return outputs
 
 
-def load_weights(backbone: ResNet, path: Path) -> None:
-    """Load a ResNet's state dict, of torchvision, timm or transformers, alone or within a detector's.
-
-    Raises:
-        ValueError: the file cannot be read, or a name or shape does not fit; one line.
-    """
-    backbone.load_state_dict(_weights(backbone, path), strict=False)
-
-
 def check_weights(config: ResNetConfig) -> None:
     """Raise `ValueError` with one line unless the file of `config.weights` fits this backbone. Builds no tensors."""
     assert config.weights is not None
@@ -231,7 +222,13 @@ def check_weights(config: ResNetConfig) -> None:
 
 
 def _weights(backbone: ResNet, path: Path) -> dict[str, Tensor]:
-    """A file's tensors under our names; what stands beside the backbone, its classifier among it, is left out."""
+    """A file's tensors under our names; what stands beside the backbone, its classifier among it, is left out.
+
+    The file is a ResNet's state dict of torchvision, timm or transformers, alone or within a detector's.
+
+    Raises:
+        ValueError: the file cannot be read, or a name or shape does not fit; one line.
+    """
     config, expected = backbone.config, backbone.state_dict()
     with of_backbone():
         read = read_weights(path)

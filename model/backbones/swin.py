@@ -187,7 +187,7 @@ class Swin(nn.Module):
         return outputs
 
     def _kept(self, x: Tensor) -> list[Tensor] | None:
-        """What each image's branches are multiplied by, [B, blocks, 2] of each stage; None where none is left out.
+        """[B, blocks, 2] factors of each image's branches, of each stage; None where none is left out.
 
         Frozen stages leave out none.
         """

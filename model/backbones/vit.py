@@ -167,7 +167,7 @@ class ViT(nn.Module):
         self.out_norm = nn.LayerNorm(config.channels, eps=1e-5)
         self.reset_parameters()
         if config.weights is not None:
-            load_weights(self, Path(config.weights))
+            self.load_state_dict(_weights(self, Path(config.weights)), strict=False)
 
     def reset_parameters(self) -> None:
         """Truncated normals of deviation 0.02, biases zero."""
@@ -198,7 +198,7 @@ class ViT(nn.Module):
         return [zero_padding(self.out_norm(x).permute(0, 3, 1, 2), mask_at(PATCH))]
 
     def positions(self, hw: tuple[int, int]) -> Tensor:
-        """What is added to the patches of a map of this size, [1, h, w, C]."""
+        """[1, h, w, D] position embeddings, added to the patches of a map of this size."""
         positions = self.pos_embed[:, self.config.class_token :]
         return _resized_positions(positions, hw).unflatten(1, hw)
 
@@ -229,15 +229,6 @@ BACKBONE = "backbone."  # before the names of a detector's file
 BESIDES = ("cls_token", "mask_token", "norm.", "fc_norm.", "head.", "lm_head.")
 
 
-def load_weights(backbone: ViT, path: Path) -> None:
-    """Load a file of EVA-02's names, with kernel and positions resized; a norm behind the blocks may be missing.
-
-    Raises:
-        ValueError: the file cannot be read, or a name or shape does not fit; one line.
-    """
-    backbone.load_state_dict(_weights(backbone, path), strict=False)
-
-
 def check_weights(config: ViTConfig) -> None:
     """Raise `ValueError` with one line unless the file of `config.weights` fits this backbone. Builds no model."""
     assert config.weights is not None
@@ -247,6 +238,11 @@ def check_weights(config: ViTConfig) -> None:
 
 
 def _weights(backbone: ViT, path: Path) -> dict[str, Tensor]:
+    """Tensors of a file of EVA-02's names, with kernel and positions resized; a norm behind the blocks may be missing.
+
+    Raises:
+        ValueError: the file cannot be read, or a name or shape does not fit; one line.
+    """
     config, expected = backbone.config, backbone.state_dict()
     with of_backbone():
         found = read_weights(path)

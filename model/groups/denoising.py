@@ -25,7 +25,7 @@ UNUSED = 0.5  # reference of a slot without an object (official: logit 0)
 
 
 class Noise(NamedTuple):
-    """What chance decides about Q denoising queries of B images."""
+    """Random numbers behind Q denoising queries of B images."""
 
     flip: Tensor  # [B, Q] in [0, 1): the label is replaced where this is below half of `label_noise`
     label: Tensor  # [B, Q] int64, the class that replaces it, perhaps the same
@@ -34,7 +34,7 @@ class Noise(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """What each of Q queries of B images is."""
+    """Object, kind and block of each of Q queries of B images."""
 
     objects: Tensor  # [B, Q] int64, the object that it is made of
     negative: Tensor  # [B, Q] bool

@@ -142,11 +142,11 @@ def select_positives(
     same head, supervised as background (official rule). Where slices differ, those with fewer queries have hidden ones.
 
     Args:
-        positives: N candidates per image.
+        positives: M candidates per image.
         pyramid: where dense heads' features are read.
         minimum: of P (official 9).
         maximum: of P (official 300).
-        priority: [B, N] in [0, 1), higher is chosen first; None: random.
+        priority: [B, M] in [0, 1), higher is chosen first; None: random.
         official: cut candidates with features of their own to the fewest of an image, and give all of them weight 0
             where that leaves fewer than P (the official code loses their loss then); otherwise an image uses all it
             has, and only rows that it cannot fill have weight 0.

@@ -11,8 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.anchor_assignment import assign_atss
-from model.anchors import anchor_grid
 from model.boxes import decode_deltas
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
@@ -22,9 +20,6 @@ from model.layers import zero_padding
 from model.losses import binary_cross_entropy, centerness_of_anchors, giou_loss, sigmoid_focal_loss, weighted_mean
 from model.share import total
 from model.types import BACKGROUND, IGNORED, Detections, Positives, Pyramid, Targets
-
-ANCHOR_SIDE = 8.0  # of an anchor in strides
-DELTA_STDS = (0.1, 0.1, 0.2, 0.2)
 
 
 class Predictions(NamedTuple):
@@ -51,7 +46,7 @@ class ATSSHead(AuxiliaryHead):
     ):
         super().__init__(config, channels=channels, num_classes=num_classes, strides=strides, anchor_scale=anchor_scale)
         self.config, self.num_classes, self.strides = config, num_classes, tuple(strides)
-        self.anchor_side = ANCHOR_SIDE * anchor_scale
+        self.anchor_scale = anchor_scale
         self.class_tower = dense.conv_tower(channels, config.num_convs, config.num_groups)
         self.box_tower = dense.conv_tower(channels, config.num_convs, config.num_groups)
         self.classification = nn.Conv2d(channels, num_classes, 3, padding=1)
@@ -83,12 +78,11 @@ class ATSSHead(AuxiliaryHead):
 
     def anchors(self, pyramid: Pyramid) -> Tensor:
         """[A, 4] xyxy pixels."""
-        return anchor_grid(pyramid.sizes, self.strides, (self.anchor_side,), device=pyramid.levels[0].device)
+        return dense.square_anchors(pyramid, self.anchor_scale)
 
     def assign(self, pyramid: Pyramid, targets: Targets) -> Tensor:
         """[B, A] gt_index; anchors outside the valid area are IGNORED."""
-        anchors, areas = self.anchors(pyramid), dense.level_areas(pyramid)
-        return assign_atss(anchors, areas, targets, top_k=self.config.top_k, valid=dense.flags_of(pyramid))[0]
+        return dense.assign_adaptively(pyramid, self.anchors(pyramid), targets, self.config.top_k)
 
     @asking
     def train_step(
@@ -118,7 +112,7 @@ class ATSSHead(AuxiliaryHead):
         focal = sigmoid_focal_loss(predictions.logits, matches.labels)
         anchors = anchors[matches.candidate]
         centerness = centerness_of_anchors(anchors, matches.boxes_xyxy)
-        boxes = decode_deltas(anchors, predictions.deltas[where], DELTA_STDS)
+        boxes = decode_deltas(anchors, predictions.deltas[where], dense.DELTA_STDS)
         giou = giou_loss(boxes, matches.boxes_xyxy)
         return {
             "classification": weighted_mean(focal, (gt_index != IGNORED)[..., None], count),
@@ -133,7 +127,7 @@ class ATSSHead(AuxiliaryHead):
         return dense.detect_dense(
             dense.valid_probabilities(predictions.logits.sigmoid(), pyramid),
             predictions.centerness.sigmoid(),
-            decode_deltas(self.anchors(pyramid), predictions.deltas, DELTA_STDS),
+            decode_deltas(self.anchors(pyramid), predictions.deltas, dense.DELTA_STDS),
             dense.level_areas(pyramid),
             pyramid.valid_hw,
             nms_threshold=self.config.nms_threshold,

@@ -13,7 +13,7 @@ from model.checks import FORBID_UNKNOWN, require, require_together
 
 
 def check_settings(config: Any) -> None:
-    """What the `Config` of every dense head must keep: `num_convs`, `num_groups`, `nms_threshold`, each `*_weight`.
+    """Check what every dense head's `Config` has: `num_convs`, `num_groups`, `nms_threshold`, each `*_weight`.
 
     Raises:
         ValueError: names the setting.

@@ -1,4 +1,4 @@
-"""What dense heads share, from settings to detections: plain functions that any of them may call."""
+"""Shared by dense heads, from settings to detections: plain functions that any of them may call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.anchors import valid_flags
+from model.anchor_assignment import assign_atss
+from model.anchors import anchor_grid, valid_flags
 from model.boxes import clip_boxes
 from model.checks import require
 from model.inquiry import Counts, places
@@ -20,6 +21,8 @@ from model.types import BACKGROUND, Detections, Pyramid, Targets
 
 CANDIDATES_PER_LEVEL = 1000  # best (position, class) pairs of a level that enter NMS (official)
 PRIOR_PROBABILITY = 0.01  # of each class at initialisation
+ANCHOR_SIDE = 8.0  # in strides, of the one anchor at each position that ATSS, GFL and PAA have (official)
+DELTA_STDS = (0.1, 0.1, 0.2, 0.2)  # of the boxes that ATSS and PAA predict relative to it (official)
 
 
 class Matches(NamedTuple):
@@ -105,6 +108,18 @@ def matches_of(gt_index: Tensor, targets: Targets, counts: Counts | None = None)
     return Matches(image, candidate, gt, targets.boxes_xyxy[image, gt], class_labels, labels)
 
 
+def square_anchors(pyramid: Pyramid, anchor_scale: float) -> Tensor:
+    """[A, 4] xyxy pixels: one square at each position, of `anchor_scale` x `ANCHOR_SIDE` strides (ATSS, GFL, PAA)."""
+    side = ANCHOR_SIDE * anchor_scale
+    return anchor_grid(pyramid.sizes, pyramid.strides, (side,), device=pyramid.levels[0].device)
+
+
+def assign_adaptively(pyramid: Pyramid, anchors_xyxy: Tensor, targets: Targets, top_k: int) -> Tensor:
+    """[B, A] gt_index by ATSS, of the anchors [A, 4] of a pyramid; those outside the valid area are IGNORED."""
+    gt_index, _ = assign_atss(anchors_xyxy, level_areas(pyramid), targets, top_k=top_k, valid=flags_of(pyramid))
+    return gt_index
+
+
 def num_positives(gt_index: Tensor) -> Tensor:
     """Official normaliser: positives of the batch, an image without any counting as one; int64 scalar."""
     return total((gt_index >= 0).sum(1).clamp(min=1).sum())
@@ -114,9 +129,20 @@ def mean_positive_logit(logits: Tensor, gt_index: Tensor, targets: Targets) -> T
     """[B, G] mean of `logits` [B, A, C] of a ground truth's class over its positives; not-a-number without any."""
     matches = matches_of(gt_index, targets)
     own = logits[matches.image, matches.candidate, matches.class_labels]
-    where = (matches.image, matches.gt)
-    total = logits.new_zeros(targets.labels.shape).index_put(where, own, accumulate=True)
-    count = torch.zeros_like(total).index_put(where, torch.ones_like(own), accumulate=True)
+    return mean_by_gt(own, matches.image, matches.gt, targets)
+
+
+def mean_by_gt(scores: Tensor, image: Tensor, gt: Tensor, targets: Targets) -> Tensor:
+    """[B, G] mean of `scores` [P] over the positives of each ground truth; not-a-number for one without any.
+
+    Args:
+        scores: [P], one for each positive.
+        image: [P] int64.
+        gt: [P] int64, 0-based ground truth of the image.
+        targets: ground truth of B images.
+    """
+    total = scores.new_zeros(targets.labels.shape).index_put((image, gt), scores, accumulate=True)
+    count = torch.zeros_like(total).index_put((image, gt), torch.ones_like(scores), accumulate=True)
     return torch.where(count > 0, total / count.clamp(min=1), torch.nan)
 
 
@@ -152,7 +178,7 @@ def detect_dense(
         max_detections: per image.
     """
     num_classes = probabilities.shape[-1]
-    pairs = _best_pairs(probabilities, level_sizes)  # [B, N]
+    pairs = _best_pairs(probabilities, level_sizes)  # [B, M]
     candidates, labels = pairs // num_classes, pairs % num_classes
     probability = probabilities.flatten(1).gather(1, pairs)
     scores = probability if quality is None else probability * quality.gather(1, candidates)
@@ -184,7 +210,7 @@ def best_after_nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, threshold
 def places_after_nms(
     boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, usable: Tensor, threshold: float, limit: int
 ) -> Tensor:
-    """[limit] indices of `best_after_nms` among those that are `usable` [N] bool, BACKGROUND in rows beyond them.
+    """[limit] indices of `best_after_nms` among those that are `usable` [M] bool, BACKGROUND in rows beyond them.
 
     How many there are is not asked: away from the CPU all are compared.
     """
@@ -200,7 +226,7 @@ def places_after_nms(
 
 
 def _best_pairs(probabilities: Tensor, level_sizes: tuple[int, ...]) -> Tensor:
-    """[B, N] indices into the flattened [A * C] of the best pairs of each level."""
+    """[B, M] indices into the flattened [A * C] of the best pairs of each level."""
     num_classes = probabilities.shape[-1]
     best = []
     start = 0

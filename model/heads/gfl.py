@@ -12,8 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.anchor_assignment import assign_atss
-from model.anchors import anchor_grid
 from model.boxes import decode_distances, encode_distances, iou_aligned, xyxy_to_cxcywh
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
@@ -23,8 +21,6 @@ from model.layers import zero_padding
 from model.losses import distribution_focal_loss, giou_loss, quality_focal_loss, weighted_mean
 from model.share import total
 from model.types import IGNORED, Detections, Positives, Pyramid, Targets
-
-ANCHOR_SIDE = 8.0  # of an anchor in strides
 
 
 class Predictions(NamedTuple):
@@ -44,7 +40,7 @@ class GFLHead(AuxiliaryHead):
     ):
         super().__init__(config, channels=channels, num_classes=num_classes, strides=strides, anchor_scale=anchor_scale)
         self.config, self.num_classes, self.strides = config, num_classes, tuple(strides)
-        self.anchor_side = ANCHOR_SIDE * anchor_scale
+        self.anchor_scale = anchor_scale
         self.class_tower = dense.conv_tower(channels, config.num_convs, config.num_groups)
         self.box_tower = dense.conv_tower(channels, config.num_convs, config.num_groups)
         self.classification = nn.Conv2d(channels, num_classes, 3, padding=1)
@@ -74,12 +70,11 @@ class GFLHead(AuxiliaryHead):
 
     def anchors(self, pyramid: Pyramid) -> Tensor:
         """[A, 4] xyxy pixels."""
-        return anchor_grid(pyramid.sizes, self.strides, (self.anchor_side,), device=pyramid.levels[0].device)
+        return dense.square_anchors(pyramid, self.anchor_scale)
 
     def assign(self, pyramid: Pyramid, targets: Targets) -> Tensor:
         """[B, A] gt_index; anchors outside the valid area are IGNORED."""
-        anchors, areas = self.anchors(pyramid), dense.level_areas(pyramid)
-        return assign_atss(anchors, areas, targets, top_k=self.config.top_k, valid=dense.flags_of(pyramid))[0]
+        return dense.assign_adaptively(pyramid, self.anchors(pyramid), targets, self.config.top_k)
 
     def decode(self, bins: Tensor, anchors_xyxy: Tensor) -> Tensor:
         """[..., 4] boxes in pixels: the mean of each distribution of `bins` [..., 4, max_distance + 1]."""
@@ -90,7 +85,7 @@ class GFLHead(AuxiliaryHead):
 
     def _unit(self, anchors_cxcywh: Tensor) -> Tensor:
         """[..., 1] pixels per bin: the stride, times the scale of the anchors."""
-        return anchors_cxcywh[..., 2:3] / ANCHOR_SIDE
+        return anchors_cxcywh[..., 2:3] / dense.ANCHOR_SIDE
 
     @asking
     def train_step(

@@ -51,7 +51,13 @@ class MaskBranch(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def loss(self, levels: list[Tensor], pooling: RoIPooling, rois: RoIs, targets: Targets) -> Tensor:
-        """Mean cross entropy of the masks of all positive regions, each for its own class.
+        """Scalar: mean cross entropy of the masks of all positive regions, each for its own class.
+
+        Args:
+            levels: [B, D, h, w] each, the maps that regions are read from.
+            pooling: of these maps.
+            rois: sampled regions of B images.
+            targets: ground truth of B images, with masks.
 
         Raises:
             ValueError: the targets have no masks.
@@ -69,7 +75,7 @@ class MaskBranch(nn.Module):
         return weighted_mean(loss, None, total(loss.numel(), minimum=1))
 
     def add_masks(self, levels: list[Tensor], pooling: RoIPooling, detections: list[Detections]) -> list[Detections]:
-        """The detections with the masks of their classes."""
+        """The detections of B images with the masks of their classes, read from `levels`, [B, D, h, w] each."""
         device = levels[0].device
         counts = torch.tensor([len(found.labels) for found in detections], device=device)
         image = torch.arange(len(detections), device=device).repeat_interleave(counts)

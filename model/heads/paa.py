@@ -12,8 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.anchor_assignment import assign_by_loss_and_count, assign_max_iou
-from model.anchors import anchor_grid
+from model.anchor_assignment import assign_by_loss, assign_max_iou
 from model.boxes import decode_deltas, iou_aligned
 from model.heads import dense
 from model.heads.base import AuxiliaryHead
@@ -23,9 +22,6 @@ from model.layers import zero_padding
 from model.losses import binary_cross_entropy, giou_loss, sigmoid_focal_loss, weighted_mean
 from model.share import num_images, total
 from model.types import IGNORED, Detections, Positives, Pyramid, Targets
-
-ANCHOR_SIDE = 8.0  # of an anchor in strides
-DELTA_STDS = (0.1, 0.1, 0.2, 0.2)
 
 
 class Predictions(NamedTuple):
@@ -46,7 +42,7 @@ class PAAHead(AuxiliaryHead):
     ):
         super().__init__(config, channels=channels, num_classes=num_classes, strides=strides, anchor_scale=anchor_scale)
         self.config, self.num_classes, self.strides = config, num_classes, tuple(strides)
-        self.anchor_side = ANCHOR_SIDE * anchor_scale
+        self.anchor_scale = anchor_scale
         self.class_tower = dense.conv_tower(channels, config.num_convs, config.num_groups)
         self.box_tower = dense.conv_tower(channels, config.num_convs, config.num_groups)
         self.classification = nn.Conv2d(channels, num_classes, 3, padding=1)
@@ -78,7 +74,7 @@ class PAAHead(AuxiliaryHead):
 
     def anchors(self, pyramid: Pyramid) -> Tensor:
         """[A, 4] xyxy pixels."""
-        return anchor_grid(pyramid.sizes, self.strides, (self.anchor_side,), device=pyramid.levels[0].device)
+        return dense.square_anchors(pyramid, self.anchor_scale)
 
     def assign(self, predictions: Predictions, pyramid: Pyramid, targets: Targets) -> Tensor:
         """[B, A] of `assign_and_count`."""
@@ -106,12 +102,12 @@ class PAAHead(AuxiliaryHead):
         counts = yield from counted(candidate_gt)
         matches = dense.matches_of(candidate_gt, targets, counts)
         where = (matches.image, matches.candidate)
-        boxes = decode_deltas(anchors[matches.candidate], predictions.deltas[where], DELTA_STDS)
+        boxes = decode_deltas(anchors[matches.candidate], predictions.deltas[where], dense.DELTA_STDS)
         focal = sigmoid_focal_loss(predictions.logits[where], matches.class_labels).sum(-1)
         loss = config.classification_weight * focal + config.box_weight * giou_loss(boxes, matches.boxes_xyxy)
         losses = torch.zeros_like(predictions.iou).index_put(where, loss)
         given = candidate_gt, losses, dense.level_areas(pyramid), targets.labels.shape[1]
-        found = yield from inquiry(assign_by_loss_and_count, *given, top_k=config.top_k)
+        found = yield from inquiry(assign_by_loss, *given, top_k=config.top_k)
         return found
 
     @asking
@@ -136,7 +132,7 @@ class PAAHead(AuxiliaryHead):
         count = total(len(matches.image), minimum=1)
         per_image = total(len(matches.image), minimum=num_images(len(gt_index)))
         focal = sigmoid_focal_loss(predictions.logits, matches.labels)
-        boxes = decode_deltas(anchors[matches.candidate], predictions.deltas[where], DELTA_STDS)
+        boxes = decode_deltas(anchors[matches.candidate], predictions.deltas[where], dense.DELTA_STDS)
         iou = iou_aligned(boxes.detach(), matches.boxes_xyxy)
         predicted_iou = binary_cross_entropy(predictions.iou[where], iou)
         return {
@@ -154,7 +150,7 @@ class PAAHead(AuxiliaryHead):
         return dense.detect_dense(
             dense.valid_probabilities(scores, pyramid),
             None,
-            decode_deltas(self.anchors(pyramid), predictions.deltas, DELTA_STDS),
+            decode_deltas(self.anchors(pyramid), predictions.deltas, dense.DELTA_STDS),
             dense.level_areas(pyramid),
             pyramid.valid_hw,
             nms_threshold=self.config.nms_threshold,

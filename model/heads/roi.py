@@ -36,9 +36,9 @@ class RoICounts(NamedTuple):
 class RoIs(NamedTuple):
     """Boxes of a batch with their ground truth: positives first, then background, then rows without a box."""
 
-    boxes_xyxy: Tensor  # [B, N, 4] pixels
-    gt_index: Tensor  # [B, N] int64, 0-based ground truth, BACKGROUND, or IGNORED where there is no box
-    level: Tensor | None = None  # [B, N] the pooling's level of each box, see `RoIPooling`
+    boxes_xyxy: Tensor  # [B, M, 4] pixels
+    gt_index: Tensor  # [B, M] int64, 0-based ground truth, BACKGROUND, or IGNORED where there is no box
+    level: Tensor | None = None  # [B, M] the pooling's level of each box, see `RoIPooling`
     counts: RoICounts | None = None  # what the host knows; None: it waits where it must know
 
     def rows(self) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ def candidates(proposals: Proposals, targets: Targets, positive_iou: float) -> R
 
 
 def sample_rois(proposals: Proposals, targets: Targets, config: RoIConfig) -> RoIs:
-    """What the second stage is trained on: ground truths are added to the proposals (official)."""
+    """Sample what the second stage is trained on: ground truths are added to the proposals (official)."""
     all_rois = candidates(proposals, targets, config.positive_iou)
     chosen = sample(all_rois.gt_index, config.num_samples, config.positive_fraction)
     return RoIs(all_rois.boxes_xyxy.gather(1, chosen.candidate[..., None].expand(-1, -1, 4)), chosen.gt_index)
@@ -80,7 +80,10 @@ class RoIPooling:
         self.strides, self.finest_scale = strides[:-1], finest_scale
 
     def levels(self, pyramid: Pyramid) -> list[Tensor]:
-        """Maps that may be read: behind an image's valid area lies its last row and column, as behind a map's edge."""
+        """Maps [B, D, h, w] that may be read, all but the coarsest.
+
+        Behind an image's valid area lies its last row and column, as behind a map's edge.
+        """
         maps = pyramid.levels[: len(self.strides)]
         if pyramid.masks[0] is None:
             return list(maps)
@@ -94,7 +97,7 @@ class RoIPooling:
     def counted(self, rois: RoIs) -> Inquiry[RoIs]:
         """Ask what the host must know of regions that are read."""
         level = self.level_of(rois.boxes_xyxy)
-        kinds = torch.stack([rois.gt_index >= 0, rois.gt_index != IGNORED])  # [2, B, N]
+        kinds = torch.stack([rois.gt_index >= 0, rois.gt_index != IGNORED])  # [2, B, M]
         numbers = torch.stack([(kinds & (level == number)).sum((1, 2)) for number in range(len(self.strides))])
         images, levels = (found.tolist() for found in (yield (kinds.sum(2).t(), numbers)))
         return rois._replace(level=level, counts=RoICounts(*(tuple(map(tuple, found)) for found in (images, levels))))
@@ -163,7 +166,13 @@ class BoxBranch(nn.Module):
         return decode_deltas(boxes_xyxy, deltas, self.config.delta_stds)
 
     def losses(self, pooled: Tensor, rois: RoIs, targets: Targets) -> dict[str, Tensor]:
-        """Cross entropy of all sampled boxes and GIoU of the decoded positive ones, over the number of samples."""
+        """Scalars: cross entropy of all sampled boxes and GIoU of the positive ones, over the number of samples.
+
+        Args:
+            pooled: [R, D, size, size] features of the boxes of `rois.rows()`.
+            rois: sampled regions of B images.
+            targets: ground truth of B images.
+        """
         image, row = rois.rows()
         logits, deltas = self(pooled)
         owner = rois.gt_index[image, row]

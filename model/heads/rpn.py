@@ -72,7 +72,7 @@ class RegionProposals(nn.Module):
 
     @asking
     def losses(self, outputs: Outputs, pyramid: Pyramid, targets: Targets) -> Inquiry[dict[str, Tensor]]:
-        """Cross entropy of a sample of anchors and L1 of its positives, over the size of the sample."""
+        """Scalars: cross entropy of a sample of the anchors and L1 of its positives, over the size of the sample."""
         config, anchors = self.config, self.anchors(pyramid)
         valid = flags_of(pyramid, self.per_location)
         gt_index, _ = assign_max_iou(

@@ -1,4 +1,4 @@
-"""What the R-CNN heads share: proposals of the first stage, classes and boxes of the second, and how they are trained.
+"""Shared by the R-CNN heads: proposals of the first stage, classes and boxes of the second, and how they are trained.
 
 A part of `faster_rcnn.py` and `mask_rcnn.py`, not a head: a mask branch reads the same pooling and the same samples.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.boxes import clip_boxes
-from model.heads.dense import best_after_nms
+from model.heads.dense import best_after_nms, mean_by_gt
 from model.heads.roi import BoxBranch, RoIConfig, RoIPooling, RoIs, candidates, sample_rois
 from model.heads.rpn import Proposals, RegionProposals, RPNConfig
 from model.inquiry import Inquiry, asking, inquiry, together
@@ -124,6 +124,4 @@ class TwoStage(nn.Module):
         owner = rois.gt_index[image, row]
         logits, _ = self.boxes(self._pool(self.pooling.levels(pyramid), image, rois.boxes_xyxy[image, row]))
         scores = logits.gather(1, targets.labels[image, owner][:, None]).squeeze(1) - logits[:, -1]
-        total = scores.new_zeros(targets.labels.shape).index_put((image, owner), scores, accumulate=True)
-        count = torch.zeros_like(total).index_put((image, owner), torch.ones_like(scores), accumulate=True)
-        return torch.where(count > 0, total / count.clamp(min=1), torch.nan)
+        return mean_by_gt(scores, image, owner, targets)

@@ -52,7 +52,7 @@ def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> 
 
 
 class Level(nn.ModuleList):
-    """What makes one level of the stage: changes of size, then a 1x1 and a 3x3 convolution to its width.
+    """One level, made of the stage: changes of size, then a 1x1 and a 3x3 convolution to its width.
 
     Args:
         changes: before these convolutions.
@@ -109,7 +109,7 @@ def _name(stride: int) -> str:
 
 
 def _changes(stride: int, width: int) -> tuple[list[nn.Module], int]:
-    """What brings a stage of this width to a stride, and the channels that it leaves."""
+    """Modules that bring a stage of this width to a stride, and the channels that they leave."""
     steps: list[nn.Module] = []
     if stride > STRIDE:
         steps = [Halved()]

@@ -119,7 +119,7 @@ def merge(tensors: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
         channels: of a head's embedding. The official one is a number, added to all channels, which as many equal
             numbers compute as well.
 
-    What has another shape than the official one stays under its name, which no detector has.
+    A tensor of another shape than the official one stays under its name, which no detector has.
     """
     merged: dict[str, Tensor] = {}
     scales: dict[str, dict[int, Tensor]] = {}

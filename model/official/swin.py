@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Mapping
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.official.table import our_names
+from model.official.table import our_names, unwrapped
 
 BLOCK = "layers.{stage}.blocks.{N}"
 QKV = f"{BLOCK}.attention.qkv.{{rest}}"  # three of ours, see `merge`
@@ -115,7 +115,7 @@ def translate(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> di
         state: tensors by official name, perhaps those of a whole classifier.
         expected: the backbone's own state dict.
     """
-    state = _unwrapped(state)
+    state = unwrapped(state, WRAPPERS)
     kept = {name: value for name, value in state.items() if not FOLLOWS.fullmatch(name)}
     kept = {name: value for name, value in kept.items() if not CLASSIFIER.fullmatch(name.removeprefix("swin."))}
     names = rename(kept)
@@ -124,13 +124,6 @@ def translate(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> di
     tensors = {name: value for name, value in tensors.items() if name not in left_out}
     tables = [name for name in tensors if name in expected and BIAS_TABLE.fullmatch(name)]
     return tensors | {name: _resized(tensors[name], expected[name]) for name in tables}
-
-
-def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found = dict(state)
-    while wrapper := next((own for own in WRAPPERS if found and all(name.startswith(own) for name in found)), None):
-        found = {name.removeprefix(wrapper): tensor for name, tensor in found.items()}
-    return found
 
 
 def _beyond(names: Iterable[str], expected: Collection[str]) -> set[str]:

@@ -87,6 +87,14 @@ def of_encoder(names: dict[str, str], num_layers: int) -> dict[str, str]:
     return names
 
 
+def unwrapped(state: Mapping[str, Tensor], wrappers: Sequence[str]) -> dict[str, Tensor]:
+    """Without those of `wrappers` that stand before every name."""
+    found = dict(state)
+    while wrapper := next((own for own in wrappers if found and all(name.startswith(own) for name in found)), None):
+        found = {name.removeprefix(wrapper): tensor for name, tensor in found.items()}
+    return found
+
+
 def num_layers(names: Iterable[str]) -> int:
     """How many decoder layers our names tell of."""
     return 1 + max((int(m[1]) for name in names if (m := re.match(r"decoder\.layers\.(\d+)\.", name))), default=-1)

@@ -15,7 +15,7 @@ from model.backbones.configs import ResNetConfig, SwinConfig, ViTConfig, without
 from model.detector import Detector
 from model.looks import backbone_look
 from model.official import co_detr, conditional_detr, deformable_detr, lw_detr, swin, vit
-from model.official.table import Family
+from model.official.table import Family, unwrapped
 from model.proposals.configs import BinaryConfig
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def translate(
         ValueError: the names are of no known family, or of another backbone than the configuration's, or none begins
             as one of `drop`; one line.
     """
-    state = _unwrapped(state)
+    state = unwrapped(state, WRAPPERS)
     _check_drop(state, drop)
     dropped = _besides(state, drop)
     state = {name: tensor for name, tensor in state.items() if name not in dropped}
@@ -138,14 +138,6 @@ def translate(
             if tensor.shape != expected[name].shape
         },
     )
-
-
-def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what stands before every name."""
-    found = dict(state)
-    while wrapper := next((own for own in WRAPPERS if found and all(name.startswith(own) for name in found)), None):
-        found = {name.removeprefix(wrapper): tensor for name, tensor in found.items()}
-    return found
 
 
 def _besides(names: Collection[str], drop: Collection[str]) -> dict[str, str]:
@@ -223,7 +215,7 @@ def _is_without(ours: str, pattern: re.Pattern[str], expected: Collection[str]) 
 
 
 def _rows(tensors: dict[str, Tensor], category_ids: Sequence[int], config: DetectorConfig) -> dict[str, Tensor]:
-    """What has a row for each class, with those of the category ids alone; what has too few rows stays as it is."""
+    """Tensors with a row for each class keep those of the category ids alone; one with too few rows stays as it is."""
     ids = torch.tensor(category_ids, device="cpu")
     objectness = torch.cat([ids.new_zeros(1), ids[1:]])  # all classes of the encoder are one, the first row (official)
     binary = isinstance(config.proposals_or_default, BinaryConfig)

@@ -27,7 +27,7 @@ def best_pairs(logits: Tensor, boxes_cxcywh: Tensor, valid_hw: Tensor, number: i
 
 
 def best_of_batch(logits: Tensor, boxes_cxcywh: Tensor, valid_hw: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`best_pairs` of all images together: boxes_xyxy [B, N, 4] in pixels, scores [B, N] and labels [B, N]."""
+    """`best_pairs` of all images together: boxes_xyxy [B, M, 4] in pixels, scores [B, M] and labels [B, M]."""
     num_classes = logits.shape[-1]
     scores = logits.sigmoid().flatten(1)  # [B, Q * C]
     best, index = scores.topk(min(number, scores.shape[1]), 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from model.criterion import Objective, term_weights
+from model.criterion import Objective
 from model.inquiry import Inquiry, asking
 from model.proposals.configs import BinaryConfig
 from model.proposals.tokens import TokenProposals
@@ -18,7 +18,7 @@ class BinaryProposals(TokenProposals):
         super().__init__(num_proposals, objective)
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Objectness."""
+        """[B, S, C] → [B, S], the objectness."""
         return logits[..., 0]
 
     @asking
@@ -41,7 +41,3 @@ class BinaryProposals(TokenProposals):
             num_objects=self.objective.num_objects(targets),
         )
         return {f"encoder/{term}": value[0] for term, value in losses.items()}
-
-    def loss_weights(self) -> dict[str, float]:
-        """The detector's `loss_weights`."""
-        return {f"encoder/{term}": weight for term, weight in term_weights(self.objective.config.loss_weights).items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from model.criterion import Objective, term_weights
+from model.criterion import Objective
 from model.gather import rows
 from model.inquiry import Inquiry, asking
 from model.proposals.configs import ClassesConfig
@@ -19,7 +19,7 @@ class ClassProposals(TokenProposals):
         super().__init__(num_proposals, objective)
 
     def scores(self, logits: Tensor) -> Tensor:
-        """The largest logit of a class."""
+        """[B, S, C] → [B, S], the largest logit of a class."""
         return logits.amax(-1)
 
     @asking
@@ -48,7 +48,3 @@ class ClassProposals(TokenProposals):
             num_objects=self.objective.num_objects(targets),
         )
         return {f"encoder/{term}": value[0] for term, value in losses.items()}
-
-    def loss_weights(self) -> dict[str, float]:
-        """The detector's `loss_weights`."""
-        return {f"encoder/{term}": weight for term, weight in term_weights(self.objective.config.loss_weights).items()}

@@ -58,9 +58,9 @@ class LearnedQueries(nn.Module):
         return Proposals(queries.between(0, num_proposals))
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        """None."""
+        """Empty: the encoder predicts nothing."""
         return {}
 
     def loss_weights(self) -> dict[str, float]:
-        """None."""
+        """Empty, as `losses`."""
         return {}

@@ -18,7 +18,7 @@ from model.types import Memory, Proposals, QueryGroup, Step
 
 
 class GroupHead(nn.Module):
-    """What one group sees in the encoder's tokens."""
+    """A class and a box for each of the encoder's tokens, as one group sees them."""
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__()

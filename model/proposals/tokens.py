@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from model.branches import BoxBranch, class_branch
 from model.constants import constant, of_sizes
-from model.criterion import Objective
+from model.criterion import Objective, term_weights
 from model.linear import Linear
 from model.position import box_position_encoding
 from model.types import Memory, Proposals, QueryGroup
@@ -38,6 +38,10 @@ class TokenProposals(nn.Module):
     def scores(self, logits: Tensor) -> Tensor:
         """[B, S, C] → [B, S]: tokens are ranked by this, highest first."""
         raise NotImplementedError
+
+    def loss_weights(self) -> dict[str, float]:
+        """The detector's `loss_weights`."""
+        return {f"encoder/{term}": weight for term, weight in term_weights(self.objective.config.loss_weights).items()}
 
     def forward(self, memory: Memory, num_proposals: int) -> Proposals:
         """See the contract.

@@ -127,7 +127,7 @@ def paa_reassign(case: Case) -> Iterator[Comparison]:
     yield Comparison("labels_before", _labels(before[0], targets), case["labels_before"], EXACT)
     losses = torch.zeros(before.shape)
     losses[0, candidates] = case["pos_losses"]
-    after = assign_by_loss(before, losses, level_sizes, num_gts)[0]
+    after = assign_by_loss(before, losses, level_sizes, num_gts)[0][0]
     stable = case["stable"]
     yield Comparison("labels_after", _labels(after, targets)[stable], case["labels_after"][stable], EXACT)
     official = torch.zeros(len(stable), dtype=torch.bool)
