@@ -1,8 +1,9 @@
 """The record of a trial on (shared) storage: the durable truth that the tracking store only mirrors.
 
-`<store>/runs/<trial_id>/` holds config.yaml, result.json, metrics.jsonl (a line per epoch), checkpoint/, log.txt,
-attempts/ (records of failures that were tried again), and while somebody works on it lease.json and heartbeat.json.
-Every file is replaced whole or not at all.
+`<store>/runs/<trial_id>/` holds result.json (the record) and config.yaml, metrics.jsonl (a line per epoch),
+per_class.json, classes.json and detections.json (of the last evaluation), analysis/, checkpoint/, log.txt (of a
+failure), attempts/ (records of failures that were tried again), heartbeat.json (the last sign of life), and while
+somebody works on it lease.json. Every file is replaced whole or not at all.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from harness.store.renamed import renamed_numbers, renamed_record
 
 STATUSES = ("pending", "running", "finished", "failed", "interrupted", "pruned")
 
-RECORD_PARTS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("metrics", "cost", "config", "factors", "provenance", "per_class", "classes"), (dict, type(None))),
-    **dict.fromkeys(("error", "started", "finished", "label", "fingerprint", "weights_hash"), (str, type(None))),
-    "history": (list, type(None)),
+RECORD_PARTS: dict[str, type] = {  # each may be null, too
+    **dict.fromkeys(("metrics", "cost", "config", "factors", "provenance", "per_class", "classes"), dict),
+    **dict.fromkeys(("error", "started", "finished", "label", "fingerprint", "weights_hash"), str),
+    "history": list,
 }
+KINDS = {dict: "table", str: "text", list: "list"}  # for messages
 
 
 def record_flaw(record: Any) -> str:
@@ -36,8 +38,10 @@ def record_flaw(record: Any) -> str:
         return "not a JSON object"
     if record.get("status") not in STATUSES:
         return f"its status is {record.get('status')!r}"
-    wrong = [name for name, kind in RECORD_PARTS.items() if not isinstance(record.get(name), kind)]
-    return f"{wrong[0]} is no {'text' if wrong[0] in ('error', 'label') else 'table'}" if wrong else ""
+    for name, kind in RECORD_PARTS.items():
+        if not isinstance(record.get(name), (kind, type(None))):
+            return f"{name} is no {KINDS[kind]}"
+    return ""
 
 
 def beat_flaw(beat: Any) -> str:
@@ -162,7 +166,7 @@ class RunStore:
 
         self.write(trial_id, "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
-    def mark(self, trial_id: str, status: str, error: str | None = None, **fields: Any) -> dict[str, Any]:
+    def mark(self, trial_id: str, /, status: str, error: str | None = None, **fields: Any) -> dict[str, Any]:
         """Change the status of a record (made if absent); `fields` are taken only where the record has none.
 
         What is finished stays so: whatever goes wrong after that is no part of the trial.

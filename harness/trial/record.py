@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from harness.data.categories import Categories
 from harness.files import read_bytes
 from harness.spec.detection_metrics import beyond_limit, was_evaluated
-from harness.spec.identity import config_to_dict, named_parts
+from harness.spec.identity import named_parts
+from harness.spec.trials import identity_fields
 from harness.store.source import provenance
 from harness.system.precision import ran_in
 from harness.system.process import allocator
@@ -28,9 +29,6 @@ from harness.trial.checkpoint import Progress, drop_checkpoints, save_weights, s
 from harness.trial.evaluate import evaluator_version
 from model.linear import matrix_products
 from model.ops import implementation
-
-if TYPE_CHECKING:
-    from harness.spec.grid import Trial
 
 REPORT_SECONDS = 2.0  # between progress events
 
@@ -135,19 +133,6 @@ def update_clock(state: TrialState) -> None:
     progress.wall_seconds += now - state.clock
     state.clock = now
     progress.peak_memory_mb = max(progress.peak_memory_mb, peak_memory_mb(state.device))
-
-
-def identity_fields(trial: Trial) -> dict[str, Any]:
-    """The part of a record that is known before anything ran."""
-    return {
-        "schema": 1,
-        "trial_id": trial.trial_id,
-        "label": trial.label,
-        "config": config_to_dict(trial.config),
-        "fingerprint": trial.fingerprint,
-        "weights_hash": trial.weights_hash,
-        "factors": dict(trial.factors),
-    }
 
 
 def write_record(state: TrialState, status: str) -> dict[str, Any]:

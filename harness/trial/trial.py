@@ -19,6 +19,7 @@ import torch
 
 from harness.errors import Interrupted, OutOfMemory, RankLost
 from harness.spec.pretrained import check_start, with_file_here
+from harness.spec.trials import identity_fields
 from harness.store.lease import LeaseLost
 from harness.store.results import RunStore
 from harness.system.launch import run_ranks
@@ -32,7 +33,6 @@ from harness.trial.ranks import ALONE, Ranks, join
 from harness.trial.record import (
     REPORT_SECONDS,
     finish,
-    identity_fields,
     save,
     settle,
     share_reporter,
@@ -54,7 +54,8 @@ def run_trial(
     Args:
         trial: what to run.
         store: where its record and checkpoint live.
-        report: called with progress events (dicts with `kind` "step", "epoch" or "done").
+        report: called with events, dicts with `kind`: "step", "evaluate", "epoch", "analyse" and "done" tell of progress,
+            "warning" and "data" (on what the trial starts from) bring a `message`.
         should_stop: asked between steps; when true the trial leaves a checkpoint and ends as interrupted.
 
     Returns:
@@ -141,8 +142,7 @@ def _work_as_rank(
 
 
 def _mark(trial: Trial, store: RunStore, status: str, error: str | None = None) -> None:
-    fields = {name: value for name, value in identity_fields(trial).items() if name != "trial_id"}
-    store.mark(trial.trial_id, status, error, **fields)
+    store.mark(trial.trial_id, status, error, **identity_fields(trial))
 
 
 # ---- train --------------------------------------------------------------------------------------------------------
