@@ -17,6 +17,7 @@ from pathlib import Path
 from harness.errors import UserError
 from harness.schedule.progress import duration
 from harness.spec.grid import Grid, Trial, open_grid
+from harness.spec.named_files import is_settings_file
 from harness.spec.pretrained import notes
 from harness.spec.space import describe
 from harness.spec.spec import DEFAULT_PRESET, OPTIONS
@@ -271,13 +272,13 @@ def submit(args: argparse.Namespace) -> int:
     from harness.submit import hand_over
 
     preset = args.asked.preset or ""
-    files = [*args.asked.files, *([preset] if preset.endswith((".yaml", ".yml")) else [])]
+    files = [*args.asked.files, *([preset] if is_settings_file(preset) else [])]
     return hand_over(args.run, files, args.address, wait=not args.no_wait)
 
 
 def report(args: argparse.Namespace) -> int:
     """Write the page, tables and figures of the grids, and print the tables; of a trial its own page."""
-    if not any(name.endswith((".yaml", ".yml")) for name in args.files):
+    if not any(is_settings_file(name) for name in args.files):
         return _trial_pages(args)
     from harness.decide.told import settled_verdicts
     from harness.report import DEFAULT_FORMATS, TRACKING, How, chosen_source, write_report
@@ -327,8 +328,8 @@ def report(args: argparse.Namespace) -> int:
 
 def _trial_pages(args: argparse.Namespace) -> int:
     """A page for each trial that is named instead of a file."""
+    from harness.choose import NO_FILE, find_trial
     from harness.report.trial_page import write_trial_page
-    from harness.store.ledger import find_trial
 
     given = {"--set": args.overrides, "--preset": args.preset, "--seeds": args.seeds, "--data": args.data}
     given |= {"--allow-mixed": args.allow_mixed, "--images": args.images, "--wide": args.wide}
@@ -337,7 +338,7 @@ def _trial_pages(args: argparse.Namespace) -> int:
     if args.formats not in (None, ["html"]):
         raise UserError("--format: the page of a trial is HTML; its figures lie in the trial's folder, in analysis/")
     store = RunStore()
-    for trial_id in [find_trial(store, name) for name in args.files]:
+    for trial_id in [find_trial(store, name, NO_FILE) for name in args.files]:
         print(f"wrote {write_trial_page(store, trial_id, args.out, args.score)}")
     return 0
 
@@ -388,10 +389,11 @@ def sync(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Write the finished records of trials to an archive or folder."""
+    from harness.choose import named_trials
     from harness.store.transfer import export_records
 
     store = RunStore()
-    wanted = _named(args, store)
+    wanted = named_trials(args, store, open_grids)
     finished = [trial_id for trial_id in wanted if store.status(trial_id) == "finished"]
     if len(finished) < len(wanted):
         print(f"note: left out {len(wanted) - len(finished)} that are not finished here", file=sys.stderr)
@@ -402,24 +404,6 @@ def export(args: argparse.Namespace) -> int:
     export_records(store, finished, Path(args.out), checkpoints=args.checkpoints, detections=args.detections)
     print(f"wrote {args.out}: {_number(finished)}")
     return 0
-
-
-def _named(args: argparse.Namespace, store: RunStore) -> list[str]:
-    """Ids of the trials that ablation files and beginnings of ids name; all of the store when nothing is named."""
-    if not args.what:
-        return store.trials()
-    files = [text for text in args.what if text.endswith((".yaml", ".yml"))]
-    wanted: list[str] = []
-    for grid in open_grids(argparse.Namespace(**{**vars(args), "files": files}), require_data=False, decided=True):
-        wanted += [trial.trial_id for trial in grid.trials if trial.has_id]
-    for text in args.what:
-        if text not in files:
-            found = [trial_id for trial_id in store.trials() if trial_id.startswith(text)]
-            if len(found) != 1:
-                told = f"begins the ids of {len(found)} trials" if found else "is neither an ablation file nor a trial"
-                raise UserError(f"'{text}' {told} in {store.root}; `codetr status --all` lists them")
-            wanted += found
-    return list(dict.fromkeys(wanted))
 
 
 def import_(args: argparse.Namespace) -> int:

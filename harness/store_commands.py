@@ -11,10 +11,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.choose import find_trial, named_trials
 from harness.errors import ReadError, UserError
 from harness.files import read_bytes, read_text
 from harness.schedule.progress import describe, duration
 from harness.spec.detection_metrics import ap_of
+from harness.spec.named_files import is_settings_file
 from harness.store import decisions, housekeeping, ledger
 from harness.store.results import RunStore
 from harness.system.console import count, remark, size, table
@@ -22,7 +24,6 @@ from harness.system.console import count, remark, size, table
 if TYPE_CHECKING:
     from harness.spec.grid import Grid
 
-YAML = (".yaml", ".yml")
 FOLLOW_SECONDS = 1.0
 OTHERS = "others"  # trials that no known grid asks for
 UNREADABLE = "unreadable"  # no status, but the storage's answer at the moment
@@ -170,7 +171,7 @@ def _outcome(state: str, record: dict[str, Any]) -> str:
 def logs(args: argparse.Namespace) -> int:
     """Tell a trial's story from its record: its epochs, where it is now, warnings, and the traceback of a failure."""
     store = RunStore()
-    trial_id = ledger.find_trial(store, args.trial)
+    trial_id = find_trial(store, args.trial)
     state, record = store.look(trial_id)
     print(f"{trial_id}  {(record or {}).get('label') or ''}  {state}".replace("    ", "  "))
     print(store.dir(trial_id))
@@ -226,7 +227,7 @@ def diff(args: argparse.Namespace) -> int:
     from harness.compare import differences
 
     store = RunStore()
-    ids = [_trial_or_run(store, text) for text in (args.first, args.second)]
+    ids = [find_trial(store, text) for text in (args.first, args.second)]
     records = []
     for trial_id in ids:
         record = store.read(trial_id)
@@ -239,18 +240,6 @@ def diff(args: argparse.Namespace) -> int:
     names = ids if ids[0] != ids[1] else [f"{ids[0]} (first)", f"{ids[1]} (second)"]
     table("", {"": False, **dict.fromkeys(names, True)}, [list(row) for row in found])
     return 0
-
-
-def _trial_or_run(store: RunStore, text: str) -> str:
-    """A trial's id from its beginning, or from the id of its MLflow run (32 letters)."""
-    if len(text) == 32 and not any(trial_id.startswith(text) for trial_id in store.trials()):
-        from harness.tracking.tracking import trial_of_run
-
-        found = trial_of_run(text)
-        if found is None:
-            raise UserError(f"run {text}: the tracking store has no such run of a trial")
-        return ledger.find_trial(store, found)
-    return ledger.find_trial(store, text)
 
 
 def _config(store: RunStore, trial_id: str) -> dict[str, Any]:
@@ -270,12 +259,14 @@ def _config(store: RunStore, trial_id: str) -> dict[str, Any]:
 
 def retry(args: argparse.Namespace) -> int:
     """Set failed trials back to pending; a checkpoint stays unless they are to start from scratch."""
+    from harness.commands import open_grids
+
     store = RunStore()
     known, lines = ledger.known_grids(store)
     for line in lines:
         remark(f"warning: {line}")
     again = []
-    for trial_id in _asked(args, store, known):
+    for trial_id in named_trials(args, store, open_grids):
         if store.status(trial_id) == "failed":
             error = (store.read(trial_id) or {}).get("error")
             if housekeeping.set_back(store, trial_id, from_scratch=args.from_scratch):
@@ -283,7 +274,7 @@ def retry(args: argparse.Namespace) -> int:
                 print(f"{trial_id}  pending; it had failed: {error}")
     if not again:
         print("no trial of these has failed" if args.what else f"no trial in {store.root} has failed")
-        names = {Path(text).stem for text in args.what if text.endswith(YAML)}
+        names = {Path(text).stem for text in args.what if is_settings_file(text)}
         for grid in (grid for grid in known if grid.name in names):
             if failed := sum(store.status(trial_id) == "failed" for trial_id in grid.labels):
                 print(f"{failed} of {grid.heading}: {grid.command.replace('codetr run', 'codetr retry', 1)}")
@@ -295,22 +286,10 @@ def retry(args: argparse.Namespace) -> int:
     return 0
 
 
-def _asked(args: argparse.Namespace, store: RunStore, known: Sequence[ledger.KnownGrid]) -> list[str]:
-    """Ids that `what` names: ablation files, ids, or everything in the store."""
-    files = [text for text in args.what if text.endswith(YAML)]
-    found = [ledger.find_trial(store, text) for text in args.what if text not in files]
-    if files:
-        from harness.commands import open_grids
-
-        grids = open_grids(argparse.Namespace(**{**vars(args), "files": files}), require_data=False, decided=True)
-        found += [trial.trial_id for grid in grids for trial in grid.trials if trial.has_id]
-    return list(dict.fromkeys(found)) if args.what else store.trials()
-
-
 def rm(args: argparse.Namespace) -> int:
     """Remove trials from the store and from MLflow."""
     store = RunStore()
-    ids = list(dict.fromkeys(ledger.find_trial(store, text) for text in args.trials))
+    ids = list(dict.fromkeys(find_trial(store, text) for text in args.trials))
     for trial_id in ids:
         state, record = store.look(trial_id)
         if state == "running":

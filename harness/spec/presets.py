@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.spec.named_files import is_named
+from harness.spec.named_files import is_named, is_settings_file
 from harness.spec.parts import Setting
 from harness.spec.resolve import leaves
 from harness.spec.spec import SHIPPED, AblationSpec
@@ -121,7 +121,7 @@ def preset_files(spec_path: str, folder: str = "presets") -> dict[str, Path]:
 def open_presets(preset: str, spec: AblationSpec, mistakes: Mistakes) -> Presets:
     """The preset of scale with this name or path, and the detectors that the rows of `spec` can name."""
     known = preset_files(spec.path)
-    file = Path(preset) if preset.endswith((".yaml", ".yml")) else known.get(preset)
+    file = Path(preset) if is_settings_file(preset) else known.get(preset)
     models, released = (preset_files(spec.path, f"presets/{folder}") for folder in (MODELS, RELEASED))
     if file is None:
         detector = f"; '{preset}' is a detector: --set model.preset={preset}" if preset in models else ""

@@ -54,7 +54,7 @@ def run_trial(
     Args:
         trial: what to run.
         store: where its record and checkpoint live.
-        report: called with events, dicts with `kind`: "step", "evaluate", "epoch", "analyse" and "done" tell of progress,
+        report: called with events, dicts with `kind`: "step", "evaluate", "epoch", "analyse" and "done" are progress;
             "warning" and "data" (on what the trial starts from) bring a `message`.
         should_stop: asked between steps; when true the trial leaves a checkpoint and ends as interrupted.
 
