@@ -102,18 +102,12 @@ def plan(args: argparse.Namespace) -> int:
         asked = len(grid.rows) * len(grid.seeds)
         if asked > len(grid.trials) == len(trials):
             total += f" ({asked} cells share them)"
-        if args.cost:
-            listing.columns["left"] = False
-            told = _costs(store, trials, states)
-            left = {trial.trial_id: text for trial, text in zip(trials, told, strict=False)}
+        columns = {"left": _costs(store, trials, states)} if args.cost else {}
+        columns |= {"memory": _memory(trials)} if args.memory else {}
+        for heading, (cells, lines) in columns.items():
+            listing.columns[heading] = False
             for row, trial_id in zip(listing.rows, listing.trials, strict=True):
-                row.append(left.get(trial_id, ""))
-            total += "".join(f"\n{line}" for line in told[len(trials) :])
-        if args.memory:
-            listing.columns["memory"] = False
-            needed, lines = _memory(trials)
-            for row, trial_id in zip(listing.rows, listing.trials, strict=True):
-                row.append(needed.get(trial_id, ""))
+                row.append(cells.get(trial_id, ""))
             total += "".join(f"\n{line}" for line in lines)
         if grid.num_unknown:
             total += f", {grid.num_unknown} to be suggested"
@@ -142,23 +136,23 @@ def _state(store: RunStore, trial: Trial) -> str:
     return store.status(trial.trial_id)
 
 
-def _costs(store: RunStore, trials: Sequence[Trial], states: dict[str, str]) -> list[str]:
-    """A cell for each trial, then lines for below the table: what is left in all, and what it is judged by."""
+def _costs(store: RunStore, trials: Sequence[Trial], states: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """A cell for each trial by its id, and lines for below the table: what is left in all, and how that is judged."""
     from harness.store.cost import Costs
 
     costs = Costs(store)
-    cells: list[str] = []
+    cells: dict[str, str] = {}
     seconds, known, unknown = 0.0, 0, 0
     basis: dict[tuple[str, ...], str] = {}
     for trial in trials:
         if states[trial.trial_id] == "finished":
-            cells.append("")
-        elif (found := costs.left(trial)) is None:
+            continue
+        if (found := costs.left(trial)) is None:
             unknown += 1
-            cells.append("unknown")
+            cells[trial.trial_id] = "unknown"
         else:
             seconds, known = seconds + found.seconds, known + 1
-            cells.append(duration(found.seconds))
+            cells[trial.trial_id] = duration(found.seconds)
             basis.setdefault(found.basis, found.how)
     lines = []
     if known:
@@ -170,7 +164,7 @@ def _costs(store: RunStore, trials: Sequence[Trial], states: dict[str, str]) -> 
         lines.append(f"  and {len(basis) - 5} more such groups")
     if unknown:
         lines.append(f"unknown for {unknown}: nothing like it was measured yet")
-    return cells + lines
+    return cells, lines
 
 
 def _memory(trials: Sequence[Trial]) -> tuple[dict[str, str], list[str]]:

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from harness.config import DataConfig
 from harness.data.coco import CocoDataset, notes_across, same_categories, without_objects
-from harness.data.content import folder_fingerprint, print_aside
+from harness.data.content import folder_fingerprint
 from harness.data.converted import Own, own_folder
 from harness.data.digits import digits_fingerprint, ensure_digits
 from harness.data.disk import shown
 from harness.data.layout import SPLITS, Split, find_splits
-from harness.data.ticker import Progress, print_line
+from harness.data.ticker import Progress, print_aside, print_line
 from harness.errors import UserError
 
 __all__ = ["CocoDataset", "fingerprint", "has_changed", "open_dataset", "open_splits"]

@@ -43,7 +43,7 @@ def missing_reason(record: Record | None) -> str:
     if record is None or status == "pending":
         return "not run yet"
     if status == "failed":
-        return f"failed: {one_line(record.get('error')) or 'no message was recorded'}"
+        return f"failed: {last_line(record.get('error')) or 'no message was recorded'}"
     done = len(record.get("history") or ())
     after = f"after {done} {plural('epoch', done)}" if done else "before the end of the first epoch"
     if status == "running":
@@ -246,7 +246,7 @@ def _limits(configs: Sequence[TrialConfig], provenance: Sequence[Record]) -> lis
     )
 
 
-def one_line(text: Any, longest: int = LONGEST_ERROR) -> str:
+def last_line(text: Any, longest: int = LONGEST_ERROR) -> str:
     """Return the last line of `text`, cut at `longest` characters."""
     lines = str(text or "").strip().splitlines()
     last = " ".join(lines[-1].split()) if lines else ""

@@ -154,11 +154,11 @@ def predict(trainings: Trainings) -> list[Prediction]:
     return sorted(found, key=lambda own: ((own.measure, own.combination) != baseline, -abs(own.correlation)))
 
 
-def chance(trainings: Trainings, measure: str = GAIN, way: str = "sum") -> float:
-    """Size of the correlation that 95 % of the permutations of the heads' names stay below."""
+def chance(trainings: Trainings) -> float:
+    """Size of the correlation of summed gains that 95 % of the permutations of the heads' names stay below."""
     ones = np.ones(len(trainings.seeds))
     orders = np.array(list(itertools.permutations(range(len(trainings.heads)))))
-    found = spearman(_feature(trainings, measure, way, ones, orders), _gains(trainings, ones))
+    found = spearman(_feature(trainings, GAIN, "sum", ones, orders), _gains(trainings, ones))
     return float(np.quantile(np.abs(found), 0.95))
 
 

@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.data.disk import shown
-from harness.data.ticker import INTERVAL_SECONDS
+from harness.data.ticker import INTERVAL_SECONDS, print_aside
 from harness.errors import UserError, one_line
 
 PREFIX = "hub:"
@@ -94,7 +93,7 @@ def local_file(name: str, say: Say | None = None) -> Path:
         if isinstance(cached, str):
             return Path(cached)
         with _quiet():
-            return _fetched(wanted, name, say or _print_aside)
+            return _fetched(wanted, name, say or print_aside)
     except UserError:
         raise
     except Exception as error:  # a library and a network may fail in any way
@@ -140,10 +139,6 @@ def _library(name: str) -> Any:
     except ImportError as error:
         raise UserError(f"{name} needs the package huggingface_hub: {EXTRA}") from error
     return huggingface_hub
-
-
-def _print_aside(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

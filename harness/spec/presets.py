@@ -147,10 +147,10 @@ def file_settings(spec: AblationSpec, presets: Presets, mistakes: Mistakes) -> l
     return settings + presets.chosen(spec.presets, f"{spec.path}:presets.", mistakes)
 
 
-def detector_names(spec_path: str = "") -> list[str]:
-    """What `model.preset` can name: detectors, then released models."""
-    released = released_models(preset_files(spec_path, f"presets/{RELEASED}"), Mistakes())
-    return [*preset_files(spec_path, f"presets/{MODELS}"), *released]
+def detector_names() -> list[str]:
+    """What `model.preset` can name without an ablation file: detectors, then released models."""
+    released = released_models(preset_files("", f"presets/{RELEASED}"), Mistakes())
+    return [*preset_files("", f"presets/{MODELS}"), *released]
 
 
 def released_models(files: Mapping[str, Path], mistakes: Mistakes) -> dict[str, tuple[Path, Any]]:

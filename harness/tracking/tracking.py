@@ -213,13 +213,13 @@ def find_runs(client: MlflowClient, experiment_id: str, condition: str) -> list[
             return found
 
 
-def trial_of_run(run_id: str, uri: str | None = None) -> str | None:
+def trial_of_run(run_id: str) -> str | None:
     """The trial that a run is of; None where there is no such run, or no tracking store.
 
     Raises:
         UserError: the tracking store cannot be reached.
     """
-    uri = uri or tracking_uri()
+    uri = tracking_uri()
     if is_missing(uri):
         return None
     with reaching(uri):
@@ -275,13 +275,13 @@ def read_records(
         return [record if record["trial_id"] in versioned else renamed_record(record) for record in records]
 
 
-def read_suggestions(key: str, uri: str | None = None) -> list[dict[str, Any]]:
+def read_suggestions(key: str) -> list[dict[str, Any]]:
     """What the search of this key has suggested, as its trials' tags tell, oldest first.
 
     Raises:
         UserError: the tracking store cannot be reached.
     """
-    uri = uri or tracking_uri()
+    uri = tracking_uri()
     with reaching(uri):
         client = connect(uri)
         if (experiment := find_experiment(client)) is None:
