@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.errors import UserError
+from harness.errors import UserError, install_hint
 from harness.files import exists
 from harness.schedule.cluster import RayStart, is_given
 from harness.schedule.execute import RunTrial, on_signals, stop_now
@@ -185,7 +185,7 @@ def _check_search(grid: Grid, executor: str) -> None:
         what = "scheduler: asha" if spec.scheduler == "asha" else "algorithm: optuna"
         raise UserError(f"{grid.name}: search with {what} needs Ray; leave --executor local out")
     if spec.algorithm == "optuna" and find_spec("optuna") is None:
-        raise UserError(f"{grid.name}: algorithm: optuna needs optuna; pip install -c constraints.txt -e '.[search]'")
+        raise UserError(f"{grid.name}: algorithm: optuna needs optuna; {install_hint('search')}")
 
 
 def _examples(grid: Grid, pending: list[Trial], more: int) -> list[Trial]:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from harness.data.disk import shown
 from harness.data.ticker import INTERVAL_SECONDS, print_aside
-from harness.errors import UserError, one_line
+from harness.errors import UserError, install_hint, one_line
 
 PREFIX = "hub:"
 FORM = "hub:OWNER/NAME/FILE, with @REVISION behind NAME and #sha256=HEX behind FILE if you like"
@@ -31,7 +31,7 @@ NAME = re.compile(
     r"/(?P<file>[^#@\\]+?)(?:#sha256=(?P<sha256>[0-9a-fA-F]{64}))?",
     re.ASCII,
 )
-EXTRA = 'pip install "codetr-harness[backbones]"'
+EXTRA = install_hint("backbones")
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")  # of files that a remark names
 SETTINGS = "config.json"  # of transformers: says of a model what its weights do not
 MEGA = 1e6
