@@ -29,6 +29,7 @@ from harness.store.listing import WIDTH, list_grid
 from harness.store.results import RunStore
 from harness.store.suggestions import suggested
 from harness.system.console import count, fitted, remark, table
+from harness.system.words import quantity
 
 
 def open_grids(
@@ -195,7 +196,7 @@ def _memory(trials: Sequence[Trial]) -> tuple[dict[str, str], list[str]]:
         needed = found[key]
         cells[trial_id] = "unknown" if needed is None else _bytes(needed.on_gpu)
         if needed is not None:
-            images = "1 image" if needed.images == 1 else f"{needed.images} images"
+            images = quantity(needed.images, "image")
             each = f" on each of {needed.sharing} ranks" if needed.sharing > 1 else ""
             batches[f"{images} of {needed.height} x {needed.width}{each}"] = None
     if not batches:
@@ -396,7 +397,7 @@ def export(args: argparse.Namespace) -> int:
     for line in decisions.damaged(store):
         remark(f"note: left out {line}")
     export_records(store, finished, Path(args.out), checkpoints=args.checkpoints, detections=args.detections)
-    print(f"wrote {args.out}: {_number(finished)}")
+    print(f"wrote {args.out}: {quantity(len(finished), 'record')}")
     return 0
 
 
@@ -423,17 +424,13 @@ def import_(args: argparse.Namespace) -> int:
     if done.without_weights:
         print(f"weights of {len(done.without_weights)} left out; the same command with --checkpoints takes them")
     if done.looks:
-        print(f"took along what `codetr decide` keeps of {len(done.looks)} grid{'s'[: len(done.looks) != 1]}")
+        print(f"took along what `codetr decide` keeps of {quantity(len(done.looks), 'grid')}")
     told = {"taken": done.taken, "here already": done.same, "kept": done.kept, "refused": done.refused}
     counts = ", ".join(f"{len(ids)} {what}" for what, ids in told.items() if ids)
     print(f"{store.root}: {counts or 'no records there'}")
     if done.taken:
         print("`codetr sync FILE` brings them to MLflow")
     return 1 if done.refused or done.kept else 0
-
-
-def _number(trial_ids: Sequence[str]) -> str:
-    return f"{len(trial_ids)} record{'s'[: len(trial_ids) != 1]}"
 
 
 def ui(args: argparse.Namespace) -> int:

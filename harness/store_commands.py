@@ -20,6 +20,7 @@ from harness.spec.named_files import is_settings_file
 from harness.store import decisions, housekeeping, ledger
 from harness.store.results import RunStore
 from harness.system.console import count, remark, size, table
+from harness.system.words import quantity
 
 if TYPE_CHECKING:
     from harness.spec.grid import Grid
@@ -327,7 +328,7 @@ def _follow_in_tracking_store(store: RunStore, removed: Iterable[str]) -> None:
             f"note: their MLflow runs are still there ({error}); the next `codetr run` or `codetr sync` deletes them"
         )
         return
-    print(f"MLflow: {gone} run{'s'[: gone != 1]} deleted")
+    print(f"MLflow: {quantity(gone, 'run')} deleted")
 
 
 def gc(args: argparse.Namespace) -> int:
@@ -343,6 +344,6 @@ def gc(args: argparse.Namespace) -> int:
         print(f"deleted {len(found)}, freed {size(housekeeping.delete(found, store))}")
     else:
         total = sum(leftover.num_bytes for leftover in found)
-        named = "1 leftover" if len(found) == 1 else f"{len(found)} leftovers"
+        named = quantity(len(found), "leftover")
         print(f"{named}, {size(total)}; `codetr gc --yes` deletes {'it' if len(found) == 1 else 'them'}")
     return 0

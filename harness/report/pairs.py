@@ -17,6 +17,7 @@ import numpy as np
 
 from harness.errors import UserError
 from harness.report.frames import recorded
+from harness.system.words import quantity
 
 if TYPE_CHECKING:
     from harness.spec.grid import Grid
@@ -245,7 +246,7 @@ def words(trainings: Trainings) -> list[str]:
     names = ["{} + {}".format(*(trainings.heads[head] for head in place)) for place in trainings.places]
     best, worst = int(gains.argmax()), int(gains.argmin())
     orders = math.factorial(len(trainings.heads))
-    count = "1 seed" if len(trainings.seeds) == 1 else f"{len(trainings.seeds)} seeds"
+    count = quantity(len(trainings.seeds), "seed")
     told = []
     if trainings.unfinished:
         numbers = ", ".join(map(str, trainings.unfinished))

@@ -20,6 +20,7 @@ from harness.spec.detection_metrics import limit_of
 from harness.spec.error_metrics import is_error_metric
 from harness.store.results import RunStore
 from harness.system.console import remark
+from harness.system.words import quantity
 from harness.trial.evaluate import Evaluation, evaluator_version
 
 if TYPE_CHECKING:
@@ -250,4 +251,4 @@ def mirror_trials(store: RunStore, trial_ids: Sequence[str], say: Say) -> None:
         say(f"note: {error}; `codetr sync` brings it up to date later")
         return
     if count:
-        say(f"the tracking store has the analysis of {count} trial{'s'[: count != 1]}")
+        say(f"the tracking store has the analysis of {quantity(count, 'trial')}")
