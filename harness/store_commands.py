@@ -18,7 +18,7 @@ from harness.schedule.progress import describe, duration
 from harness.spec.detection_metrics import ap_of
 from harness.spec.named_files import is_settings_file
 from harness.store import decisions, housekeeping, ledger
-from harness.store.results import RunStore
+from harness.store.results import CONFIG, LOG, RunStore
 from harness.system.console import count, remark, size, table
 from harness.system.words import quantity
 
@@ -178,7 +178,7 @@ def logs(args: argparse.Namespace) -> int:
     print(store.dir(trial_id))
     _warn_of_damage(store, trial_id)
     for folder in housekeeping.attempts(store, trial_id):
-        last = (read_text(folder / "log.txt") or "").strip().splitlines()[-1:]
+        last = (read_text(folder / LOG) or "").strip().splitlines()[-1:]
         print(f"earlier attempt failed: {''.join(last) or 'no log'}  ({folder})")
     seen: set[tuple[Any, ...]] = set()
     last_beat = _print_new(store, trial_id, seen, 0.0)
@@ -188,7 +188,7 @@ def logs(args: argparse.Namespace) -> int:
     if args.follow:
         _print_new(store, trial_id, seen, last_beat)
     state, record = store.look(trial_id)
-    log = store.dir(trial_id) / "log.txt"
+    log = store.dir(trial_id) / LOG
     if state == "failed":
         print(f"failed: {(record or {}).get('error') or 'no message was recorded'}")
         if (text := read_text(log)) is not None:
@@ -247,7 +247,7 @@ def _config(store: RunStore, trial_id: str) -> dict[str, Any]:
     """config.yaml, for a record that does not hold the configuration."""
     import yaml
 
-    data = read_bytes(store.dir(trial_id) / "config.yaml")
+    data = read_bytes(store.dir(trial_id) / CONFIG)
     try:
         found = yaml.safe_load(data or b"")
     except (ValueError, RecursionError, yaml.YAMLError):

@@ -21,8 +21,7 @@ from harness.revisit.key_report import key_report, trouble
 from harness.spec.detection_metrics import limit_asked
 from harness.spec.identity import config_from_dict
 from harness.spec.presets import detector_names
-from harness.store.results import RunStore
-from harness.trial.checkpoint import WEIGHTS
+from harness.store.results import CHECKPOINTS, WEIGHTS, RunStore
 from model import weights as files
 from model.backbones.configs import without_weights
 from model.detector import Detector
@@ -90,7 +89,7 @@ def read_trial(store: RunStore, trial_id: str) -> Found:
     status, record = store.status(trial_id), store.read(trial_id) or {}
     if status != "finished":
         raise UserError(f"trial {trial_id} is {status}: only a finished one has weights")
-    weights = store.dir(trial_id) / "checkpoint" / WEIGHTS
+    weights = store.dir(trial_id) / CHECKPOINTS / WEIGHTS
     history = record.get("history") or [{}]
     config = config_from_dict(record.get("config") or {})
     commit = str((record.get("provenance") or {}).get("commit") or "unknown")[:10]

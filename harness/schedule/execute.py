@@ -23,7 +23,7 @@ from harness.errors import RankLost, UserError
 from harness.schedule.progress import Progress
 from harness.spec.trials import identity_fields
 from harness.store.lease import LeaseLost
-from harness.store.results import RunStore
+from harness.store.results import LOG, RunStore
 
 if TYPE_CHECKING:
     from harness.spec.grid import Trial
@@ -99,7 +99,7 @@ def _settle(trial: Trial, store: RunStore, error: Exception, stopped: bool) -> N
             store.mark(trial.trial_id, "interrupted", **identity_fields(trial))
             return
         with suppress(OSError):
-            store.write(trial.trial_id, "log.txt", traceback.format_exc())
+            store.write(trial.trial_id, LOG, traceback.format_exc())
         store.mark(trial.trial_id, "failed", error=last, **identity_fields(trial))
     except LeaseLost:
         pass  # the new holder writes it
@@ -187,7 +187,7 @@ def note_loss(trial: Trial, store: RunStore, status: str, reason: str | None, lo
         if (store.read(trial.trial_id) or {}).get("status") == "finished":
             return
         if log:
-            store.write(trial.trial_id, "log.txt", f"{reason}\n\n{log}")
+            store.write(trial.trial_id, LOG, f"{reason}\n\n{log}")
         store.mark(trial.trial_id, status, reason, **identity_fields(trial))
 
 

@@ -31,7 +31,7 @@ from harness.spec.space import corners
 from harness.spec.training_length import TrainingLength, training_length
 from harness.store.housekeeping import take_up
 from harness.store.ledger import remember
-from harness.store.results import RunStore
+from harness.store.results import LOG, RunStore
 from harness.store.source import code_version
 from harness.store.suggestions import suggested
 from harness.tracking import tracking
@@ -170,7 +170,7 @@ def _conclusion(grid: Grid, store: RunStore, summary: Summary) -> str:
     text = ", ".join(f"{len(ids)} {name}" for name, ids in names.items() if ids)
     text += f", {grid.num_unknown} not suggested" if grid.num_unknown else ""
     for key in summary.failed:
-        log = store.dir(key) / "log.txt"
+        log = store.dir(key) / LOG
         text += f"\n{grid.name}  failed: {key}  {(store.read(key) or {}).get('error')}"
         text += f"  (log: {log})" if exists(log) else ""
     return text

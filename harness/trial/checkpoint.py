@@ -16,10 +16,9 @@ from torch import Tensor
 from harness.data.categories import Categories
 from harness.errors import ReadError, StorageError
 from harness.files import TEMPORARY, exists
+from harness.store.results import CHECKPOINT, PREVIOUS, WEIGHTS
 from harness.trial.ema import MovingAverage
 from model.detector import Detector
-
-CHECKPOINT, PREVIOUS, WEIGHTS = "state.safetensors", "previous.safetensors", "model.safetensors"
 
 
 @dataclass

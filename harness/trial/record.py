@@ -21,6 +21,7 @@ from harness.files import read_bytes
 from harness.spec.detection_metrics import beyond_limit, was_evaluated
 from harness.spec.identity import named_parts
 from harness.spec.trials import identity_fields
+from harness.store.results import CHECKPOINTS
 from harness.store.source import provenance
 from harness.system.precision import ran_in
 from harness.system.process import allocator
@@ -102,7 +103,7 @@ def save(state: TrialState, *, wait: bool = True) -> None:
         began = time.monotonic()
         taken = snapshot(state.detector, state.optimizer, state.progress, state.average)
         state.writer.start(
-            partial(write_checkpoint, state.folder / "checkpoint", taken, partial(check_lease, state)), began
+            partial(write_checkpoint, state.folder / CHECKPOINTS, taken, partial(check_lease, state)), began
         )
         if wait:
             state.writer.wait()
@@ -211,9 +212,9 @@ def finish(state: TrialState) -> dict[str, Any]:
     check_lease(state)
     with counted(state.progress), state.as_evaluated():
         classes = Categories(state.val_data.category_ids, state.val_data.category_names)
-        save_weights(state.folder / "checkpoint", state.detector, partial(check_lease, state), classes)
+        save_weights(state.folder / CHECKPOINTS, state.detector, partial(check_lease, state), classes)
     record = write_record(state, "finished")
     check_lease(state)
-    drop_checkpoints(state.folder / "checkpoint")
+    drop_checkpoints(state.folder / CHECKPOINTS)
     state.report({**record["history"][-1], "kind": "done", "trial_id": record["trial_id"], "label": record["label"]})
     return record

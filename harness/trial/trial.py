@@ -21,7 +21,7 @@ from harness.errors import Interrupted, OutOfMemory, RankLost
 from harness.spec.pretrained import check_start, with_file_here
 from harness.spec.trials import identity_fields
 from harness.store.lease import LeaseLost
-from harness.store.results import RunStore
+from harness.store.results import CLASSES, DETECTIONS, LOG, PER_CLASS, RunStore
 from harness.system.launch import run_ranks
 from harness.system.memory import explain_out_of_memory
 from harness.trial.analysis import analyse_trial, run_analysis
@@ -81,7 +81,7 @@ def run_trial(
         raise
     except RankLost as error:
         with suppress(OSError):
-            store.write(trial.trial_id, "log.txt", traceback.format_exc())
+            store.write(trial.trial_id, LOG, traceback.format_exc())
         _mark(trial, store, "interrupted", str(error))
         raise
     except LeaseLost:
@@ -90,7 +90,7 @@ def run_trial(
         plain = isinstance(error, OutOfMemory)  # its text says all
         last = (str(error) if plain else f"{type(error).__name__}: {error}").splitlines()[0]
         with suppress(OSError):  # what went wrong may be the storage: then say as much as it takes
-            store.write(trial.trial_id, "log.txt", traceback.format_exc())
+            store.write(trial.trial_id, LOG, traceback.format_exc())
         with suppress(OSError):
             _mark(trial, store, "failed", last)
         raise
@@ -220,9 +220,9 @@ def finish_epoch(state: TrialState) -> None:
         if state.ranks.is_first:
             entry |= instabilities(progress.matching, found.matching)
             progress.matching = found.matching
-            state.store.write(state.trial.trial_id, "detections.json", found.detections.to_json())
-            state.store.write(state.trial.trial_id, "per_class.json", json.dumps(found.per_class))
-            state.store.write(state.trial.trial_id, "classes.json", json.dumps(found.classes))
+            state.store.write(state.trial.trial_id, DETECTIONS, found.detections.to_json())
+            state.store.write(state.trial.trial_id, PER_CLASS, json.dumps(found.per_class))
+            state.store.write(state.trial.trial_id, CLASSES, json.dumps(found.classes))
     progress.epoch, progress.loss_sums = epoch, {}
     every = state.trial.analyse.every_epochs
     if state.ranks.is_first and every and epoch % every == 0 and epoch < state.epochs:
