@@ -37,7 +37,7 @@ RECORD_PARTS: dict[str, type] = {  # each may be null, too
     **dict.fromkeys(("error", "started", "finished", "label", "fingerprint", "weights_hash"), str),
     "history": list,
 }
-KINDS = {dict: "table", str: "text", list: "list"}  # for messages
+KINDS: dict[type, str] = {dict: "table", str: "text", list: "list"}  # for messages
 
 
 def record_flaw(record: Any) -> str:
