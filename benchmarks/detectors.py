@@ -21,6 +21,7 @@ from benchmarks.presets import preset_detector
 from benchmarks.step import TRAIN, our_step, random_batch, train_what_ours_does
 from benchmarks.table import Row, compare
 from harness.trial.train import build_optimizer, train_step
+from model.backbones.from_transformers import INSTALL
 from model.config import DetectorConfig
 from model.detector import Detector
 from model.types import Batch
@@ -102,7 +103,7 @@ def rows() -> Iterator[Row]:
     batch = random_batch(*BATCH)
     num_classes = BATCH[3]
     if find_spec("transformers") is None:
-        print("DAB, Conditional: left out, transformers is not installed (pip install 'codetr-harness[backbones]')")
+        print(f"DAB, Conditional: left out, transformers is not installed ({INSTALL})")
     else:
         for name in SINGLE_SCALE:
             config = without_dropout(name)

@@ -13,6 +13,8 @@ import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from benchmarks.step import R50
 from harness.config import DataConfig, TrainConfig, TrialConfig
 from harness.system.process import keep_freed_memory, wait_politely
@@ -52,7 +54,7 @@ def counted(heads: tuple[str, ...], layers: int, threads: int, whole: bool, clas
     import torch
 
     from harness.trial.build import peak_memory_mb
-    from harness.trial.footprint import built, fixed_bytes, footprint, kept_bytes, line, sample_batch, small_sizes
+    from harness.trial.footprint import built, fixed_bytes, footprint, kept_bytes, sample_batch, small_sizes
 
     torch.set_num_threads(threads)
     config = trial(heads, layers)
@@ -103,3 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"    {told}" + ("" if found.whole is None else f"; at full size {found.whole:,.0f}"), flush=True)
     print(f"{above} rows are not below the paper's" if above else "each row is below the paper's")
     return int(above > 0)
+
+
+def line(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """Slope and start of the line through (x, y), and how far at most a point lies off it, as a share of its y."""
+    x, y = np.array(points, dtype=np.float64).T
+    slope, start = np.polyfit(x, y, 1)
+    return float(slope), float(start), float(np.abs(slope * x + start - y).max() / np.abs(y).max())

@@ -19,6 +19,7 @@ from benchmarks.table import Row, compare
 from harness.config import TrainConfig
 from harness.trial.train import build_optimizer, train_step
 from model.backbones.configs import ResNetConfig
+from model.backbones.from_transformers import INSTALL
 from model.config import DetectorConfig, TransformerConfig
 from model.detector import Detector
 from model.heads import HEADS
@@ -113,7 +114,7 @@ def train_what_ours_does(model: torch.nn.Module, frozen_stages: int) -> None:
 def rows() -> Iterator[Row]:
     """The suite; empty, with a line that says why, where `transformers` is not installed."""
     if find_spec("transformers") is None:
-        print("training steps: left out, transformers is not installed (pip install 'codetr-harness[backbones]')")
+        print(f"training steps: left out, transformers is not installed ({INSTALL})")
         return
     for name, config, batch, num_classes, repeats in (
         ("digits preset, batch 8", DIGITS, random_batch(8, 160, 160, 10, 5), 10, 15),

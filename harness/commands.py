@@ -17,6 +17,7 @@ from pathlib import Path
 from harness.errors import UserError
 from harness.schedule.progress import duration
 from harness.spec.grid import Grid, Trial, open_grid
+from harness.spec.named_files import is_settings_file
 from harness.spec.pretrained import notes
 from harness.spec.space import describe
 from harness.spec.spec import DEFAULT_PRESET, OPTIONS
@@ -28,6 +29,7 @@ from harness.store.listing import WIDTH, list_grid
 from harness.store.results import RunStore
 from harness.store.suggestions import suggested
 from harness.system.console import count, fitted, remark, table
+from harness.system.words import quantity
 
 
 def open_grids(
@@ -101,18 +103,12 @@ def plan(args: argparse.Namespace) -> int:
         asked = len(grid.rows) * len(grid.seeds)
         if asked > len(grid.trials) == len(trials):
             total += f" ({asked} cells share them)"
-        if args.cost:
-            listing.columns["left"] = False
-            told = _costs(store, trials, states)
-            left = {trial.trial_id: text for trial, text in zip(trials, told, strict=False)}
+        columns = {"left": _costs(store, trials, states)} if args.cost else {}
+        columns |= {"memory": _memory(trials)} if args.memory else {}
+        for heading, (cells, lines) in columns.items():
+            listing.columns[heading] = False
             for row, trial_id in zip(listing.rows, listing.trials, strict=True):
-                row.append(left.get(trial_id, ""))
-            total += "".join(f"\n{line}" for line in told[len(trials) :])
-        if args.memory:
-            listing.columns["memory"] = False
-            needed, lines = _memory(trials)
-            for row, trial_id in zip(listing.rows, listing.trials, strict=True):
-                row.append(needed.get(trial_id, ""))
+                row.append(cells.get(trial_id, ""))
             total += "".join(f"\n{line}" for line in lines)
         if grid.num_unknown:
             total += f", {grid.num_unknown} to be suggested"
@@ -141,23 +137,23 @@ def _state(store: RunStore, trial: Trial) -> str:
     return store.status(trial.trial_id)
 
 
-def _costs(store: RunStore, trials: Sequence[Trial], states: dict[str, str]) -> list[str]:
-    """A cell for each trial, then lines for below the table: what is left in all, and what it is judged by."""
+def _costs(store: RunStore, trials: Sequence[Trial], states: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """A cell for each trial by its id, and lines for below the table: what is left in all, and how that is judged."""
     from harness.store.cost import Costs
 
     costs = Costs(store)
-    cells: list[str] = []
+    cells: dict[str, str] = {}
     seconds, known, unknown = 0.0, 0, 0
     basis: dict[tuple[str, ...], str] = {}
     for trial in trials:
         if states[trial.trial_id] == "finished":
-            cells.append("")
-        elif (found := costs.left(trial)) is None:
+            continue
+        if (found := costs.left(trial)) is None:
             unknown += 1
-            cells.append("unknown")
+            cells[trial.trial_id] = "unknown"
         else:
             seconds, known = seconds + found.seconds, known + 1
-            cells.append(duration(found.seconds))
+            cells[trial.trial_id] = duration(found.seconds)
             basis.setdefault(found.basis, found.how)
     lines = []
     if known:
@@ -169,7 +165,7 @@ def _costs(store: RunStore, trials: Sequence[Trial], states: dict[str, str]) -> 
         lines.append(f"  and {len(basis) - 5} more such groups")
     if unknown:
         lines.append(f"unknown for {unknown}: nothing like it was measured yet")
-    return cells + lines
+    return cells, lines
 
 
 def _memory(trials: Sequence[Trial]) -> tuple[dict[str, str], list[str]]:
@@ -200,7 +196,7 @@ def _memory(trials: Sequence[Trial]) -> tuple[dict[str, str], list[str]]:
         needed = found[key]
         cells[trial_id] = "unknown" if needed is None else _bytes(needed.on_gpu)
         if needed is not None:
-            images = "1 image" if needed.images == 1 else f"{needed.images} images"
+            images = quantity(needed.images, "image")
             each = f" on each of {needed.sharing} ranks" if needed.sharing > 1 else ""
             batches[f"{images} of {needed.height} x {needed.width}{each}"] = None
     if not batches:
@@ -271,13 +267,13 @@ def submit(args: argparse.Namespace) -> int:
     from harness.submit import hand_over
 
     preset = args.asked.preset or ""
-    files = [*args.asked.files, *([preset] if preset.endswith((".yaml", ".yml")) else [])]
+    files = [*args.asked.files, *([preset] if is_settings_file(preset) else [])]
     return hand_over(args.run, files, args.address, wait=not args.no_wait)
 
 
 def report(args: argparse.Namespace) -> int:
     """Write the page, tables and figures of the grids, and print the tables; of a trial its own page."""
-    if not any(name.endswith((".yaml", ".yml")) for name in args.files):
+    if not any(is_settings_file(name) for name in args.files):
         return _trial_pages(args)
     from harness.decide.told import settled_verdicts
     from harness.report import DEFAULT_FORMATS, TRACKING, How, chosen_source, write_report
@@ -327,8 +323,8 @@ def report(args: argparse.Namespace) -> int:
 
 def _trial_pages(args: argparse.Namespace) -> int:
     """A page for each trial that is named instead of a file."""
+    from harness.choose import NO_FILE, find_trial
     from harness.report.trial_page import write_trial_page
-    from harness.store.ledger import find_trial
 
     given = {"--set": args.overrides, "--preset": args.preset, "--seeds": args.seeds, "--data": args.data}
     given |= {"--allow-mixed": args.allow_mixed, "--images": args.images, "--wide": args.wide}
@@ -337,7 +333,7 @@ def _trial_pages(args: argparse.Namespace) -> int:
     if args.formats not in (None, ["html"]):
         raise UserError("--format: the page of a trial is HTML; its figures lie in the trial's folder, in analysis/")
     store = RunStore()
-    for trial_id in [find_trial(store, name) for name in args.files]:
+    for trial_id in [find_trial(store, name, NO_FILE) for name in args.files]:
         print(f"wrote {write_trial_page(store, trial_id, args.out, args.score)}")
     return 0
 
@@ -388,10 +384,11 @@ def sync(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Write the finished records of trials to an archive or folder."""
+    from harness.choose import named_trials
     from harness.store.transfer import export_records
 
     store = RunStore()
-    wanted = _named(args, store)
+    wanted = named_trials(args, store, open_grids)
     finished = [trial_id for trial_id in wanted if store.status(trial_id) == "finished"]
     if len(finished) < len(wanted):
         print(f"note: left out {len(wanted) - len(finished)} that are not finished here", file=sys.stderr)
@@ -400,26 +397,8 @@ def export(args: argparse.Namespace) -> int:
     for line in decisions.damaged(store):
         remark(f"note: left out {line}")
     export_records(store, finished, Path(args.out), checkpoints=args.checkpoints, detections=args.detections)
-    print(f"wrote {args.out}: {_number(finished)}")
+    print(f"wrote {args.out}: {quantity(len(finished), 'record')}")
     return 0
-
-
-def _named(args: argparse.Namespace, store: RunStore) -> list[str]:
-    """Ids of the trials that ablation files and beginnings of ids name; all of the store when nothing is named."""
-    if not args.what:
-        return store.trials()
-    files = [text for text in args.what if text.endswith((".yaml", ".yml"))]
-    wanted: list[str] = []
-    for grid in open_grids(argparse.Namespace(**{**vars(args), "files": files}), require_data=False, decided=True):
-        wanted += [trial.trial_id for trial in grid.trials if trial.has_id]
-    for text in args.what:
-        if text not in files:
-            found = [trial_id for trial_id in store.trials() if trial_id.startswith(text)]
-            if len(found) != 1:
-                told = f"begins the ids of {len(found)} trials" if found else "is neither an ablation file nor a trial"
-                raise UserError(f"'{text}' {told} in {store.root}; `codetr status --all` lists them")
-            wanted += found
-    return list(dict.fromkeys(wanted))
 
 
 def import_(args: argparse.Namespace) -> int:
@@ -445,17 +424,13 @@ def import_(args: argparse.Namespace) -> int:
     if done.without_weights:
         print(f"weights of {len(done.without_weights)} left out; the same command with --checkpoints takes them")
     if done.looks:
-        print(f"took along what `codetr decide` keeps of {len(done.looks)} grid{'s'[: len(done.looks) != 1]}")
+        print(f"took along what `codetr decide` keeps of {quantity(len(done.looks), 'grid')}")
     told = {"taken": done.taken, "here already": done.same, "kept": done.kept, "refused": done.refused}
     counts = ", ".join(f"{len(ids)} {what}" for what, ids in told.items() if ids)
     print(f"{store.root}: {counts or 'no records there'}")
     if done.taken:
         print("`codetr sync FILE` brings them to MLflow")
     return 1 if done.refused or done.kept else 0
-
-
-def _number(trial_ids: Sequence[str]) -> str:
-    return f"{len(trial_ids)} record{'s'[: len(trial_ids) != 1]}"
 
 
 def ui(args: argparse.Namespace) -> int:

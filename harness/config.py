@@ -1,6 +1,6 @@
 """What a trial is: frozen dataclasses for data, training and evaluation, readable without torch.
 
-Everything here except `AnalyseConfig`, `RuntimeConfig` and paths decides a trial's identity (`harness.spec.trials`).
+Everything here except `AnalyseConfig`, `RuntimeConfig` and paths decides a trial's identity (`harness.spec.identity`).
 """
 
 from __future__ import annotations

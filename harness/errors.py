@@ -54,6 +54,11 @@ class ReadError(StorageError):
         return f"{self.path} cannot be read ({self.reason}), which says nothing about its content; {advice}"
 
 
+def install_hint(extra: str) -> str:
+    """The command that brings the packages of an extra in the versions that are tested, from a copy of the source."""
+    return f"pip install -c constraints.txt -e '.[{extra}]'"
+
+
 def one_line(error: BaseException) -> str:
     """The first line of an error's text, without passwords; of a broken connection, what the system says of it."""
     root = error

@@ -11,18 +11,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.choose import find_trial, named_trials
 from harness.errors import ReadError, UserError
 from harness.files import read_bytes, read_text
 from harness.schedule.progress import describe, duration
 from harness.spec.detection_metrics import ap_of
+from harness.spec.named_files import is_settings_file
 from harness.store import decisions, housekeeping, ledger
-from harness.store.results import RunStore
+from harness.store.results import CONFIG, LOG, RunStore
 from harness.system.console import count, remark, size, table
+from harness.system.words import quantity
 
 if TYPE_CHECKING:
     from harness.spec.grid import Grid
 
-YAML = (".yaml", ".yml")
 FOLLOW_SECONDS = 1.0
 OTHERS = "others"  # trials that no known grid asks for
 UNREADABLE = "unreadable"  # no status, but the storage's answer at the moment
@@ -170,13 +172,13 @@ def _outcome(state: str, record: dict[str, Any]) -> str:
 def logs(args: argparse.Namespace) -> int:
     """Tell a trial's story from its record: its epochs, where it is now, warnings, and the traceback of a failure."""
     store = RunStore()
-    trial_id = ledger.find_trial(store, args.trial)
+    trial_id = find_trial(store, args.trial)
     state, record = store.look(trial_id)
     print(f"{trial_id}  {(record or {}).get('label') or ''}  {state}".replace("    ", "  "))
     print(store.dir(trial_id))
     _warn_of_damage(store, trial_id)
     for folder in housekeeping.attempts(store, trial_id):
-        last = (read_text(folder / "log.txt") or "").strip().splitlines()[-1:]
+        last = (read_text(folder / LOG) or "").strip().splitlines()[-1:]
         print(f"earlier attempt failed: {''.join(last) or 'no log'}  ({folder})")
     seen: set[tuple[Any, ...]] = set()
     last_beat = _print_new(store, trial_id, seen, 0.0)
@@ -186,7 +188,7 @@ def logs(args: argparse.Namespace) -> int:
     if args.follow:
         _print_new(store, trial_id, seen, last_beat)
     state, record = store.look(trial_id)
-    log = store.dir(trial_id) / "log.txt"
+    log = store.dir(trial_id) / LOG
     if state == "failed":
         print(f"failed: {(record or {}).get('error') or 'no message was recorded'}")
         if (text := read_text(log)) is not None:
@@ -226,7 +228,7 @@ def diff(args: argparse.Namespace) -> int:
     from harness.compare import differences
 
     store = RunStore()
-    ids = [_trial_or_run(store, text) for text in (args.first, args.second)]
+    ids = [find_trial(store, text) for text in (args.first, args.second)]
     records = []
     for trial_id in ids:
         record = store.read(trial_id)
@@ -241,23 +243,11 @@ def diff(args: argparse.Namespace) -> int:
     return 0
 
 
-def _trial_or_run(store: RunStore, text: str) -> str:
-    """A trial's id from its beginning, or from the id of its MLflow run (32 letters)."""
-    if len(text) == 32 and not any(trial_id.startswith(text) for trial_id in store.trials()):
-        from harness.tracking.tracking import trial_of_run
-
-        found = trial_of_run(text)
-        if found is None:
-            raise UserError(f"run {text}: the tracking store has no such run of a trial")
-        return ledger.find_trial(store, found)
-    return ledger.find_trial(store, text)
-
-
 def _config(store: RunStore, trial_id: str) -> dict[str, Any]:
     """config.yaml, for a record that does not hold the configuration."""
     import yaml
 
-    data = read_bytes(store.dir(trial_id) / "config.yaml")
+    data = read_bytes(store.dir(trial_id) / CONFIG)
     try:
         found = yaml.safe_load(data or b"")
     except (ValueError, RecursionError, yaml.YAMLError):
@@ -270,12 +260,14 @@ def _config(store: RunStore, trial_id: str) -> dict[str, Any]:
 
 def retry(args: argparse.Namespace) -> int:
     """Set failed trials back to pending; a checkpoint stays unless they are to start from scratch."""
+    from harness.commands import open_grids
+
     store = RunStore()
     known, lines = ledger.known_grids(store)
     for line in lines:
         remark(f"warning: {line}")
     again = []
-    for trial_id in _asked(args, store, known):
+    for trial_id in named_trials(args, store, open_grids):
         if store.status(trial_id) == "failed":
             error = (store.read(trial_id) or {}).get("error")
             if housekeeping.set_back(store, trial_id, from_scratch=args.from_scratch):
@@ -283,7 +275,7 @@ def retry(args: argparse.Namespace) -> int:
                 print(f"{trial_id}  pending; it had failed: {error}")
     if not again:
         print("no trial of these has failed" if args.what else f"no trial in {store.root} has failed")
-        names = {Path(text).stem for text in args.what if text.endswith(YAML)}
+        names = {Path(text).stem for text in args.what if is_settings_file(text)}
         for grid in (grid for grid in known if grid.name in names):
             if failed := sum(store.status(trial_id) == "failed" for trial_id in grid.labels):
                 print(f"{failed} of {grid.heading}: {grid.command.replace('codetr run', 'codetr retry', 1)}")
@@ -295,22 +287,10 @@ def retry(args: argparse.Namespace) -> int:
     return 0
 
 
-def _asked(args: argparse.Namespace, store: RunStore, known: Sequence[ledger.KnownGrid]) -> list[str]:
-    """Ids that `what` names: ablation files, ids, or everything in the store."""
-    files = [text for text in args.what if text.endswith(YAML)]
-    found = [ledger.find_trial(store, text) for text in args.what if text not in files]
-    if files:
-        from harness.commands import open_grids
-
-        grids = open_grids(argparse.Namespace(**{**vars(args), "files": files}), require_data=False, decided=True)
-        found += [trial.trial_id for grid in grids for trial in grid.trials if trial.has_id]
-    return list(dict.fromkeys(found)) if args.what else store.trials()
-
-
 def rm(args: argparse.Namespace) -> int:
     """Remove trials from the store and from MLflow."""
     store = RunStore()
-    ids = list(dict.fromkeys(ledger.find_trial(store, text) for text in args.trials))
+    ids = list(dict.fromkeys(find_trial(store, text) for text in args.trials))
     for trial_id in ids:
         state, record = store.look(trial_id)
         if state == "running":
@@ -348,7 +328,7 @@ def _follow_in_tracking_store(store: RunStore, removed: Iterable[str]) -> None:
             f"note: their MLflow runs are still there ({error}); the next `codetr run` or `codetr sync` deletes them"
         )
         return
-    print(f"MLflow: {gone} run{'s'[: gone != 1]} deleted")
+    print(f"MLflow: {quantity(gone, 'run')} deleted")
 
 
 def gc(args: argparse.Namespace) -> int:
@@ -364,6 +344,6 @@ def gc(args: argparse.Namespace) -> int:
         print(f"deleted {len(found)}, freed {size(housekeeping.delete(found, store))}")
     else:
         total = sum(leftover.num_bytes for leftover in found)
-        named = "1 leftover" if len(found) == 1 else f"{len(found)} leftovers"
+        named = quantity(len(found), "leftover")
         print(f"{named}, {size(total)}; `codetr gc --yes` deletes {'it' if len(found) == 1 else 'them'}")
     return 0

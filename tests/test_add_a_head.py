@@ -16,6 +16,7 @@ from harness.trial.train import build_optimizer, train_step
 from model.detector import Detector
 from model.heads import HEADS
 from tests.support.head_contract import HeadContract
+from tests.support.linted import complaints
 from tests.support.tiny import NUM_CLASSES, tiny_batch, tiny_config
 from tests.support.tiny_heads import TINY
 
@@ -44,6 +45,10 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert name == NAME == place[2]
     monkeypatch.setitem(HEADS, name, head)
     monkeypatch.setitem(TINY, name, eval(f"{{{setting}}}")[name])
+
+
+def test_the_pages_file_passes_ruff() -> None:
+    assert complaints(blocks("python")[0], f"model/heads/{NAME}.py") == ""
 
 
 @pytest.mark.parametrize("name", [NAME])

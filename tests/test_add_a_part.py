@@ -25,6 +25,7 @@ from model.groups import GROUPS
 from tests.support.assigner_contract import AssignerContract
 from tests.support.feature_contracts import BackboneContract
 from tests.support.group_contract import GroupContract
+from tests.support.linted import complaints
 from tests.support.rooms import ROOMS, TINY, config_of, every, make
 from tests.support.tiny import NUM_CLASSES, PLAIN, tiny_batch, tiny_config, tiny_targets
 
@@ -82,6 +83,11 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_page_has_a_backbone_a_group_and_an_assigner() -> None:
     parts = [(part.room, part.name) for part in written()]
     assert parts == [("backbones", BACKBONE), ("groups", GROUP), ("assign", ASSIGNER)]
+
+
+@pytest.mark.parametrize("part", written(), ids=lambda part: part.name)
+def test_the_pages_files_pass_ruff(part: Written) -> None:
+    assert complaints(part.file, f"model/{part.room}/{part.name}.py") == ""
 
 
 @pytest.mark.parametrize("case", [BACKBONE])

@@ -236,7 +236,7 @@ def test_a_floor_is_another_training_of_the_same_heads(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["nothere"], "'nothere': no trial, MLflow run or file of weights"),
+        (["nothere"], "; a file of weights ends in .safetensors, .pth or .pt"),
         (["gone.pth"], "gone.pth does not exist"),
         (["TRIAL", "--metrics", "conflicts"], "--metrics: unknown 'conflicts'; did you mean 'conflict'?"),
         (
@@ -311,7 +311,7 @@ def test_weights_of_another_version_are_told_apart(own: tuple[RunStore, Trial]) 
 def test_only_finished_trials_have_weights(own: tuple[RunStore, Trial]) -> None:
     own[0].write_result("abcdefabcdef", {"trial_id": "abcdefabcdef", "status": "failed", "config": {}})
     with pytest.raises(UserError, match="trial abcdefabcdef is failed"):
-        trained.read_trial(own[0], trained.find_trial(own[0], "abc"))
+        trained.named_trial(own[0], "abc")
 
 
 @pytest.mark.usefixtures("unrendered")

@@ -13,7 +13,7 @@ from harness.__main__ import main
 from harness.data.categories import COCO, Categories, categories_of, coco_rows, disagreement, numbered, of_metadata
 from harness.revisit.classes import of_released
 from harness.revisit.described import classes_of
-from harness.revisit.trained import find_trial, read_trial
+from harness.revisit.trained import named_trial, read_trial
 from harness.store.results import RunStore
 from harness.trial.checkpoint import WEIGHTS
 from model.config import DetectorConfig
@@ -101,7 +101,7 @@ def test_weights_of_a_trial_name_their_classes_and_old_ones_are_named_by_the_rec
     assert classes_of(weights) == CLASSES
     with safe_open(weights, "pt") as file:
         assert json.loads(file.metadata()["codetr_classes"]) == [[0, "ant"], [7, "bee"], [90, "cow"]]
-    assert read_trial(store, find_trial(store, TRIAL[:4])).classes == CLASSES
+    assert named_trial(store, TRIAL[:4]).classes == CLASSES
     save_file(load_file(weights), weights)
     assert read_trial(store, TRIAL).classes == CLASSES
     keep_trial(store, MODEL, data_config(tmp_path / "gone"), classes=None)

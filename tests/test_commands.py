@@ -194,8 +194,30 @@ def test_a_trial_is_found_by_the_beginning_of_its_id(store, said):
 @pytest.mark.parametrize("argv", [["logs", "x"], ["rm", "x"], ["diff", "x", "y"], ["retry", "x"]])
 def test_no_trial_in_an_empty_store_is_one_line(store, said, argv):
     code, out, err = said(*argv)
-    assert code == 2 and not out and err == f"error: trial 'x': there are no trials in {store.root}\n"
-    assert not store.root.exists()
+    assert code == 2 and not out and err.startswith(f"error: trial 'x': there are no trials in {store.root}")
+    assert err.count("\n") == 1 and not store.root.exists()
+
+
+def test_every_command_takes_an_mlflow_run_for_its_trial(store, tracking_store, said, tmp_path):
+    trials = [make_trial(1), make_trial(2)]
+    run_local(make_grid(*trials), store)
+    first, second = (found["run_id"] for found in tracking.read_records([trial.trial_id for trial in trials]))
+    assert said("logs", first)[1].startswith(trials[0].trial_id)
+    code, out, _ = said("export", first, "--out", str(tmp_path / "records.zip"))
+    assert code == 0 and out.endswith("1 record\n")
+    assert said("retry", first)[1] == "no trial of these has failed\n"
+    assert said("rm", second, "--yes")[0] == 0 and store.trials() == [trials[0].trial_id]
+    code, _, err = said("export", second, "--out", str(tmp_path / "records.zip"))
+    assert code == 2 and f"run {second}: " in err and err.count("\n") == 1
+
+
+def test_what_is_neither_a_trial_nor_a_file_is_told_with_what_is_near(store, said, tmp_path):
+    finish(store, replace(make_trial(1), trial_id="a1b2c3d4e5f6"))
+    for command in (["export", "--out", str(tmp_path / "records.zip")], ["retry"], ["report"]):
+        code, out, err = said(*command, "a1b3")
+        assert code == 2 and not out and err.count("\n") == 1
+        assert err.startswith("error: trial 'a1b3': no such trial in ") and "nearest: a1b2c3d4e5f6" in err
+        assert "an ablation file ends in .yaml" in err
 
 
 # ---- logs

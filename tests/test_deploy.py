@@ -78,7 +78,7 @@ def test_the_image_installs_the_pinned_versions_torch_first():
     extras = re.search(r'"\.\[([\w,]+)\]"', installs[-1])
     known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert extras and set(extras[1].split(",")) <= set(known)
-    assert {"postgres", "search"} <= set(extras[1].split(","))
+    assert {"backbones", "photos", "postgres", "search"} <= set(extras[1].split(","))
     assert "==" not in DOCKERFILE  # versions stand in constraints.txt alone
 
 

@@ -16,7 +16,7 @@ from huggingface_hub.utils import close_session
 from safetensors.torch import save
 
 from harness.__main__ import main
-from harness.errors import UserError
+from harness.errors import UserError, install_hint
 from harness.report import identified
 from harness.spec import hub as names
 from harness.spec import pretrained
@@ -325,7 +325,7 @@ def test_where_the_network_is_forbidden(hub, said, monkeypatch, tmp_path):
 def test_without_the_package(said, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     code, _, [line] = said("run", NAME)
-    assert code == 2 and f'{NAME} needs the package huggingface_hub: pip install "codetr-harness[backbones]"' in line
+    assert code == 2 and f"{NAME} needs the package huggingface_hub: {install_hint('backbones')}" in line
 
 
 def test_a_server_that_is_no_hub(hub, said):

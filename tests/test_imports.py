@@ -3,6 +3,8 @@ imports inside functions count too; those under TYPE_CHECKING need nothing at ru
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +66,16 @@ def test_imports_go_one_way(path):
 
 def test_few_files_lie_in_no_package():
     assert len(list((ROOT / "harness").glob("*.py"))) <= ON_TOP
+
+
+@pytest.mark.parametrize("package", [".", "analyse", "data", "decide", "figures", "mistakes", "report", "revisit"])
+def test_a_reading_order_leaves_no_module_out(package):
+    """The docstrings of these packages say what each of their modules is for."""
+    folder = ROOT / "harness" / package
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    named = {name.removesuffix(".py") for name in re.findall(r"`([\w.]+)`", text)}
+    modules = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert not modules - {"__init__"} - named, f"harness/{package}/__init__.py does not name them"
 
 
 def test_packages_alone_load_nothing_heavy():

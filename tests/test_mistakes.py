@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harness.figures.matching import best_threshold, match
-from harness.mistakes.average_precision import KINDS, SPECIAL, error_costs
+from harness.mistakes.average_precision import error_costs
 from harness.mistakes.duplicates import kept_by_nms
 from harness.mistakes.kinds import IGNORED
 from harness.mistakes.matching import judge
@@ -51,8 +51,8 @@ CASES = {
 def test_each_kind_costs_what_it_takes_from_ap(kind):
     objects, rows, expected = CASES[kind]
     # Only localisation and classification find their object once mended; what nobody finds otherwise is a miss.
-    assert {name: costs(objects, *rows)[name] for name in KINDS} == pytest.approx(
-        dict.fromkeys(KINDS, 0) | {kind: expected}
+    assert {name: costs(objects, *rows)[name] for name in COSTS} == pytest.approx(
+        dict.fromkeys(COSTS, 0) | {kind: expected}
     )
 
 
@@ -90,7 +90,7 @@ def test_bounds_belong_to_localisation(iou, kind):
     box = (0, 0, 10, 10 * iou)
     objects, rows = [(1, 1, A), (1, 1, B)], [(1, 1, 0.9, A), (1, 1, 0.8, box), (1, 1, 0.7, B)]
     found = costs(objects, *rows)
-    assert [name for name in KINDS if found[name] > 1e-9] == [kind]
+    assert [name for name in COSTS if found[name] > 1e-9] == [kind]
 
 
 # ---- what takes no part -------------------------------------------------------------------------------------------
@@ -185,7 +185,6 @@ def test_the_best_threshold_of_all_and_of_each_class():
         pytest.approx({"": 200 / 3, "_threshold": 0.3, "_precision": 60, "_recall": 75})
     )
     assert list(measured.metrics) == [name for name in ERROR_METRICS if name != "errors/duplicate_gap"]
-    assert (KINDS, SPECIAL) == (COSTS, SPECIAL_COSTS)
 
 
 @pytest.mark.parametrize(

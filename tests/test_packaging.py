@@ -17,7 +17,9 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from harness.__main__ import build_parser
+from harness.errors import install_hint
 from harness.spec.grid import open_grid
+from model.backbones.from_transformers import INSTALL
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -48,6 +50,17 @@ def pinned_version(name: str) -> str:
     (specifier,) = PINNED[canonicalize_name(name)].specifier
     assert specifier.operator == "==", f"{name} is not pinned to one version"
     return specifier.version
+
+
+def test_extras_are_installed_in_one_way_at_the_pinned_versions():
+    """Messages take `harness.errors.install_hint`; the pages say the same."""
+    folders = ("harness", "model", "benchmarks", "docs", "deploy", "ablations")
+    files = [path for folder in folders for end in ("*.py", "*.md", "*.yaml") for path in (ROOT / folder).rglob(end)]
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *files]}
+    assert not [name for name, text in texts.items() if f"{PROJECT['name']}[" in text]
+    assert install_hint("backbones") == INSTALL
+    named = {extra for text in texts.values() for extra in re.findall(r"-e ['\"]\.\[(\w+)\]", text)}
+    assert named and named <= set(OPTIONAL)
 
 
 def test_constraints_pin_every_direct_dependency_within_its_range():

@@ -28,12 +28,12 @@ from harness.schedule.schedule import check_inputs, run_grid
 from harness.spec import pretrained
 from harness.spec.grid import Grid, Trial, open_grid
 from harness.spec.identity import config_from_dict, config_to_dict, recorded_id, trial_id
+from harness.spec.trials import identity_fields
 from harness.store.parcel import Refused
 from harness.store.results import RunStore
 from harness.store.transfer import checked, import_records
 from harness.tracking import tracking
 from harness.trial import build
-from harness.trial.record import identity_fields
 from harness.trial.trial import run_trial
 from model.backbones.configs import ResNetConfig
 from model.backbones.resnet import ResNet

@@ -88,6 +88,16 @@ def test_broken_record_is_a_failed_trial_that_says_where(store: RunStore) -> Non
     assert str(path) in (store.read("t") or {})["error"]
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("metrics", "table"), ("error", "text"), ("fingerprint", "text"), ("weights_hash", "text"), ("history", "list")],
+)
+def test_a_record_with_a_wrong_part_says_of_what_kind_it_should_be(store: RunStore, name: str, kind: str) -> None:
+    path = store.dir("t") / "result.json"
+    write_atomic(path, json.dumps({"status": "finished", name: 5}))
+    assert (store.read("t") or {})["error"] == f"{path} cannot be read: {name} is no {kind}"
+
+
 def test_metrics_after_a_resume_replace_what_came_later(store: RunStore) -> None:
     for epoch in (1, 2, 3):
         store.append_metrics("t", {"epoch": epoch, "AP": float(epoch)})

@@ -21,6 +21,7 @@ from harness.schedule import execute
 from harness.schedule.cluster import bundle, resource_notes
 from harness.schedule.schedule import Summary, run_grid
 from harness.spec.grid import Grid
+from harness.spec.identity import config_to_dict
 from harness.store.results import RunStore
 from harness.tracking import tracking
 from tests.support.fakes import EPOCHS, epochs_run, finish, make_grid, make_trial, record, run_fake, starts
@@ -96,6 +97,20 @@ def test_a_trial_that_dies_without_a_word_has_its_reason_and_log(
     assert (store.read(trial.trial_id) or {})["error"] == "RuntimeError: no kernel"
     log = store.dir(trial.trial_id) / "log.txt"
     assert "second line" in log.read_text() and str(log) in lines[-1]
+
+
+def test_a_trial_that_dies_before_its_first_record_leaves_what_it_was(
+    store: RunStore, lines: list[str], without_mlflow: None
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no kernel")
+
+    trial = make_trial(1)
+    run_local(make_grid(trial), store, lines, run_trial=broken)
+    found = store.read(trial.trial_id) or {}
+    assert found["config"] == config_to_dict(trial.config)
+    assert (found["label"], found["factors"]) == (trial.label, trial.factors)
+    assert (found["fingerprint"], found["weights_hash"]) == (trial.fingerprint, trial.weights_hash)
 
 
 def test_a_trial_of_another_process_is_left_to_it(store: RunStore, lines: list[str], without_mlflow: None) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from harness.errors import install_hint
 from model.backbones.configs import SwinConfig
 from model.backbones.swin import Swin, check_weights
 from model.config import DetectorConfig
@@ -218,7 +219,7 @@ def test_a_file_of_something_else_is_told_in_one_line(state: State, tmp_path: Pa
 
 def test_the_library_is_asked_for_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r'^this backbone needs .* pip install "codetr-harness\[backbones\]"$'):
+    with pytest.raises(ValueError, match=f"^this backbone needs .* {re.escape(install_hint('backbones'))}$"):
         Swin(SMALL)
 
 

@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 from tidecv import TIDE, Data
 
-from harness.mistakes.average_precision import KINDS, SPECIAL, error_costs, states
+from harness.mistakes.average_precision import error_costs, states
 from harness.mistakes.matching import judge
 from harness.mistakes.sides import sides_of
+from harness.spec.error_metrics import COSTS, SPECIAL_COSTS
 from harness.trial.detections import DetectionTable
 from tests.support.folders import real_data
 from tests.support.scored import drawn, found, truth
 
 NAMES = dict(
-    zip(("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss", "FalsePos", "FalseNeg"), (*KINDS, *SPECIAL), strict=True)
+    zip(("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss", "FalsePos", "FalseNeg"), (*COSTS, *SPECIAL_COSTS), strict=True)
 )
 A, FAR = (0, 0, 10, 10), (0, 90, 10, 10)
 
@@ -51,8 +52,8 @@ def by_their_denominator(data: dict[str, Any], table: DetectionTable) -> dict[st
     for name, state in states(sides, judge(sides)):
         detections = np.bincount(state.label, minlength=len(state.objects))
         means[name] = float(state.class_ap(np.flatnonzero(detections + state.objects)).mean())
-    costs = {name: means[name] - means[""] for name in (*KINDS, *SPECIAL)}
-    return {"": means[""]} | {name: max(cost, 0) if name in KINDS else cost for name, cost in costs.items()}
+    costs = {name: means[name] - means[""] for name in (*COSTS, *SPECIAL_COSTS)}
+    return {"": means[""]} | {name: max(cost, 0) if name in COSTS else cost for name, cost in costs.items()}
 
 
 def distinct(rows: list[dict[str, Any]]) -> DetectionTable:
@@ -90,7 +91,9 @@ def test_equal_by_our_denominator_where_both_are_one():
     table = DetectionTable.of(row for row in table if row["category_id"] in classes)
     sides = sides_of(data, table)
     expected = theirs(data, table)
-    assert error_costs(sides, judge(sides)) == pytest.approx({n: expected[n] for n in (*KINDS, *SPECIAL)}, abs=1e-6)
+    assert error_costs(sides, judge(sides)) == pytest.approx(
+        {n: expected[n] for n in (*COSTS, *SPECIAL_COSTS)}, abs=1e-6
+    )
 
 
 def test_their_mean_is_over_other_classes_after_a_mending_than_before():

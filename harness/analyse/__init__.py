@@ -1,9 +1,10 @@
 """Why it works: what heads look at, how well features tell objects from background, where customised queries lie.
 
-`discriminability`, `conflict` and `queries` hold the definitions as pure functions on tensors; the instability is
-measured during training (harness/trial/instability.py). `feed` brings a detector's tensors to them, `collect` and
-`compare` gather batches into tables. `gradients` and `transfer` are about what heads teach the parts that they share,
-which `shared` gives them and `influence` image by image. `analyse` is the whole. docs/metrics.md tells every choice.
+`discriminability`, `conflict` and `queries` hold the definitions as pure functions on tensors (maps of a batch are
+`grids`); the instability is measured during training (harness/trial/instability.py). `feed` brings a detector's tensors
+to them, `collect` and `compare` gather batches into tables. `gradients` and `transfer` are about what heads teach the
+parts that they share, which `shared` gives them and `influence` image by image. How far numbers depend on the images,
+`bootstrap` tells of means and `resample` of AP. `analyse` is the whole. docs/metrics.md tells every choice.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def discriminability_map(levels: Levels, cells: list[Tensor], size: tuple[int, i
 
 
 def resized_first(levels: Levels, cells: list[Tensor], size: tuple[int, int], valid_hw: Tensor) -> Tensor:
-    """D by version 1: the maximum is that of the map at the image's size, so that each level reaches 1 there.
+    """D [B, H, W] by version 1: the maximum is that of the map at the image's size, so that each level reaches 1 there.
 
     Arguments are those of `discriminability_map`.
     """
@@ -94,7 +94,7 @@ def resized_first(levels: Levels, cells: list[Tensor], size: tuple[int, int], va
 
 
 def concatenated(levels: Levels, cells: list[Tensor], size: tuple[int, int], valid_hw: Tensor) -> Tensor:
-    """D of one map: the levels' features resized to the finest level and set side by side, then the norm of all.
+    """D [B, H, W] of one map: the levels' features, resized to the finest level, are set side by side; the norm of all.
 
     So the author answered another question (Sense-X/Co-DETR, issue 136). Arguments are those of `discriminability_map`.
     """

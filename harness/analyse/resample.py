@@ -136,7 +136,14 @@ def resampled_ap(classes: Sequence[ClassMatches], num_images: int, resamples: in
 
 
 def interval(values: np.ndarray, baseline: np.ndarray, metric: str, confidence: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of `values - baseline` of two trials' `resampled_ap`; `metric` has `thresholds`."""
+    """Percentile interval of `values - baseline`, in points of AP.
+
+    Args:
+        values: [resamples, 10] in percent, `resampled_ap` of one trial.
+        baseline: the same of the trial that it is compared with.
+        metric: one that has `thresholds`.
+        confidence: the share of resamples inside.
+    """
     chosen = thresholds(metric)
     assert chosen is not None, metric
     difference = values[:, chosen].mean(1) - baseline[:, chosen].mean(1)

@@ -1,12 +1,14 @@
 """Images and their objects: where they come from, whether they are sound, how they reach the network.
 
-Read in this order: `scenes` and `digits` (the embedded data set), `layout`, `names`, `coco`, `tables` and `checks` (any
-COCO-layout folder), `federated` (LVIS's protocol), `columns` and `mapped` (its annotations as arrays that all processes
-share), `disk`, `files` and `pixels` (its images), `content` (its fingerprint), `plausibility`, `readings`, `duplicates`
-and `segmentations` (more checks of its annotations), `masks`, `transforms`, `augment` and `jitter` (views of an image),
-`paste`, `samples`, `order`, `loader` (batches). Only these from `masks` on need torch: import `harness.data.loader`.
-YOLO and VOC folders become COCO-layout folders: `foreign`, `yolo`, `described`, `yolo_labels`, `voc` and `voc_labels`,
-`conversion`, `converted`.
+Read in this order: `scenes` and `digits` (the embedded data set), `layout`, `names`, `coco`, `tables` and `checks`
+(any COCO-layout folder), `categories` and `classes` (what its labels stand for), `federated` (LVIS's protocol),
+`columns` and `mapped` (its annotations as arrays that all processes share), `disk`, `files` and `pixels` (its
+images), `content` (its fingerprint), `plausibility`, `readings`, `duplicates` and `segmentations` (more checks of its
+annotations), `masks`, `transforms`, `augment` and `jitter` (views of an image), `squares` and `paste` (of several),
+`samples`, `order`, `loader` (batches). Only these from `masks` on need torch: import `harness.data.loader`. YOLO and
+VOC folders become COCO-layout folders: `foreign`, `yolo`, `described`, `yolo_images`, `yolo_labels`, `poses`, `voc`
+and `voc_labels`, `conversion`, `converted`. `photographs` are images without annotations. `ticker` tells how far long
+work has come.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from pathlib import Path
 
 from harness.config import DataConfig
 from harness.data.coco import CocoDataset, notes_across, same_categories, without_objects
-from harness.data.content import folder_fingerprint, print_aside
+from harness.data.content import folder_fingerprint
 from harness.data.converted import Own, own_folder
 from harness.data.digits import digits_fingerprint, ensure_digits
 from harness.data.disk import shown
 from harness.data.layout import SPLITS, Split, find_splits
-from harness.data.ticker import Progress, print_line
+from harness.data.ticker import Progress, print_aside, print_line
 from harness.errors import UserError
 
 __all__ = ["CocoDataset", "fingerprint", "has_changed", "open_dataset", "open_splits"]

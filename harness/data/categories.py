@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.config import DataConfig
-from harness.data.content import print_aside
 from harness.data.converted import own_folder
 from harness.data.digits import CATEGORIES
 from harness.data.layout import SPLITS, find_split
+from harness.data.ticker import print_aside
 from harness.errors import UserError
 
 KEY = "codetr_classes"  # of a safetensors file's metadata

@@ -26,6 +26,7 @@ from harness.data.pixels import UNREADABLE, read_rgb
 from harness.data.tables import Wanted, open_tables
 from harness.data.ticker import Progress, print_line
 from harness.errors import UserError
+from harness.system.words import quantity
 
 if TYPE_CHECKING:
     from harness.data.augment import View
@@ -73,7 +74,7 @@ class CocoDataset:
             progress(note)
         if self.num_clipped:
             most = max(1, math.ceil(self._tables.header["most_clipped"]))
-            told = f"{self.num_clipped} boxes clipped by at most {most} pixel{'s'[: most != 1]}"
+            told = f"{self.num_clipped} boxes clipped by at most {quantity(most, 'pixel')}"
             progress(f"{self.annotation_file}: {told}")
         if self.num_left_out:
             progress(f"{self.annotation_file}: {self.num_left_out} known boxes without area left out")

@@ -18,7 +18,6 @@ import json
 import os
 import re
 import stat
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -28,7 +27,7 @@ from typing import Any
 from harness.data.disk import is_folder, list_images, no_access, open_file, state, status
 from harness.data.layout import find_splits
 from harness.data.names import BY_FILE_NAME, Naming, is_root, naming_of
-from harness.data.ticker import Progress, Ticker
+from harness.data.ticker import Progress, Ticker, print_aside
 from harness.files import cache_dir, write_atomic
 
 THREADS, FILES_AT_ONCE = 8, 256
@@ -41,15 +40,14 @@ CONTENTS = 2  # the version of what is remembered of contents
 _Parts = tuple[Path, Path]  # annotation file, image folder
 
 
-def folder_fingerprint(root: Path, progress: Progress | None = None) -> str:
+def folder_fingerprint(root: Path) -> str:
     """16 hex characters that change with the content of the data set at `root`, not with its place.
 
     Listing takes about a second per 100,000 images on a local disk. BMP and TIFF files, and images elsewhere, are read
-    once.
+    once; what takes long is told on stderr.
 
     Args:
         root: a folder in COCO layout.
-        progress: takes a line of text now and then while something takes long; None prints it to stderr.
 
     Raises:
         UserError: parts of the data set are missing, or the system lets us not see them.
@@ -58,14 +56,13 @@ def folder_fingerprint(root: Path, progress: Progress | None = None) -> str:
     hashes = {split: _annotation_hash(annotation_file) for split, (annotation_file, _) in splits.items()}
     named = {split: _named_files(*splits[split], hashes[split]) for split in splits}
     listed = {split: _listed(*splits[split], named[split]) for split in splits}
-    progress = progress or print_aside
     digest = hashlib.sha256()
     if any(_names_others(splits[split][1], named[split], listed[split]) for split in splits):
         digest.update(b"by naming\0")
-        parts = {split: [_contents(*splits[split], named[split], progress)] for split in splits}
+        parts = {split: [_contents(*splits[split], named[split], print_aside)] for split in splits}
     else:
         parts = {
-            split: [{name: str(size) for name, size in listed[split].items()}, _pixels(*own, named[split], progress)]
+            split: [{name: str(size) for name, size in listed[split].items()}, _pixels(*own, named[split], print_aside)]
             for split, own in splits.items()
         }
     for split in splits:
@@ -81,11 +78,6 @@ def _pixels(annotation_file: Path, folder: Path, named: list[str], progress: Pro
     names = [name for name in named if name.lower().endswith(UNCOMPRESSED)]
     contents = _contents(annotation_file, folder, names, progress) if names else {}
     return {name: content for name, content in contents.items() if content != MISSING}
-
-
-def print_aside(line: str) -> None:
-    """Print one line to stderr, beside what a command answers."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def _listed(annotation_file: Path, folder: Path, named: list[str]) -> dict[str, int]:

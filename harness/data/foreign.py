@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -58,6 +59,19 @@ class Labels(Protocol):
 
     def categories(self) -> dict[Any, Row]:
         """COCO's categories by `category`, once all files are read; tells what the files are together."""
+
+
+class Seen:
+    """What was met in label files that a note tells of: how often by kind, and where first."""
+
+    def __init__(self) -> None:
+        self.count: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+
+    def add(self, kind: str, where: str) -> None:
+        """One more of a kind."""
+        self.count[kind] += 1
+        self.first.setdefault(kind, where)
 
 
 def read_text(path: str | Path) -> str:

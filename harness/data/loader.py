@@ -129,7 +129,6 @@ class Loader:
         seed: of order and augmentation.
         size_divisor: a batch's height and width are multiples of it (zeros to the right and below).
         num_workers: processes that prepare batches; 0 prepares them in this one.
-        drop_last: leave out the last, smaller batch of an epoch.
         limit: evaluate only so many images, the first in order of id; None: all.
         step_size: images of an optimiser step, where that takes several batches; None: of a batch.
         slice_size: so many images in a row stay with one rank (`DetectorConfig.positive_query_images`).
@@ -149,7 +148,6 @@ class Loader:
         seed: int,
         size_divisor: int,
         num_workers: int = 0,
-        drop_last: bool = False,
         rank: int = 0,
         num_ranks: int = 1,
         limit: int | None = None,
@@ -161,7 +159,6 @@ class Loader:
         self.batch_size = batch_size
         self.training = training
         self._seed = seed
-        self._drop_last = drop_last
         self._rank, self._num_ranks, self._slice_size = rank, num_ranks, max(slice_size, 1)
         self._config, self._step_size = config, step_size or batch_size
         if training:
@@ -203,8 +200,7 @@ class Loader:
 
     def _numbers(self) -> range:
         """Numbers of these batches."""
-        whole, rest = divmod(self.num_images, self.batch_size)
-        count = whole if self._drop_last or rest == 0 else whole + 1
+        count = -(-self.num_images // self.batch_size)
         if self.training:
             return range(count)
         return range(count * self._rank // self._num_ranks, count * (self._rank + 1) // self._num_ranks)

@@ -6,6 +6,7 @@ one line of text; `print_line` is the one used when the caller gives none.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ INTERVAL_SECONDS = 5.0
 def print_line(line: str) -> None:
     """Print one line at once, also into a pipe or a job's log."""
     print(line, flush=True)
+
+
+def print_aside(line: str) -> None:
+    """Print one line to stderr, beside what a command answers."""
+    print(line, file=sys.stderr, flush=True)
 
 
 class Ticker:

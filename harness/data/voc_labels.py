@@ -18,7 +18,7 @@ from xml.parsers import expat
 
 from harness.data.checks import brief
 from harness.data.disk import open_file, shown
-from harness.data.foreign import Foreign, Row, box_trouble, within
+from harness.data.foreign import Foreign, Row, Seen, box_trouble, within
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 DEEPEST = 100  # elements inside each other
@@ -41,8 +41,7 @@ class VocLabels:
     def __init__(self, found: Foreign) -> None:
         self._problems = found.problems
         self._classes: set[str] = set()
-        self._count: Counter[str] = Counter()
-        self._first: dict[str, str] = {}
+        self._seen = Seen()
 
     def rows(self, content: bytes, place: str, size: tuple[int, int]) -> list[Row]:
         """See `foreign.Labels`."""
@@ -71,13 +70,9 @@ class VocLabels:
             "difficult": "objects are difficult: as crowd regions they are neither learnt nor counted",
             "no size": "files tell no size, so the image's is taken",
         }.items():
-            if count := self._count[kind]:
-                self._problems.note(f"{count:,} {told} ({self._first[kind]} is the first)")
+            if count := self._seen.count[kind]:
+                self._problems.note(f"{count:,} {told} ({self._seen.first[kind]} is the first)")
         return {name: {"id": number, "name": name} for number, name in enumerate(sorted(self._classes), 1)}
-
-    def _note(self, kind: str, where: str) -> None:
-        self._count[kind] += 1
-        self._first.setdefault(kind, where)
 
     def _check_single(self, node: Element, place: str) -> bool:
         """Does an element hold once what it can hold once?"""
@@ -96,7 +91,7 @@ class VocLabels:
         texts = [text_of(node, name) for name in ("width", "height")] if node is not None else ["", ""]
         told = [number_of(text) for text in texts]
         if not any(texts) or told == [0, 0]:
-            self._note("no size", place)
+            self._seen.add("no size", place)
         elif told != list(size):
             sides, turned = "x".join(map(shown, texts)), told == [*size][::-1]
             hint = (
@@ -124,7 +119,7 @@ class VocLabels:
             if bbox is not None:
                 crowd = int(difficult)
                 if crowd:
-                    self._note("difficult", where)
+                    self._seen.add("difficult", where)
                 return {"category": name, "bbox": bbox, "area": round(bbox[2] * bbox[3], 4), "iscrowd": crowd}
         return None
 
@@ -152,9 +147,9 @@ class VocLabels:
             self._problems.add("empty", f"{where}: {told} has no area in the image; correct or remove it")
         else:
             if min(xmin, ymin) < 1:
-                self._note("zero", where)
+                self._seen.add("zero", where)
             elif xmax > size[0] + 0.01 or ymax > size[1] + 0.01:
-                self._note("clipped", where)
+                self._seen.add("clipped", where)
             return within(*box, size)
         return None
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from harness.data.checks import FEWEST_MISREAD, MISREAD_SHARE, brief
-from harness.data.foreign import Foreign, Row, box_trouble, decoded, lines_of, within
+from harness.data.foreign import Foreign, Row, Seen, box_trouble, decoded, lines_of, within
 from harness.data.poses import Poses
 from harness.data.readings import other_reading
 
@@ -40,8 +39,7 @@ class YoloLabels:
         self._classes: dict[int, str] = {}  # without names: number, and where it stands first
         self._inside: list[_Outside] = []  # a few, to compare with those outside
         self._outside: list[_Outside] = []
-        self._count: dict[str, int] = defaultdict(int)
-        self._first: dict[str, str] = {}
+        self._seen = Seen()
         self._poses = Poses(found.problems)
 
     def rows(self, content: bytes, place: str, size: tuple[int, int]) -> list[Row]:
@@ -58,7 +56,7 @@ class YoloLabels:
             if not numbers or category is None:
                 continue
             if tuple(numbers) in seen:
-                self._note("twice", where)
+                self._seen.add("twice", where)
                 continue
             seen.add(tuple(numbers))
             if len(numbers) > BOX + 1:
@@ -78,9 +76,9 @@ class YoloLabels:
             "twice": "lines stand there twice and count once",
             "corners": "objects have four corners, as oriented boxes do: the upright box around each is taken",
         }.items():
-            count = self._count[kind]
-            if count and (kind != "corners" or count == self._count["polygons"] + self._count["boxes"]):
-                self._problems.note(f"{count:,} {told} ({self._first[kind]} is the first)")
+            count = self._seen.count[kind]
+            if count and (kind != "corners" or count == self._seen.count["polygons"] + self._seen.count["boxes"]):
+                self._problems.note(f"{count:,} {told} ({self._seen.first[kind]} is the first)")
         names = self._names
         if names is None:
             most = max(self._classes, default=-1)
@@ -92,10 +90,6 @@ class YoloLabels:
             told = "no data.yaml, classes.txt or obj.names tells the names of the classes"
             self._problems.note(f"{told}: they go by their numbers, 0 to {most}")
         return {number: {"id": number, "name": name} for number, name in enumerate(names)}
-
-    def _note(self, kind: str, where: str) -> None:
-        self._count[kind] += 1
-        self._first.setdefault(kind, where)
 
     def _numbers(self, text: str, where: str) -> list[float]:
         """Of a line; empty where it is none of YOLO's, which is told."""
@@ -128,15 +122,15 @@ class YoloLabels:
 
     def _box(self, numbers: list[float], where: str, size: tuple[int, int]) -> Row | None:
         (cx, cy, w, h), (width, height) = numbers, size
-        self._count["boxes"] += 1
+        self._seen.count["boxes"] += 1
         box = ((cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height)
         return self._checked(box, _Outside(where, numbers, size))
 
     def _polygon(self, numbers: list[float], where: str, size: tuple[int, int]) -> Row | None:
         points = np.array(numbers).reshape(-1, 2) * size
-        self._count["polygons"] += 1
+        self._seen.count["polygons"] += 1
         if len(numbers) == CORNERS:
-            self._note("corners", where)
+            self._seen.add("corners", where)
         (x, y), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
         row = self._checked((x, y, right - x, bottom - y), _Outside(where, numbers, size))
         if row is None:
@@ -156,17 +150,17 @@ class YoloLabels:
             self._outside.append(told)
         if trouble:
             return None
-        self._count["inside"] += 1
+        self._seen.count["inside"] += 1
         if len(self._inside) < FEWEST_MISREAD * 100:
             self._inside.append(told)
         if min(box[:2]) < -0.01 or box[0] + box[2] > told.size[0] + 0.01 or box[1] + box[3] > told.size[1] + 0.01:
-            self._note("clipped", told.place)
+            self._seen.add("clipped", told.place)
         bbox = within(*box, told.size)
         return {"bbox": bbox, "area": round(bbox[2] * bbox[3], 4)}
 
     def _report_outside(self) -> None:
         """A line for each object outside its image, or one for all where another form of the numbers explains them."""
-        outside, count = self._outside, len(self._outside) + self._count["inside"]
+        outside, count = self._outside, len(self._outside) + self._seen.count["inside"]
         pixels = [one for one in outside if max(one.numbers) > 2]
         boxes = [one for one in outside if len(one.numbers) == BOX]
         many = max(FEWEST_MISREAD, MISREAD_SHARE * count)

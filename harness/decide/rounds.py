@@ -20,6 +20,7 @@ from harness.spec.grid import Grid
 from harness.store import lease
 from harness.store.decisions import LEASE, path_of
 from harness.store.results import RunStore
+from harness.system.words import quantity
 
 RunTrials = Callable[[Sequence[str]], None]
 NO_ROOM = "the budget has no room for the next look"
@@ -230,8 +231,8 @@ def _cost(unpaid: Sequence[str], decision: Decision, grid: Grid, store: RunStore
 
 
 def _words(found: Round, *, has_budget: bool) -> str:
-    claims = "1 claim" if len(found.admitted) == 1 else f"{len(found.admitted)} claims"
-    trials = "1 trial" if len(found.trials) == 1 else f"{len(found.trials)} trials"
+    claims = quantity(len(found.admitted), "claim")
+    trials = quantity(len(found.trials), "trial")
     words = f"{claims} at {found.number} seeds: {trials} to run"
     if has_budget and found.trials and found.seconds is None:
         words += ", whatever the budget: no look has told yet what trials of these rows cost"

@@ -14,12 +14,11 @@ import numpy as np
 from harness.mistakes.kinds import BACKGROUND, BOTH, CLASSIFICATION, DUPLICATE, LOCALISATION, NONE, RIGHT
 from harness.mistakes.matching import Judgement
 from harness.mistakes.sides import Sides
+from harness.spec.error_metrics import COSTS, SPECIAL_COSTS
 
 RECALLS = np.arange(101) / 100  # quotients, as recalls are: a recall that is reached exactly counts as reached
 MENDED = {"classification": CLASSIFICATION, "localisation": LOCALISATION}  # by being right, one for each object
 REMOVED = {"both": BOTH, "duplicate": DUPLICATE, "background": BACKGROUND}
-KINDS = ("classification", "localisation", "both", "duplicate", "background", "miss")  # in the order of the paper
-SPECIAL = ("false_positives", "false_negatives")
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def _ap(right: np.ndarray, objects: int) -> float:
 
 
 def states(sides: Sides, judgement: Judgement) -> Iterator[tuple[str, State]]:
-    """The split as it is, named "", and with each of `KINDS` and `SPECIAL` mended."""
+    """The split as it is, named "", and with each of `COSTS` and `SPECIAL_COSTS` mended."""
     order = np.argsort(-sides.detected.scores, kind="stable")
     kind, label, cause = judgement.kind[order], sides.detected.label[order], judgement.object[order]
     objects, is_right = sides.num_objects, kind == RIGHT
@@ -88,13 +87,13 @@ def _mended(kind: np.ndarray, cause: np.ndarray, is_found: np.ndarray) -> tuple[
 
 
 def error_costs(sides: Sides, judgement: Judgement) -> dict[str, float | None]:
-    """dAP in points of AP of each of `KINDS` and `SPECIAL`; all None where there is no object.
+    """dAP in points of AP of each of `COSTS` and `SPECIAL_COSTS`; all None where there is no object.
 
     A main error that would cost less than nothing, by the steps of recall, costs nothing, as in the authors' code.
     """
     counted = np.flatnonzero(sides.num_objects)
     if not len(counted):
-        return dict.fromkeys((*KINDS, *SPECIAL))
+        return dict.fromkeys((*COSTS, *SPECIAL_COSTS))
     means = {name: float(state.class_ap(counted).mean()) for name, state in states(sides, judgement)}
-    costs = {name: means[name] - means[""] for name in (*KINDS, *SPECIAL)}
-    return {name: max(cost, 0.0) if name in KINDS else cost for name, cost in costs.items()}
+    costs = {name: means[name] - means[""] for name in (*COSTS, *SPECIAL_COSTS)}
+    return {name: max(cost, 0.0) if name in COSTS else cost for name, cost in costs.items()}

@@ -1,12 +1,15 @@
 """The last step of the story: a page, tables and figures from the records of trials, the paper's numbers beside ours.
 
 `reading.py` fetches records, `ground.py` refuses those that do not compare, `tables.py` gathers them into rows,
-`frames.py` gives them as data, `pivot.py` against an axis, `statistics.py` gives deviations and intervals,
-`verdicts.py` says which claims held, `notes.py` and `protocols.py` the small print, `cells.py`, `formats.py` and
-`latex.py` write Markdown, CSV, plain text and LaTeX (with `letters.py`, `widths.py`), `figures.py` and
-`trial_figures.py` gather what is drawn of a grid and of one trial, `detected.py` what its detections tell by class and
-by image (of the trials that `shown_trials.py` chooses), `published.py` holds numbers of the paper that belong to no
-row, and `page.py` puts all of it on one page.
+`frames.py` gives them as data, `pivot.py` against an axis, `statistics.py` gives deviations and intervals
+(`images.py` those of one seed, `tasks.py` over several data sets), `verdicts.py` says which claims held (`looks.py`
+and `sequential.py` while seeds come in), `pairs.py` which heads help together, `notes.py` and `protocols.py` the
+small print, `cells.py`, `formats.py` and `latex.py` write Markdown, CSV, plain text and LaTeX (with `letters.py`,
+`widths.py`), `figures.py` and `trial_figures.py` gather what is drawn of a grid and of one trial, `detected.py` and
+`by_class.py` what its detections tell by image and by class (of the trials that `shown_trials.py` chooses),
+`gallery.py` with `shown_images.py` the images on which models differ, `published.py` and `released.py` hold numbers
+of the paper that belong to no row and of released detectors. `page.py` puts all of it on one page, `trial_page.py`
+one trial on its own, by `templates.py` and with gains drawn by `bars.py`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.figures.matching import Matches, match
-from harness.report.notes import plural
+from harness.system.words import quantity
 
 if TYPE_CHECKING:
     from harness.data.coco import CocoDataset
@@ -161,7 +161,7 @@ def _truth_panel(
         for number, row in enumerate(rows)
     ]
     number = sum(not row.get("iscrowd") for row in rows)
-    words = f"{number} {plural('object', number)}"
+    words = quantity(number, "object")
     if missed and num_models > 1:
         words += f", {len(missed)} found by none"
     return {"title": "what is there", "words": words, "boxes": _named(boxes)}

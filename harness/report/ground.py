@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 from harness.store.agreement import Group, code_groups
+from harness.system.words import plural, quantity
 
 if TYPE_CHECKING:
     from harness.spec.grid import Grid
@@ -91,6 +92,6 @@ def _members(grid: Grid, members: Sequence[Record]) -> str:
     for row in grid.rows:
         seeds = [str(seed) for seed, key in zip(grid.seeds, row.trial_ids, strict=True) if key in ids]
         if seeds:
-            rows.append(f"{row.label} (seed{'s'[: len(seeds) != 1]} {', '.join(seeds)})")
+            rows.append(f"{row.label} ({plural('seed', len(seeds))} {', '.join(seeds)})")
     shown = rows if len(rows) <= MANY else [*rows[: MANY - 1], f"and {len(rows) - MANY + 1} more rows"]
-    return f"{len(members)} trial{'s'[: len(members) != 1]}: {', '.join(shown)}"
+    return f"{quantity(len(members), 'trial')}: {', '.join(shown)}"

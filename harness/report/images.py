@@ -16,7 +16,7 @@ from harness.files import read_bytes
 from harness.report.shown_images import check_content
 from harness.report.shown_trials import content_of
 from harness.spec.detection_metrics import STANDARD_LIMITS, best_of_images, limit_of
-from harness.store.results import RunStore
+from harness.store.results import DETECTIONS, RunStore
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +92,7 @@ def _resampled(
     store: RunStore,
     splits: dict[Any, CocoDataset],
 ) -> np.ndarray:
-    path = store.dir(trial_id) / "detections.json"
+    path = store.dir(trial_id) / DETECTIONS
     data = read_bytes(path)
     if data is None:
         raise UserError(f"{path}: no such file; an interval over images needs the detections: leave out --images")

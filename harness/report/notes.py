@@ -22,6 +22,7 @@ from harness.spec.rows import OWN_BASELINES
 from harness.spec.space import describe as describe_search
 from harness.spec.training_length import recorded_length, training_length
 from harness.store.agreement import Group, short
+from harness.system.words import plural, quantity
 from model.backbones.configs import asked
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ def missing_reason(record: Record | None) -> str:
     if record is None or status == "pending":
         return "not run yet"
     if status == "failed":
-        return f"failed: {one_line(record.get('error')) or 'no message was recorded'}"
+        return f"failed: {last_line(record.get('error')) or 'no message was recorded'}"
     done = len(record.get("history") or ())
-    after = f"after {done} {plural('epoch', done)}" if done else "before the end of the first epoch"
+    after = f"after {quantity(done, 'epoch')}" if done else "before the end of the first epoch"
     if status == "running":
         return f"still running, {after}"
     if status == "pruned":
@@ -171,7 +172,7 @@ def _counted(group: Group) -> str:
     """A group's name and how many trials are of it."""
     number = len(group.records)
     more = f"; differs in {group.differing}" if group.differing else ""
-    return f"{group.name} ({number} {plural('trial', number)}{more})"
+    return f"{group.name} ({quantity(number, 'trial')}{more})"
 
 
 def _data(config: DataConfig, record: Record) -> str:
@@ -207,7 +208,7 @@ def _schedule(configs: Sequence[TrialConfig], records: Sequence[Record]) -> str:
 def _length(config: TrialConfig, record: Record) -> str:
     """How long a trial was trained; the steps run are told beside those asked for."""
     train = config.train
-    epochs = f"{train.epochs} {plural('epoch', train.epochs)}"
+    epochs = quantity(train.epochs, "epoch")
     if not train.min_steps:
         return epochs
     known = recorded_length(train, record.get("history"))
@@ -246,16 +247,11 @@ def _limits(configs: Sequence[TrialConfig], provenance: Sequence[Record]) -> lis
     )
 
 
-def one_line(text: Any, longest: int = LONGEST_ERROR) -> str:
+def last_line(text: Any, longest: int = LONGEST_ERROR) -> str:
     """Return the last line of `text`, cut at `longest` characters."""
     lines = str(text or "").strip().splitlines()
     last = " ".join(lines[-1].split()) if lines else ""
     return last if len(last) <= longest else last[: longest - 1] + "…"
-
-
-def plural(noun: str, number: int) -> str:
-    """Return the noun with an s unless there is one."""
-    return noun if number == 1 else noun + "s"
 
 
 def listed(values: Iterable[Any]) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from harness.errors import UserError
 from harness.report.frames import recorded
+from harness.system.words import quantity
 
 if TYPE_CHECKING:
     from harness.spec.grid import Grid
@@ -154,11 +155,11 @@ def predict(trainings: Trainings) -> list[Prediction]:
     return sorted(found, key=lambda own: ((own.measure, own.combination) != baseline, -abs(own.correlation)))
 
 
-def chance(trainings: Trainings, measure: str = GAIN, way: str = "sum") -> float:
-    """Size of the correlation that 95 % of the permutations of the heads' names stay below."""
+def chance(trainings: Trainings) -> float:
+    """Size of the correlation of summed gains that 95 % of the permutations of the heads' names stay below."""
     ones = np.ones(len(trainings.seeds))
     orders = np.array(list(itertools.permutations(range(len(trainings.heads)))))
-    found = spearman(_feature(trainings, measure, way, ones, orders), _gains(trainings, ones))
+    found = spearman(_feature(trainings, GAIN, "sum", ones, orders), _gains(trainings, ones))
     return float(np.quantile(np.abs(found), 0.95))
 
 
@@ -245,7 +246,7 @@ def words(trainings: Trainings) -> list[str]:
     names = ["{} + {}".format(*(trainings.heads[head] for head in place)) for place in trainings.places]
     best, worst = int(gains.argmax()), int(gains.argmin())
     orders = math.factorial(len(trainings.heads))
-    count = "1 seed" if len(trainings.seeds) == 1 else f"{len(trainings.seeds)} seeds"
+    count = quantity(len(trainings.seeds), "seed")
     told = []
     if trainings.unfinished:
         numbers = ", ".join(map(str, trainings.unfinished))

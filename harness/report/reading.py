@@ -23,7 +23,7 @@ from harness.passwords import without_login
 from harness.spec.hub import title
 from harness.spec.labels import DATA, shown_at
 from harness.store.decisions import looked_at
-from harness.store.results import RunStore
+from harness.store.results import RECORD, RunStore
 from harness.tracking.sqlite import is_missing
 from model.backbones.configs import asked
 
@@ -313,7 +313,7 @@ def links_from(
 
     def links(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         found = []
-        file = place.dir(str(record["trial_id"])) / "result.json"
+        file = place.dir(str(record["trial_id"])) / RECORD
         if exists(file):
             found.append((quote(Path(os.path.relpath(file, folder.absolute())).as_posix()), "record"))
         if record.get("run_id") and record.get("experiment_id"):

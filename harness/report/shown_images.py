@@ -19,7 +19,7 @@ from harness.report.gallery import Model, changed, to_gallery, with_all, worst
 from harness.report.shown_trials import alone
 from harness.spec.detection_metrics import STANDARD_LIMITS, best_of_images
 from harness.spec.error_metrics import BEST_OTHERS
-from harness.store.results import RunStore
+from harness.store.results import DETECTIONS, RunStore
 
 if TYPE_CHECKING:
     from harness.config import DataConfig
@@ -58,7 +58,7 @@ def left_by(label: str, key: str, store: RunStore) -> Left:
         UserError: there are none.
         ValueError, KeyError, TypeError, RecursionError: they are damaged.
     """
-    data = read_bytes(store.dir(key) / "detections.json")
+    data = read_bytes(store.dir(key) / DETECTIONS)
     if data is None:
         raise UserError(f"the detections of {key} are not in the store, only its record")
     rows = list(json.loads(data))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from harness.report.frames import recorded
 from harness.report.tables import metric_of
 from harness.spec.labels import DATA, shown_at
-from harness.store.results import RunStore
+from harness.store.results import DETECTIONS, RunStore
 
 if TYPE_CHECKING:
     from harness.spec.grid import Grid
@@ -110,7 +110,7 @@ def chosen_trial(grid: Grid, here: OnData, store: RunStore) -> Chosen | None:
 
 
 def _has_detections(store: RunStore, record: Record) -> bool:
-    return (store.dir(str(record["trial_id"])) / "detections.json").exists()
+    return (store.dir(str(record["trial_id"])) / DETECTIONS).exists()
 
 
 def _beside_baseline(grid: Grid, here: OnData, row: Row, chosen: Chosen, store: RunStore) -> Chosen:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.report.frames import trials_frame
-from harness.report.notes import describe, listed, missing_reason, plural, undefined_reason
+from harness.report.notes import describe, listed, missing_reason, undefined_reason
 from harness.report.statistics import Difference, Summary, paired_difference, summarise
 from harness.report.verdicts import Verdict, judge_claims
 from harness.spec.detection_metrics import is_detection_metric
 from harness.spec.error_metrics import PREFIX, better, branch_of, error_name, is_error_metric
+from harness.system.words import plural
 
 if TYPE_CHECKING:
     import pandas as pd

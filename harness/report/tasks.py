@@ -37,7 +37,6 @@ class OverTasks:
 
     gain: Estimate  # interquartile mean
     better: Estimate  # probability of improvement
-    tasks: int
     seeds: int
 
 
@@ -74,7 +73,7 @@ def over_tasks(tasks: Sequence[tuple[Values, Values]], sign: float = 1.0) -> Ove
         _estimate(_middle(own - other, every), _middle(own - other, drawn)),
         # pairs of one seed would be drawn too often if both sides had the same seeds, and such pairs are alike
         _estimate(_improved(*signed, every, every), _improved(*signed, drawn, apart)),
-        *own.shape,
+        len(seeds),
     )
 
 

@@ -23,7 +23,7 @@ from harness.report.tables import COSTS, metric_of
 from harness.report.templates import template
 from harness.spec.detection_metrics import ap_of, is_detection_metric, own_name
 from harness.spec.identity import config_from_dict
-from harness.store.results import RunStore
+from harness.store.results import ANALYSIS, RunStore
 
 Record = Mapping[str, Any]
 OWN_CAPTIONS = {  # of figures that show one trial, by the beginning of their names
@@ -173,7 +173,7 @@ def _curves(record: Record) -> list[Picture]:
 
 def _kept_figures(store: RunStore, key: str) -> list[Picture]:
     """Those that the trial's analysis left; the sheet of detections is the gallery here."""
-    folder = store.dir(key) / "analysis"
+    folder = store.dir(key) / ANALYSIS
     paths = [path for path in files_of(folder) if path.suffix == ".png" and path.stem != "detections"]
     pictures = []
     for path in paths:

@@ -19,11 +19,11 @@ from harness.files import exists
 from harness.revisit.configured import Asked, of_file, of_presets, of_stem
 from harness.revisit.described import classes_of
 from harness.revisit.kept import is_own, lacks
-from harness.revisit.trained import WEIGHT_FILES, Found, Reading, find_trial, read_trial
+from harness.revisit.trained import WEIGHT_FILES, Found, Reading, named_trial, read_trial
 from harness.spec.detection_metrics import STANDARD_LIMIT
 from harness.spec.grid import open_grid
 from harness.spec.hub import title
-from harness.spec.named_files import check_content, is_named, local_file
+from harness.spec.named_files import check_content, is_named, is_settings_file, local_file
 from harness.spec.spec import DEFAULT_PRESET
 from harness.spec.strict import Mistakes, suggest, validate
 from harness.store.results import RunStore
@@ -67,7 +67,8 @@ def jobs(args: argparse.Namespace, store: RunStore) -> tuple[list[tuple[Found, R
     for read, request in _wanted(args, store):
         try:
             own = read()
-            asked = _still_lacking(own, request, store) if len(args.names) > 1 or _is_grid(args.names[0]) else request
+            several = len(args.names) > 1 or is_settings_file(args.names[0])
+            asked = _still_lacking(own, request, store) if several else request
             _check_options(own, asked, args, store)
             found.append((own, asked))
         except UserError as error:
@@ -78,7 +79,7 @@ def jobs(args: argparse.Namespace, store: RunStore) -> tuple[list[tuple[Found, R
 def _wanted(args: argparse.Namespace, store: RunStore) -> Iterator[tuple[Callable[[], Found], Request]]:
     """What the names stand for, each read when it is asked for, with what is wanted of it."""
     for name in args.names:
-        if _is_grid(name):
+        if is_settings_file(name):
             for trial in _opened(name, args, store).trials:
                 request = _request(args, trial.analyse)
                 if _is_wanted(trial.trial_id, request, store):
@@ -86,15 +87,7 @@ def _wanted(args: argparse.Namespace, store: RunStore) -> Iterator[tuple[Callabl
         elif is_named(name) or Path(name).suffix in WEIGHT_FILES:
             yield partial(_file, name, args), _request(args, AnalyseConfig(), is_file=True)
         else:
-            yield partial(_named_trial, store, name), _request(args, AnalyseConfig())
-
-
-def _is_grid(name: str) -> bool:
-    return name.endswith((".yaml", ".yml"))
-
-
-def _named_trial(store: RunStore, name: str) -> Found:
-    return read_trial(store, find_trial(store, name))
+            yield partial(named_trial, store, name), _request(args, AnalyseConfig())
 
 
 def _opened(file: str, args: argparse.Namespace, store: RunStore) -> Grid:
@@ -246,7 +239,7 @@ def detector(args: argparse.Namespace, store: RunStore) -> Found:
         remedy = "give the detector that it is of (--model, --set)"
         classes = classes_of(file.path)
         return Found(file.name, config, file.path, None, file.where, remedy, _reading(args), model, classes)
-    found = read_trial(store, find_trial(store, args.weights))
+    found = named_trial(store, args.weights)
     if asked.names_any or asked.overrides:
         raise UserError(f"{found.where} has a configuration of its own; leave out --model, --preset and --set")
     _check_reading(found, args)

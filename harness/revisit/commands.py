@@ -14,6 +14,7 @@ from harness.errors import UserError
 from harness.schedule.progress import duration
 from harness.store.results import RunStore
 from harness.system.console import remark, size, table
+from harness.system.words import quantity
 
 if TYPE_CHECKING:
     from harness.revisit.asked import Request
@@ -112,7 +113,7 @@ def detect(args: argparse.Namespace) -> int:
     wanted = detecting.wanted(args, store)  # mistakes are told before anything is computed
     started = time.monotonic()
     done, threshold = detecting.detect_files(wanted, store, remark)
-    images = "1 image" if len(done.images) == 1 else f"{len(done.images)} images"
+    images = quantity(len(done.images), "image")
     seconds = duration(time.monotonic() - started)
     print(f"{wanted.found.where}: {len(done.annotations)} detections on {images} in {seconds}, {threshold}")
     print(f"wrote {wanted.out}: {detecting.RESULTS} and {'a picture' if len(done.images) == 1 else 'pictures'}")

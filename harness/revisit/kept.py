@@ -18,15 +18,15 @@ from harness.revisit.key_report import as_json
 from harness.revisit.trained import Built, Found
 from harness.spec.detection_metrics import limit_of
 from harness.spec.error_metrics import is_error_metric
-from harness.store.results import RunStore
+from harness.store.results import ANALYSIS, CLASSES, DETECTIONS, RECORD, RunStore
 from harness.system.console import remark
+from harness.system.words import quantity
 from harness.trial.evaluate import Evaluation, evaluator_version
 
 if TYPE_CHECKING:
     from harness.data.coco import CocoDataset
     from harness.revisit.asked import Request
 
-DETECTIONS = "detections.json"
 Say = Callable[[str], None]
 Numbers = Mapping[str, float | None]
 
@@ -98,7 +98,7 @@ def keep(found: Found, analysed: Analysed, request: Request, store: RunStore) ->
         folder = folder_of(found, request)
         return write_tables(analysed, folder) + _draw(folder, found.where, analysed)
     with _finished(found, store) as (store, record):
-        paths = write_tables(analysed, store.dir(found.name) / "analysis")
+        paths = write_tables(analysed, store.dir(found.name) / ANALYSIS)
         measured = {*analysed.tables, *(name.partition("/")[0] for name in analysed.scalars)}
         _add_numbers(found, store, record, analysed.scalars, measured)
         before = record.get("analysis") or {}
@@ -108,7 +108,7 @@ def keep(found: Found, analysed: Analysed, request: Request, store: RunStore) ->
         store.write_result(found.name, record)
         dataset = open_dataset(found.config.data, "val", progress=lambda line: None)
         store.check_lease(found.name)
-        paths += _draw(store.dir(found.name) / "analysis", record.get("label") or found.name, analysed, record, dataset)
+        paths += _draw(store.dir(found.name) / ANALYSIS, record.get("label") or found.name, analysed, record, dataset)
     return paths
 
 
@@ -118,16 +118,16 @@ def _add_protocol(found: Found, evaluation: Evaluation, request: Request, store:
     with _finished(found, store) as (fenced, record):
         _add_numbers(found, fenced, record, added)
         fenced.write_result(found.name, record)
-    return [store.dir(found.name) / "result.json"]
+    return [store.dir(found.name) / RECORD]
 
 
 def keep_errors(found: Found, metrics: Numbers, classes: dict[str, Any], store: RunStore) -> list[Path]:
     """Add the errors of a finished trial to its record, and its classes in columns; returns the files."""
     with _finished(found, store) as (fenced, record):
-        fenced.write(found.name, "classes.json", json.dumps(classes))
+        fenced.write(found.name, CLASSES, json.dumps(classes))
         _add_numbers(found, fenced, record, dict(metrics))
         fenced.write_result(found.name, record | {"classes": classes})
-    return [store.dir(found.name) / name for name in ("result.json", "classes.json")]
+    return [store.dir(found.name) / name for name in (RECORD, CLASSES)]
 
 
 @contextmanager
@@ -250,4 +250,4 @@ def mirror_trials(store: RunStore, trial_ids: Sequence[str], say: Say) -> None:
         say(f"note: {error}; `codetr sync` brings it up to date later")
         return
     if count:
-        say(f"the tracking store has the analysis of {count} trial{'s'[: count != 1]}")
+        say(f"the tracking store has the analysis of {quantity(count, 'trial')}")

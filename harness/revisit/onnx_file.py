@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from harness.data.categories import Categories
-from harness.errors import UserError
+from harness.errors import UserError, install_hint
 from harness.files import exists, is_folder, to_json, write_atomic
 from harness.revisit.classes import classes_by_id, named_classes
 from harness.revisit.trained import Found, build
@@ -113,7 +113,7 @@ def _check_packages() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install -c constraints.txt -e '.[onnx]'") from error
+        raise UserError(f"{error.name} is not installed: {install_hint('onnx')}") from error
 
 
 def as_onnx(detector: Detector, max_detections: int, where: str) -> bytes:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.analyse import Analysed, analyse
+from harness.choose import find_trial
 from harness.config import DataConfig
 from harness.data import open_dataset
 from harness.data.loader import Loader, evaluated_at_once
@@ -17,7 +18,7 @@ from harness.errors import UserError
 from harness.revisit.asked import Request
 from harness.revisit.classes import check_classes
 from harness.revisit.kept import Say
-from harness.revisit.trained import Built, Found, build, find_trial, read_trial
+from harness.revisit.trained import Built, Found, build, read_trial
 from harness.store.results import RunStore
 from harness.trial.build import choose_device
 from harness.trial.evaluate import Evaluation, evaluate

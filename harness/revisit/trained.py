@@ -6,12 +6,12 @@ detector is built, not before.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.choose import find_trial
 from harness.config import TrialConfig
 from harness.data.categories import Categories, categories_of
 from harness.errors import UserError
@@ -21,8 +21,7 @@ from harness.revisit.key_report import key_report, trouble
 from harness.spec.detection_metrics import limit_asked
 from harness.spec.identity import config_from_dict
 from harness.spec.presets import detector_names
-from harness.store.results import RunStore
-from harness.trial.checkpoint import WEIGHTS
+from harness.store.results import CHECKPOINTS, WEIGHTS, RunStore
 from model import weights as files
 from model.backbones.configs import without_weights
 from model.detector import Detector
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from model.config import DetectorConfig
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt")
+NO_WEIGHTS = f"; a file of weights ends in {', '.join(WEIGHT_FILES[:-1])} or {WEIGHT_FILES[-1]}"
 
 
 @dataclass(frozen=True)
@@ -69,31 +69,15 @@ class Found:
         return limit_asked(str(protocol), self.config.evaluate.max_detections)
 
 
-def find_trial(store: RunStore, name: str) -> str:
-    """The trial that `name` means: its id, an unambiguous beginning of it, or the id of its MLflow run.
+def named_trial(store: RunStore, name: str) -> Found:
+    """The finished trial that a name means where a file of weights could stand, too.
 
     Raises:
-        UserError: none is meant, or several are.
+        UserError: none is meant, or several are; and as `read_trial`.
     """
-    known = store.trials()
-    fitting = [trial_id for trial_id in known if trial_id.startswith(name)] if name else []
-    if name in known or len(fitting) == 1:
-        return name if name in known else fitting[0]
-    if fitting:
-        raise UserError(
-            f"'{name}' is the beginning of {len(fitting)} trials: {', '.join(fitting[:5])}; give more of it"
-        )
-    if len(name) == 32 and set(name) <= set("0123456789abcdef"):
-        from harness.tracking.tracking import trial_of_run
-
-        trial_id = trial_of_run(name)
-        if trial_id in known:
-            return trial_id
     if name in detector_names():
         raise UserError(f"'{name}' is the name of a detector: name a file of its weights, and --model {name}")
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else f" in {store.root}; `codetr status --all` lists them"
-    raise UserError(f"'{name}': no trial, MLflow run or file of weights of this name{hint}")
+    return read_trial(store, find_trial(store, name, NO_WEIGHTS))
 
 
 def read_trial(store: RunStore, trial_id: str) -> Found:
@@ -105,7 +89,7 @@ def read_trial(store: RunStore, trial_id: str) -> Found:
     status, record = store.status(trial_id), store.read(trial_id) or {}
     if status != "finished":
         raise UserError(f"trial {trial_id} is {status}: only a finished one has weights")
-    weights = store.dir(trial_id) / "checkpoint" / WEIGHTS
+    weights = store.dir(trial_id) / CHECKPOINTS / WEIGHTS
     history = record.get("history") or [{}]
     config = config_from_dict(record.get("config") or {})
     commit = str((record.get("provenance") or {}).get("commit") or "unknown")[:10]

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from harness.errors import RankLost, UserError
 from harness.schedule.progress import Progress
+from harness.spec.trials import identity_fields
 from harness.store.lease import LeaseLost
-from harness.store.results import RunStore
+from harness.store.results import LOG, RunStore
 
 if TYPE_CHECKING:
     from harness.spec.grid import Trial
@@ -95,27 +96,17 @@ def _settle(trial: Trial, store: RunStore, error: Exception, stopped: bool) -> N
     last = f"{type(error).__name__}: {error}".splitlines()[0]
     try:
         if stopped:
-            store.mark(trial.trial_id, "interrupted", **known(trial))
+            store.mark(trial.trial_id, "interrupted", **identity_fields(trial))
             return
         with suppress(OSError):
-            store.write(trial.trial_id, "log.txt", traceback.format_exc())
-        store.mark(trial.trial_id, "failed", error=last, **known(trial))
+            store.write(trial.trial_id, LOG, traceback.format_exc())
+        store.mark(trial.trial_id, "failed", error=last, **identity_fields(trial))
     except LeaseLost:
         pass  # the new holder writes it
     except OSError:
         if isinstance(error, OSError):
             raise error from None  # the first one tells best
         raise
-
-
-def known(trial: Trial) -> dict[str, Any]:
-    """The part of a record that is known before anything ran."""
-    return {
-        "label": trial.label,
-        "factors": dict(trial.factors),
-        "fingerprint": trial.fingerprint,
-        "weights_hash": trial.weights_hash,
-    }
 
 
 def _reporter(trial: Trial, store: RunStore) -> Callable[[dict[str, Any]], None]:
@@ -196,8 +187,8 @@ def note_loss(trial: Trial, store: RunStore, status: str, reason: str | None, lo
         if (store.read(trial.trial_id) or {}).get("status") == "finished":
             return
         if log:
-            store.write(trial.trial_id, "log.txt", f"{reason}\n\n{log}")
-        store.mark(trial.trial_id, status, reason, **known(trial))
+            store.write(trial.trial_id, LOG, f"{reason}\n\n{log}")
+        store.mark(trial.trial_id, status, reason, **identity_fields(trial))
 
 
 def abandoned(trials: Sequence[Trial], store: RunStore, progress: Progress) -> list[Trial]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from harness.files import write_atomic
 from harness.schedule.execute import on_signals
 from harness.schedule.progress import Progress
-from harness.store.results import RunStore
+from harness.store.results import RECORD, RunStore
 
 if TYPE_CHECKING:
     from harness.spec.grid import Trial
@@ -83,7 +83,7 @@ def failure_stops(trials: Sequence[Trial], store: RunStore, marker: Path, progre
 def _failed_one(trials: Sequence[Trial], store: RunStore, looked: dict[str, int]) -> str | None:
     """A trial that has failed; records that did not change since the last look are not read again."""
     for trial in trials:
-        path = store.dir(trial.trial_id) / "result.json"
+        path = store.dir(trial.trial_id) / RECORD
         try:
             stamp = path.stat().st_mtime_ns
         except OSError:

@@ -29,7 +29,7 @@ REAP_SECONDS = 1.0  # between two looks for forks that have ended
 
 
 class Preloaded:
-    """The process, as a context manager; `place` is where workers find it (`ForkServer(place=…)`).
+    """The process, as a context manager; `place` is where workers find it (`connect`).
 
     Args:
         preload: modules to load; those that are not installed are left out.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.spec.detection_metrics import ap_of
-from harness.store.results import RunStore
+from harness.store.results import HEARTBEAT, METRICS, RECORD, RunStore
 
 if TYPE_CHECKING:
     from harness.spec.grid import Grid, Trial
@@ -135,8 +135,8 @@ class Progress:
                 Watched(trial, number) for number, trial in enumerate(self._chosen, 1) if trial.trial_id in wanted
             ]
             for watched in self._watched:
-                self._changed(watched, "result.json"), self._changed(watched, "heartbeat.json")
-                if self._changed(watched, "metrics.jsonl"):
+                self._changed(watched, RECORD), self._changed(watched, HEARTBEAT)
+                if self._changed(watched, METRICS):
                     for entry in self.store.metrics(watched.trial.trial_id):
                         watched.epochs.add((entry["epoch"], entry.get("time")))
                         watched.last_ap = ap_of(entry) or watched.last_ap
@@ -199,11 +199,11 @@ class Progress:
     def _look_at(self, watched: Watched) -> None:
         trial_id = watched.trial.trial_id
         started, record = False, None
-        if self._changed(watched, "result.json"):  # first: what a trial leaves before its record is there by then
+        if self._changed(watched, RECORD):  # first: what a trial leaves before its record is there by then
             record = self.store.read(trial_id)
-        if self._changed(watched, "heartbeat.json"):
+        if self._changed(watched, HEARTBEAT):
             started = self._take_beat(watched, self.store.read_heartbeat(trial_id) or {})
-        if self._changed(watched, "metrics.jsonl"):
+        if self._changed(watched, METRICS):
             for entry in self.store.metrics(trial_id):
                 key = (entry["epoch"], entry.get("time"))
                 if key not in watched.epochs:

@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.errors import UserError
+from harness.errors import UserError, install_hint
 from harness.files import exists
 from harness.schedule.cluster import RayStart, is_given
 from harness.schedule.execute import RunTrial, on_signals, stop_now
@@ -31,7 +31,7 @@ from harness.spec.space import corners
 from harness.spec.training_length import TrainingLength, training_length
 from harness.store.housekeeping import take_up
 from harness.store.ledger import remember
-from harness.store.results import RunStore
+from harness.store.results import LOG, RunStore
 from harness.store.source import code_version
 from harness.store.suggestions import suggested
 from harness.tracking import tracking
@@ -170,7 +170,7 @@ def _conclusion(grid: Grid, store: RunStore, summary: Summary) -> str:
     text = ", ".join(f"{len(ids)} {name}" for name, ids in names.items() if ids)
     text += f", {grid.num_unknown} not suggested" if grid.num_unknown else ""
     for key in summary.failed:
-        log = store.dir(key) / "log.txt"
+        log = store.dir(key) / LOG
         text += f"\n{grid.name}  failed: {key}  {(store.read(key) or {}).get('error')}"
         text += f"  (log: {log})" if exists(log) else ""
     return text
@@ -185,7 +185,7 @@ def _check_search(grid: Grid, executor: str) -> None:
         what = "scheduler: asha" if spec.scheduler == "asha" else "algorithm: optuna"
         raise UserError(f"{grid.name}: search with {what} needs Ray; leave --executor local out")
     if spec.algorithm == "optuna" and find_spec("optuna") is None:
-        raise UserError(f"{grid.name}: algorithm: optuna needs optuna; pip install -c constraints.txt -e '.[search]'")
+        raise UserError(f"{grid.name}: algorithm: optuna needs optuna; {install_hint('search')}")
 
 
 def _examples(grid: Grid, pending: list[Trial], more: int) -> list[Trial]:

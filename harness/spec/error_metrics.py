@@ -5,7 +5,7 @@ They are measured with a trial's last evaluation, for each branch (`atss/errors/
 
 from __future__ import annotations
 
-COSTS = ("classification", "localisation", "both", "duplicate", "background", "miss")  # TIDE's, in points of AP
+COSTS = ("classification", "localisation", "both", "duplicate", "background", "miss")  # TIDE's, in the paper's order
 SPECIAL_COSTS = ("false_positives", "false_negatives")
 PREFIX = "errors/"
 BEST = "best_f1"  # percent; with its threshold, precision and recall

@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,8 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.data.disk import shown
-from harness.data.ticker import INTERVAL_SECONDS
-from harness.errors import UserError, one_line
+from harness.data.ticker import INTERVAL_SECONDS, print_aside
+from harness.errors import UserError, install_hint, one_line
 
 PREFIX = "hub:"
 FORM = "hub:OWNER/NAME/FILE, with @REVISION behind NAME and #sha256=HEX behind FILE if you like"
@@ -32,7 +31,7 @@ NAME = re.compile(
     r"/(?P<file>[^#@\\]+?)(?:#sha256=(?P<sha256>[0-9a-fA-F]{64}))?",
     re.ASCII,
 )
-EXTRA = 'pip install "codetr-harness[backbones]"'
+EXTRA = install_hint("backbones")
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")  # of files that a remark names
 SETTINGS = "config.json"  # of transformers: says of a model what its weights do not
 MEGA = 1e6
@@ -94,7 +93,7 @@ def local_file(name: str, say: Say | None = None) -> Path:
         if isinstance(cached, str):
             return Path(cached)
         with _quiet():
-            return _fetched(wanted, name, say or _print_aside)
+            return _fetched(wanted, name, say or print_aside)
     except UserError:
         raise
     except Exception as error:  # a library and a network may fail in any way
@@ -140,10 +139,6 @@ def _library(name: str) -> Any:
     except ImportError as error:
         raise UserError(f"{name} needs the package huggingface_hub: {EXTRA}") from error
     return huggingface_hub
-
-
-def _print_aside(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

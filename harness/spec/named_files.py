@@ -12,6 +12,11 @@ from harness.spec.packages import PREFIX, check_packaged, is_packaged, package_o
 HOW = f"write {hub.FORM}, or {PREFIX}DISTRIBUTION"
 
 
+def is_settings_file(name: str) -> bool:
+    """Whether a word is a file of settings (an ablation, a preset) and no name: by its ending."""
+    return name.endswith((".yaml", ".yml"))
+
+
 def is_named(name: str) -> bool:
     """Whether this is the name of a file that is kept elsewhere, and no path."""
     return hub.is_hub(name) or is_packaged(name)

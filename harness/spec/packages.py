@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.errors import UserError
+from harness.errors import UserError, install_hint
 from harness.spec.strict import suggest
 
 PREFIX = "pip:"
@@ -60,8 +60,8 @@ def packaged_file(name: str) -> Path:
         raise UserError(str(error)) from error
     found = importlib.util.find_spec(package.module)
     if found is None or not found.submodule_search_locations:
-        extra = f'pip install "codetr-harness[{package.extra}]"'
-        raise UserError(f"{name} is not installed: {extra}, or pip install {name.removeprefix(PREFIX)}")
+        hint = install_hint(package.extra)
+        raise UserError(f"{name} is not installed: {hint}, or pip install {name.removeprefix(PREFIX)}")
     return Path(found.submodule_search_locations[0]) / package.file
 
 

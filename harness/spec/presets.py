@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.spec.named_files import is_named
+from harness.spec.named_files import is_named, is_settings_file
 from harness.spec.parts import Setting
 from harness.spec.resolve import leaves
 from harness.spec.spec import SHIPPED, AblationSpec
@@ -121,7 +121,7 @@ def preset_files(spec_path: str, folder: str = "presets") -> dict[str, Path]:
 def open_presets(preset: str, spec: AblationSpec, mistakes: Mistakes) -> Presets:
     """The preset of scale with this name or path, and the detectors that the rows of `spec` can name."""
     known = preset_files(spec.path)
-    file = Path(preset) if preset.endswith((".yaml", ".yml")) else known.get(preset)
+    file = Path(preset) if is_settings_file(preset) else known.get(preset)
     models, released = (preset_files(spec.path, f"presets/{folder}") for folder in (MODELS, RELEASED))
     if file is None:
         detector = f"; '{preset}' is a detector: --set model.preset={preset}" if preset in models else ""
@@ -147,10 +147,10 @@ def file_settings(spec: AblationSpec, presets: Presets, mistakes: Mistakes) -> l
     return settings + presets.chosen(spec.presets, f"{spec.path}:presets.", mistakes)
 
 
-def detector_names(spec_path: str = "") -> list[str]:
-    """What `model.preset` can name: detectors, then released models."""
-    released = released_models(preset_files(spec_path, f"presets/{RELEASED}"), Mistakes())
-    return [*preset_files(spec_path, f"presets/{MODELS}"), *released]
+def detector_names() -> list[str]:
+    """What `model.preset` can name without an ablation file: detectors, then released models."""
+    released = released_models(preset_files("", f"presets/{RELEASED}"), Mistakes())
+    return [*preset_files("", f"presets/{MODELS}"), *released]
 
 
 def released_models(files: Mapping[str, Path], mistakes: Mistakes) -> dict[str, tuple[Path, Any]]:

@@ -19,6 +19,7 @@ from harness.errors import UserError, one_line
 from harness.spec.hub import Say, again, is_hub
 from harness.spec.named_files import check_content, is_named, local_file
 from harness.spec.spec import SHIPPED
+from harness.system.words import quantity
 from model.backbones import BACKBONES
 from model.backbones.configs import asked, without_weights
 from model.weights import file_trouble
@@ -101,7 +102,7 @@ def frozen_at_random(trials: Iterable[Trial]) -> str:
     if not told:
         return ""
     return (
-        f"model.backbone: {len(told)} trial{'s'[: len(told) != 1]} would freeze random weights "
+        f"model.backbone: {quantity(len(told), 'trial')} would freeze random weights "
         f"({' / '.join(dict.fromkeys(told))}): give {KEY}=FILE, or train all of it (frozen_stages: -1 with norm: group "
         "or batch), or accept it with model.backbone.random_frozen: true"
     )
@@ -113,7 +114,7 @@ def notes(trials: Sequence[Trial]) -> list[str]:
     lines = list(filter(None, [frozen_at_random(trials)]))
     if words:
         lines.append(
-            f"model.backbone: {len(words)} trial{'s'[: len(words) != 1]} would start from random weights "
+            f"model.backbone: {quantity(len(words), 'trial')} would start from random weights "
             f"({' / '.join(dict.fromkeys(words))}), and published results do not: give {KEY}=FILE, to the rows of one "
             "backbone at a time (--only)"
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import DataConfig, TrainConfig, TrialConfig
 from harness.errors import UserError
+from harness.system.words import plural
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,4 +113,4 @@ def _factors(content: Any, image_hw: list[tuple[int, int]], data: DataConfig) ->
 
 
 def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s'[: count != 1]}"
+    return f"{count:,} {plural(noun, count)}"

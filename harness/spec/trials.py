@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.config import AnalyseConfig, DataConfig, RuntimeConfig, TrialConfig
 from harness.errors import UserError
-from harness.spec.identity import canonical_model, trial_id
+from harness.spec.identity import canonical_model, config_to_dict, trial_id
 from harness.spec.labels import Factor, different_parts, factors_label, factors_of, settings_of, short_names
 from harness.spec.named_files import is_named
 from harness.spec.presets import Layered
@@ -45,6 +45,19 @@ class Trial:
     def has_id(self) -> bool:
         """Whether the id is final: it is not while the data set or the file of pretrained weights is not there."""
         return bool(self.fingerprint) and self.weights_hash != ""
+
+
+def identity_fields(trial: Trial) -> dict[str, Any]:
+    """The part of a record that is known before anything ran: what the trial is."""
+    return {
+        "schema": 1,
+        "trial_id": trial.trial_id,
+        "label": trial.label,
+        "config": config_to_dict(trial.config),
+        "fingerprint": trial.fingerprint,
+        "weights_hash": trial.weights_hash,
+        "factors": dict(trial.factors),
+    }
 
 
 @dataclass(frozen=True)

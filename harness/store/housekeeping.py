@@ -21,12 +21,25 @@ from typing import Any, NoReturn
 from harness import files
 from harness.files import TEMPORARY, cache_dir, write_atomic
 from harness.store.lease import STALE_AFTER, file_lock, is_alive, read_holder
-from harness.store.results import RunStore, beat_flaw, record_flaw
+from harness.store.results import (
+    ATTEMPTS,
+    CHECKPOINT,
+    CHECKPOINTS,
+    HEARTBEAT,
+    LEASE,
+    LOG,
+    METRICS,
+    PREVIOUS,
+    RECORD,
+    WEIGHTS,
+    RunStore,
+    beat_flaw,
+    record_flaw,
+)
 
 OF_LEASES = (".now-*", ".lease.*.json.*", ".lease.json.*")  # what a killed writer of one leaves
 LEASES = "lease*.json"  # of a trial, or of a grid under a preset
-RESUME_FILES = ("state.safetensors", "previous.safetensors")  # of a checkpoint: only a continuation needs them
-WEIGHTS = "model.safetensors"
+RESUME_FILES = (CHECKPOINT, PREVIOUS)  # only a continuation needs them
 QUIET_SECONDS = 60 * STALE_AFTER  # what nobody touched for an hour is nobody's work in progress
 
 
@@ -41,11 +54,11 @@ def damages(store: RunStore, trial_id: str) -> list[str]:
     """
     folder, lines = store.dir(trial_id), []
     for name, what in (
-        ("result.json", "the next `codetr run` keeps it in attempts/ and trains the trial again; "
+        (RECORD, "the next `codetr run` keeps it in attempts/ and trains the trial again; "
          "where MLflow has the run, its artifact result.json is the same file and can be put back"),
-        ("metrics.jsonl", "its whole lines are used; the file is kept as metrics.jsonl.damaged when one is added"),
-        ("heartbeat.json", "only the progress of a running trial is not shown; it may be deleted"),
-        ("lease.json", "it counts as nobody's; the next `codetr run` takes the trial over"),
+        (METRICS, "its whole lines are used; the file is kept as metrics.jsonl.damaged when one is added"),
+        (HEARTBEAT, "only the progress of a running trial is not shown; it may be deleted"),
+        (LEASE, "it counts as nobody's; the next `codetr run` takes the trial over"),
     ):  # fmt: skip
         why = _flaw_of(folder / name)
         if why:
@@ -71,8 +84,8 @@ def _flaw_of(path: Path) -> str:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         return str(error).splitlines()[0]
-    if path.name in ("result.json", "heartbeat.json"):
-        return record_flaw(found) if path.name == "result.json" else beat_flaw(found)
+    if path.name in (RECORD, HEARTBEAT):
+        return record_flaw(found) if path.name == RECORD else beat_flaw(found)
     return "" if isinstance(found, dict) else "not a JSON object"
 
 
@@ -89,7 +102,7 @@ def _is_epoch(line: bytes) -> bool:
 
 def attempts(store: RunStore, trial_id: str) -> list[Path]:
     """Folders of a trial's earlier, failed attempts, oldest first."""
-    folders = files.listed(store.dir(trial_id) / "attempts")
+    folders = files.listed(store.dir(trial_id) / ATTEMPTS)
     return sorted((path for path in folders if path.name.isdecimal()), key=lambda path: int(path.name))
 
 
@@ -111,13 +124,13 @@ def set_back(store: RunStore, trial_id: str, *, from_scratch: bool = False) -> b
         if record is None or record.get("status") != "failed":
             return False
         folder, earlier = store.dir(trial_id), attempts(store, trial_id)
-        target = folder / "attempts" / str(1 + (int(earlier[-1].name) if earlier else 0))
+        target = folder / ATTEMPTS / str(1 + (int(earlier[-1].name) if earlier else 0))
         target.mkdir(parents=True)
         if from_scratch:
             store.check_lease(trial_id)
             leave_mark(store, trial_id)
-            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-        names = ("log.txt", *(("metrics.jsonl", "heartbeat.json") if from_scratch else ()), "result.json")
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        names = (LOG, *((METRICS, HEARTBEAT) if from_scratch else ()), RECORD)
         for name in names:  # the record last: until it has moved, the trial has failed
             store.check_lease(trial_id)
             with suppress(FileNotFoundError):
@@ -217,7 +230,7 @@ def _trials(store: RunStore) -> Iterator[Path]:
 
 
 def _ended_launches(store: RunStore) -> Iterator[tuple[Path, str]]:
-    owners = {found.get("owner") for folder in _trials(store) if (found := _living(folder / "lease.json"))}
+    owners = {found.get("owner") for folder in _trials(store) if (found := _living(folder / LEASE))}
     for path in files.listed(store.root / "launches"):
         if path.name not in owners and _quiet(path):
             yield path, "working files of a launch that has ended"
@@ -229,7 +242,7 @@ def _living(path: Path) -> dict[str, Any] | None:
 
 def _of_killed_writers(store: RunStore) -> Iterator[tuple[Path, str]]:
     folders = [store.root, store.root / "runs", *files.listed(store.root / "grids"), *_trials(store)]
-    folders += [folder / "checkpoint" for folder in _trials(store)]
+    folders += [folder / CHECKPOINTS for folder in _trials(store)]
     for folder in folders:
         for path in files.listed(folder):
             temporary = any(path.match(pattern) for pattern in (*TEMPORARY, *OF_LEASES))
@@ -246,7 +259,7 @@ def _dead_leases(store: RunStore) -> Iterator[tuple[Path, str]]:
 
 def _resume_files(store: RunStore) -> Iterator[tuple[Path, str]]:
     for folder in _trials(store):
-        kept = folder / "checkpoint"
+        kept = folder / CHECKPOINTS
         found = [kept / name for name in RESUME_FILES if files.exists(kept / name)]
         if found and files.exists(kept / WEIGHTS) and store.status(folder.name) == "finished":
             yield from ((path, "checkpoint of a finished trial (its weights stay)") for path in found)

@@ -1,7 +1,7 @@
 """What a store knows of grids: which trials were asked for together, so that `status` needs no ablation file.
 
 The driver of a grid leaves `grids/<key>/grid.<preset>.json` before anything runs; the key is the file's name, or one
-that takes in --data and --set (harness/spec/variants.py). Also here: finding a trial by the first letters of its id.
+that takes in --data and --set (harness/spec/variants.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import ReadError, UserError
+from harness.errors import ReadError
 from harness.files import is_folder, listed, read_bytes, to_json, write_atomic
 from harness.spec.variants import IDLE, heading
 from harness.store.agreement import agree, parts_of
@@ -215,42 +215,3 @@ def made_by_other_code(store: RunStore, trial_ids: Iterable[str]) -> list[str]:
         if record.get("status") == "finished" and made and not agree(made, code_of(parts_of(made))):
             found.append(trial_id)
     return found
-
-
-def find_trial(store: RunStore, text: str, among: Iterable[str] | None = None) -> str:
-    """The id of the trial that `text` begins.
-
-    Args:
-        store: where trials are looked for.
-        text: an id, or enough of its beginning.
-        among: ids; None takes all that have a folder.
-
-    Raises:
-        UserError: there is none, or more than one.
-    """
-    ids = sorted(store.trials() if among is None else among)
-    if text in ids:
-        return text
-    found = [trial_id for trial_id in ids if text and trial_id.startswith(text)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        shown = ", ".join(found[:5]) + ("…" if len(found) > 5 else "")
-        raise UserError(f"trial '{text}': {len(found)} ids begin so: {shown}; give more of it")
-    if not ids:
-        raise UserError(f"trial '{text}': there are no trials in {store.root}")
-    raise UserError(
-        f"trial '{text}': no such trial in {store.root}{_nearest(text, ids)}; `codetr status --all` lists them"
-    )
-
-
-def _nearest(text: str, ids: list[str]) -> str:
-    import difflib
-
-    begins: dict[str, list[str]] = {}  # a beginning is compared with beginnings
-    for trial_id in ids:
-        begins.setdefault(trial_id[: len(text)], []).append(trial_id)
-    near = [trial_id for word in difflib.get_close_matches(text, begins, 3, 0.5) for trial_id in begins[word]]
-    if near:
-        return f"; nearest: {', '.join(near[:3])}"
-    return f"; known: {', '.join(ids)}" if len(ids) <= 5 else ""

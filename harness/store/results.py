@@ -1,8 +1,9 @@
 """The record of a trial on (shared) storage: the durable truth that the tracking store only mirrors.
 
-`<store>/runs/<trial_id>/` holds config.yaml, result.json, metrics.jsonl (a line per epoch), checkpoint/, log.txt,
-attempts/ (records of failures that were tried again), and while somebody works on it lease.json and heartbeat.json.
-Every file is replaced whole or not at all.
+`<store>/runs/<trial_id>/` holds result.json (the record) and config.yaml, metrics.jsonl (a line per epoch),
+per_class.json, classes.json and detections.json (of the last evaluation), analysis/, checkpoint/, log.txt (of a
+failure), attempts/ (records of failures that were tried again), heartbeat.json (the last sign of life), and while
+somebody works on it lease.json. Every file is replaced whole or not at all.
 """
 
 from __future__ import annotations
@@ -21,13 +22,22 @@ from harness.files import store_dir, to_json, without_nan, write_atomic
 from harness.store import lease
 from harness.store.renamed import renamed_numbers, renamed_record
 
+# Names of a trial's files and folders.
+RECORD, CONFIG, METRICS = "result.json", "config.yaml", "metrics.jsonl"
+LEASE, HEARTBEAT, LOG = "lease.json", "heartbeat.json", "log.txt"
+DETECTIONS, PER_CLASS, CLASSES = "detections.json", "per_class.json", "classes.json"  # of the last evaluation
+ANALYSIS, ATTEMPTS, CHECKPOINTS = "analysis", "attempts", "checkpoint"  # folders
+CHECKPOINT, PREVIOUS = "state.safetensors", "previous.safetensors"  # of a checkpoint: only a continuation needs them
+WEIGHTS = "model.safetensors"  # beside these, at the end
+
 STATUSES = ("pending", "running", "finished", "failed", "interrupted", "pruned")
 
-RECORD_PARTS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("metrics", "cost", "config", "factors", "provenance", "per_class", "classes"), (dict, type(None))),
-    **dict.fromkeys(("error", "started", "finished", "label", "fingerprint", "weights_hash"), (str, type(None))),
-    "history": (list, type(None)),
+RECORD_PARTS: dict[str, type] = {  # each may be null, too
+    **dict.fromkeys(("metrics", "cost", "config", "factors", "provenance", "per_class", "classes"), dict),
+    **dict.fromkeys(("error", "started", "finished", "label", "fingerprint", "weights_hash"), str),
+    "history": list,
 }
+KINDS: dict[type, str] = {dict: "table", str: "text", list: "list"}  # for messages
 
 
 def record_flaw(record: Any) -> str:
@@ -36,8 +46,10 @@ def record_flaw(record: Any) -> str:
         return "not a JSON object"
     if record.get("status") not in STATUSES:
         return f"its status is {record.get('status')!r}"
-    wrong = [name for name, kind in RECORD_PARTS.items() if not isinstance(record.get(name), kind)]
-    return f"{wrong[0]} is no {'text' if wrong[0] in ('error', 'label') else 'table'}" if wrong else ""
+    for name, kind in RECORD_PARTS.items():
+        if not isinstance(record.get(name), (kind, type(None))):
+            return f"{name} is no {KINDS[kind]}"
+    return ""
 
 
 def beat_flaw(beat: Any) -> str:
@@ -77,7 +89,7 @@ class RunStore:
             LeaseLost: another process has taken it over.
             ReadError: the storage does not tell.
         """
-        path = self.dir(trial_id) / "lease.json"
+        path = self.dir(trial_id) / LEASE
         if self._token is not None and not lease.names(path, self._token):
             raise lease.LeaseLost(f"{path}: another process has taken this trial over")
 
@@ -122,7 +134,7 @@ class RunStore:
         Raises:
             ReadError: the storage does not give it, which says nothing about the trial.
         """
-        path = self.dir(trial_id) / "result.json"
+        path = self.dir(trial_id) / RECORD
         data = files.read_bytes(path)
         if data is None:
             return None
@@ -154,15 +166,15 @@ class RunStore:
 
     def write_result(self, trial_id: str, record: dict[str, Any]) -> None:
         """Write the record whole."""
-        self.write(trial_id, "result.json", to_json(record, indent=1) + "\n")
+        self.write(trial_id, RECORD, to_json(record, indent=1) + "\n")
 
     def write_config(self, trial_id: str, config: dict[str, Any]) -> None:
         """Write the resolved configuration as config.yaml."""
         import yaml
 
-        self.write(trial_id, "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        self.write(trial_id, CONFIG, yaml.safe_dump(config, sort_keys=False))
 
-    def mark(self, trial_id: str, status: str, error: str | None = None, **fields: Any) -> dict[str, Any]:
+    def mark(self, trial_id: str, /, status: str, error: str | None = None, **fields: Any) -> dict[str, Any]:
         """Change the status of a record (made if absent); `fields` are taken only where the record has none.
 
         What is finished stays so: whatever goes wrong after that is no part of the trial.
@@ -180,13 +192,13 @@ class RunStore:
         Lines of the same or a later epoch go: they come from before a resume.
         """
         self.check_lease(trial_id)
-        path, known = self.dir(trial_id) / "metrics.jsonl", self.metrics(trial_id)
+        path, known = self.dir(trial_id) / METRICS, self.metrics(trial_id)
         lines = [line for line in known if line["epoch"] < entry["epoch"]]
         lines.append({**entry, "time": entry.get("time", time.time())})
         whole = files.read_bytes(path) or b""
         if len(whole.splitlines()) > len(known):  # lines that cannot be understood
-            self.write(trial_id, "metrics.jsonl.damaged", whole)
-        self.write(trial_id, "metrics.jsonl", "".join(to_json(line) + "\n" for line in lines))
+            self.write(trial_id, f"{METRICS}.damaged", whole)
+        self.write(trial_id, METRICS, "".join(to_json(line) + "\n" for line in lines))
 
     def restore_metrics(self, trial_id: str, history: list[dict[str, Any]]) -> None:
         """Make metrics.jsonl hold the epochs of a checkpoint, no more and no fewer; known ones keep their time."""
@@ -194,7 +206,7 @@ class RunStore:
         times = {line["epoch"]: line.get("time") for line in found}
         lines = [{**entry, "time": times.get(entry["epoch"]) or time.time()} for entry in history]
         if without_nan(lines) != found:
-            self.write(trial_id, "metrics.jsonl", "".join(to_json(line) + "\n" for line in lines))
+            self.write(trial_id, METRICS, "".join(to_json(line) + "\n" for line in lines))
 
     def metrics(self, trial_id: str) -> list[dict[str, Any]]:
         """The epochs of metrics.jsonl in order; lines that cannot be understood are left out.
@@ -203,7 +215,7 @@ class RunStore:
             ReadError: the storage does not give them.
         """
         entries = []
-        for line in (files.read_bytes(self.dir(trial_id) / "metrics.jsonl") or b"").splitlines():
+        for line in (files.read_bytes(self.dir(trial_id) / METRICS) or b"").splitlines():
             with suppress(ValueError, RecursionError):
                 entry = json.loads(line)
                 if isinstance(entry, dict) and isinstance(entry.get("epoch"), int):
@@ -213,7 +225,7 @@ class RunStore:
     def heartbeat(self, trial_id: str, event: dict[str, Any]) -> None:
         """Leave a sign of life with the state of the work (step, total_steps, loss, eta_seconds and so on)."""
         beat = {**event, **lease.holder(), "time": time.time()}
-        self.write(trial_id, "heartbeat.json", to_json(beat), durable=False)
+        self.write(trial_id, HEARTBEAT, to_json(beat), durable=False)
 
     def read_heartbeat(self, trial_id: str) -> dict[str, Any] | None:
         """The last sign of life, however old; None when there is none, or it cannot be understood.
@@ -221,7 +233,7 @@ class RunStore:
         Raises:
             ReadError: the storage does not give it.
         """
-        beat = lease.read_holder(self.dir(trial_id) / "heartbeat.json")
+        beat = lease.read_holder(self.dir(trial_id) / HEARTBEAT)
         return None if beat is None or beat_flaw(beat) else beat
 
     def status(self, trial_id: str) -> str:
@@ -240,7 +252,7 @@ class RunStore:
     def _status(self, trial_id: str, record: dict[str, Any] | None) -> str:
         if record is not None and record.get("status") == "finished":
             return "finished"
-        held = self.dir(trial_id) / "lease.json"
+        held = self.dir(trial_id) / LEASE
         if lease.is_alive(held):
             return "running"
         if record is None:
@@ -248,16 +260,16 @@ class RunStore:
         if record.get("status") != "running":
             return str(record.get("status", "failed"))
         # Without a lease (a trial run by hand) the heartbeat tells.
-        beating = not files.exists(held) and lease.is_alive(self.dir(trial_id) / "heartbeat.json")
+        beating = not files.exists(held) and lease.is_alive(self.dir(trial_id) / HEARTBEAT)
         return "running" if beating else "interrupted"
 
     def claim(self, trial_id: str, owner: str = "", driver: dict[str, Any] | None = None) -> lease.Lease | None:
         """The lease to work on a trial, or None while somebody else holds it (see `lease.claim`)."""
-        return lease.claim(self.dir(trial_id) / "lease.json", owner, driver=driver)
+        return lease.claim(self.dir(trial_id) / LEASE, owner, driver=driver)
 
     def released(self, trial_ids: Iterable[str]) -> list[str]:
         """Those of the trials that nobody works on; waits where that is in doubt (see `lease.released`)."""
-        paths = {self.dir(trial_id) / "lease.json": trial_id for trial_id in trial_ids}
+        paths = {self.dir(trial_id) / LEASE: trial_id for trial_id in trial_ids}
         return [paths[path] for path in lease.released(paths)]
 
     def claim_grid(self, name: str, preset: str) -> lease.Lease | None:

@@ -27,19 +27,29 @@ from harness.files import attributes, chunks, exists, files_below, is_file, writ
 from harness.spec.detection_metrics import ap_of
 from harness.store.decisions import is_decision, of_trials, take
 from harness.store.parcel import Parcel, Refused, opened, read, unpack
-from harness.store.results import RunStore
+from harness.store.results import (
+    ANALYSIS,
+    CHECKPOINTS,
+    CLASSES,
+    CONFIG,
+    DETECTIONS,
+    HEARTBEAT,
+    LOG,
+    METRICS,
+    PER_CLASS,
+    RECORD,
+    RunStore,
+)
 
 FILES = (
-    "config.yaml",
-    "metrics.jsonl",
-    "per_class.json",
-    "classes.json",
-    "result.json",
+    CONFIG,
+    METRICS,
+    PER_CLASS,
+    CLASSES,
+    RECORD,
 )  # the record itself comes last
-ANALYSIS = "analysis"  # a folder
 CHECKPOINT = "checkpoint/model.safetensors"  # the rest of a checkpoint only serves to go on training
-DETECTIONS = "detections.json"
-OF_OTHERS = (DETECTIONS, "log.txt", "heartbeat.json")  # goes when another training takes the place
+OF_OTHERS = (DETECTIONS, LOG, HEARTBEAT)  # goes when another training takes the place
 PARTS = {"config": dict, "metrics": dict, "history": list, "cost": dict, "provenance": dict, "fingerprint": str}
 TRIAL_ID = re.compile(r"[0-9a-f]{12}")
 SCHEMA = 1  # of a record
@@ -166,9 +176,9 @@ def checked(trial_id: str, files: Mapping[str, bytes]) -> dict[str, Any]:
     """
     from harness.spec.identity import recorded_id
 
-    if "result.json" not in files:
+    if RECORD not in files:
         raise Refused("has no result.json")
-    record = _json(files["result.json"], "result.json")
+    record = _json(files[RECORD], RECORD)
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise Refused(f"result.json is no record of schema {SCHEMA}")
     if wrong := [name for name, kind in PARTS.items() if not isinstance(record.get(name), kind)]:
@@ -178,10 +188,10 @@ def checked(trial_id: str, files: Mapping[str, bytes]) -> dict[str, Any]:
     if record.get("status") != "finished":
         raise Refused(f"is not finished: {record.get('status')}")
     for name, data in files.items():
-        if name.endswith(".json") and name != "result.json":
+        if name.endswith(".json") and name != RECORD:
             _json(data, name)
-    for line in files.get("metrics.jsonl", b"").splitlines():
-        entry = _json(line, "metrics.jsonl")
+    for line in files.get(METRICS, b"").splitlines():
+        entry = _json(line, METRICS)
         if not isinstance(entry, dict) or not isinstance(entry.get("epoch"), int):
             raise Refused("metrics.jsonl has a line that is no epoch's")
     try:
@@ -264,7 +274,7 @@ def _import_trial(
 ) -> None:
     files = {name: read(parcel, f"runs/{trial_id}/{name}") for name in names if name != CHECKPOINT}
     record = checked(trial_id, files)
-    files["config.yaml"] = yaml.safe_dump(record["config"], sort_keys=False).encode()  # what was checked
+    files[CONFIG] = yaml.safe_dump(record["config"], sort_keys=False).encode()  # what was checked
     weights = f"runs/{trial_id}/{CHECKPOINT}" if checkpoints and CHECKPOINT in names else None
     left_out = CHECKPOINT in names and not checkpoints
     folder = store.dir(trial_id)
@@ -310,9 +320,9 @@ def _put(
         if clear:
             for name in (*FILES[:-1], *OF_OTHERS):
                 (folder / name).unlink(missing_ok=True)
-            for part in (ANALYSIS, "checkpoint"):
+            for part in (ANALYSIS, CHECKPOINTS):
                 shutil.rmtree(folder / part, ignore_errors=True)
-        for path in sorted(files_below(staged), key=lambda path: path.name == "result.json"):
+        for path in sorted(files_below(staged), key=lambda path: path.name == RECORD):
             target = folder / path.relative_to(staged)
             target.parent.mkdir(parents=True, exist_ok=True)
             store.check_lease(trial_id)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from harness.system.entrance import python_command
+from harness.system.words import quantity
 
 ORDER = ("finished", "running", "interrupted", "failed", "pruned", "pending")  # of statuses in a summary
 
@@ -94,7 +95,7 @@ def count(statuses: Iterable[str]) -> str:
     number = sum(counts.values())
     known = [status for status in (*ORDER, *sorted(counts)) if counts[status]]
     told = ", ".join(f"{counts[status]} {status}" for status in dict.fromkeys(known))
-    return f"{number} trial{'s'[: number != 1]}" + (f": {told}" if told else "")
+    return quantity(number, "trial") + (f": {told}" if told else "")
 
 
 def size(num_bytes: float) -> str:

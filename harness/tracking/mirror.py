@@ -22,7 +22,7 @@ from harness.spec.space import values_text
 from harness.store.agreement import short
 from harness.store.housekeeping import marks
 from harness.store.lease import file_lock, identity, is_alive, read_holder
-from harness.store.results import RunStore
+from harness.store.results import METRICS, RECORD, RunStore
 from harness.tracking import tracking, views
 from harness.tracking.failures import AWAY, DELETED, failure_of
 from harness.tracking.mlflow_runs import (
@@ -292,7 +292,7 @@ class Mirror:
 
     def _state(self, trial_id: str) -> tuple[Any, ...]:
         stamps = []
-        for name in ("result.json", "metrics.jsonl"):
+        for name in (RECORD, METRICS):
             with suppress(OSError):
                 found = (self.store.dir(trial_id) / name).stat()
                 stamps.append((name, found.st_mtime_ns, found.st_ino))

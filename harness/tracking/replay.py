@@ -18,7 +18,7 @@ from harness.spec.spec import ANALYSIS_METRIC
 from harness.store.agreement import packed
 from harness.store.lease import file_lock
 from harness.store.renamed import renamed_numbers
-from harness.store.results import RunStore
+from harness.store.results import ANALYSIS, CONFIG, LOG, RECORD, RunStore
 from harness.tracking.metric_names import GROUPS, flat_metrics, renamed
 from harness.tracking.mlflow_runs import MAX_TAG, create_run, log_metrics, set_params, set_status, set_tags
 from harness.tracking.tracking import IN_RECORD, MLFLOW_STATUS, NAMES_TAG, parsed, remove_run
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-ARTIFACTS = ("config.yaml", "result.json")
+ARTIFACTS = (CONFIG, RECORD)
 
 
 class Replayer:
@@ -122,11 +122,11 @@ class Replayer:
         for part, entry in (record.get("metrics") or {}, last), (whole, {**last, "step": 0, "epoch": 0}):
             final = flat_metrics(part)
             self._log_changes(run, {k: v for k, v in final.items() if k not in of_epochs}, entry)
-        for name in (*ARTIFACTS, "log.txt") if status == "failed" else ARTIFACTS:
+        for name in (*ARTIFACTS, LOG) if status == "failed" else ARTIFACTS:
             if exists(self._store.dir(trial_id) / name):
                 self._log_file(run, self._store.dir(trial_id) / name)
-        for path in (path for path in listed(self._store.dir(trial_id) / "analysis") if path.name[0] != "."):
-            self._log_file(run, path, "analysis")
+        for path in (path for path in listed(self._store.dir(trial_id) / ANALYSIS) if path.name[0] != "."):
+            self._log_file(run, path, ANALYSIS)
         provenance = record.get("provenance") or {}
         tags = {
             key: str(record.get(key) or "") for key in ("error", "started", "finished", "fingerprint", "weights_hash")

@@ -27,6 +27,7 @@ from harness.spec.detection_metrics import is_detection_metric
 from harness.store.agreement import unpacked
 from harness.store.lease import file_lock
 from harness.store.renamed import VERSION, renamed_record
+from harness.store.results import RECORD
 from harness.tracking.failures import ELSEWHERE, ExperimentDeleted, user_error
 from harness.tracking.metric_names import GROUPS, renamed
 from harness.tracking.sqlite import check_database, database_file, is_missing
@@ -42,7 +43,7 @@ MLFLOW_STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED
 STATUS = {mlflow_status: status for status, mlflow_status in MLFLOW_STATUS.items()}
 MLFLOW_STATUS["pruned"] = "KILLED"  # MLflow has no word for it: the tag `codetr.status` tells
 NAMES_TAG = "codetr.names"  # MLflow's names of metrics that have another one here, or where that is told:
-IN_RECORD = "result.json"
+IN_RECORD = RECORD
 REMOVED_TAG = "codetr.removed"  # of runs that were deleted for good: restoring the experiment would bring them back
 COLLISIONS = ("IntegrityError", "UniqueViolation", "UNIQUE constraint", "Duplicate entry")  # sqlite, PostgreSQL, MySQL
 NOT_IN_ADDRESSES = re.compile(r"\?|%[0-9A-Fa-f]{2}")  # SQLAlchemy ends a path there, or (from 2.1 on) decodes it
@@ -213,13 +214,13 @@ def find_runs(client: MlflowClient, experiment_id: str, condition: str) -> list[
             return found
 
 
-def trial_of_run(run_id: str, uri: str | None = None) -> str | None:
+def trial_of_run(run_id: str) -> str | None:
     """The trial that a run is of; None where there is no such run, or no tracking store.
 
     Raises:
         UserError: the tracking store cannot be reached.
     """
-    uri = uri or tracking_uri()
+    uri = tracking_uri()
     if is_missing(uri):
         return None
     with reaching(uri):
@@ -275,13 +276,13 @@ def read_records(
         return [record if record["trial_id"] in versioned else renamed_record(record) for record in records]
 
 
-def read_suggestions(key: str, uri: str | None = None) -> list[dict[str, Any]]:
+def read_suggestions(key: str) -> list[dict[str, Any]]:
     """What the search of this key has suggested, as its trials' tags tell, oldest first.
 
     Raises:
         UserError: the tracking store cannot be reached.
     """
-    uri = uri or tracking_uri()
+    uri = tracking_uri()
     with reaching(uri):
         client = connect(uri)
         if (experiment := find_experiment(client)) is None:

@@ -20,6 +20,7 @@ from harness.spec.labels import Factor, factor_of, short_names
 from harness.spec.parts import LISTS, NAME, SINGLE
 from harness.spec.spec import COST_METRICS
 from harness.store.agreement import code_groups
+from harness.system.words import quantity
 from harness.tracking.metric_names import safe_name
 from model.config import DetectorConfig
 
@@ -180,7 +181,7 @@ def note(grid: Grid, experiment_id: str, run_ids: Sequence[str] = (), code: str 
         code: which code its trials were made by (see `code_words`).
     """
     page = page_of(experiment_id, view_id(grid))
-    seeds = f"{len(grid.seeds)} seed{'s'[: len(grid.seeds) != 1]}"
+    seeds = quantity(len(grid.seeds), "seed")
     preset = ", ".join(filter(None, (f"preset {grid.preset}", grid.variant.words)))
     size = f"{len(grid.rows)} rows, {seeds}, {len(grid.trials)} trials, {preset}"
     links = [f"[Rows, curves and costs]({page})"]

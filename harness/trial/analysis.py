@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from harness.analyse import Analysed, analyse, write_tables
 from harness.errors import Interrupted
 from harness.store.lease import LeaseLost
+from harness.store.results import ANALYSIS, DETECTIONS
 from harness.trial.build import TrialState, reset_peak_memory
 from harness.trial.record import check_lease, share_reporter, update_clock, warn
 
@@ -32,7 +33,7 @@ def analyse_trial(state: TrialState) -> None:
     if found is None:
         return
     check_lease(state)
-    write_tables(found, state.folder / "analysis")
+    write_tables(found, state.folder / ANALYSIS)
     _draw(state, found)
     last |= found.scalars
     state.analysis = found.for_record(state.trial.analyse)
@@ -45,7 +46,7 @@ def _draw(state: TrialState, found: Analysed) -> None:
     from harness.report.trial_figures import save_trial_figures
 
     try:
-        detections = json.loads((state.folder / "detections.json").read_bytes())
+        detections = json.loads((state.folder / DETECTIONS).read_bytes())
         with TemporaryDirectory(prefix="codetr-figures-") as folder:
             drawn = save_trial_figures(
                 Path(folder),

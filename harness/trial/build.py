@@ -20,7 +20,7 @@ from harness.data.loader import Loader, evaluated_at_once
 from harness.errors import UserError
 from harness.spec.pretrained import by_path, check_norms, check_start
 from harness.spec.training_length import epochs_of
-from harness.store.results import RunStore
+from harness.store.results import CHECKPOINTS, RunStore
 from harness.system.memory import await_free_memory, check_fits
 from harness.system.precision import set_precision
 from harness.system.process import keep_freed_memory
@@ -148,7 +148,7 @@ def build_trial(
     average = MovingAverage(detector) if config.train.ema_decay else None
     if ranks.is_first:
         store.write_config(trial.trial_id, config_to_dict(config))
-    checkpoints = store.dir(trial.trial_id) / "checkpoint"
+    checkpoints = store.dir(trial.trial_id) / CHECKPOINTS
     progress, warnings = load_checkpoint(checkpoints, detector, optimizer, average)
     for warning in warnings:
         tell("warning", warning)

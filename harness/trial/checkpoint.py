@@ -16,10 +16,9 @@ from torch import Tensor
 from harness.data.categories import Categories
 from harness.errors import ReadError, StorageError
 from harness.files import TEMPORARY, exists
+from harness.store.results import CHECKPOINT, PREVIOUS, WEIGHTS
 from harness.trial.ema import MovingAverage
 from model.detector import Detector
-
-CHECKPOINT, PREVIOUS, WEIGHTS = "state.safetensors", "previous.safetensors", "model.safetensors"
 
 
 @dataclass
@@ -202,7 +201,7 @@ def _restore(tensors: dict[str, Tensor], detector: Detector, optimizer: torch.op
 def save_weights(
     folder: Path, detector: Detector, confirm: Callable[[], object] = lambda: None, classes: Categories | None = None
 ) -> None:
-    """Keep the trained weights, and the names of their classes; `confirm` as in `save_checkpoint`.
+    """Keep the trained weights, and the names of their classes; `confirm` as in `write_checkpoint`.
 
     Raises:
         StorageError: they could not be written.
@@ -214,7 +213,7 @@ def save_weights(
 def save_file_atomic(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None, confirm: Callable[[], object]
 ) -> None:
-    """Replace a safetensors file whole or not at all; `confirm` as in `save_checkpoint`.
+    """Replace a safetensors file whole or not at all; `confirm` as in `write_checkpoint`.
 
     Raises:
         StorageError: it could not be written; the file is as it was.

@@ -233,10 +233,3 @@ def footprint_or_none(config: TrialConfig, num_classes: int, **options: Any) -> 
     with suppress(Exception):
         return footprint(config, num_classes, **options)
     return None
-
-
-def line(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
-    """Slope and start of the line through (x, y), and how far at most a point lies off it, as a share of its y."""
-    x, y = np.array(points, dtype=np.float64).T
-    slope, start = np.polyfit(x, y, 1)
-    return float(slope), float(start), float(np.abs(slope * x + start - y).max() / np.abs(y).max())

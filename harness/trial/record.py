@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from harness.data.categories import Categories
 from harness.files import read_bytes
 from harness.spec.detection_metrics import beyond_limit, was_evaluated
-from harness.spec.identity import config_to_dict, named_parts
+from harness.spec.identity import named_parts
+from harness.spec.trials import identity_fields
+from harness.store.results import CHECKPOINTS
 from harness.store.source import provenance
 from harness.system.precision import ran_in
 from harness.system.process import allocator
@@ -28,9 +30,6 @@ from harness.trial.checkpoint import Progress, drop_checkpoints, save_weights, s
 from harness.trial.evaluate import evaluator_version
 from model.linear import matrix_products
 from model.ops import implementation
-
-if TYPE_CHECKING:
-    from harness.spec.grid import Trial
 
 REPORT_SECONDS = 2.0  # between progress events
 
@@ -104,7 +103,7 @@ def save(state: TrialState, *, wait: bool = True) -> None:
         began = time.monotonic()
         taken = snapshot(state.detector, state.optimizer, state.progress, state.average)
         state.writer.start(
-            partial(write_checkpoint, state.folder / "checkpoint", taken, partial(check_lease, state)), began
+            partial(write_checkpoint, state.folder / CHECKPOINTS, taken, partial(check_lease, state)), began
         )
         if wait:
             state.writer.wait()
@@ -135,19 +134,6 @@ def update_clock(state: TrialState) -> None:
     progress.wall_seconds += now - state.clock
     state.clock = now
     progress.peak_memory_mb = max(progress.peak_memory_mb, peak_memory_mb(state.device))
-
-
-def identity_fields(trial: Trial) -> dict[str, Any]:
-    """The part of a record that is known before anything ran."""
-    return {
-        "schema": 1,
-        "trial_id": trial.trial_id,
-        "label": trial.label,
-        "config": config_to_dict(trial.config),
-        "fingerprint": trial.fingerprint,
-        "weights_hash": trial.weights_hash,
-        "factors": dict(trial.factors),
-    }
 
 
 def write_record(state: TrialState, status: str) -> dict[str, Any]:
@@ -226,9 +212,9 @@ def finish(state: TrialState) -> dict[str, Any]:
     check_lease(state)
     with counted(state.progress), state.as_evaluated():
         classes = Categories(state.val_data.category_ids, state.val_data.category_names)
-        save_weights(state.folder / "checkpoint", state.detector, partial(check_lease, state), classes)
+        save_weights(state.folder / CHECKPOINTS, state.detector, partial(check_lease, state), classes)
     record = write_record(state, "finished")
     check_lease(state)
-    drop_checkpoints(state.folder / "checkpoint")
+    drop_checkpoints(state.folder / CHECKPOINTS)
     state.report({**record["history"][-1], "kind": "done", "trial_id": record["trial_id"], "label": record["label"]})
     return record

@@ -19,8 +19,9 @@ import torch
 
 from harness.errors import Interrupted, OutOfMemory, RankLost
 from harness.spec.pretrained import check_start, with_file_here
+from harness.spec.trials import identity_fields
 from harness.store.lease import LeaseLost
-from harness.store.results import RunStore
+from harness.store.results import CLASSES, DETECTIONS, LOG, PER_CLASS, RunStore
 from harness.system.launch import run_ranks
 from harness.system.memory import explain_out_of_memory
 from harness.trial.analysis import analyse_trial, run_analysis
@@ -32,7 +33,6 @@ from harness.trial.ranks import ALONE, Ranks, join
 from harness.trial.record import (
     REPORT_SECONDS,
     finish,
-    identity_fields,
     save,
     settle,
     share_reporter,
@@ -54,7 +54,8 @@ def run_trial(
     Args:
         trial: what to run.
         store: where its record and checkpoint live.
-        report: called with progress events (dicts with `kind` "step", "epoch" or "done").
+        report: called with events, dicts with `kind`: "step", "evaluate", "epoch", "analyse" and "done" are progress;
+            "warning" and "data" (on what the trial starts from) bring a `message`.
         should_stop: asked between steps; when true the trial leaves a checkpoint and ends as interrupted.
 
     Returns:
@@ -80,7 +81,7 @@ def run_trial(
         raise
     except RankLost as error:
         with suppress(OSError):
-            store.write(trial.trial_id, "log.txt", traceback.format_exc())
+            store.write(trial.trial_id, LOG, traceback.format_exc())
         _mark(trial, store, "interrupted", str(error))
         raise
     except LeaseLost:
@@ -89,7 +90,7 @@ def run_trial(
         plain = isinstance(error, OutOfMemory)  # its text says all
         last = (str(error) if plain else f"{type(error).__name__}: {error}").splitlines()[0]
         with suppress(OSError):  # what went wrong may be the storage: then say as much as it takes
-            store.write(trial.trial_id, "log.txt", traceback.format_exc())
+            store.write(trial.trial_id, LOG, traceback.format_exc())
         with suppress(OSError):
             _mark(trial, store, "failed", last)
         raise
@@ -141,8 +142,7 @@ def _work_as_rank(
 
 
 def _mark(trial: Trial, store: RunStore, status: str, error: str | None = None) -> None:
-    fields = {name: value for name, value in identity_fields(trial).items() if name != "trial_id"}
-    store.mark(trial.trial_id, status, error, **fields)
+    store.mark(trial.trial_id, status, error, **identity_fields(trial))
 
 
 # ---- train --------------------------------------------------------------------------------------------------------
@@ -220,9 +220,9 @@ def finish_epoch(state: TrialState) -> None:
         if state.ranks.is_first:
             entry |= instabilities(progress.matching, found.matching)
             progress.matching = found.matching
-            state.store.write(state.trial.trial_id, "detections.json", found.detections.to_json())
-            state.store.write(state.trial.trial_id, "per_class.json", json.dumps(found.per_class))
-            state.store.write(state.trial.trial_id, "classes.json", json.dumps(found.classes))
+            state.store.write(state.trial.trial_id, DETECTIONS, found.detections.to_json())
+            state.store.write(state.trial.trial_id, PER_CLASS, json.dumps(found.per_class))
+            state.store.write(state.trial.trial_id, CLASSES, json.dumps(found.classes))
     progress.epoch, progress.loss_sums = epoch, {}
     every = state.trial.analyse.every_epochs
     if state.ranks.is_first and every and epoch % every == 0 and epoch < state.epochs:

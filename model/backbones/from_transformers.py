@@ -13,7 +13,7 @@ from torch import nn
 from model.backbones.configs import NO_SETTINGS, AutoBackboneConfig
 from model.checks import require
 
-INSTALL = 'pip install "codetr-harness[backbones]"'
+INSTALL = "pip install -c constraints.txt -e '.[backbones]'"
 CONFIG = "config.json"
 STEM = "stem"  # of the library's names of stages: what lies before the first
 
