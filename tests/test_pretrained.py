@@ -31,7 +31,6 @@ from harness.spec.identity import config_from_dict, config_to_dict, recorded_id,
 from harness.store.parcel import Refused
 from harness.store.results import RunStore
 from harness.store.transfer import checked, import_records
-from harness.tracking import tracking
 from harness.trial import build
 from harness.trial.record import identity_fields
 from harness.trial.trial import run_trial
@@ -56,10 +55,8 @@ def weights(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunStore:
-    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr(tracking, "available", lambda: False)
-    return RunStore()
+def store(store: RunStore, without_mlflow: None) -> RunStore:
+    return store
 
 
 @pytest.fixture
