@@ -11,18 +11,22 @@ import tempfile
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
+
+if TYPE_CHECKING:
+    from harness.store.results import RunStore
 
 pytest.register_assert_rewrite("tests.support", "tests.golden_topics")  # their assertions tell values, too
 
 OWN_PLACES = pytest.StashKey[Path]()
 LOADED = [0]  # modules, when they were last counted
 LONGEST = (  # files, begun first when several processes share the tests: whoever begins one last works on alone
-    *("test_two_drivers", "test_resume", "test_detectors", "test_official_checkpoints", "test_trial_ranks"),
-    *("test_analyse_trial", "test_parts", "test_presets"),
+    *("test_schedule", "test_resume", "test_trial", "test_ranks", "test_figures", "test_unreadable", "test_apart"),
+    *("test_detectors", "test_official_checkpoints", "test_trial_ranks", "test_analyse_trial", "test_parts"),
+    *("test_presets", "test_onnx", "test_waits"),
 )
 
 
@@ -54,11 +58,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Several processes run whole files each; what starts a Ray stays in one of them, as a machine has few cores."""
     from xdist.scheduler import LoadFileScheduling
 
+    @cache  # it is asked again for every test that has ended
+    def starts_ray(file: str) -> bool:
+        return "pytest.mark.ray" in (config.rootpath / file).read_text()
+
     class Files(LoadFileScheduling):
-        @cache  # noqa: B019 - one object a run; it is asked again for every test that has ended
         def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            return "ray" if "pytest.mark.ray" in (config.rootpath / file).read_text() else file
+            file: str = super()._split_scope(nodeid)
+            return "ray" if starts_ray(file) else file
 
     config.option.loadscopereorder = False  # by `longest_first` instead
     return Files(config, log) if config.getvalue("dist") == "loadfile" else None
@@ -93,6 +100,35 @@ def leave_to_no_collector() -> None:
     LOADED[0] = len(sys.modules)
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunStore:
+    """The test's own, which is also the user's."""
+    from harness.store.results import RunStore
+
+    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
+    return RunStore()
+
+
+@pytest.fixture
+def without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where MLflow is not installed."""
+    monkeypatch.setattr("harness.tracking.tracking.available", lambda: False)
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache, so that nothing is known of other data sets."""
+    monkeypatch.setenv("CODETR_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and written, but hold no picture; test_figures.py and test_analyse_trial.py render all kinds."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda self, stream, **_: stream.write(b"a picture"))
 
 
 @pytest.fixture(scope="session")

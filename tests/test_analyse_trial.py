@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
@@ -65,14 +63,6 @@ def own(plain: tuple[RunStore, Trial], tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     return RunStore(tmp_path / "store"), plain[1]
-
-
-@pytest.fixture
-def unrendered() -> Iterator[None]:
-    """Figures are made and written, but hold no picture; `test_an_analysed_training_…` renders all of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda self, stream, **_: stream.write(b"a picture"))
-        yield
 
 
 def without_analysis(history: list[dict]) -> list[dict]:

@@ -17,17 +17,10 @@ import pytest
 from harness import commands, store_commands
 from harness.__main__ import main
 from harness.spec.grid import open_grid
-from harness.store.results import RunStore
 from tests.support.folders import write_folder
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = str(ROOT / "ablations" / "quickstart.yaml")
-
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
-    return RunStore()
 
 
 def grid(**options):

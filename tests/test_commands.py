@@ -28,17 +28,6 @@ FAST = ["--preset", "digits_fast"]
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
-    return RunStore()
-
-
-@pytest.fixture
-def without_mlflow(monkeypatch):
-    monkeypatch.setattr(tracking, "available", lambda: False)
-
-
-@pytest.fixture
 def said(capsys):
     """Run a command; returns its exit code, standard output and standard error."""
 

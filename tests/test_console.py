@@ -128,11 +128,14 @@ FOLDERS = [ROOT / name for name in ("harness", "model", "benchmarks")]
 SOURCES = [ROOT / "codetr_harness.py", *(path for folder in FOLDERS for path in folder.rglob("*.py"))]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_text_file_is_opened_as_utf8(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
-            assert not _takes_the_locales(node), f"{path.name}:{node.lineno}: name the encoding"
+def test_every_text_file_is_opened_as_utf8() -> None:
+    without = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and _takes_the_locales(node)
+    ]
+    assert not without, "name the encoding"
 
 
 def _takes_the_locales(call: ast.Call) -> bool:

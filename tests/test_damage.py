@@ -17,18 +17,11 @@ from harness.schedule.progress import Progress
 from harness.schedule.schedule import run_grid
 from harness.spec.grid import open_grid
 from harness.store import housekeeping, ledger
-from harness.store.results import RunStore
 from harness.tracking import tracking
 from tests.support.fakes import entry, finish, make_grid, make_trial, record, run_fake, starts
 
 QUICKSTART = str(Path(__file__).parents[1] / "ablations" / "quickstart.yaml")
 FAST = ["--preset", "digits_fast"]
-
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
-    return RunStore()
 
 
 @pytest.fixture

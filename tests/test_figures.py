@@ -8,11 +8,14 @@ import re
 import subprocess
 import sys
 import warnings
+from functools import cache
+from io import BytesIO
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.transforms import Affine2D, Bbox
 from PIL import Image
 
 import tests.support.analysis_tables as made
@@ -25,7 +28,7 @@ from harness.figures.maps import draw_maps
 from harness.figures.matrices import decimals_for, draw_conflict_matrices
 from harness.figures.queries import draw_query_distances, draw_query_positions
 from harness.figures.series import epoch_curves
-from harness.figures.style import head_name, head_style, line_style, plain, save_figure, wrapped
+from harness.figures.style import figure_bytes, head_name, head_style, line_style, plain, save_figure, wrapped
 from harness.report import write_report
 from harness.report.detected import Sheet
 from harness.report.figures import analysis_figures
@@ -58,13 +61,19 @@ def written(figure: Figure) -> list[Text]:
     ]
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_nothing_is_cut_off_or_too_small_to_read(name, tmp_path):
+@cache
+def first(name: str) -> tuple[Figure, bytes]:
+    """A figure and its PNG, drawn once for the tests that look at them."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure = FIGURES[name]()
-        (path,) = save_figure(figure, tmp_path / "figure", ["png"])
-    image = Image.open(path)
+        return figure, figure_bytes(figure, "png")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_is_cut_off_or_too_small_to_read(name):
+    figure, png = first(name)
+    image = Image.open(BytesIO(png))
     assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
     assert image.width <= 1401  # a page
     pixels = np.asarray(image.convert("L"))
@@ -77,22 +86,43 @@ def test_nothing_is_cut_off_or_too_small_to_read(name, tmp_path):
         assert text.get_fontsize() >= 5.5
 
 
+def box_along(label: Text) -> Bbox:
+    """Where a name stands, in coordinates along its letters: slanted ones lie beside each other there, too."""
+    angle = label.get_rotation()
+    if label.get_rotation_mode() != "anchor":
+        assert angle in (0, 90)
+        return label.get_tightbbox()
+    anchor = label.get_transform().transform(label.get_position())
+    label.set_rotation(0)
+    box = Text.get_window_extent(label)
+    label.set_rotation(angle)
+    return box.translated(*(Affine2D().rotate_deg(-angle).transform(anchor) - anchor))
+
+
 @pytest.mark.parametrize("name", ["distances of twenty", "distances of long names", "distances of pairs", "matrices"])
 def test_names_below_an_axis_cover_no_other(name):
     figure = FIGURES[name]()
     figure.draw_without_rendering()
     for axes in figure.axes:
-        boxes = [label.get_tightbbox() for label in axes.get_xticklabels() if label.get_text()]
-        if axes.get_xticklabels()[0].get_rotation() in (0, 90):
-            assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+        boxes = [box_along(label) for label in axes.get_xticklabels() if label.get_text()]
+        assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+
+
+def test_slanted_names_too_near_are_noticed():
+    figure = FIGURES["matrices"]()
+    for label in figure.axes[0].get_xticklabels():
+        label.set_rotation(2)
+    figure.draw_without_rendering()
+    boxes = map(box_along, figure.axes[0].get_xticklabels())
+    assert any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
 
 
 @pytest.mark.parametrize("name", [name for name in FIGURES if " of " not in name])
 def test_files_are_whole_and_the_same_every_time(name, tmp_path):
-    paths = [save_figure(FIGURES[name](), tmp_path / attempt) for attempt in ("first", "second")]
-    (png, pdf), again = ([path.read_bytes() for path in attempt] for attempt in paths)
-    assert [png, pdf] == again
-    assert set(Image.open(paths[0][0]).info) == {"dpi"}  # neither date nor version
+    figure, before = first(name)
+    png, pdf = (path.read_bytes() for path in save_figure(FIGURES[name](), tmp_path / "second"))
+    assert png == before and pdf == figure_bytes(figure, "pdf")
+    assert set(Image.open(BytesIO(png)).info) == {"dpi"}  # neither date nor version
     assert pdf.startswith(b"%PDF") and pdf.rstrip().endswith(b"%%EOF")
     assert b"/FontFile2" in pdf and b"CreationDate" not in pdf  # letters are embedded
 

@@ -42,10 +42,7 @@ always = settings(max_examples=40, deadline=None, derandomize=True, suppress_hea
 SHARED_CACHE = os.environ["CODETR_CACHE"]  # with compiled operators
 TRAIN, VAL = "labels/train/a.txt", "labels/val/d.txt"
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("CODETR_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 # ---- what a folder is taken for ----------------------------------------------------------------------------------

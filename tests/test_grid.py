@@ -54,7 +54,11 @@ def test_every_ablation_file_plans_with_every_preset(file, preset, tmp_path):
     is_one = file.stem == "photos" and preset.stem in FROM_SCRATCH
     assert is_one or len(rows) == len(grid.rows) >= 2
     assert grid.search or all(grid.baseline_of(row) for row in grid.listed)
-    assert open_grid(file, str(preset), require_data=False).preset == preset.stem
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_given_by_its_path_goes_by_its_name(preset):
+    assert open_grid(ABLATIONS / "quickstart.yaml", str(preset), require_data=False).preset == preset.stem
 
 
 def test_rows_axes_and_seeds_multiply_in_order(grid_of):

@@ -23,7 +23,6 @@ from harness.spec import pretrained
 from harness.spec.grid import Grid, Trial, open_grid
 from harness.spec.identity import recorded_id
 from harness.store.results import RunStore
-from harness.tracking import tracking
 from harness.trial.trial import run_trial
 from model.backbones.configs import ResNetConfig
 from tests.support.hub import COMMIT, Hub, served
@@ -50,10 +49,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunStore:
-    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr(tracking, "available", lambda: False)
-    return RunStore()
+def store(store: RunStore, without_mlflow: None) -> RunStore:
+    return store
 
 
 @pytest.fixture

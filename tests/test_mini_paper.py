@@ -31,6 +31,7 @@ def test_an_id_follows_from_its_record_alone(folder):
     assert json.loads((folder / "result.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("edition", EDITIONS, ids=lambda edition: edition.name)
 def test_the_tables_are_made_again(edition, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from harness.__main__ import main
@@ -159,8 +158,8 @@ def test_rows_of_classes_may_be_category_ids(capsys: pytest.CaptureFixture[str],
     assert read("ids", "detections") == read("native", "detections")
 
 
-def test_everything_is_looked_at_unless_something_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Figure, "savefig", lambda self, stream, **_: stream.write(b"a picture"))
+@pytest.mark.usefixtures("unrendered")
+def test_everything_is_looked_at_unless_something_is_named() -> None:
     settings = ("model.preset=deformable_pp", HEADS)
     torch.save(in_mmdetection(trained(config_of(*settings))), "official.pth")
     assert analyse("official.pth", "--images", "2", "--out", "there", settings=settings) == 0

@@ -32,7 +32,6 @@ from harness.spec.trials import identity_fields
 from harness.store.parcel import Refused
 from harness.store.results import RunStore
 from harness.store.transfer import checked, import_records
-from harness.tracking import tracking
 from harness.trial import build
 from harness.trial.trial import run_trial
 from model.backbones.configs import ResNetConfig
@@ -56,10 +55,8 @@ def weights(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunStore:
-    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr(tracking, "available", lambda: False)
-    return RunStore()
+def store(store: RunStore, without_mlflow: None) -> RunStore:
+    return store
 
 
 @pytest.fixture

@@ -50,16 +50,17 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     return result(store, trial.trial_id)
 
 
-def test_a_trial_killed_before_any_change_to_the_storage_ends_the_same(tmp_path: Path) -> None:
-    """Real kills: nothing is cleaned up, half-written files stay."""
+@pytest.mark.parametrize("which", ["new", pytest.param("all", marks=pytest.mark.slow)])
+def test_a_trial_killed_before_any_change_to_the_storage_ends_the_same(tmp_path: Path, which: str) -> None:
+    """Real kills: nothing is cleaned up, half-written files stay. The second epoch's repeat the first's: with "all"."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.support.kill_points", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.support.kill_points", str(tmp_path), which]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and not done.stderr, done.stderr
     killed = done.stdout.splitlines()
     assert {f"replace {name}" for name in (CHECKPOINT, PREVIOUS, WEIGHTS, "metrics.jsonl", "result.json")} <= {*killed}
     assert {f"unlink {name}" for name in (CHECKPOINT, "lease.json")} <= {*killed}
-    assert killed.count("replace result.json") == 4  # begun, two epochs, finished
+    assert killed.count("replace result.json") == {"all": 4, "new": 3}[which]  # begun, two epochs, finished
     trial_id = small_trial().trial_id
     expected = result(RunStore(tmp_path / "whole"), trial_id)
     for number, name in enumerate(killed, 1):

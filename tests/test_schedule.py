@@ -30,12 +30,6 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunStore:
-    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
-    return RunStore()
-
-
-@pytest.fixture
 def lines() -> list[str]:
     return []
 
@@ -47,11 +41,6 @@ def no_check(*_: Any) -> None:
 def run_local(grid: Grid, store: RunStore, lines: list[str], **options: Any) -> Summary:
     options = {"run_trial": run_fake, "check_data": no_check, **options}
     return run_grid(grid, store, executor="local", out=lines.append, **options)
-
-
-@pytest.fixture
-def without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "available", lambda: False)
 
 
 def ids(*numbers: int) -> tuple[str, ...]:

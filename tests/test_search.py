@@ -32,12 +32,6 @@ def no_check(*_: Any) -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunStore:
-    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
-    return RunStore()
-
-
-@pytest.fixture
 def file(tmp_path: Path):
     """Writes a search with these options; returns the file."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import socket
 import sqlite3
 import threading
 import time
@@ -29,6 +28,7 @@ from harness.tracking.metric_names import flat_metrics
 from harness.tracking.mirror import Mirror, sync
 from harness.tracking.mlflow_runs import VIEW_TAG
 from tests.support.fakes import EPOCHS, entry, finish, make_grid, make_trial, record
+from tests.support.ports import free_port
 
 
 @pytest.fixture
@@ -50,12 +50,6 @@ def trial_runs(uri: str) -> list[Run]:
 def history(uri: str, run: Run, name: str) -> list[tuple[int, float]]:
     client = MlflowClient(tracking_uri=uri)
     return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def test_what_goes_in_comes_back(store: RunStore, tracking_store: str) -> None:

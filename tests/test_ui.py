@@ -21,6 +21,7 @@ from harness.store.results import RunStore
 from harness.tracking import tracking, ui, views
 from harness.tracking.mirror import sync
 from tests.support.fakes import finish, make_grid, make_trial
+from tests.support.ports import free_port
 
 SERVER = """
 import http.server, subprocess, sys, time
@@ -61,12 +62,6 @@ def taken(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
             pytest.skip(f"no {host} here")
         server.listen()
         yield host, server.getsockname()[1]
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def test_a_port_in_use_is_one_line_that_names_the_option(

@@ -44,6 +44,7 @@ from tests.support.tracked import assert_equal_to_records
 ERRORS = (errno.ESTALE, errno.EIO, errno.EMFILE, errno.EACCES, errno.ENOTCONN, errno.ETIMEDOUT)
 QUICKSTART = str(Path(__file__).parents[1] / "ablations" / "quickstart.yaml")
 FAST = ["--preset", "digits_fast"]
+REPORT = ["report", QUICKSTART, *FAST, "--from", "records", "--out", "{out}", "--format"]
 
 
 class Broken:
@@ -172,19 +173,27 @@ LOOKS: dict[str, list[str]] = {
     "export": ["export", "{done}", "--out", "{out}/records.zip"],
     "export folder": ["export", "{done}", "--out", "{out}/records", "--checkpoints", "--detections"],
     "analyse": ["analyse", "{done}"],
-    "report": ["report", QUICKSTART, *FAST, "--from", "records", "--format", "md,csv,html", "--out", "{out}"],
+    "report": [*REPORT, "md,csv"],
+    "report with a page": [*REPORT, "md,csv,html"],
 }
+FIGURES = 11  # each time the page's figures are drawn, so that the plain run lets each eleventh question fail
 
 
-@pytest.mark.parametrize("name", LOOKS)
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        *((name, 1 if name != "report with a page" else FIGURES) for name in LOOKS),
+        pytest.param("report with a page", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_who_only_looks_says_what_cannot_be_read_and_changes_nothing(
-    name: str, store: RunStore, grid: Grid, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, step: int, store: RunStore, grid: Grid, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done, failed, _ = grid.trials
     before, places = everything(store), {"done": done.trial_id, "failed": failed.trial_id, "out": str(tmp_path / "out")}
     argv = [word.format(**places) for word in LOOKS[name]]
     as_ever, told = main(argv), capsys.readouterr()
-    for number, storage in attempts(store.root):
+    for number, storage in attempts(store.root, step):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         with storage.failing():
             code = main(argv)

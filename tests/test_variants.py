@@ -109,12 +109,6 @@ def test_names_hold_for_any_settings() -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunStore:
-    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
-    return RunStore()
-
-
-@pytest.fixture
 def file(tmp_path: Path) -> Path:
     made = tmp_path / "one.yaml"
     made.write_text("title: One file\nrows: [{label: a, set: {model.num_queries: 9}}, {label: b}]\nseeds: [0, 1]")

@@ -15,10 +15,10 @@ from harness.errors import UserError
 from harness.schedule import cluster, on_ray, workers
 from harness.schedule.preloaded import Preloaded, connect
 from harness.schedule.schedule import run_grid
+from harness.store import lease
 from harness.store.results import RunStore
 from harness.system.forkserver import ForkServer, WorkerUnfit
-from harness.tracking import tracking
-from tests.support.fakes import make_grid, make_trial, run_fake
+from tests.support.fakes import make_grid, make_trial, run_fake, starts
 
 TESTS = Path(__file__).parent
 IMPORT = """The actor with name ImplicitFunc failed to import on the worker. This may be because of
@@ -115,10 +115,8 @@ def test_ray_that_cannot_start_says_what_helps(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunStore:
-    monkeypatch.setenv("CODETR_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr(tracking, "available", lambda: False)
-    return RunStore()
+def store(store: RunStore, without_mlflow: None) -> RunStore:
+    return store
 
 
 class Start:
@@ -310,6 +308,15 @@ def test_on_ray_ours_come_first_at_this_process_own_priority(
     nice, file, has_folder = eval((store.dir(trial.trial_id) / "where").read_text(encoding="utf-8"))
     assert nice == os.getpriority(os.PRIO_PROCESS, 0) and not has_folder
     assert file == str(TESTS.parent / "model" / "__init__.py")
+
+
+def test_a_worker_leaves_a_trial_of_another_process_to_it(store: RunStore) -> None:
+    trial = make_trial(1)
+    launch = on_ray.Launch(store, run_fake, concurrent=None, max_failures=0, fail_fast=False)
+    with store.claim(trial.trial_id):  # type: ignore[union-attr]
+        assert on_ray._run_one(trial, launch, lease.identity()) == "running"
+    assert starts(store, trial) == 0
+    assert on_ray._run_one(trial, launch, lease.identity()) == "finished"
 
 
 def test_a_trial_that_never_began_does_not_end_the_driver(store: RunStore) -> None:

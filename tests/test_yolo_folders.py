@@ -28,10 +28,7 @@ from tests.support.refusals import refuse
 
 TRAIN, VAL = "labels/train/a.txt", "labels/val/d.txt"
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("CODETR_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 # ---- layouts of YOLO ----------------------------------------------------------------------------------------------

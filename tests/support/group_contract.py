@@ -77,48 +77,42 @@ def watch(group: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Seen]:
     return lambda: seen
 
 
+def assert_of_their_shapes(queries: QueryGroup, variant: str, counts: tuple[int, ...]) -> None:
+    images, number, channels = queries.content.shape
+    assert (images, channels) == (3, CHANNELS)
+    if variant == "positions of references":
+        assert queries.position is None
+    else:
+        assert queries.position is not None and queries.position.shape == queries.content.shape
+    assert queries.reference_cxcywh.shape == (3, number, 4) and queries.reference_cxcywh.dtype == torch.float32
+    assert sum(queries.block_lengths) == number and queries.sees in ("own", "main")
+    assert queries.hidden is None or (queries.hidden.shape == (3, number) and queries.hidden.dtype == torch.bool)
+    assert queries.weight is None or queries.weight.shape == (3, number)
+    if queries.gt_index is not None:
+        assert queries.gt_index.dtype == torch.int64 and queries.gt_index.shape == (3, number)
+        limits = torch.tensor(counts)[:, None]
+        assert ((queries.gt_index >= -1) & (queries.gt_index < limits)).all()
+
+
 class GroupContract:
     """What every part of `model/groups` keeps."""
 
     @EACH_VARIANT
     @COUNTS
-    def test_losses_are_finite_scalars_with_a_weight_each(
+    def test_queries_have_their_shapes_and_losses_a_weight_each(
         self, case: str, variant: str, counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         detector = build(case, **VARIANTS[variant])
         group = group_in(detector, case)
         seen = watch(group, monkeypatch)
         total, losses = detector(padded_batch(counts))
+        assert_of_their_shapes(seen().queries, variant, counts)
         assert seen().losses.keys() == group.loss_weights().keys() and seen().losses.keys() <= losses.keys()
         for name, loss in seen().losses.items():
             assert loss.shape == () and torch.isfinite(loss) and loss.requires_grad, name
         total.backward()
         for name, parameter in group.named_parameters():
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
-
-    @EACH_VARIANT
-    @COUNTS
-    def test_queries_have_their_shapes(
-        self, case: str, variant: str, counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        detector = build(case, **VARIANTS[variant])
-        seen = watch(group_in(detector, case), monkeypatch)
-        detector(padded_batch(counts))
-        queries = seen().queries
-        images, number, channels = queries.content.shape
-        assert (images, channels) == (3, CHANNELS)
-        if variant == "positions of references":
-            assert queries.position is None
-        else:
-            assert queries.position is not None and queries.position.shape == queries.content.shape
-        assert queries.reference_cxcywh.shape == (3, number, 4) and queries.reference_cxcywh.dtype == torch.float32
-        assert sum(queries.block_lengths) == number and queries.sees in ("own", "main")
-        assert queries.hidden is None or (queries.hidden.shape == (3, number) and queries.hidden.dtype == torch.bool)
-        assert queries.weight is None or queries.weight.shape == (3, number)
-        if queries.gt_index is not None:
-            assert queries.gt_index.dtype == torch.int64 and queries.gt_index.shape == (3, number)
-            limits = torch.tensor(counts)[:, None]
-            assert ((queries.gt_index >= -1) & (queries.gt_index < limits)).all()
 
     def test_a_group_takes_the_ranks_that_it_says(self, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
         detector = build(case)

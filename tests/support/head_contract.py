@@ -6,6 +6,7 @@ A test file subclasses `HeadContract` and says for which heads: `@pytest.mark.pa
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -33,42 +34,44 @@ def own_rows(positives: Positives, image: int) -> Tensor:
     return there if positives.features is not None else torch.ones_like(there)
 
 
+def assert_finite_scalars_with_a_weight_each(losses: dict[str, Tensor], head: Any) -> None:
+    assert losses.keys() == head.loss_weights().keys()
+    for loss in losses.values():
+        assert loss.shape == () and torch.isfinite(loss) and loss >= 0 and loss.requires_grad
+
+
+def assert_gradient_everywhere(head: Any, pyramid: Pyramid) -> None:
+    for level in pyramid.levels:
+        assert level.grad is not None and torch.isfinite(level.grad).all() and level.grad.abs().sum() > 0
+    for parameter in head.parameters():  # none is left out of the graph, even without an object
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all()
+
+
+def assert_of_real_objects(positives: Positives, counts: tuple[int, ...], pyramid: Pyramid) -> None:
+    gt_index = positives.gt_index
+    assert gt_index.dtype == torch.int64 and positives.boxes_xyxy.shape == (*gt_index.shape, 4)
+    for image, count in enumerate(counts):
+        assert gt_index[image].min() >= IGNORED and gt_index[image].max() < count
+        assert (gt_index[image] >= 0).any() or count == 0
+    assert (positives.token_index is None) != (positives.features is None)
+    if positives.token_index is not None:
+        assert positives.token_index.shape == gt_index.shape[1:]
+        assert positives.token_index.min() >= 0 and positives.token_index.max() < pyramid.tokens().shape[1]
+    if positives.features is not None:
+        assert positives.features.shape == (*gt_index.shape, CHANNELS)
+
+
 class HeadContract:
     """What every head keeps; it needs a tiny setting in `tests/support/tiny_heads.py`."""
 
     @COUNTS
-    def test_losses_are_finite_scalars_with_a_weight_each(self, name: str, counts: tuple[int, ...]) -> None:
-        head = build(name)
-        losses, _ = head.train_step(pyramid_of(2), targets_of(*counts), with_losses=True)
-        assert losses.keys() == head.loss_weights().keys()
-        for loss in losses.values():
-            assert loss.shape == () and torch.isfinite(loss) and loss >= 0 and loss.requires_grad
-
-    @COUNTS
-    def test_gradient_reaches_every_level_and_every_parameter(self, name: str, counts: tuple[int, ...]) -> None:
+    def test_a_step_has_whole_losses_gradients_and_positives(self, name: str, counts: tuple[int, ...]) -> None:
         head, pyramid = build(name), pyramid_of(2)
-        losses, _ = head.train_step(pyramid, targets_of(*counts), with_losses=True)
+        losses, positives = head.train_step(pyramid, targets_of(*counts), with_losses=True)
+        assert_finite_scalars_with_a_weight_each(losses, head)
+        assert_of_real_objects(positives, counts, pyramid)
         total(losses).backward()
-        for level in pyramid.levels:
-            assert level.grad is not None and torch.isfinite(level.grad).all() and level.grad.abs().sum() > 0
-        for parameter in head.parameters():  # none is left out of the graph, even without an object
-            assert parameter.grad is not None and torch.isfinite(parameter.grad).all()
-
-    @COUNTS
-    def test_positives_belong_to_real_objects(self, name: str, counts: tuple[int, ...]) -> None:
-        head, pyramid = build(name), pyramid_of(2)
-        _, positives = head.train_step(pyramid, targets_of(*counts), with_losses=True)
-        gt_index = positives.gt_index
-        assert gt_index.dtype == torch.int64 and positives.boxes_xyxy.shape == (*gt_index.shape, 4)
-        for image, count in enumerate(counts):
-            assert gt_index[image].min() >= IGNORED and gt_index[image].max() < count
-            assert (gt_index[image] >= 0).any() or count == 0
-        assert (positives.token_index is None) != (positives.features is None)
-        if positives.token_index is not None:
-            assert positives.token_index.shape == gt_index.shape[1:]
-            assert positives.token_index.min() >= 0 and positives.token_index.max() < pyramid.tokens().shape[1]
-        if positives.features is not None:
-            assert positives.features.shape == (*gt_index.shape, CHANNELS)
+        assert_gradient_everywhere(head, pyramid)
 
     def test_positives_do_not_need_the_losses(self, name: str) -> None:
         head, pyramid, targets = build(name), pyramid_of(2), targets_of(5, 2)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
 
-def imported(path: Path, root: Path = ROOT) -> Iterator[str]:
-    """Dotted names of the modules that `path` below `root` imports, relative ones resolved.
+@cache
+def imported(path: Path, root: Path = ROOT) -> tuple[str, ...]:
+    """Dotted names of the modules that `path` below `root` imports, relative ones resolved; each file is read once.
 
     Imports inside functions count too; those under TYPE_CHECKING need nothing at run time and do not.
     """
+    return tuple(_imported(path, root))
+
+
+def _imported(path: Path, root: Path) -> Iterator[str]:
     todo: list[ast.AST] = [ast.parse(path.read_text())]
     while todo:
         node = todo.pop()

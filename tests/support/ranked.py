@@ -40,7 +40,7 @@ Case = tuple[tuple[str, ...], tuple[tuple[int, ...], ...], int, int, dict[str, A
 FULL = ((3, 1, 2, 4), (0, 2, 5, 1))
 CASES: dict[str, Case] = {
     "no head": ((), FULL, 1, 3, {}),
-    "atss and faster_rcnn": (("atss", "faster_rcnn"), FULL, 1, 20, {}),
+    "atss and faster_rcnn": (("atss", "faster_rcnn"), FULL, 1, 6, {}),
     **{name: ((name,), FULL, 1, 3, {}) for name in sorted(HEADS)},
     "official": (("atss", "faster_rcnn"), FULL, 1, 3, {"compatibility": "official"}),
     "one rank without objects": (("atss", "faster_rcnn"), ((0, 0, 2, 3), (4, 1, 0, 0)), 1, 3, {}),
