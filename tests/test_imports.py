@@ -19,7 +19,18 @@ FILES = sorted(path for package in ("harness", "model") for path in (ROOT / pack
 
 # The story, read from the commands down to the leaves: a file or package imports only what stands below it.
 STORY = [
-    *("__main__", "arguments", "store_commands", "commands", "doctor", "submit", "revisit", "choose", "compare", "decide"),
+    *(
+        "__main__",
+        "arguments",
+        "store_commands",
+        "commands",
+        "doctor",
+        "submit",
+        "revisit",
+        "choose",
+        "compare",
+        "decide",
+    ),
     *("schedule", "trial", "report", "tracking", "figures", "analyse", "mistakes", "store", "spec", "data", "system"),
     *("config", "files", "errors", "passwords"),
 ]
