@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -235,8 +236,9 @@ def _figures(
 
     paths: list[Path] = []
     pictures = []
-    for name, figure in analysis_figures(grid, records, notes).items():
-        if drawn := _drawn(grid, name, lambda figure=figure: figure, formats, notes):
+    figures = analysis_figures(grid, records, notes)
+    for name in figures:
+        if drawn := _drawn(grid, name, partial(figures.__getitem__, name), formats, notes):
             files, picture = _picture(drawn, base.with_name(f"{base.name}_{name}"), caption(grid, name), formats)
             paths += files
             pictures.append(picture)
