@@ -8,8 +8,9 @@ small print, `cells.py`, `formats.py` and `latex.py` write Markdown, CSV, plain 
 `widths.py`), `figures.py` and `trial_figures.py` gather what is drawn of a grid and of one trial, `detected.py` and
 `by_class.py` what its detections tell by image and by class (of the trials that `shown_trials.py` chooses),
 `gallery.py` with `shown_images.py` the images on which models differ, `published.py` and `released.py` hold numbers
-of the paper that belong to no row and of released detectors. `page.py` puts all of it on one page, `trial_page.py`
-one trial on its own, by `templates.py` and with gains drawn by `bars.py`.
+of the paper that belong to no row and of released detectors. `page.py` puts all of it on one page (`section.py`
+is what that says of one file, with `page_claims.py`, `page_detections.py` and `page_trials.py`), `trial_page.py` one
+trial on its own, by `templates.py` and with gains drawn by `bars.py`.
 """
 
 from __future__ import annotations
