@@ -243,7 +243,7 @@ def test_what_one_of_several_has_already_stops_no_other(folder, tmp_path, capsys
     assert f"trial {ids[0]} has them already" in err and "1 of 2 could be analysed" in err
     assert errors_in(store.read(ids[1])["metrics"])
     assert main(["analyse", ids[0], "nobody", "--metrics", "errors"]) == 2  # neither
-    assert "'nobody': no trial" in capsys.readouterr().err
+    assert "trial 'nobody': no such trial in " in capsys.readouterr().err
 
 
 def test_one_trial_of_a_file_stops_no_other(folder, tmp_path, capsys):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.memory import line
 from harness.config import DataConfig, TrainConfig, TrialConfig
 from harness.trial.footprint import (
     Footprint,
@@ -15,7 +16,6 @@ from harness.trial.footprint import (
     footprint,
     kept_bytes,
     largest_of,
-    line,
     sample_batch,
 )
 from model.classification.configs import QualityConfig

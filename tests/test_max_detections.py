@@ -238,7 +238,8 @@ def test_the_setting_has_bounds(value: int) -> None:
 
 def notes_of(folder: Path, file: Path, *overrides: str) -> list[str]:
     said: list[str] = []
-    overrides = ("model.num_queries=300", "data.max_long_side=300", *overrides)
+    overrides = ("model.num_queries=300", "data.train_short_sides=[300]", "data.eval_short_side=300", *overrides)
+    overrides += ("data.max_long_side=600",)  # enough of the encoder's tokens
     trials = open_grid(file, "digits_fast", list(overrides), data=str(folder)).trials
     check_datasets(trials, said.append)
     return [line for line in said if line.startswith("note: ")]
