@@ -7,7 +7,7 @@ from typing import Any
 from harness.arguments.common import add_command, grid_options, store_options
 from harness.arguments.kinds import port
 
-TRIAL = "id of a trial, or enough of its beginning"
+TRIAL = "id of a trial, enough of its beginning, or the id of its MLflow run"
 
 
 def add_records(commands: Any) -> None:
@@ -68,7 +68,7 @@ def _add_diff(commands: Any) -> None:
     command = add_command(
         commands, "diff", parents=[store_options()], help="what differs between two trials, results included"
     )
-    command.add_argument("first", metavar="A", help=f"{TRIAL}, or of its MLflow run")
+    command.add_argument("first", metavar="A", help=TRIAL)
     command.add_argument("second", metavar="B", help="likewise")
 
 
